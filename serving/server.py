@@ -1,0 +1,179 @@
+"""The life of a server: load, warm up, listen, SERVING; on a signal NOT_SERVING, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from serving import logs, metrics
+from serving.errors import ServiceError
+from serving.interceptors import CallInterceptor
+from serving.parent import stop_with_parent
+from serving.settings import ServerSettings
+
+log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """A server cannot start: one sentence that says why and what to do."""
+
+
+class Service(ABC):
+    """One of the three panels, as the server sees it."""
+
+    name: str
+    """Name in logs."""
+
+    grpc_names: Sequence[str]
+    """Full names of its gRPC services, for health and reflection."""
+
+    @abstractmethod
+    async def start(self, set_serving: Callable[[bool], None]) -> None:
+        """Load and warm up. Returns when requests would succeed.
+
+        Args:
+            set_serving: Turns health to SERVING (True) or NOT_SERVING (False) later on, from the event loop.
+
+        Raises:
+            StartError: It cannot.
+        """
+
+    @abstractmethod
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the servicers."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Give back what `start` took. Called after the last call has ended."""
+
+
+class Health:
+    """The health of a server and of each of its services."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.servicer = health.aio.HealthServicer()
+        self._names = ("", *names)
+        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def set(self, serving: bool) -> None:
+        """Tell those who ask and those who watch."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in self._names:
+            await self.servicer.set(name, status)
+
+    def set_soon(self, serving: bool) -> None:
+        """As `set`, from a callback. After `stop` nothing turns a server healthy again."""
+        if self._stopping:
+            return
+        task = asyncio.get_running_loop().create_task(self.set(serving))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """NOT_SERVING, for good."""
+        self._stopping = True
+        await self.set(serving=False)
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    options = [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # Two servers on one port would share its connections at random: the second must fail instead.
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
+    if settings.max_connection_age_seconds:
+        options += [
+            ("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)),
+            # A generation must not be cut off by the age of its connection.
+            ("grpc.max_connection_age_grace_ms", 3_600_000),
+        ]
+    return options
+
+
+async def serve(
+    service: Service,
+    settings: ServerSettings,
+    *,
+    on_listening: Callable[[int], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run a service until SIGINT or SIGTERM.
+
+    Args:
+        service: What to run.
+        settings: Where and how.
+        on_listening: Told the port once it is open and healthy.
+        stop: Ends the server like a signal does; for programs that run it inside their own loop.
+
+    Raises:
+        StartError: The service cannot start, or the port is taken.
+    """
+    stopping = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread: the caller's affair
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopping.set)
+
+    health_state = Health(service.grpc_names)
+    await service.start(health_state.set_soon)
+    try:
+        server = grpc.aio.server(
+            interceptors=[CallInterceptor()],
+            options=_options(settings),
+            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
+        )
+        service.register(server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_state.servicer, server)
+        reflection.enable_server_reflection((*service.grpc_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        try:
+            port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        except RuntimeError as error:
+            raise StartError(
+                f"cannot listen on {settings.host}:{settings.port}; is the port taken by another process?"
+            ) from error
+        if settings.metrics_port is not None:
+            metrics.listen(settings.host, settings.metrics_port)
+        await server.start()
+        if not stopping.is_set():
+            await health_state.set(serving=True)
+            log.info("serving", address=f"{settings.host}:{port}")
+            if on_listening is not None:
+                on_listening(port)
+        await stopping.wait()
+        log.info("draining", grace_seconds=settings.grace_seconds)
+        await health_state.stop()
+        await server.stop(settings.grace_seconds)
+    finally:
+        await service.stop()
+    log.info("stopped")
+
+
+def run(service: Service, settings: ServerSettings) -> int:
+    """The body of a service's `__main__`: run it, and say in one line why it cannot.
+
+    Returns:
+        The exit code: 0 after a clean stop, 1 where it could not start.
+    """
+    logs.configure(settings, service.name)
+    if settings.parent_pid is not None:
+        stop_with_parent(settings.parent_pid)
+    try:
+        asyncio.run(serve(service, settings))
+    except (StartError, ServiceError) as error:
+        print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201  # what a person reads who started it by hand
+        return 1
+    return 0
