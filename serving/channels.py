@@ -34,6 +34,8 @@ def open_channel(target: str, *, max_message_bytes: int = 128 * MIB) -> grpc.aio
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # The services are neighbours: a proxy that is set for the way out is not between them.
+            ("grpc.enable_http_proxy", 0),
             # Two channels to one target are two sets of connections: a test's must not be another's.
             ("grpc.use_local_subchannel_pool", 1),
         ],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import grpc
 import structlog
@@ -38,7 +38,7 @@ class Service(ABC):
 
     @abstractmethod
     async def start(self, set_serving: Callable[[bool], None]) -> None:
-        """Load and warm up. Returns when requests would succeed.
+        """Load and warm up. Returns when requests would succeed. Cancelled, it gives back what it took.
 
         Args:
             set_serving: Turns health to SERVING (True) or NOT_SERVING (False) later on, from the event loop.
@@ -50,6 +50,9 @@ class Service(ABC):
     @abstractmethod
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
+
+    async def drain(self) -> None:  # noqa: B027  # most services have no door but gRPC's
+        """Close doors of its own. Called when the server begins to drain; returns when their last request has ended."""
 
     @abstractmethod
     async def stop(self) -> None:
@@ -122,14 +125,15 @@ async def serve(
     Raises:
         StartError: The service cannot start, or the port is taken.
     """
-    stopping = stop or asyncio.Event()
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread: the caller's affair
+    stopping = stop
+    if stopping is None:
+        stopping = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopping.set)
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
     health_state = Health(service.grpc_names)
-    await service.start(health_state.set_soon)
+    if not await _unless(stopping, service.start(health_state.set_soon)):
+        return
     try:
         server = grpc.aio.server(
             interceptors=[CallInterceptor()],
@@ -148,22 +152,36 @@ async def serve(
         if settings.metrics_port is not None:
             metrics.listen(settings.host, settings.metrics_port)
         await server.start()
-        if not stopping.is_set():
-            await health_state.set(serving=True)
-            log.info("serving", address=f"{settings.host}:{port}")
-            if on_listening is not None:
-                on_listening(port)
+        await health_state.set(serving=True)
+        log.info("serving", address=f"{settings.host}:{port}")
+        if on_listening is not None:
+            on_listening(port)
         await stopping.wait()
         log.info("draining", grace_seconds=settings.grace_seconds)
         await health_state.stop()
-        await server.stop(settings.grace_seconds)
+        await asyncio.gather(server.stop(settings.grace_seconds), service.drain())
     finally:
         await service.stop()
     log.info("stopped")
 
 
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do the work unless the stop comes first; True where it was done. A start may take long or wait for others."""
+    working, waiting = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
+
+
 def run(service: Service, settings: ServerSettings) -> int:
-    """The body of a service's `__main__`: run it, and say in one line why it cannot.
+    """Run a service as this process, and say in one line why it cannot.
 
     Returns:
         The exit code: 0 after a clean stop, 1 where it could not start.

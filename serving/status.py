@@ -9,12 +9,15 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from serving.errors import Code, ServiceError, Violation
+from serving.errors import Code, ServiceError, Violation, overloaded
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 DOMAIN = "triptych"
+
+# gRPC refuses calls over a server's `maximum_concurrent_rpcs` by itself, with these words and no details.
+_TOO_MANY_CALLS = "Concurrent RPC limit"
 
 
 def to_proto(error: ServiceError) -> status_pb2.Status:
@@ -74,6 +77,8 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
     if name == "UNKNOWN":
         name = "INTERNAL"
     code = Code.__members__.get(name, Code.INTERNAL)
+    if code is Code.RESOURCE_EXHAUSTED and _TOO_MANY_CALLS in (error.details() or ""):
+        return overloaded("TOO_MANY_CALLS", "the server takes no more calls at once", retry_after=1.0)
     retry_after = 1.0 if code is Code.UNAVAILABLE else None
     return ServiceError(code, name, error.details() or name, retry_after=retry_after)
 

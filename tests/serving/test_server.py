@@ -40,6 +40,7 @@ class Echo(Service, vision_pb2_grpc.VisionEncoderServicer):
         self.entered = asyncio.Event()
         self.release = asyncio.Event()
         self.stopped = False
+        self.drained = False
         self.set_serving: Callable[[bool], None] | None = None
 
     async def start(self, set_serving: Callable[[bool], None]) -> None:
@@ -47,6 +48,9 @@ class Echo(Service, vision_pb2_grpc.VisionEncoderServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         vision_pb2_grpc.add_VisionEncoderServicer_to_server(self, server)
+
+    async def drain(self) -> None:
+        self.drained = True
 
     async def stop(self) -> None:
         self.stopped = True
@@ -142,7 +146,50 @@ async def test_drain_lets_a_running_call_finish_and_refuses_new_ones() -> None:
         service.release.set()
         assert len([response async for response in call]) == 2
         await task
+        assert service.drained
         assert service.stopped
+
+
+class Waiting(Echo):
+    """A service that waits for another in vain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starting = asyncio.Event()
+
+    async def start(self, set_serving: Callable[[bool], None]) -> None:
+        self.starting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+
+async def test_a_stop_while_starting_is_a_clean_stop() -> None:
+    """A service that is still loading, or waits for another, ends at once when it is told to."""
+    service, stop = Waiting(), asyncio.Event()
+    task = asyncio.create_task(serve(service, ServerSettings(), stop=stop))
+    await service.starting.wait()
+    stop.set()
+    await task
+    assert service.cancelled.is_set()
+
+
+async def test_a_full_server_says_when_to_come_back() -> None:
+    """Calls over the limit are RESOURCE_EXHAUSTED with a delay, and the running one is not harmed."""
+    service = Echo()
+    # The channel's own watch of the server's health takes the other place.
+    async with running(service, max_concurrent_rpcs=2) as (channel, _, _):
+        stub = vision_pb2_grpc.VisionEncoderStub(channel)
+        call = stub.Encode(vision_pb2.EncodeRequest())
+        await service.entered.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetEncoder(vision_pb2.GetEncoderRequest())
+        error = from_rpc_error(caught.value)
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        assert error.retry_after
+        service.release.set()
+        assert len([response async for response in call]) == 2
 
 
 async def test_a_service_can_turn_itself_unhealthy_and_back() -> None:

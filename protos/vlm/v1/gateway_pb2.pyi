@@ -115,10 +115,13 @@ class CountTokensRequest(_message.Message):
     MEDIA_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As in ChatRequest."""
     return_token_ids: _builtins.bool
     """Ask for the ids, too."""
+    request_id: _builtins.str
+    """As in ChatRequest."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
         """As in ChatRequest."""
@@ -139,10 +142,11 @@ class CountTokensRequest(_message.Message):
         media: _media_pb2.MediaOptions | None = ...,
         tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
         return_token_ids: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "messages", b"messages", "model", b"model", "return_token_ids", b"return_token_ids", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "messages", b"messages", "model", b"model", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,7 +52,7 @@ class Media(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """The file itself, as it lies on disk (JPEG, PNG, WebP, GIF, BMP, TIFF; MP4, WebM, MOV, MKV, AVI).
-    At most the gateway's `max_media_bytes` (32 MiB for an image, 64 MiB for a video unless it is set otherwise).
+    At most the gateway's `max_image_bytes` (32 MiB unless it is set otherwise) or `max_video_bytes` (64 MiB).
     """
     url: _builtins.str
     """An http(s) address to fetch it from. UNIMPLEMENTED for now."""

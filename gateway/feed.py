@@ -1,0 +1,136 @@
+"""Features on their way: from the vision tier to a generation, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gateway.errors import Tier, broken, of_medium
+from gateway.media import Medium
+from gateway.ports import CallEndedError, Generation, VisionTier
+from gateway.retry import Backoff, Deadline, persist
+from gateway.tasks import together
+from serving.errors import ServiceError
+from vlm.v1 import decoder_pb2, media_pb2, vision_pb2
+
+_WAITING_MESSAGES = 2
+"""Messages between the vision tier and the decoder, for all media of a request: one more chunk each is in hand."""
+
+
+@dataclass
+class Stopwatch:
+    """When features were first asked for and last came, in seconds of `time.monotonic`. None: not yet."""
+
+    began: float | None = None
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """From the first request to the last byte; 0 where nothing was encoded."""
+        return 0.0 if self.began is None or self.ended is None else self.ended - self.began
+
+
+class Feed:
+    """Has media encoded and relays their features to one generation.
+
+    What is read from the vision tier waits in a short queue for the one writer of the generation: while the decoder
+    takes nothing the queue is full, nothing more is read, and gRPC's flow control stops the encoders' streams.
+
+    Args:
+        vision: Encodes.
+        generation: Takes the features. The feed is its only sender from here on.
+        options: How media become pixels.
+        request_id: For logs and traces.
+        deadline: When to give up.
+        attempts: How often one medium is tried while the vision tier is unavailable.
+        concurrency: How many media are encoded at the same time.
+        backoff: The waits between attempts.
+        stopwatch: Told when features are asked for and come.
+    """
+
+    def __init__(
+        self,
+        vision: VisionTier,
+        generation: Generation,
+        *,
+        options: media_pb2.MediaOptions,
+        request_id: str,
+        deadline: Deadline,
+        attempts: int,
+        concurrency: int,
+        backoff: Backoff,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self._vision = vision
+        self._generation = generation
+        self._options = options
+        self._request_id = request_id
+        self._deadline = deadline
+        self._attempts = attempts
+        self._slots = asyncio.Semaphore(concurrency)
+        self._backoff = backoff
+        self._stopwatch = stopwatch
+        self._queue: asyncio.Queue[decoder_pb2.GenerateRequest | None] = asyncio.Queue(_WAITING_MESSAGES)
+
+    async def run(self, media: Iterable[tuple[int, Medium]]) -> None:
+        """Relay the features of these media, each with its number. Returns early when the generation is over.
+
+        Raises:
+            ServiceError: A medium cannot be encoded; the fields at fault are named as in the client's request.
+        """
+        with contextlib.suppress(CallEndedError):  # why it is over the generation's receiver is told
+            await together((self._write(), self._encode_all(media)))
+
+    async def _write(self) -> None:
+        while (message := await self._queue.get()) is not None:
+            await self._generation.send(message)
+        await self._generation.done_sending()
+
+    async def _encode_all(self, media: Iterable[tuple[int, Medium]]) -> None:
+        await together(self._encode(number, medium) for number, medium in media)
+        await self._queue.put(None)
+
+    async def _encode(self, number: int, medium: Medium) -> None:
+        async with self._slots:
+            if self._stopwatch.began is None:
+                self._stopwatch.began = time.monotonic()
+            try:
+                await persist(
+                    lambda: self._relay(number, medium),
+                    tier=Tier.VISION,
+                    attempts=self._attempts,
+                    backoff=self._backoff,
+                    deadline=self._deadline,
+                )
+            except ServiceError as error:
+                raise of_medium(error, medium.path) from error
+
+    async def _relay(self, number: int, medium: Medium) -> None:
+        """One attempt. Its header, sent again, makes the decoder forget what came of an earlier one."""
+        request = vision_pb2.EncodeRequest(
+            kind=medium.kind, data=medium.data, options=self._options, request_id=self._request_id
+        )
+        announced = False
+        async with contextlib.aclosing(self._vision.encode(request, seconds=self._deadline.remaining())) as responses:
+            del request
+            async for response in responses:
+                message = decoder_pb2.GenerateRequest()
+                which = response.WhichOneof("payload")
+                # `CopyFrom` copies a chunk once; to pass it to a constructor serializes and parses it, too.
+                if which == "header" and not announced:
+                    announced = True
+                    message.header.media_index = number
+                    message.header.header.CopyFrom(response.header)
+                elif which == "chunk" and announced:
+                    self._stopwatch.ended = time.monotonic()
+                    message.chunk.media_index = number
+                    message.chunk.chunk.CopyFrom(response.chunk)
+                else:
+                    raise broken(Tier.VISION, f"sent {which or 'nothing'} where it must not")
+                await self._queue.put(message)
+        # Whether the chunks are whole the decoder sees when the feed tells that nothing more will be sent.
+        if not announced:
+            raise broken(Tier.VISION, "sent no header")

@@ -1,0 +1,87 @@
+"""From the events of an answer to OpenAI's JSON, whole or in chunks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from vlm.v1 import chat_pb2
+
+_REASONS = {
+    chat_pb2.FINISH_REASON_STOP: "stop",
+    chat_pb2.FINISH_REASON_LENGTH: "length",
+    chat_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+
+DONE = b"data: [DONE]\n\n"
+
+
+def _usage(usage: chat_pb2.Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+class Completion:
+    """One answer on its way to JSON.
+
+    Args:
+        request_id: The request's id.
+    """
+
+    def __init__(self, request_id: str) -> None:
+        self._id = f"chatcmpl-{request_id}"
+        self._created = int(time.time())
+        self._model = ""
+
+    def _frame(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+        return {**head, "choices": choices, **more}
+
+    async def whole(self, events: AsyncIterator[chat_pb2.ChatEvent]) -> dict[str, Any]:
+        """The answer in one piece."""
+        text: list[str] = []
+        finished = chat_pb2.Finished()
+        async for event in events:
+            match event.WhichOneof("event"):
+                case "started":
+                    self._model = event.started.model
+                case "delta":
+                    text.append(event.delta.text)
+                case "finished":
+                    finished = event.finished
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(text), "refusal": None},
+            "logprobs": None,
+            "finish_reason": _REASONS.get(finished.reason),
+        }
+        return self._frame("chat.completion", [choice], usage=_usage(finished.usage))
+
+    def chunks(self, event: chat_pb2.ChatEvent, *, include_usage: bool) -> Iterator[bytes]:
+        """The chunks that an event makes, as lines of `text/event-stream`; those of the last end with `[DONE]`."""
+        match event.WhichOneof("event"):
+            case "started":
+                self._model = event.started.model
+                yield self._chunk({"role": "assistant", "content": ""}, None, include_usage)
+            case "delta" if event.delta.text:
+                yield self._chunk({"content": event.delta.text}, None, include_usage)
+            case "finished":
+                yield self._chunk({}, _REASONS.get(event.finished.reason), include_usage)
+                if include_usage:
+                    yield self._line(self._frame("chat.completion.chunk", [], usage=_usage(event.finished.usage)))
+                yield DONE
+
+    def _chunk(self, delta: dict[str, Any], reason: str | None, include_usage: bool) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        usage = {"usage": None} if include_usage else {}
+        return self._line(self._frame("chat.completion.chunk", [choice], **usage))
+
+    @staticmethod
+    def _line(chunk: dict[str, Any]) -> bytes:
+        return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -1,0 +1,62 @@
+"""Failures as OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from serving.errors import Code, ServiceError
+
+_STATUS = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.NOT_FOUND: 404,
+    Code.FAILED_PRECONDITION: 503,
+    Code.DEADLINE_EXCEEDED: 504,
+    Code.CANCELLED: 499,
+    Code.UNIMPLEMENTED: 501,
+    Code.UNAVAILABLE: 503,
+    Code.INTERNAL: 500,
+}
+
+
+# What OpenAI's clients look for when a prompt is too long.
+_CODES = {"PROMPT_TOO_LONG": "context_length_exceeded"}
+
+
+def status_of(error: ServiceError) -> int:
+    """The HTTP status of an error."""
+    if error.reason in _CODES:
+        return 400
+    if error.code is Code.RESOURCE_EXHAUSTED:  # full for now, or too much for ever
+        return 413 if error.retry_after is None else 429
+    return _STATUS[error.code]
+
+
+def body_of(error: ServiceError) -> dict[str, Any]:
+    """The JSON of an error."""
+    status = status_of(error)
+    kind = {404: "not_found_error", 429: "rate_limit_error"}.get(
+        status, "invalid_request_error" if status in (400, 413, 501) else "server_error"
+    )
+    return {
+        "error": {
+            "message": error.message,
+            "type": kind,
+            "param": error.violations[0].field if error.violations else None,
+            "code": _CODES.get(error.reason, error.reason.lower()),
+        }
+    }
+
+
+def response_of(error: ServiceError) -> JSONResponse:
+    """The whole answer to a request that failed before any of it was answered."""
+    headers = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    return JSONResponse(body_of(error), status_of(error), headers)
+
+
+def event_of(error: ServiceError) -> bytes:
+    """The last event of a stream that fails midway."""
+    return b"data: " + json.dumps(body_of(error)).encode() + b"\n\n"

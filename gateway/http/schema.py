@@ -1,0 +1,185 @@
+"""The JSON of `POST /v1/chat/completions`, as OpenAI defines it and as far as it is served.
+
+A field that OpenAI does not know is refused by name, as OpenAI does. A field that OpenAI knows and Triptych does not is
+in `NEUTRAL`: it may be sent with a value that asks for nothing, and is refused by name with any other. `user`,
+`safety_identifier`, `prompt_cache_key` and `metadata` ask nothing of the answer by OpenAI's own definition: they are
+accepted and not used.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictStr, Tag
+
+_ANY_BOOL = (None, True, False)
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "min_p": (None, 0),
+    "modalities": (None, ["text"]),
+    "n": (None, 1),
+    "parallel_tool_calls": _ANY_BOOL,
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None, "none"),
+    "repetition_penalty": (None, 1),
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+}
+"""What OpenAI's API (and vLLM's additions to it) know and Triptych does not, with the values that ask for nothing."""
+
+NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "name": (None,),
+    "refusal": (None,),
+    "tool_call_id": (None,),
+    "tool_calls": (None, []),
+}
+"""The same for a message: an answer of the model may be sent back as it came."""
+
+
+class _Json(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Address(_Json):
+    """Where an image or a video is: a `data:` URL with its bytes in base64."""
+
+    url: StrictStr
+    # Pictures always enter at the checkpoint's own resolution: that is `high`, and `low` is refused.
+    detail: Literal["auto", "high", "low"] | None = None
+
+
+class TextPart(_Json):
+    """Text."""
+
+    type: Literal["text"]
+    text: StrictStr
+
+
+class ImagePart(_Json):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: Address
+
+
+class VideoPart(_Json):
+    """A video; not in OpenAI's API, but in vLLM's and others'."""
+
+    type: Literal["video_url"]
+    video_url: Address
+
+
+def _field(value: object, name: str) -> object:
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+
+
+# The tags are in the place of an error, where they are no part of the client's JSON: angle brackets set them apart.
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[VideoPart, Tag("<video_url>")],
+    Discriminator(
+        lambda value: f"<{_field(value, 'type')}>",
+        custom_error_type="part_type",
+        custom_error_message="`type` must be text, image_url or video_url",
+    ),
+]
+Content = Annotated[
+    Annotated[StrictStr, Tag("<string>")] | Annotated[list[Part], Tag("<parts>")],
+    Discriminator(
+        lambda value: {str: "<string>", list: "<parts>"}.get(type(value)),
+        custom_error_type="content_type",
+        custom_error_message="must be a string or a list of parts",
+    ),
+]
+
+Strings = Annotated[
+    Annotated[StrictStr, Tag("<string>")] | Annotated[list[StrictStr], Tag("<strings>")],
+    Discriminator(
+        lambda value: {str: "<string>", list: "<strings>"}.get(type(value)),
+        custom_error_type="strings_type",
+        custom_error_message="must be a string or a list of strings",
+    ),
+]
+
+
+class Message(_Json):
+    """One turn."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+
+    annotations: Any = None
+    audio: Any = None
+    function_call: Any = None
+    name: Any = None
+    refusal: Any = None
+    tool_call_id: Any = None
+    tool_calls: Any = None
+
+
+class StreamOptions(_Json):
+    """What a stream holds beside the answer."""
+
+    include_usage: StrictBool = False
+    include_obfuscation: Literal[False] | None = None
+
+
+class CompletionRequest(_Json):
+    """The body of a request. Ranges are the decoder's to check."""
+
+    model: StrictStr = ""
+    messages: list[Message]
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(strict=True, ge=0, lt=1 << 32)] | None = None
+    max_completion_tokens: Annotated[int, Field(strict=True, ge=0, lt=1 << 32)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Annotated[int, Field(strict=True, ge=-1, lt=1 << 32)] | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 64)] | None = None
+    stop: Strings | None = None
+
+    user: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    metadata: Any = None
+
+    audio: Any = None
+    frequency_penalty: Any = None
+    function_call: Any = None
+    functions: Any = None
+    logit_bias: Any = None
+    logprobs: Any = None
+    min_p: Any = None
+    modalities: Any = None
+    n: Any = None
+    parallel_tool_calls: Any = None
+    prediction: Any = None
+    presence_penalty: Any = None
+    reasoning_effort: Any = None
+    repetition_penalty: Any = None
+    response_format: Any = None
+    service_tier: Any = None
+    store: Any = None
+    tool_choice: Any = None
+    tools: Any = None
+    top_logprobs: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None

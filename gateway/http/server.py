@@ -1,0 +1,66 @@
+"""uvicorn inside the gateway's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the affair of `serving.server`."""
+        yield
+
+
+class HttpServer:
+    """An ASGI application on a port.
+
+    Args:
+        app: What answers.
+        grace_seconds: How long running requests may go on after `stop`.
+    """
+
+    def __init__(self, app: ASGIApp, *, grace_seconds: float) -> None:
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=round(grace_seconds),
+            )
+        )
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen.
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: The port cannot be had.
+        """
+        address = host.strip("[]")
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.create_server((address, port), family=family)
+        self._running = asyncio.create_task(self._server.serve(sockets=[listener]))
+        return int(listener.getsockname()[1])
+
+    async def stop(self) -> None:
+        """Refuse new requests, let running ones finish within the grace period, cancel the rest."""
+        if self._running is None:
+            return
+        self._server.should_exit = True
+        await self._running
+        await asyncio.gather(*self._server.server_state.tasks, return_exceptions=True)

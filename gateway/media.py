@@ -1,0 +1,139 @@
+"""The media of a request: found, checked, named by content, and taken out of the messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from serving.errors import invalid, too_large, unimplemented
+from serving.media import media_digest
+from vlm.v1 import chat_pb2, media_pb2
+
+_KINDS = {"image": media_pb2.MEDIA_KIND_IMAGE, "video": media_pb2.MEDIA_KIND_VIDEO}
+
+_DIGEST_INLINE_BYTES = 256 * 1024
+"""Up to this length a digest takes well under a millisecond, less than handing it to a thread."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may hold. The names in errors are those of the settings.
+
+    Attributes:
+        messages: Most messages.
+        parts: Most parts, those of all messages together.
+        media: Most images and videos.
+        image_bytes: Largest image file.
+        video_bytes: Largest video file.
+    """
+
+    messages: int = 1024
+    parts: int = 4096
+    media: int = 64
+    image_bytes: int = 32 << 20
+    video_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One image or video of a request.
+
+    Attributes:
+        path: Where it is in the request, as in `messages[0].parts[1].image`.
+        kind: Image or video.
+        digest: Its name by content.
+        data: The file's bytes.
+    """
+
+    path: str
+    kind: media_pb2.MediaKind.ValueType
+    digest: str
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A request's messages, light enough to send around, and the media that they name.
+
+    Attributes:
+        messages: As the client sent them, but with the digest alone of every medium.
+        media: In order of appearance: their numbers are their places here.
+    """
+
+    messages: Sequence[chat_pb2.Message]
+    media: Sequence[Medium]
+
+
+async def collect(messages: Sequence[chat_pb2.Message], limits: Limits) -> Conversation:
+    """Take the media out of the messages.
+
+    The client's messages are left as they are. What else is wrong with them is the decoder's to say.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED that names the medium at fault.
+    """
+    _check_counts(messages, limits)
+    light: list[chat_pb2.Message] = []
+    media: list[Medium] = []
+    held: dict[str, bytes] = {}  # of the same file sent twice, one copy is enough
+    for i, message in enumerate(messages):
+        parts: list[chat_pb2.Part] = []
+        for j, part in enumerate(message.parts):
+            which = part.WhichOneof("part")
+            if which not in _KINDS:
+                parts.append(part)
+                continue
+            path = f"messages[{i}].parts[{j}].{which}"
+            data = _data(part.image if which == "image" else part.video, path, which, limits)
+            digest = await _digest(data)
+            source = media_pb2.Media(digest=digest)
+            parts.append(chat_pb2.Part(image=source) if which == "image" else chat_pb2.Part(video=source))
+            media.append(Medium(path, _KINDS[which], digest, held.setdefault(digest, data)))
+        light.append(chat_pb2.Message(role=message.role, parts=parts))
+    return Conversation(light, media)
+
+
+def _check_counts(messages: Sequence[chat_pb2.Message], limits: Limits) -> None:
+    """Refuse what is too much before any of it is touched."""
+    parts = media = 0
+    for message in messages:
+        parts += len(message.parts)
+        media += sum(part.WhichOneof("part") in _KINDS for part in message.parts)
+    for count, what, reason, limit, setting in (
+        (len(messages), "messages", "TOO_MANY_MESSAGES", limits.messages, "max_messages"),
+        (parts, "parts", "TOO_MANY_PARTS", limits.parts, "max_parts"),
+        (media, "images and videos", "TOO_MANY_MEDIA", limits.media, "max_media_per_request"),
+    ):
+        if count > limit:
+            description = f"has {count} {what}, more than the limit of {limit} ({setting})"
+            raise too_large("messages", description, reason=reason, limit=limit)
+
+
+def _data(source: media_pb2.Media, path: str, which: str, limits: Limits) -> bytes:
+    """The file's bytes, copied out of the request: the only copy that the gateway keeps."""
+    named = source.WhichOneof("source")
+    if named is None:
+        raise invalid(path, "has no source; put the bytes of the file into `data`")
+    if named in ("url", "digest"):
+        raise unimplemented(f"{path}.{named}", "put the bytes of the file into `data`")
+    data = source.data
+    limit, setting = (
+        (limits.image_bytes, "max_image_bytes") if which == "image" else (limits.video_bytes, "max_video_bytes")
+    )
+    if not data:
+        raise invalid(path, "is empty; put the bytes of the file into `data`")
+    if len(data) > limit:
+        raise too_large(
+            path,
+            f"has {len(data)} bytes, more than the limit of {limit} ({setting})",
+            reason=f"{which.upper()}_TOO_LARGE",
+            limit=limit,
+        )
+    return data
+
+
+async def _digest(data: bytes) -> str:
+    if len(data) <= _DIGEST_INLINE_BYTES:
+        return media_digest(data)
+    return await asyncio.to_thread(media_digest, data)  # hashlib gives the GIL back

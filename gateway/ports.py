@@ -1,0 +1,85 @@
+"""What the conductor needs of the two tiers. `gateway.tiers` fills it in with gRPC; tests fill it in as they like."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager
+
+from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
+
+
+class CallEndedError(Exception):
+    """Nothing more can be sent on this call: it is over. Why, its `receive` tells."""
+
+
+class VisionTier(ABC):
+    """The vision services, taken as one."""
+
+    @abstractmethod
+    def encode(
+        self, request: vision_pb2.EncodeRequest, *, seconds: float
+    ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
+        """Encode one medium. Responses are fetched as they are asked for; closing the generator cancels the call.
+
+        Args:
+            request: The medium.
+            seconds: Time that it may take.
+
+        Raises:
+            ServiceError: It failed.
+        """
+
+    @abstractmethod
+    async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
+        """Lay one medium out. Raises ServiceError."""
+
+    @abstractmethod
+    async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
+        """Tell what is loaded. Raises ServiceError."""
+
+
+class Generation(ABC):
+    """One call of `Decoder.Generate`."""
+
+    @abstractmethod
+    async def send(self, request: decoder_pb2.GenerateRequest) -> None:
+        """Send one message; returns when there is room for another. One sender at a time.
+
+        Raises:
+            CallEndedError: The call is over.
+        """
+
+    @abstractmethod
+    async def done_sending(self) -> None:
+        """Tell that nothing more will be sent."""
+
+    @abstractmethod
+    async def receive(self) -> decoder_pb2.GenerateResponse | None:
+        """The next message, or None after the last. One receiver at a time.
+
+        Raises:
+            ServiceError: The call failed.
+        """
+
+
+class DecoderTier(ABC):
+    """The decoder services, taken as one."""
+
+    @abstractmethod
+    def generate(self, *, seconds: float) -> AbstractAsyncContextManager[Generation]:
+        """Begin a generation. Leaving the context cancels it if it is not over.
+
+        Args:
+            seconds: Time that it may take.
+        """
+
+    @abstractmethod
+    async def count(
+        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
+    ) -> decoder_pb2.CountPromptTokensResponse:
+        """Count the tokens of a prompt. Raises ServiceError."""
+
+    @abstractmethod
+    async def model(self, *, seconds: float) -> chat_pb2.Model:
+        """Tell what is loaded. Raises ServiceError."""

@@ -1,0 +1,107 @@
+"""Trying again: how often, after how long, and not past the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from gateway.errors import Tier, lost, out_of_time, untyped
+from serving.errors import Code, ServiceError
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long to wait before another attempt.
+
+    Attributes:
+        first: Seconds before the second attempt, on average.
+        factor: Each further wait is longer by this.
+        longest: No wait is longer than this, on average.
+        jitter: Share by which a wait is shorter or longer at random, so that many requests do not come back at once.
+    """
+
+    first: float = 0.1
+    factor: float = 3.0
+    longest: float = 1.0
+    jitter: float = 0.5
+
+    def seconds(self, attempt: int) -> float:
+        """The wait after an attempt, the first of which is 1."""
+        mean = min(self.longest, self.first * self.factor ** (attempt - 1))
+        return mean * random.uniform(1 - self.jitter, 1 + self.jitter)
+
+
+class Deadline:
+    """The moment at which a request must be answered.
+
+    Args:
+        seconds: From now.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._at = time.monotonic() + seconds
+
+    def remaining(self) -> float:
+        """Seconds left.
+
+        Raises:
+            ServiceError: DEADLINE_EXCEEDED; there are none.
+        """
+        if (left := self._at - time.monotonic()) <= 0:
+            raise self.error()
+        return left
+
+    def error(self) -> ServiceError:
+        """The failure of a request that was not answered in time."""
+        return out_of_time(self._seconds)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not past the deadline.
+
+        Raises:
+            ServiceError: DEADLINE_EXCEEDED.
+        """
+        await asyncio.sleep(min(seconds, self.remaining()))
+        self.remaining()
+
+
+async def persist(
+    call: Callable[[], Awaitable[T]], *, tier: Tier, attempts: int, backoff: Backoff, deadline: Deadline
+) -> T:
+    """Make a call that may be made again, until it succeeds or fails for another reason than UNAVAILABLE.
+
+    Args:
+        call: Makes it once; balancing takes each attempt to a replica that is up.
+        tier: Whom it calls.
+        attempts: How often it is made at most.
+        backoff: The waits in between.
+        deadline: When to give up.
+
+    Raises:
+        ServiceError: As the call failed; UNAVAILABLE in the words of `errors.lost`.
+    """
+    for attempt in itertools.count(1):
+        try:
+            return await call()
+        except ServiceError as error:
+            if error.code is Code.DEADLINE_EXCEEDED and untyped(error):
+                raise deadline.error() from error
+            if error.code is not Code.UNAVAILABLE:
+                raise
+            log.warning("attempt failed", tier=tier.value, attempt=attempt, of=attempts, error=error.message)
+            if attempt >= attempts:
+                raise lost(tier, error, attempts=attempts) from error
+        await deadline.pause(backoff.seconds(attempt))
+    raise AssertionError("unreachable")

@@ -1,0 +1,152 @@
+"""The gateway as a server: it waits for the tiers, then opens its doors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+import structlog
+
+from gateway.conductor import Conductor
+from gateway.errors import Tier
+from gateway.http import HttpServer, create_app
+from gateway.ports import DecoderTier, VisionTier
+from gateway.servicer import GatewayServicer
+from gateway.settings import GatewaySettings
+from gateway.tasks import drop
+from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
+from serving.channels import open_channel
+from serving.errors import Code, ServiceError
+from serving.server import Service, StartError
+from vlm.v1 import gateway_pb2, gateway_pb2_grpc
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+_ASK_SECONDS = 5.0
+_PAUSE_SECONDS = 0.2
+_SAY_SECONDS = 5.0
+"""While it waits for a tier: how long it waits for an answer, before it asks again, and before it says so again."""
+
+_NOT_YET = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
+
+
+class GatewayService(Service):
+    """The gateway.
+
+    It is SERVING from the moment both tiers have answered until it stops. A tier that goes away later makes requests
+    fail with UNAVAILABLE, and not the gateway: a text-only request does well without the vision tier, and all replicas
+    of the gateway would turn NOT_SERVING together, so that nobody were left to tell the clients why.
+
+    Args:
+        settings: Where and how.
+    """
+
+    name = "gateway"
+    grpc_names = (gateway_pb2.DESCRIPTOR.services_by_name["Gateway"].full_name,)
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._resources = contextlib.AsyncExitStack()
+        self._conductor: Conductor | None = None
+        self._door: HttpServer | None = None
+        self.http_address: str | None = None
+        """`host:port` of the HTTP door, once it is open."""
+
+    async def start(self, set_serving: Callable[[bool], None]) -> None:
+        """Wait for both tiers, see that they belong together, open the HTTP door.
+
+        Raises:
+            StartError: They do not, another service answers in the place of one, or the HTTP port is taken.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            vision = GrpcVisionTier(await stack.enter_async_context(self._channel(self._settings.vision)))
+            decoder = GrpcDecoderTier(await stack.enter_async_context(self._channel(self._settings.decoder)))
+            await self._agree(vision, decoder)
+            self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy)
+            if self._settings.http_port is not None:
+                app = create_app(
+                    self._conductor,
+                    seconds=self._settings.default_deadline_seconds,
+                    max_body_bytes=self._settings.max_message_bytes,
+                    max_requests=self._settings.max_concurrent_rpcs,
+                )
+                door = HttpServer(app, grace_seconds=self._settings.grace_seconds)
+                try:
+                    port = await door.start(self._settings.host, self._settings.http_port)
+                except OSError as error:
+                    address = f"{self._settings.host}:{self._settings.http_port}"
+                    raise StartError(
+                        f"cannot listen on {address} for HTTP ({error.strerror}); is the port taken by another process?"
+                    ) from error
+                stack.push_async_callback(door.stop)
+                self._door = door
+                self.http_address = f"{self._settings.host}:{port}"
+                log.info("serving http", address=self.http_address)
+            self._resources = stack.pop_all()
+
+    def _channel(self, target: str) -> grpc.aio.Channel:
+        return open_channel(target, max_message_bytes=self._settings.max_message_bytes)
+
+    async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> None:
+        """Wait until both tiers answer, and compare what they have loaded."""
+        asked = asyncio.create_task(
+            _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS))
+        )
+        asked_too = asyncio.create_task(
+            _answer(Tier.DECODER, self._settings.decoder, lambda: decoder.model(seconds=_ASK_SECONDS))
+        )
+        try:
+            encoder, model = await asyncio.gather(asked, asked_too)
+        finally:
+            await drop(asked)
+            await drop(asked_too)
+        if encoder.encoder_fingerprint != model.encoder_fingerprint:
+            raise StartError(
+                f"the vision service at {self._settings.vision} has the encoder of {encoder.model!r} "
+                f"({encoder.encoder_fingerprint[:12]}) and the decoder service at {self._settings.decoder} needs that "
+                f"of {model.id!r} ({model.encoder_fingerprint[:12]}): start both from the same bundle"
+            )
+        log.info("tiers agree", model=model.id, encoder=encoder.encoder_fingerprint[:12])
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the Gateway service."""
+        if self._conductor is None:
+            raise RuntimeError("start the service before it is registered")
+        servicer = GatewayServicer(
+            self._conductor,
+            default_seconds=self._settings.default_deadline_seconds,
+            max_seconds=self._settings.max_deadline_seconds,
+        )
+        gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server)
+
+    async def drain(self) -> None:
+        """Close the HTTP door and let its requests finish within the grace period."""
+        if self._door is not None:
+            await self._door.stop()
+
+    async def stop(self) -> None:
+        """Close what is still open, and the channels."""
+        await self._resources.aclose()
+
+
+async def _answer(tier: Tier, target: str, ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask a tier what it has loaded, however long it takes to come up."""
+    said = -_SAY_SECONDS
+    while True:
+        try:
+            return await ask()
+        except ServiceError as error:
+            if error.code is Code.UNIMPLEMENTED:
+                raise StartError(f"another service than the {tier.value} service answers at {target}") from error
+            if error.code not in _NOT_YET:
+                raise StartError(f"the {tier.value} service at {target} fails: {error.message}") from error
+            if time.monotonic() - said >= _SAY_SECONDS:
+                said = time.monotonic()
+                log.info("waiting for a tier", tier=tier.value, target=target, error=error.message)
+        await asyncio.sleep(_PAUSE_SECONDS)

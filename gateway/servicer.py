@@ -1,0 +1,100 @@
+"""The gRPC door: it translates between the wire and the conductor, and no more."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import structlog
+
+from gateway.conductor import Conductor
+from gateway.retry import Deadline
+from serving.errors import Code, ServiceError, invalid
+from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc, media_pb2
+
+REQUEST_ID_HEADER = "x-request-id"
+_MAX_REQUEST_ID = 128
+
+
+def accept_request_id(given: str, *, path: str = "request_id") -> str:
+    """Check the client's own id, or make one where there is none; it is on every log line from here on.
+
+    Args:
+        given: What the client sent, perhaps empty.
+        path: Where it sent it, for errors.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT.
+    """
+    if len(given) > _MAX_REQUEST_ID or not all(" " <= character <= "~" for character in given):
+        raise invalid(path, f"must be at most {_MAX_REQUEST_ID} printable ASCII characters")
+    request_id = given or uuid.uuid4().hex
+    structlog.contextvars.bind_contextvars(request_id=request_id)  # each call has a context of its own
+    return request_id
+
+
+class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
+    """The Gateway service.
+
+    Args:
+        conductor: Does the work.
+        default_seconds: Time for a call that brings no deadline.
+        max_seconds: Most time for any call.
+    """
+
+    def __init__(self, conductor: Conductor, *, default_seconds: float, max_seconds: float) -> None:
+        self._conductor = conductor
+        self._default_seconds = default_seconds
+        self._max_seconds = max_seconds
+
+    def _deadline(self, context: grpc.aio.ServicerContext[Any, Any]) -> Deadline:
+        left = context.time_remaining()
+        # None without a deadline, which the stubs do not know.
+        seconds = self._default_seconds if left is None else left  # type: ignore[redundant-expr]
+        return Deadline(min(seconds, self._max_seconds))
+
+    async def Chat(
+        self,
+        request: gateway_pb2.ChatRequest,
+        context: grpc.aio.ServicerContext[gateway_pb2.ChatRequest, chat_pb2.ChatEvent],
+    ) -> AsyncIterator[chat_pb2.ChatEvent]:
+        """Answers a conversation."""
+        request_id = accept_request_id(request.request_id)
+        await context.send_initial_metadata(((REQUEST_ID_HEADER, request_id),))
+        events = self._conductor.chat(request, request_id=request_id, deadline=self._deadline(context))
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    async def CountTokens(
+        self,
+        request: gateway_pb2.CountTokensRequest,
+        context: grpc.aio.ServicerContext[gateway_pb2.CountTokensRequest, gateway_pb2.CountTokensResponse],
+    ) -> gateway_pb2.CountTokensResponse:
+        """Counts the tokens of a conversation."""
+        return await self._conductor.count_tokens(
+            request, request_id=accept_request_id(request.request_id), deadline=self._deadline(context)
+        )
+
+    async def ListModels(
+        self,
+        request: gateway_pb2.ListModelsRequest,
+        context: grpc.aio.ServicerContext[gateway_pb2.ListModelsRequest, gateway_pb2.ListModelsResponse],
+    ) -> gateway_pb2.ListModelsResponse:
+        """Lists what can be asked."""
+        return gateway_pb2.ListModelsResponse(models=await self._conductor.models(deadline=self._deadline(context)))
+
+    async def UploadMedia(
+        self,
+        request_iterator: AsyncIterator[gateway_pb2.UploadMediaRequest],
+        context: grpc.aio.ServicerContext[gateway_pb2.UploadMediaRequest, media_pb2.MediaRef],
+    ) -> media_pb2.MediaRef:
+        """Not yet."""
+        raise ServiceError(
+            Code.UNIMPLEMENTED,
+            "METHOD_UNIMPLEMENTED",
+            "UploadMedia is not supported by this version; send the bytes of each file in `data` of a message's part",
+        )

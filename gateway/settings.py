@@ -1,0 +1,74 @@
+"""What the gateway is told: where the tiers are, what a request may hold, how long it may take."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from gateway.conductor import Policy
+from gateway.media import Limits
+from serving.settings import MIB, ServerSettings
+
+
+class GatewaySettings(ServerSettings):
+    """Settings of the gateway: `GATEWAY_*` in the environment, and flags of the same names."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_")
+
+    port: int = Field(50051, ge=0, le=65535, description="Port of the gRPC door; 0 takes a free one.")
+    http_port: int | None = Field(
+        8080, ge=0, le=65535, description="Port of the OpenAI-compatible door; 0 takes a free one, `off` closes it."
+    )
+    vision: str = Field("127.0.0.1:50061", description="The vision tier: `host:port`, or `dns:///name:port` for many.")
+    decoder: str = Field("127.0.0.1:50062", description="The decoder tier, named in the same way.")
+
+    max_messages: int = Field(1024, ge=1, description="Most messages in a request.")
+    max_parts: int = Field(4096, ge=1, description="Most parts in a request, those of all messages together.")
+    max_media_per_request: int = Field(64, ge=0, description="Most images and videos in a request.")
+    max_image_bytes: int = Field(32 * MIB, ge=1, description="Largest image file.")
+    max_video_bytes: int = Field(64 * MIB, ge=1, description="Largest video file.")
+
+    default_deadline_seconds: float = Field(600.0, gt=0, description="Time for a request that brings no deadline.")
+    max_deadline_seconds: float = Field(3600.0, gt=0, description="Most time for any request; longer ones are cut.")
+    encode_concurrency: int = Field(4, ge=1, description="Media of one request that are encoded at the same time.")
+    encode_attempts: int = Field(3, ge=1, description="How often one medium is tried while the vision tier fails.")
+    decode_attempts: int = Field(
+        3, ge=1, description="How often a request is tried while decoders fail before a token."
+    )
+
+    @field_validator("http_port", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        # An environment variable has no other way to say "none": an empty one counts as not set.
+        return None if isinstance(value, str) and value.lower() in ("off", "none") else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.default_deadline_seconds > self.max_deadline_seconds:
+            raise ValueError("default_deadline_seconds is over max_deadline_seconds")
+        for name in ("max_image_bytes", "max_video_bytes"):
+            if getattr(self, name) >= self.max_message_bytes:
+                raise ValueError(f"{name} is not under max_message_bytes, so that such a file could never arrive")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """What a request may hold."""
+        return Limits(
+            messages=self.max_messages,
+            parts=self.max_parts,
+            media=self.max_media_per_request,
+            image_bytes=self.max_image_bytes,
+            video_bytes=self.max_video_bytes,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """How often and how widely the tiers are tried."""
+        return Policy(
+            encode_attempts=self.encode_attempts,
+            decode_attempts=self.decode_attempts,
+            encode_concurrency=self.encode_concurrency,
+        )

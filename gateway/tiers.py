@@ -1,0 +1,128 @@
+"""The two tiers over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from grpc._cython.cygrpc import InternalError  # type: ignore[import-not-found]  # see `_GrpcGeneration.send`
+
+from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
+from serving.errors import ServiceError, unavailable
+from serving.status import from_rpc_error
+from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, media_pb2, vision_pb2, vision_pb2_grpc
+
+if TYPE_CHECKING:
+    _Call = grpc.aio.StreamStreamCall[decoder_pb2.GenerateRequest, decoder_pb2.GenerateResponse]
+
+T = TypeVar("T")
+
+
+def _failure(error: grpc.RpcError) -> ServiceError:
+    """Why a call of a tier failed."""
+    # Nobody here cancels a call and reads on: this is a server that gave the call up, as when it goes away.
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
+        return unavailable("CANCELLED", "it gave the call up")
+    return from_rpc_error(error)
+
+
+async def _unary(call: grpc.aio.UnaryUnaryCall[Any, T]) -> T:
+    try:
+        return await call
+    except grpc.RpcError as error:
+        raise _failure(error) from error
+    finally:
+        call.cancel()  # of no effect on a call that is over; one that is not would never be collected
+
+
+class GrpcVisionTier(VisionTier):
+    """The vision services behind a channel.
+
+    Args:
+        channel: Balances over the replicas; the tier does not close it.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = vision_pb2_grpc.VisionEncoderStub(channel)
+
+    async def encode(
+        self, request: vision_pb2.EncodeRequest, *, seconds: float
+    ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
+        """As the port says."""
+        call = self._stub.Encode(request, timeout=seconds)
+        del request
+        try:
+            while isinstance(response := await call.read(), vision_pb2.EncodeResponse):  # else it is EOF
+                yield response
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+        finally:
+            call.cancel()
+
+    async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
+        """As the port says."""
+        return await _unary(self._stub.Describe(request, timeout=seconds))
+
+    async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
+        """As the port says."""
+        return await _unary(self._stub.GetEncoder(vision_pb2.GetEncoderRequest(), timeout=seconds))
+
+
+class _GrpcGeneration(Generation):
+    def __init__(self, call: _Call) -> None:
+        self._call = call
+
+    async def send(self, request: decoder_pb2.GenerateRequest) -> None:
+        # `call.write` does as much, and when the server ends the call during a write it replaces the status that the
+        # server sent by INTERNAL "Internal error from Core" (github.com/grpc/grpc/issues/36066, seen with 1.85.1): a
+        # lost decoder would not be replaced, and no typed error would arrive. So the write is made underneath it.
+        try:
+            await self._call.wait_for_connection()
+            await self._call._cython_call.send_serialized_message(request.SerializeToString())  # type: ignore[attr-defined]
+        except (grpc.RpcError, InternalError) as error:
+            raise CallEndedError from error
+
+    async def done_sending(self) -> None:
+        try:
+            await self._call.done_writing()
+        except (grpc.RpcError, InternalError) as error:
+            raise CallEndedError from error
+
+    async def receive(self) -> decoder_pb2.GenerateResponse | None:
+        try:
+            response = await self._call.read()
+        except grpc.RpcError as error:
+            raise _failure(error) from error
+        return response if isinstance(response, decoder_pb2.GenerateResponse) else None  # it is EOF
+
+
+class GrpcDecoderTier(DecoderTier):
+    """The decoder services behind a channel.
+
+    Args:
+        channel: Balances over the replicas; the tier does not close it.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = decoder_pb2_grpc.DecoderStub(channel)
+
+    @asynccontextmanager
+    async def generate(self, *, seconds: float) -> AsyncIterator[Generation]:
+        """As the port says."""
+        call = self._stub.Generate(timeout=seconds)
+        try:
+            yield _GrpcGeneration(call)
+        finally:
+            call.cancel()
+
+    async def count(
+        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
+    ) -> decoder_pb2.CountPromptTokensResponse:
+        """As the port says."""
+        return await _unary(self._stub.CountPromptTokens(request, timeout=seconds))
+
+    async def model(self, *, seconds: float) -> chat_pb2.Model:
+        """As the port says."""
+        return await _unary(self._stub.GetModel(decoder_pb2.GetModelRequest(), timeout=seconds))

@@ -1,0 +1,39 @@
+"""The body of every service's `__main__`: flags in, exit code out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from serving.server import Service, run
+from serving.settings import ServerSettings
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+def main(name: str, settings_type: type[S], make: Callable[[S], Service]) -> int:
+    """Read the settings from flags and environment, and run the service until a signal.
+
+    Args:
+        name: What the service is called on stderr.
+        settings_type: Its settings.
+        make: Makes it. Called after the flags are known to be right, so it is the place for slow imports.
+
+    Returns:
+        0 after a clean stop, 1 where it could not start, 2 for wrong usage.
+    """
+    try:
+        settings = CliApp.run(settings_type)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            where = ".".join(map(str, detail["loc"]))
+            print(f"{name}: {where}: {detail['msg']}" if where else f"{name}: {detail['msg']}", file=sys.stderr)  # noqa: T201
+        return 2
+    except SettingsError as error:
+        print(f"{name}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return run(make(settings), settings)

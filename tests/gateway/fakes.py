@@ -1,0 +1,424 @@
+"""Tiers without models, for the gateway's tests: the same behaviour in-process and as gRPC servers on the loopback.
+
+`FakeVision` and `FakeDecoder` keep to the wire's rules and record what they see. A test makes them fail or wait by
+their hooks. `InProcessVision` and `InProcessDecoder` are ports over them; `serve` puts them on a port.
+`python -m tests.gateway.fakes vision|decoder …` runs one as a process that a test may kill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
+from gateway.tasks import drop
+from serving.errors import Code, ServiceError, invalid
+from serving.interceptors import CallInterceptor
+from serving.media import media_digest
+from vlm.v1 import (
+    chat_pb2,
+    decoder_pb2,
+    decoder_pb2_grpc,
+    media_pb2,
+    tensor_pb2,
+    vision_pb2,
+    vision_pb2_grpc,
+)
+
+FINGERPRINT = "0" * 64
+MODEL = "fake/model"
+
+
+def down(message: str = "the replica goes down") -> ServiceError:
+    """UNAVAILABLE, as a service says it."""
+    return ServiceError(Code.UNAVAILABLE, "GOING_DOWN", message)
+
+
+@dataclass
+class EncodeCall:
+    """One call of Encode, as the vision service saw it."""
+
+    request: vision_pb2.EncodeRequest
+    seconds: float
+    sent: int = 0
+    complete: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class FakeVision:
+    """A vision service whose features are the file's own bytes, over and over: 4 tokens in `chunks` chunks."""
+
+    def __init__(self, *, chunks: int = 4, chunk_bytes: int = 64, fingerprint: str = FINGERPRINT) -> None:
+        self.chunks = chunks
+        self.chunk_bytes = chunk_bytes
+        self.fingerprint = fingerprint
+        self.calls: list[EncodeCall] = []
+        self.described: list[vision_pb2.EncodeRequest] = []
+        self.called = asyncio.Event()
+        # Awaited before the header (-1) and before each chunk; what it raises fails the call.
+        self.hook: Callable[[EncodeCall, int], Awaitable[None]] | None = None
+
+    def features(self, data: bytes) -> bytes:
+        """The whole feature map of a file, as bytes."""
+        size = self.chunks * self.chunk_bytes
+        return (data * (size // len(data) + 1))[:size]
+
+    def layout(self, request: vision_pb2.EncodeRequest) -> media_pb2.MediaLayout:
+        """The layout of a file."""
+        if not request.data.startswith(b"file"):
+            raise invalid("data", "cannot be read as an image", reason="IMAGE_UNREADABLE")
+        if request.options.min_pixels > 1000:
+            raise invalid("options.min_pixels", "is over 1000")
+        grid = media_pb2.GridThw(t=1, h=4, w=4)
+        return media_pb2.MediaLayout(
+            kind=request.kind, digest=media_digest(request.data), grid_thw=grid, token_count=len(request.data)
+        )
+
+    async def encode(
+        self, request: vision_pb2.EncodeRequest, seconds: float
+    ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
+        """The call."""
+        call = EncodeCall(request, seconds)
+        self.calls.append(call)
+        self.called.set()
+        try:
+            if self.hook:
+                await self.hook(call, -1)
+            layout = self.layout(request)
+            features = self.features(request.data)
+            spec = tensor_pb2.TensorSpec(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=[4, len(features) // 16])
+            yield vision_pb2.EncodeResponse(
+                header=vision_pb2.EncodeHeader(layout=layout, features=spec, encoder_fingerprint=self.fingerprint)
+            )
+            for i in range(self.chunks):
+                if self.hook:
+                    await self.hook(call, i)
+                at = i * self.chunk_bytes
+                chunk = tensor_pb2.TensorChunk(offset=at, data=features[at : at + self.chunk_bytes])
+                yield vision_pb2.EncodeResponse(chunk=chunk)
+                call.sent += 1
+            call.complete = True
+        finally:
+            call.ended.set()
+
+    def info(self) -> vision_pb2.EncoderInfo:
+        """What is loaded."""
+        return vision_pb2.EncoderInfo(model=MODEL, encoder_fingerprint=self.fingerprint, device="cpu")
+
+
+@dataclass
+class GenerateCall:
+    """One call of Generate, as the decoder saw it."""
+
+    seconds: float
+    open: decoder_pb2.GenerateOpen | None = None
+    order: list[tuple[str, int]] = field(default_factory=list)
+    features: dict[int, bytearray] = field(default_factory=dict)
+    half_closed: bool = False
+    complete: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class FakeDecoder:
+    """A decoder that answers with `words` once it has every feature that it lacks."""
+
+    def __init__(self, *, words: tuple[str, ...] = ("A ", "red ", "circle."), fingerprint: str = FINGERPRINT) -> None:
+        self.words = words
+        self.fingerprint = fingerprint
+        self.cached: set[str] = set()
+        self.calls: list[GenerateCall] = []
+        self.counted: list[decoder_pb2.CountPromptTokensRequest] = []
+        # Awaited at `open`, `read` (before each message is taken), `start`, `delta` and `finish`; what it raises
+        # fails the call.
+        self.hook: Callable[[GenerateCall, str], Awaitable[None]] | None = None
+
+    def needed(self, opening: decoder_pb2.GenerateOpen) -> list[int]:
+        """The numbers of the media that are not cached, one for each distinct file."""
+        seen: set[tuple[str, str]] = set()
+        numbers = []
+        number = 0
+        for message in opening.messages:
+            for part in message.parts:
+                which = part.WhichOneof("part")
+                if which not in ("image", "video"):
+                    continue
+                digest = getattr(part, which).digest
+                if (which, digest) not in seen and digest not in self.cached:
+                    numbers.append(number)
+                seen.add((which, digest))
+                number += 1
+        return numbers
+
+    async def generate(
+        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], seconds: float
+    ) -> AsyncGenerator[decoder_pb2.GenerateResponse, None]:
+        """The call."""
+        call = GenerateCall(seconds)
+        self.calls.append(call)
+        try:
+            call.open = (await anext(requests)).open
+            await self._hook(call, "open")
+            if not call.open.messages:
+                raise invalid("messages", "is empty; send at least one message")
+            if call.open.generation.top_p > 1:
+                raise invalid("generation.top_p", "is over 1")
+            if call.open.model not in ("", MODEL):
+                raise ServiceError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"model: {call.open.model!r} is not served")
+            needed = self.needed(call.open)
+            yield decoder_pb2.GenerateResponse(media_needed=decoder_pb2.MediaNeeded(media_indices=needed))
+            missing = dict.fromkeys(needed, -1)
+            while any(missing.values()):
+                await self._hook(call, "read")
+                request = await anext(requests, None)
+                if request is None:
+                    raise invalid("header", "the stream ended before all features had come")
+                if request.WhichOneof("payload") == "header":
+                    number = request.header.media_index
+                    if request.header.header.encoder_fingerprint != self.fingerprint:
+                        raise ServiceError(Code.FAILED_PRECONDITION, "ENCODER_MISMATCH", "the encoder is another one")
+                    call.order.append(("header", number))
+                    call.features[number] = bytearray()
+                    shape = request.header.header.features.shape
+                    missing[number] = shape[0] * shape[1] * 4
+                else:
+                    number = request.chunk.media_index
+                    assert request.chunk.chunk.offset == len(call.features[number])
+                    call.order.append(("chunk", number))
+                    call.features[number] += request.chunk.chunk.data
+                    missing[number] -= len(request.chunk.chunk.data)
+            # Half-closed: nothing more may come.
+            call.half_closed = await anext(requests, None) is None
+            await self._hook(call, "start")
+            started = chat_pb2.Started(request_id=call.open.request_id, model=MODEL, prompt_tokens=7, media_tokens=4)
+            yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(started=started))
+            for i, word in enumerate(self.words):
+                await self._hook(call, "delta")
+                delta = chat_pb2.Delta(text=word, token_ids=[i])
+                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
+            await self._hook(call, "finish")
+            usage = chat_pb2.Usage(prompt_tokens=7, completion_tokens=len(self.words), media_tokens=4, cached_tokens=2)
+            finished = chat_pb2.Finished(
+                reason=chat_pb2.FINISH_REASON_STOP, usage=usage, timings=chat_pb2.Timings(queue_seconds=0.5)
+            )
+            yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(finished=finished))
+            call.complete = True
+        finally:
+            call.ended.set()
+
+    async def _hook(self, call: GenerateCall, stage: str) -> None:
+        if self.hook:
+            await self.hook(call, stage)
+
+    def count(self, request: decoder_pb2.CountPromptTokensRequest) -> decoder_pb2.CountPromptTokensResponse:
+        """Counts."""
+        self.counted.append(request)
+        media = sum(layout.token_count for layout in request.layouts)
+        ids = [1, 2, 3] if request.return_token_ids else []
+        return decoder_pb2.CountPromptTokensResponse(prompt_tokens=10 + media, media_tokens=media, token_ids=ids)
+
+    def model(self) -> chat_pb2.Model:
+        """What is loaded."""
+        return chat_pb2.Model(
+            id=MODEL, family="qwen3_vl", context_length=4096, images=True, encoder_fingerprint=self.fingerprint
+        )
+
+
+class InProcessVision(VisionTier):
+    """The port over replicas in this process; each call goes to the next one."""
+
+    def __init__(self, *replicas: FakeVision) -> None:
+        self._replicas = replicas
+        self._turn = 0
+
+    def _next(self) -> FakeVision:
+        self._turn += 1
+        return self._replicas[(self._turn - 1) % len(self._replicas)]
+
+    async def encode(
+        self, request: vision_pb2.EncodeRequest, *, seconds: float
+    ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
+        """As the port says."""
+        async with contextlib.aclosing(self._next().encode(request, seconds)) as responses:
+            async for response in responses:
+                yield response
+
+    async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
+        """As the port says."""
+        replica = self._next()
+        replica.described.append(request)
+        return replica.layout(request)
+
+    async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
+        """As the port says."""
+        return self._next().info()
+
+
+class _Pipe(Generation):
+    """A generation in this process. One message is under way in either direction."""
+
+    def __init__(self, decoder: FakeDecoder, seconds: float) -> None:
+        self._in: asyncio.Queue[decoder_pb2.GenerateRequest | None] = asyncio.Queue(1)
+        self._out: asyncio.Queue[decoder_pb2.GenerateResponse] = asyncio.Queue(1)
+        self.running = asyncio.create_task(self._run(decoder, seconds))
+
+    async def _requests(self) -> AsyncIterator[decoder_pb2.GenerateRequest]:
+        while (request := await self._in.get()) is not None:
+            yield request
+
+    async def _run(self, decoder: FakeDecoder, seconds: float) -> None:
+        async with contextlib.aclosing(decoder.generate(self._requests(), seconds)) as responses:
+            async for response in responses:
+                await self._out.put(response)
+
+    async def _or_end(self, action: Awaitable[Any]) -> Any:
+        task = asyncio.ensure_future(action)
+        try:
+            await asyncio.wait((task, self.running), return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else CallEndedError
+        finally:
+            await drop(task)
+
+    async def send(self, request: decoder_pb2.GenerateRequest) -> None:
+        """As the port says."""
+        if await self._or_end(self._in.put(request)) is CallEndedError:
+            raise CallEndedError
+
+    async def done_sending(self) -> None:
+        """As the port says."""
+        if await self._or_end(self._in.put(None)) is CallEndedError:
+            raise CallEndedError
+
+    async def receive(self) -> decoder_pb2.GenerateResponse | None:
+        """As the port says."""
+        response = await self._or_end(self._out.get())
+        if response is not CallEndedError:
+            return response
+        if not self._out.empty():
+            return self._out.get_nowait()
+        self.running.result()
+        return None
+
+
+class InProcessDecoder(DecoderTier):
+    """The port over replicas in this process; each call goes to the next one."""
+
+    def __init__(self, *replicas: FakeDecoder) -> None:
+        self._replicas = replicas
+        self._turn = 0
+
+    def _next(self) -> FakeDecoder:
+        self._turn += 1
+        return self._replicas[(self._turn - 1) % len(self._replicas)]
+
+    @contextlib.asynccontextmanager
+    async def generate(self, *, seconds: float) -> AsyncIterator[Generation]:
+        """As the port says."""
+        pipe = _Pipe(self._next(), seconds)
+        try:
+            yield pipe
+        finally:
+            await drop(pipe.running)
+
+    async def count(
+        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
+    ) -> decoder_pb2.CountPromptTokensResponse:
+        """As the port says."""
+        return self._next().count(request)
+
+    async def model(self, *, seconds: float) -> chat_pb2.Model:
+        """As the port says."""
+        return self._next().model()
+
+
+class _VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
+    def __init__(self, vision: FakeVision) -> None:
+        self._vision = vision
+
+    async def Encode(self, request: Any, context: Any) -> AsyncIterator[vision_pb2.EncodeResponse]:
+        async with contextlib.aclosing(self._vision.encode(request, context.time_remaining())) as responses:
+            async for response in responses:
+                yield response
+
+    async def Describe(self, request: Any, context: Any) -> media_pb2.MediaLayout:
+        self._vision.described.append(request)
+        return self._vision.layout(request)
+
+    async def GetEncoder(self, request: Any, context: Any) -> vision_pb2.EncoderInfo:
+        return self._vision.info()
+
+
+class _DecoderServicer(decoder_pb2_grpc.DecoderServicer):
+    def __init__(self, decoder: FakeDecoder) -> None:
+        self._decoder = decoder
+
+    async def Generate(self, requests: Any, context: Any) -> AsyncIterator[decoder_pb2.GenerateResponse]:
+        responses = self._decoder.generate(aiter(requests), context.time_remaining())
+        async with contextlib.aclosing(responses):
+            async for response in responses:
+                yield response
+
+    async def CountPromptTokens(self, request: Any, context: Any) -> decoder_pb2.CountPromptTokensResponse:
+        return self._decoder.count(request)
+
+    async def GetModel(self, request: Any, context: Any) -> chat_pb2.Model:
+        return self._decoder.model()
+
+
+@contextlib.asynccontextmanager
+async def serve(fake: FakeVision | FakeDecoder, port: int = 0) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
+    """Put a fake on the loopback: its address and its server."""
+    server = grpc.aio.server(interceptors=[CallInterceptor()], options=[("grpc.so_reuseport", 0)])
+    if isinstance(fake, FakeVision):
+        vision_pb2_grpc.add_VisionEncoderServicer_to_server(_VisionServicer(fake), server)
+    else:
+        decoder_pb2_grpc.add_DecoderServicer_to_server(_DecoderServicer(fake), server)
+    servicer = health.aio.HealthServicer()
+    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    await server.start()
+    try:
+        yield address, server
+    finally:
+        await server.stop(None)
+
+
+async def _process(arguments: argparse.Namespace) -> None:
+    """A fake as a process: it tells its address, and `deaf` each time that it stops at the stage asked for.
+
+    There it stays until a line comes on stdin, and then fails with RESOURCE_EXHAUSTED.
+    """
+    line = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
+
+    async def stop_at(call: EncodeCall | GenerateCall, stage: int | str) -> None:
+        if isinstance(call, GenerateCall) and stage == "read":
+            stage = f"read {len(call.order)}"
+        if str(stage) == arguments.stop_at:
+            print("deaf", flush=True)  # noqa: T201
+            await asyncio.shield(line)
+            raise ServiceError(Code.RESOURCE_EXHAUSTED, "FULL", "the replica is full", retry_after=2.0)
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for the test
+    fake: FakeVision | FakeDecoder = FakeVision() if arguments.what == "vision" else FakeDecoder()
+    fake.hook = stop_at
+    async with serve(fake) as (address, server):
+        print(address, flush=True)  # noqa: T201
+        await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["vision", "decoder"])
+    parser.add_argument(
+        "--stop-at", default="", help="`open`, `read N` after N messages, `start`, `delta`, a chunk's number"
+    )
+    asyncio.run(_process(parser.parse_args()))

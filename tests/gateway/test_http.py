@@ -1,0 +1,515 @@
+"""The OpenAI-compatible door, over a socket, in front of fake tiers in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from gateway.conductor import Conductor, Policy
+from gateway.http import HttpServer, create_app
+from gateway.media import Limits
+from serving.errors import Code, ServiceError, overloaded
+from tests.gateway.conftest import AT_ONCE
+from tests.gateway.fakes import (
+    MODEL,
+    EncodeCall,
+    FakeDecoder,
+    FakeVision,
+    GenerateCall,
+    InProcessDecoder,
+    InProcessVision,
+    down,
+)
+from tests.gateway.requests import image, text, user, video
+from vlm.v1 import chat_pb2
+
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+PATH = "/v1/chat/completions"
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    """A file as a data: URL."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def picture(data: bytes, **more: Any) -> dict[str, Any]:
+    """A part with a picture."""
+    return {"type": "image_url", "image_url": {"url": data_url(data), **more}}
+
+
+def asked(decoder: FakeDecoder) -> Any:
+    """What the decoder was asked last."""
+    opening = decoder.calls[-1].open
+    assert opening is not None
+    return opening
+
+
+@pytest.fixture
+def app(vision: FakeVision, decoder: FakeDecoder) -> ASGIApp:
+    """The application."""
+    policy = Policy(backoff=AT_ONCE)
+    conductor = Conductor(InProcessVision(vision), InProcessDecoder(decoder), Limits(image_bytes=1 << 20), policy)
+    return create_app(conductor, seconds=30, max_body_bytes=4 << 20, max_requests=3)
+
+
+@pytest.fixture
+async def http(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that calls the application: what is asked and answered."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+async def wire(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
+    """A client on a socket: how it comes, and who leaves when."""
+    server = HttpServer(app, grace_seconds=0)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            yield client
+    finally:
+        await server.stop()
+
+
+def error(response: httpx.Response) -> tuple[int, str, Any, str]:
+    """Status, type, param and code of an error."""
+    assert response.headers["x-request-id"]
+    body = response.json()["error"]
+    assert body["message"]
+    return response.status_code, body["type"], body["param"], body["code"]
+
+
+def events(body: str) -> list[Any]:
+    """The JSON of each event, and `[DONE]`."""
+    lines = [line.removeprefix("data: ") for line in body.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+async def test_health(wire: httpx.AsyncClient) -> None:
+    """`/healthz` answers while the gateway is up."""
+    response = await wire.get("/healthz")
+    assert (response.status_code, response.json()) == (200, {"status": "serving"})
+
+
+async def test_models(http: httpx.AsyncClient) -> None:
+    """`/v1/models` lists what is served."""
+    body = (await http.get("/v1/models")).json()
+    assert body["object"] == "list"
+    assert [(model["id"], model["object"]) for model in body["data"]] == [(MODEL, "model")]
+
+
+async def test_a_whole_completion(http: httpx.AsyncClient) -> None:
+    """Without `stream` the answer comes as one JSON object, with OpenAI's usage."""
+    response = await http.post(PATH, json=HELLO, headers={"x-request-id": "mine"})
+    assert response.status_code == 200
+    assert response.headers["x-request-id"] == "mine"
+    body = response.json()
+    assert (body["id"], body["object"], body["model"]) == ("chatcmpl-mine", "chat.completion", MODEL)
+    [choice] = body["choices"]
+    assert choice["message"]["content"] == "A red circle."
+    assert choice["finish_reason"] == "stop"
+    assert body["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+async def test_a_streamed_completion(include_usage: bool, wire: httpx.AsyncClient) -> None:
+    """With `stream` it comes in chunks: a role, the words, a reason, usage where it was asked for, `[DONE]`."""
+    response = await wire.post(PATH, json={**HELLO, "stream": True, "stream_options": {"include_usage": include_usage}})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *chunks, done = events(response.text)
+    assert done == "[DONE]"
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    if include_usage:
+        last = chunks.pop()
+        assert (last["choices"], last["usage"]["total_tokens"]) == ([], 10)
+        assert all(chunk["usage"] is None for chunk in chunks)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert [delta["content"] for delta in deltas[1:-1]] == ["A ", "red ", "circle."]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 4 + ["stop"]
+
+
+async def test_a_stream_comes_as_it_is_made(wire: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """The client has each word before the next is made."""
+    goes_on = asyncio.Semaphore(1)
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        if stage == "delta":
+            await goes_on.acquire()
+
+    decoder.hook = hook
+    words = []
+    async with wire.stream("POST", PATH, json={**HELLO, "stream": True}) as response:
+        async for line in response.aiter_lines():
+            if '"content":"' in line and '"role"' not in line:
+                words.append(json.loads(line.removeprefix("data: "))["choices"][0]["delta"]["content"])
+                goes_on.release()
+    assert words == list(decoder.words)
+
+
+async def test_messages_and_options_become_those_of_the_wire(http: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """Roles, parts and options arrive at the decoder as a gRPC client would have sent them."""
+    body = {
+        "model": MODEL,
+        "messages": [
+            {"role": "developer", "content": "Be short."},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Look: "},
+                    picture(b"file one", detail="high"),
+                    {"type": "video_url", "video_url": {"url": data_url(b"file two", "video/mp4")}},
+                ],
+            },
+            {"role": "assistant", "content": "I see.", "refusal": None, "tool_calls": [], "annotations": []},
+            {"role": "user", "content": "And?"},
+        ],
+        "max_completion_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 3,
+        "seed": 7,
+        "stop": "END",
+        "user": "somebody",
+        "metadata": {"a": "b"},
+    }
+    assert (await http.post(PATH, json=body)).status_code == 200
+    opening = asked(decoder)
+    expected = [
+        chat_pb2.Message(role=chat_pb2.ROLE_SYSTEM, parts=[text("Be short.")]),
+        user(text("Look: "), image(b""), video(b"")),
+        chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT, parts=[text("I see.")]),
+        user(text("And?")),
+    ]
+    assert [(m.role, [p.WhichOneof("part") for p in m.parts]) for m in opening.messages] == [
+        (m.role, [p.WhichOneof("part") for p in m.parts]) for m in expected
+    ]
+    assert bytes(decoder.calls[0].features[1]).startswith(b"file two")
+    assert opening.model == MODEL
+    assert opening.generation == chat_pb2.GenerationOptions(
+        max_tokens=9, temperature=0.5, top_p=0.25, top_k=3, seed=7, stop=["END"]
+    )
+
+
+async def test_options_left_out_stay_unset(http: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """What the client leaves out, or sends as null, is the checkpoint's to say."""
+    assert (await http.post(PATH, json={**HELLO, "temperature": None, "top_k": -1})).status_code == 200
+    assert asked(decoder).generation == chat_pb2.GenerationOptions(top_k=0)
+
+
+async def test_what_asks_for_nothing_may_be_sent(http: httpx.AsyncClient) -> None:
+    """Fields that are not served pass at the values that client libraries send by themselves."""
+    neutral = {
+        "n": 1,
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": True,
+        "logprobs": False,
+        "top_logprobs": 0,
+        "logit_bias": {},
+        "response_format": {"type": "text"},
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "store": False,
+        "service_tier": "auto",
+        "modalities": ["text"],
+    }
+    assert (await http.post(PATH, json={**HELLO, **neutral})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tool_choice", "required"),
+        ("logprobs", True),
+        ("top_logprobs", 5),
+        ("logit_bias", {"5": 1}),
+        ("response_format", {"type": "json_object"}),
+        ("frequency_penalty", 0.5),
+        ("presence_penalty", -1),
+        ("repetition_penalty", 1.1),
+        ("min_p", 0.1),
+        ("functions", [{}]),
+    ],
+)
+async def test_what_is_not_served_is_refused_by_name(field: str, value: Any, http: httpx.AsyncClient) -> None:
+    """A field that would do nothing is never ignored."""
+    response = await http.post(PATH, json={**HELLO, field: value})
+    assert error(response) == (501, "invalid_request_error", field, "field_unimplemented")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({**HELLO, "colour": 1}, "colour"),
+        ({}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}]},
+            "messages[0].content[0].image_url.url",
+        ),
+        ({**HELLO, "temperature": "hot"}, "temperature"),
+        ({**HELLO, "seed": -1}, "seed"),
+        ({**HELLO, "max_tokens": 1.5}, "max_tokens"),
+        ({**HELLO, "stop": [1]}, "stop"),
+        ([], "body"),
+    ],
+)
+async def test_json_of_another_shape_is_refused_by_name(body: Any, param: str, http: httpx.AsyncClient) -> None:
+    """What is not OpenAI's JSON is a 400 with the path of the field at fault."""
+    status, kind, found, _ = error(await http.post(PATH, json=body))
+    assert (status, kind) == (400, "invalid_request_error")
+    assert found.removesuffix("[0]") == param or found == param
+
+
+async def test_what_is_not_json_is_refused(http: httpx.AsyncClient) -> None:
+    """A body that is no JSON is a 400."""
+    assert error(await http.post(PATH, content=b"{"))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [
+        ("https://example.org/cat.png", 501, "field_unimplemented"),
+        ("file:///etc/passwd", 400, "field_invalid"),
+        ("data:image/png,abc", 400, "field_invalid"),
+        ("data:image/png;base64,!!!!", 400, "field_invalid"),
+        ("data:image/png;base64,abc", 400, "field_invalid"),
+    ],
+)
+async def test_urls_that_are_not_served(url: str, status: int, code: str, http: httpx.AsyncClient) -> None:
+    """Only data: URLs with base64 are taken; http(s) is not there yet, and says what to do instead."""
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    response = await http.post(PATH, json=body)
+    assert error(response) == (status, "invalid_request_error", "messages[0].content[0].image_url.url", code)
+    assert "data: URL" in response.json()["error"]["message"] or "base64" in response.json()["error"]["message"]
+
+
+async def test_a_low_detail_is_refused(http: httpx.AsyncClient) -> None:
+    """`detail: low` would be ignored, so it is refused."""
+    body = {"messages": [{"role": "user", "content": [picture(b"file one", detail="low")]}]}
+    assert error(await http.post(PATH, json=body))[:3] == (
+        501,
+        "invalid_request_error",
+        "messages[0].content[0].image_url.detail",
+    )
+
+
+async def test_errors_of_the_tiers_name_fields_of_the_json(http: httpx.AsyncClient) -> None:
+    """Paths of the wire are turned back into those of the client's JSON, in `param` and in the message."""
+    body = {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, picture(b"rubbish")]}]}
+    for stream in (False, True):
+        response = await http.post(PATH, json={**body, "stream": stream})
+        assert error(response) == (
+            400,
+            "invalid_request_error",
+            "messages[0].content[1].image_url",
+            "image_unreadable",
+        )
+        assert response.json()["error"]["message"].startswith("messages[0].content[1].image_url: ")
+    assert error(await http.post(PATH, json={**HELLO, "top_p": 2}))[2] == "top_p"
+    assert error(await http.post(PATH, json={"messages": []}))[2] == "messages"
+
+
+async def test_an_image_over_its_limit(http: httpx.AsyncClient) -> None:
+    """A file over its limit is a 413 with its path."""
+    body = {"messages": [{"role": "user", "content": [picture(bytes((1 << 20) + 1))]}]}
+    assert error(await http.post(PATH, json=body)) == (
+        413,
+        "invalid_request_error",
+        "messages[0].content[0].image_url",
+        "image_too_large",
+    )
+
+
+async def test_a_large_image(wire: httpx.AsyncClient, vision: FakeVision) -> None:
+    """A file that takes several slices of base64 arrives byte for byte."""
+    data = b"file" + bytes(range(256)) * 4000
+    body = {"messages": [{"role": "user", "content": [picture(data)]}]}
+    assert (await wire.post(PATH, json=body)).status_code == 200
+    assert vision.calls[0].request.data == data
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_body_over_its_limit(announced: bool, wire: httpx.AsyncClient) -> None:
+    """A body over the limit is a 413, whether its length was announced or not."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield bytes(1 << 20)
+
+    content: Any = bytes(5 << 20) if announced else pieces()
+    assert error(await wire.post(PATH, content=content)) == (413, "invalid_request_error", "body", "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (ServiceError(Code.NOT_FOUND, "X", "x"), (404, "not_found_error", None)),
+        (overloaded("X", "x", retry_after=1.2), (429, "rate_limit_error", "2")),
+        (ServiceError(Code.RESOURCE_EXHAUSTED, "X", "x"), (413, "invalid_request_error", None)),
+        (ServiceError(Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG", "x"), (400, "invalid_request_error", None)),
+        (ServiceError(Code.UNIMPLEMENTED, "X", "x"), (501, "invalid_request_error", None)),
+        (ServiceError(Code.INTERNAL, "X", "x"), (500, "server_error", None)),
+        (ServiceError(Code.FAILED_PRECONDITION, "X", "x"), (503, "server_error", None)),
+        (down(), (503, "server_error", "1")),
+        (ServiceError(Code.DEADLINE_EXCEEDED, "X", "x"), (504, "server_error", None)),
+    ],
+)
+async def test_statuses(
+    failure: ServiceError, expected: tuple[int, str, str | None], http: httpx.AsyncClient, decoder: FakeDecoder
+) -> None:
+    """Each kind of failure has its HTTP status, and Retry-After where waiting helps."""
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        raise failure
+
+    decoder.hook = hook
+    response = await http.post(PATH, json={**HELLO, "stream": True})
+    assert (*error(response)[:2], response.headers.get("retry-after")) == expected
+
+
+async def test_a_stream_that_fails_midway_says_so(wire: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """The tokens so far arrive, then an error event, and no `[DONE]`."""
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        if stage == "finish":
+            raise down()
+
+    decoder.hook = hook
+    response = await wire.post(PATH, json={**HELLO, "stream": True})
+    assert response.status_code == 200
+    *chunks, last = events(response.text)
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == "A red circle."
+    assert last["error"]["code"] == "decoder_unavailable"
+
+
+async def test_an_unexpected_failure_tells_nothing(wire: httpx.AsyncClient, vision: FakeVision) -> None:
+    """A bug is a 500 without its text, and the next request works."""
+
+    async def hook(call: EncodeCall, chunk: int) -> None:
+        raise RuntimeError("a secret")
+
+    vision.hook = hook
+    response = await wire.post(PATH, json={"messages": [{"role": "user", "content": [picture(b"file one")]}]})
+    assert error(response)[0] == 500
+    assert "secret" not in response.text
+    assert (await wire.post(PATH, json=HELLO)).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_frees_both_tiers(
+    stream: bool, wire: httpx.AsyncClient, vision: FakeVision, decoder: FakeDecoder
+) -> None:
+    """Closing the connection ends the encode and the generation, streamed or not."""
+    on_its_way = asyncio.Event()
+
+    async def hook(call: EncodeCall, chunk: int) -> None:
+        if chunk == 2:
+            on_its_way.set()
+            await asyncio.Event().wait()
+
+    vision.hook = hook
+    body = {"messages": [{"role": "user", "content": [picture(b"file one")]}], "stream": stream}
+    asking = asyncio.create_task(wire.post(PATH, json=body))
+    await on_its_way.wait()
+    asking.cancel()
+    await vision.calls[0].ended.wait()
+    await decoder.calls[0].ended.wait()
+    assert not decoder.calls[0].complete
+
+
+async def test_a_client_that_leaves_midway_frees_the_decoder(wire: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """Closing the connection of a running stream ends the generation."""
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        if stage == "finish":
+            await asyncio.Event().wait()
+
+    decoder.hook = hook
+    async with wire.stream("POST", PATH, json={**HELLO, "stream": True}) as response:
+        async for line in response.aiter_lines():
+            if "circle" in line:
+                break
+    await decoder.calls[0].ended.wait()
+    assert not decoder.calls[0].complete
+
+
+async def test_too_many_requests_at_once(wire: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """Requests over the limit are refused at once with 429, and served again when there is room."""
+    full, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        if len(decoder.calls) == 3:
+            full.set()
+        await goes_on.wait()
+
+    decoder.hook = hook
+    asking = [asyncio.create_task(wire.post(PATH, json=HELLO)) for _ in range(3)]
+    await full.wait()
+    response = await wire.post(PATH, json=HELLO)
+    assert error(response)[:2] == (429, "rate_limit_error")
+    assert response.headers["retry-after"] == "1"
+    goes_on.set()
+    assert {response.status_code for response in await asyncio.gather(*asking)} == {200}
+    assert (await wire.post(PATH, json=HELLO)).status_code == 200
+
+
+async def test_what_is_not_there(http: httpx.AsyncClient) -> None:
+    """Unknown paths and methods get OpenAI's JSON, too."""
+    assert error(await http.get("/v1/engines"))[:2] == (404, "not_found_error")
+    response = await http.get(PATH)
+    assert error(response)[0] == 405
+    assert "POST" in response.headers["allow"]
+
+
+async def test_a_bad_request_id(http: httpx.AsyncClient) -> None:
+    """An id that is too long is a 400."""
+    response = await http.post(PATH, json=HELLO, headers={"x-request-id": "x" * 129})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "x-request-id"
+
+
+async def test_a_running_stream_ends_in_the_grace_period(vision: FakeVision, decoder: FakeDecoder) -> None:
+    """A server that is told to stop lets a running answer finish."""
+    goes_on = asyncio.Event()
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        if stage == "finish":
+            await goes_on.wait()
+
+    decoder.hook = hook
+    conductor = Conductor(InProcessVision(vision), InProcessDecoder(decoder), Limits(), Policy())
+    server = HttpServer(create_app(conductor, seconds=30, max_body_bytes=1 << 20, max_requests=3), grace_seconds=30)
+    port = await server.start("127.0.0.1", 0)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        body = {**HELLO, "stream": True}
+        async with client.stream("POST", PATH, json=body) as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            stopping = asyncio.create_task(server.stop())
+            await asyncio.sleep(0)
+            goes_on.set()
+            rest = [line async for line in lines]
+    assert "data: [DONE]" in rest
+    await stopping
