@@ -1,0 +1,265 @@
+"""A checkpoint directory, read and checked before any long work starts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+
+from .errors import ExportError
+from .progress import quiet
+from .weights import Tensors
+
+ARCHITECTURE = "Qwen3VLForConditionalGeneration"
+VISION_PREFIX = "model.visual."
+TEXT_PREFIX = "model.language_model."
+EMBEDDING = "model.language_model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+
+# The limits of the published Qwen3-VL models, for checkpoints that carry image settings alone: pixels over all
+# frames of a video (height · width · frames), and how frames are drawn from it.
+_PUBLISHED_VIDEO_LIMITS = {
+    "size": {"longest_edge": 25_165_824, "shortest_edge": 4_096},
+    "fps": 2,
+    "min_frames": 4,
+    "max_frames": 768,
+    "do_sample_frames": True,
+}
+_SHARED_BY_IMAGE_AND_VIDEO = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A dense Qwen3-VL checkpoint that has everything a bundle needs.
+
+    Attributes:
+        root: its directory.
+        config: its config, in transformers 5's dialect whatever the file's.
+        tensors: where each tensor's bytes lie.
+        chat_template: the Jinja source.
+        image_processor: what `preprocessor_config.json` says.
+        video_processor: what `video_preprocessor_config.json` says or, without one, the published defaults.
+        generation_config: what `generation_config.json` says, or what the config implies.
+        parameters: how many weights the model has (tied ones counted once).
+    """
+
+    root: Path
+    config: Qwen3VLConfig
+    tensors: Tensors
+    chat_template: str
+    image_processor: dict[str, Any]
+    video_processor: dict[str, Any]
+    generation_config: dict[str, Any]
+    parameters: int
+
+    @classmethod
+    def open(cls, root: Path) -> "Checkpoint":
+        """Read and check the checkpoint in directory `root`.
+
+        Raises:
+            ExportError: it is another architecture, or something is missing, damaged or unsupported.
+        """
+        config = _read_config(root)
+        shapes = _expected_shapes(config)
+        tensors = Tensors.open(root)
+        tensors.require(shapes, root)
+        _check_tokenizer(root)
+        image_processor = _read_image_processor(root)
+        return cls(
+            root=root,
+            config=config,
+            tensors=tensors,
+            chat_template=_read_chat_template(root),
+            image_processor=image_processor,
+            video_processor=_read_video_processor(root, image_processor),
+            generation_config=_read_generation_config(root, config),
+            parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        )
+
+    @property
+    def text(self) -> Qwen3VLTextConfig:
+        """The language model's part of the config."""
+        return _text(self.config)
+
+    @property
+    def vision(self) -> Qwen3VLVisionConfig:
+        """The encoder's part of the config."""
+        return _vision(self.config)
+
+    @property
+    def mrope_section(self) -> list[int]:
+        """How half of head_dim is divided among time, height and width."""
+        return [int(n) for n in _rope(self.config)["mrope_section"]]
+
+    @property
+    def deepstack_levels(self) -> int:
+        """How many intermediate feature maps the encoder gives beside the merged one."""
+        return len(self.vision.deepstack_visual_indexes)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of one visual token's features: (1 + levels) · hidden_size."""
+        return (1 + self.deepstack_levels) * self.text.hidden_size
+
+    @property
+    def lm_head(self) -> str:
+        """Name of the output head's tensor: the embedding table when the two are tied."""
+        return EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ExportError: the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ExportError(f"The checkpoint {path.parent} has no {path.name}: download it again.") from error
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read ({error}): download it again.") from error
+    if not isinstance(value, dict):
+        raise ExportError(f"{path} does not hold a JSON object: download it again.")
+    return value
+
+
+def _read_config(root: Path) -> Qwen3VLConfig:
+    raw = read_json(root / "config.json")
+    family, architectures = raw.get("model_type"), raw.get("architectures") or []
+    if family != "qwen3_vl" or architectures not in ([], [ARCHITECTURE]):
+        found = ", ".join(architectures) or family or "no known architecture"
+        raise ExportError(f"{root} holds {found}: only dense Qwen3-VL ({ARCHITECTURE}) can be exported.")
+    if "quantization_config" in raw or "quantization_config" in raw.get("text_config", {}):
+        raise ExportError(f"{root} is quantized already: export the unquantized checkpoint, the exporter quantizes it.")
+    # Some files say it in the language model's part alone.
+    raw.setdefault("tie_word_embeddings", raw.get("text_config", {}).get("tie_word_embeddings", False))
+    try:
+        with quiet():
+            config: Qwen3VLConfig = Qwen3VLConfig.from_dict(raw)
+    except Exception as error:  # transformers' validation raises many kinds, and each means a bad file
+        raise ExportError(f"{root / 'config.json'} is not a valid Qwen3-VL config ({_one_line(error)}).") from error
+    config.architectures = [ARCHITECTURE]
+    _check_rope(root, config)
+    text, vision = _text(config), _vision(config)
+    if vision.out_hidden_size != text.hidden_size:
+        raise ExportError(
+            f"{root / 'config.json'} is inconsistent: the encoder gives features of width {vision.out_hidden_size} "
+            f"and the language model's is {text.hidden_size}."
+        )
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        if not 0 <= getattr(config, name) < text.vocab_size:
+            raise ExportError(f"{root / 'config.json'} is inconsistent: {name} lies outside the vocabulary.")
+    return config
+
+
+def _check_rope(root: Path, config: Qwen3VLConfig) -> None:
+    rope = _rope(config)
+    kind = rope.get("rope_type", "default")
+    if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        # The graph builder would drop M-RoPE here and write a graph that runs and answers nonsense.
+        raise ExportError(f"{root / 'config.json'} asks for {kind!r} rotary embeddings: only 'default' is supported.")
+    section = rope.setdefault("mrope_section", [24, 20, 20])
+    if len(section) != 3 or 2 * sum(section) != _text(config).head_dim:
+        raise ExportError(
+            f"{root / 'config.json'} is inconsistent: mrope_section {section} does not divide half of head_dim "
+            f"{_text(config).head_dim} in three."
+        )
+
+
+def _expected_shapes(config: Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
+    with quiet(), torch.device("meta"):
+        state = Qwen3VLForConditionalGeneration(config).state_dict()
+    if config.tie_word_embeddings:
+        del state[LM_HEAD]
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _check_tokenizer(root: Path) -> None:
+    path = root / "tokenizer.json"
+    if not path.is_file():
+        raise ExportError(f"The checkpoint {root} has no tokenizer.json: download it again with its tokenizer.")
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises no narrower kind
+        raise ExportError(f"{path} is not a readable tokenizer ({_one_line(error)}): download it again.") from error
+    read_json(root / "tokenizer_config.json")
+
+
+def _read_chat_template(root: Path) -> str:
+    if (root / "chat_template.jinja").is_file():
+        return (root / "chat_template.jinja").read_text(encoding="utf-8")
+    template: Any = None
+    if (root / "chat_template.json").is_file():
+        template = read_json(root / "chat_template.json").get("chat_template")
+    if template is None:
+        template = read_json(root / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several named templates
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    if not isinstance(template, str):
+        raise ExportError(
+            f"The checkpoint {root} has no chat template (chat_template.jinja, chat_template.json, or inside "
+            "tokenizer_config.json): take an instruct model, or add the template of the model it was made from."
+        )
+    return template
+
+
+def _read_image_processor(root: Path) -> dict[str, Any]:
+    if (root / "preprocessor_config.json").is_file():
+        return read_json(root / "preprocessor_config.json")
+    settings = _combined_processor(root, "image_processor")
+    if settings is None:
+        raise ExportError(f"The checkpoint {root} has no preprocessor_config.json: download it again.")
+    return settings
+
+
+def _read_video_processor(root: Path, image_processor: dict[str, Any]) -> dict[str, Any]:
+    if (root / "video_preprocessor_config.json").is_file():
+        return read_json(root / "video_preprocessor_config.json")
+    settings = _combined_processor(root, "video_processor")
+    if settings is not None:
+        return settings
+    shared = {key: image_processor[key] for key in _SHARED_BY_IMAGE_AND_VIDEO if key in image_processor}
+    return {"video_processor_type": "Qwen3VLVideoProcessor"} | _PUBLISHED_VIDEO_LIMITS | shared
+
+
+def _combined_processor(root: Path, part: str) -> dict[str, Any] | None:
+    """One medium's part of `processor_config.json`, which is how transformers 5 saves a processor."""
+    path = root / "processor_config.json"
+    settings = read_json(path).get(part) if path.is_file() else None
+    return settings if isinstance(settings, dict) else None
+
+
+def _read_generation_config(root: Path, config: Qwen3VLConfig) -> dict[str, Any]:
+    path = root / "generation_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        implied = getattr(_text(config), key, None)
+        if settings.get(key) is None and implied is not None:
+            settings[key] = implied
+    if settings.get("eos_token_id") in (None, []):
+        raise ExportError(
+            f"The checkpoint {root} does not say which token ends an answer: add eos_token_id to its "
+            "generation_config.json."
+        )
+    return settings
+
+
+def _text(config: Qwen3VLConfig) -> Qwen3VLTextConfig:
+    return cast("Qwen3VLTextConfig", config.text_config)
+
+
+def _vision(config: Qwen3VLConfig) -> Qwen3VLVisionConfig:
+    return cast("Qwen3VLVisionConfig", config.vision_config)
+
+
+def _rope(config: Qwen3VLConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", _text(config).rope_parameters)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,107 @@
+"""The steps of an export, in order: check everything, then write everything, then name it."""
+
+import shutil
+from pathlib import Path
+
+from serving.bundle import Bundle
+
+from .checkpoint import EMBEDDING, VISION_PREFIX, Checkpoint
+from .decoder import Precision, write_decoder
+from .embedding import write_embedding, write_identity_vision
+from .errors import ExportError
+from .manifest import write_manifest
+from .progress import Progress
+from .source import model_name, resolve
+from .vision import write_json, write_vision
+from .writer import check_space, check_target, staged
+
+_BLOCK_SIZES = (16, 32, 64, 128, 256)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    *,
+    precision: Precision = "int4",
+    block_size: int = 32,
+    accuracy_level: int = 4,
+    model_id: str | None = None,
+    revision: str | None = None,
+    progress: bool | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Write the bundle of a dense Qwen3-VL checkpoint.
+
+    The bundle is made beside `out` and takes its name when it is complete: after a failure or an interrupt there is
+    nothing at `out` that was not there before.
+
+    Args:
+        source: a checkpoint directory, or a Hugging Face id such as "Qwen/Qwen3-VL-4B-Instruct".
+        out: the directory to make.
+        precision: "int4" (weights of the decoder in blocks of 4 bits) or "fp32" (exact, eight times as large).
+        block_size: input features that share one scale: 16, 32, 64, 128 or 256. Without effect at fp32.
+        accuracy_level: how `MatMulNBits` computes: 4 rounds activations to 8 bits, 1 keeps float32.
+        model_id: the name that clients see; by default the last part of the id or the directory's name.
+        revision: branch, tag or commit on Hugging Face.
+        progress: show bars on stderr; None shows them when it is a terminal.
+        force: replace a bundle that is at `out`.
+
+    Raises:
+        ExportError: one sentence about what is wrong, whatever it is.
+    """
+    if precision not in ("int4", "fp32"):
+        raise ExportError(f"There is no precision {precision!r}: use int4 or fp32.")
+    if block_size not in _BLOCK_SIZES:
+        raise ExportError(f"There is no block size {block_size}: use one of {', '.join(map(str, _BLOCK_SIZES))}.")
+    if accuracy_level not in range(5):
+        raise ExportError(f"There is no accuracy level {accuracy_level}: use 0 to 4.")
+    bars = Progress(enabled=progress)
+    target = Path(out).expanduser().absolute()
+    check_target(target, force=force)
+    checkpoint = Checkpoint.open(resolve(source, revision=revision, show_progress=bars.enabled))
+    check_space(target, _estimate(checkpoint, precision, block_size))
+
+    with staged(target) as stage:
+        write_vision(checkpoint, stage / "vision", progress=bars)
+        decoder = stage / "decoder"
+        graph = write_decoder(
+            checkpoint,
+            decoder,
+            precision=precision,
+            block_size=block_size,
+            accuracy_level=accuracy_level,
+            progress=bars,
+        )
+        write_embedding(checkpoint, decoder, half=precision == "int4", progress=bars)
+        write_identity_vision(checkpoint, decoder)
+        for name in _TOKENIZER_FILES:
+            shutil.copyfile(checkpoint.root / name, decoder / name)
+        (decoder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
+        write_json(decoder / "generation_config.json", checkpoint.generation_config)
+        write_json(decoder / "config.json", checkpoint.config.to_dict())
+        write_manifest(
+            checkpoint,
+            stage,
+            model_id=model_id or model_name(source, checkpoint.root),
+            decoder={
+                "precision": precision,
+                "graphs": {precision: graph.relative_to(stage).as_posix()},
+                "block_size": block_size,
+                "accuracy_level": accuracy_level,
+                "last_position_logits": True,
+            },
+            progress=bars,
+        )
+    return Bundle.open(target)
+
+
+def _estimate(checkpoint: Checkpoint, precision: Precision, block_size: int) -> int:
+    """Bytes that the bundle will take, a little generously."""
+    tensors, text = checkpoint.tensors, checkpoint.text
+    vision = tensors.total_size(name for name in tensors if name.startswith(VISION_PREFIX))
+    table = text.vocab_size * text.hidden_size
+    decoder = checkpoint.parameters - vision // 4 + (table if checkpoint.lm_head == EMBEDDING else 0)
+    weight = 4.0 if precision == "fp32" else 0.5 + 4 / block_size
+    rope = 4 * text.max_position_embeddings * text.head_dim
+    return int(vision + table * (4 if precision == "fp32" else 2) + decoder * weight + rope) + 64 * 2**20

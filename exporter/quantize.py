@@ -1,0 +1,56 @@
+"""INT4 for one matrix at a time, packed by ONNX Runtime's own quantizer."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+
+_ROWS = 16_384  # output features per call: bounds the float32 copy of an output head of 150,000 rows
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A linear layer's weight as `MatMulNBits` reads it; the builder takes it for a pre-quantized module.
+
+    Attributes:
+        qweight: uint8 [out_features, blocks, block_size / 2], two weights a byte.
+        scales: float32 [out_features, blocks]; weight = (nibble - 8) · scale.
+        bits: 4.
+        group_size: input features that share one scale.
+        in_features: K.
+        out_features: N.
+    """
+
+    qweight: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    bits: int
+    group_size: int
+    in_features: int
+    out_features: int
+
+
+def pack_int4(weight: torch.Tensor, *, block_size: int) -> PackedLinear:
+    """Quantize `weight` [out_features, in_features] to symmetric INT4, round to nearest, in blocks along the input.
+
+    Each output feature is quantized by itself, so that doing some of them at a time changes nothing.
+    """
+    out_features, in_features = weight.shape
+    quantizer = DefaultWeightOnlyQuantizer(DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True))
+    packed, scales = zip(*(quantizer.qbits_block_quant(part)[:2] for part in _columns(weight)), strict=True)
+    return PackedLinear(
+        qweight=np.concatenate(packed),
+        scales=np.concatenate(scales),
+        bits=4,
+        group_size=block_size,
+        in_features=in_features,
+        out_features=out_features,
+    )
+
+
+def _columns(weight: torch.Tensor) -> Iterator[NDArray[np.float32]]:
+    # The quantizer wants a MatMul's operand: float32 [in_features, out_features].
+    for start in range(0, weight.shape[0], _ROWS):
+        yield weight[start : start + _ROWS].T.contiguous().to(torch.float32).numpy()

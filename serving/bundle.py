@@ -1,0 +1,272 @@
+"""The bundle: what the exporter writes and the services read.
+
+A bundle is a directory with `bundle.json` at its root, which names every other file with its size and SHA-256.
+This module knows the shape of that description and nothing of how a model is run.
+"""
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+FORMAT = "triptych-bundle"
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+
+_DIGEST_CHUNK = 4 * 1024 * 1024
+_Positive = Annotated[int, Field(gt=0)]
+_TokenId = Annotated[int, Field(ge=0)]
+
+
+class BundleError(Exception):
+    """The directory is not a usable bundle; the message says what is wrong and what to do about it."""
+
+
+class _Frozen(BaseModel):
+    # Fields of a later minor revision are ignored: what breaks readers raises `format_version` instead.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModelInfo(_Frozen):
+    """Which model the bundle holds."""
+
+    id: str = Field(min_length=1)
+    family: Literal["qwen3_vl"]
+    parameters: _Positive
+
+
+class TextInfo(_Frozen):
+    """Dimensions of the language model."""
+
+    hidden_size: _Positive
+    num_hidden_layers: _Positive
+    num_attention_heads: _Positive
+    num_key_value_heads: _Positive
+    head_dim: _Positive
+    vocab_size: _Positive
+    max_position_embeddings: _Positive
+    mrope_section: tuple[int, int, int]
+    tie_word_embeddings: bool
+
+
+class VisionInfo(_Frozen):
+    """Dimensions of the vision encoder."""
+
+    depth: _Positive
+    hidden_size: _Positive
+    patch_size: _Positive
+    temporal_patch_size: _Positive
+    spatial_merge_size: _Positive
+    in_channels: _Positive
+    deepstack_visual_indexes: tuple[int, ...]
+
+
+class TokenIds(_Frozen):
+    """Ids of the control tokens."""
+
+    image: _TokenId
+    video: _TokenId
+    vision_start: _TokenId
+    vision_end: _TokenId
+    eos: tuple[_TokenId, ...] = Field(min_length=1)
+    pad: _TokenId | None = None
+
+
+class DecoderInfo(_Frozen):
+    """The decoder graphs: `graphs` maps a precision to the graph's path inside the bundle."""
+
+    precision: Literal["int4", "fp32"]
+    graphs: dict[str, str]
+    block_size: _Positive
+    accuracy_level: int
+    last_position_logits: bool
+
+    @model_validator(mode="after")
+    def _has_its_own_graph(self) -> Self:
+        if self.precision not in self.graphs:
+            raise ValueError(f"decoder.graphs has no entry for its own precision {self.precision!r}")
+        return self
+
+
+class FileInfo(_Frozen):
+    """Size in bytes and SHA-256 (hex) of one file."""
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Bundle(_Frozen):
+    """An opened bundle: its description, and where it lies.
+
+    Make one with `Bundle.open`, which checks that the directory holds what the description promises.
+    """
+
+    format: Literal["triptych-bundle"]
+    format_version: Literal[1]
+    model: ModelInfo
+    text: TextInfo
+    vision: VisionInfo
+    tokens: TokenIds
+    decoder: DecoderInfo
+    # Features made by one bundle's encoder may enter the decoder of any bundle with the same fingerprint.
+    encoder_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    files: dict[str, FileInfo]
+    created: str
+    triptych_version: str
+    versions: dict[str, str]
+
+    _root: Path = PrivateAttr(default=Path())
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = False) -> Self:
+        """Read and check the bundle in directory `path`.
+
+        Args:
+            path: the bundle's directory.
+            verify: also compare every file's SHA-256 (reads the whole bundle; some seconds per GiB).
+
+        Raises:
+            BundleError: it is not a bundle, of another version, or a file is missing, short or changed.
+        """
+        root = Path(path)
+        bundle = cls._parse(root, _read_manifest(root))
+        bundle._root = root
+        bundle._check_files()
+        if verify:
+            bundle.verify()
+        return bundle
+
+    @classmethod
+    def _parse(cls, root: Path, raw: bytes) -> Self:
+        manifest = root / MANIFEST
+        try:
+            header = _Header.model_validate_json(raw)
+        except ValidationError as error:
+            raise BundleError(f"{manifest} cannot be read ({_first(error)}): export the bundle again.") from error
+        if header.format != FORMAT:
+            raise BundleError(f"{manifest} does not describe a Triptych bundle (its format is {header.format!r}).")
+        if header.format_version != FORMAT_VERSION:
+            raise BundleError(
+                f"{manifest} has bundle format {header.format_version} and this version of Triptych reads "
+                f"{FORMAT_VERSION}: export the bundle again with the Triptych that is to serve it."
+            )
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise BundleError(f"{manifest} is not valid ({_first(error)}): export the bundle again.") from error
+
+    def _check_files(self) -> None:
+        for name, expected in self.files.items():
+            path = self._path(name)
+            if not path.is_file():
+                raise BundleError(f"The bundle {self.root} is incomplete, {name} is missing: export it again.")
+            if (size := path.stat().st_size) != expected.size:
+                raise BundleError(
+                    f"The bundle {self.root} is damaged, {name} has {size:,} bytes instead of {expected.size:,}: "
+                    "copy or export it again."
+                )
+        for precision, graph in self.decoder.graphs.items():
+            if graph not in self.files:
+                raise BundleError(
+                    f"The bundle {self.root} is incomplete, its {precision} graph {graph} is not among its files: "
+                    "export it again."
+                )
+
+    def verify(self) -> None:
+        """Compare every file with its recorded SHA-256.
+
+        Raises:
+            BundleError: naming the first file whose content differs.
+        """
+        for name, expected in self.files.items():
+            if sha256_file(self._path(name)) != expected.sha256:
+                raise BundleError(
+                    f"The bundle {self.root} is damaged, {name} does not match its digest: copy or export it again."
+                )
+
+    def _path(self, name: str) -> Path:
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            raise BundleError(f"{self.root / MANIFEST} names a file outside the bundle ({name}): do not use it.")
+        return self.root / relative
+
+    @property
+    def root(self) -> Path:
+        """The bundle's directory."""
+        return self._root
+
+    @property
+    def vision_dir(self) -> Path:
+        """Directory of the encoder's config, weights and preprocessor settings."""
+        return self.root / "vision"
+
+    @property
+    def decoder_dir(self) -> Path:
+        """Directory that `onnxruntime_genai.Model` loads; the tokenizer and the chat template are in it too."""
+        return self.root / "decoder"
+
+    @property
+    def deepstack_levels(self) -> int:
+        """How many intermediate feature maps accompany the merged one (L; 3 in the published models)."""
+        return len(self.vision.deepstack_visual_indexes)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of one visual token's features: (1 + L) · hidden_size."""
+        return (1 + self.deepstack_levels) * self.text.hidden_size
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the model takes, prompt and answer together, in tokens."""
+        return self.text.max_position_embeddings
+
+    def graph_path(self, precision: str) -> Path:
+        """Path of the decoder graph of `precision`.
+
+        Raises:
+            BundleError: the bundle has no graph of that precision.
+        """
+        if precision not in self.decoder.graphs:
+            held = ", ".join(sorted(self.decoder.graphs))
+            raise BundleError(
+                f"The bundle {self.root} has no {precision} graph (it has {held}): export it with that precision."
+            )
+        return self._path(self.decoder.graphs[precision])
+
+
+class _Header(_Frozen):
+    """The part of a description that every version has."""
+
+    format: str
+    format_version: int
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file as hex, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_DIGEST_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_manifest(root: Path) -> bytes:
+    if not root.is_dir():
+        raise BundleError(f"There is no bundle at {root}: make one with `triptych export CHECKPOINT {root}`.")
+    try:
+        return (root / MANIFEST).read_bytes()
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{root} is not a bundle, or only a part of one, since it has no {MANIFEST}: "
+            f"make one with `triptych export CHECKPOINT {root}`."
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{root / MANIFEST} cannot be read ({error.strerror}).") from error
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint of a validation error, in one line."""
+    detail = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in detail["loc"])
+    return f"{where}: {detail['msg']}" if where else detail["msg"]

@@ -1,0 +1,93 @@
+"""A bundle is whole or not there."""
+
+import errno
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exporter
+from exporter import ExportError
+from serving.bundle import Bundle
+
+STAGES = ("write_vision", "write_decoder", "write_embedding", "write_manifest")
+Usage = namedtuple("Usage", "total used free")
+
+
+def _fail_after(stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the named stage write what it writes, then fail."""
+    from exporter import pipeline
+
+    real = getattr(pipeline, stage)
+
+    def failing(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        raise error
+
+    monkeypatch.setattr(pipeline, stage, failing)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("bug")], ids=["interrupt", "bug"])
+def test_failure_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, error: BaseException
+) -> None:
+    """Whichever stage fails, the target, its temporary sibling and parents made for it are gone."""
+    _fail_after(stage, error, monkeypatch)
+    with pytest.raises(type(error)):
+        exporter.export(checkpoint, tmp_path / "new" / "deeper" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_keeps_the_old_bundle(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed replacement leaves the bundle that was there, byte for byte."""
+    old = exporter.export(checkpoint, tmp_path / "out")
+    _fail_after("write_manifest", KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        exporter.export(checkpoint, tmp_path / "out", precision="fp32", force=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert Bundle.open(tmp_path / "out", verify=True) == old
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_disk_becomes_full(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    """A full disk is one sentence, and what was written is removed."""
+    _fail_after(stage, OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
+    with pytest.raises(ExportError, match=r"^The disk became full while .*out was written.*\.$"):
+        exporter.export(checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_too_small_is_seen_before_the_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little room is reported before anything is written."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**30, 2**30 - 1000, 1000))
+    with pytest.raises(ExportError, match=r"needs about .* GiB and .* free"):
+        exporter.export(checkpoint, tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_estimate_covers_the_bundle(int4_bundle: Bundle, fp32_bundle: Bundle, checkpoint: Path) -> None:
+    """The room asked for is enough and not many times too much."""
+    from exporter.checkpoint import Checkpoint
+    from exporter.pipeline import _estimate
+
+    margin = 64 * 2**20
+    for bundle in (int4_bundle, fp32_bundle):
+        needed = _estimate(Checkpoint.open(checkpoint), bundle.decoder.precision, 32) - margin
+        held = sum(info.size for info in bundle.files.values())
+        assert held - 2**20 < needed < 1.5 * held
+
+
+def test_unwritable_target(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that cannot be made is one sentence too."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ExportError, match=r"could not be written, and nothing was kept: Permission denied"):
+        exporter.export(checkpoint, tmp_path / "out")

@@ -1,0 +1,219 @@
+"""Whatever is wrong, there is one sentence about it and nothing is written."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+import exporter
+from exporter import ExportError
+from serving.bundle import Bundle
+from tests.checkpoints import make_checkpoint
+
+Damage = Callable[[Path], object]
+
+
+def _refused(source: str | Path, out: Path, **options: Any) -> str:
+    """Export what must be refused; returns the sentence."""
+    before = sorted(out.parent.iterdir()) if out.parent.is_dir() else None
+    with pytest.raises(ExportError) as caught:
+        exporter.export(source, out, **options)
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert len(sentence) < 500
+    assert (sorted(out.parent.iterdir()) if out.parent.is_dir() else None) == before
+    return sentence
+
+
+def _edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Damage:
+    def damage(root: Path) -> None:
+        value = json.loads((root / name).read_text())
+        change(value)
+        (root / name).write_text(json.dumps(value))
+
+    return damage
+
+
+def _remove(name: str) -> Damage:
+    return lambda root: (root / name).unlink()
+
+
+def _truncate(root: Path) -> None:
+    path = root / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _other(kind: str, architecture: str) -> Damage:
+    return _edit("config.json", lambda c: c.update(model_type=kind, architectures=[architecture]))
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "qwen2_vl": (_other("qwen2_vl", "Qwen2VLForConditionalGeneration"), "Qwen2VLFor.*only dense Qwen3-VL"),
+    "moe": (_other("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"), "Qwen3VLMoeFor.*only dense Qwen3-VL"),
+    "text": (_other("qwen3", "Qwen3ForCausalLM"), "Qwen3ForCausalLM.*only dense Qwen3-VL"),
+    "unnamed": (_edit("config.json", lambda c: (c.pop("model_type"), c.pop("architectures"))), "no known architecture"),
+    "quantized": (_edit("config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"})), "quantized"),
+    "bad_config": (_edit("config.json", lambda c: c["text_config"].update(hidden_size="wide")), "not a valid"),
+    "json": (lambda root: (root / "config.json").write_text("{"), r"config\.json cannot be read"),
+    "no_config": (_remove("config.json"), r"no config\.json"),
+    "yarn": (
+        _edit("config.json", lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn", factor=2.0)),
+        "'yarn' rotary",
+    ),
+    "mrope": (
+        _edit("config.json", lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[6, 5, 4])),
+        "mrope_section",
+    ),
+    "widths": (_edit("config.json", lambda c: c["vision_config"].update(out_hidden_size=32)), "width 32"),
+    "token": (_edit("config.json", lambda c: c.update(image_token_id=10**6)), "image_token_id"),
+    "shape": (_edit("config.json", lambda c: c["text_config"].update(intermediate_size=96)), r"has shape \[128, 64\]"),
+    "missing_tensor": (
+        _edit("config.json", lambda c: c["text_config"].update(num_hidden_layers=5)),
+        r"lacks model\.language_model\.layers\.4\..* and \d+ more tensors",
+    ),
+    "no_weights": (_remove("model.safetensors"), "has no weights"),
+    "truncated": (_truncate, r"model\.safetensors is truncated"),
+    "not_safetensors": (
+        lambda root: (root / "model.safetensors").write_text("<html>not found</html>"),
+        "not a readable safetensors",
+    ),
+    "no_tokenizer": (_remove("tokenizer.json"), r"no tokenizer\.json"),
+    "bad_tokenizer": (lambda root: (root / "tokenizer.json").write_text("{}"), "not a readable tokenizer"),
+    "no_tokenizer_config": (_remove("tokenizer_config.json"), r"no tokenizer_config\.json"),
+    "no_template": (_remove("chat_template.jinja"), "no chat template"),
+    "no_preprocessor": (_remove("preprocessor_config.json"), r"no preprocessor_config\.json"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_checkpoint(checkpoint: Path, tmp_path: Path, name: str) -> None:
+    """Each damage is named."""
+    damage, sentence = DAMAGES[name]
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    damage(source)
+    assert re.search(sentence, _refused(source, tmp_path / "out"))
+
+
+def test_missing_shard(tmp_path: Path) -> None:
+    """A file that the index lists and that is not there is named."""
+    source = make_checkpoint(tmp_path / "source", dtype=torch.bfloat16, shard_size="200KB")
+    shard = sorted(source.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    assert shard.name in _refused(source, tmp_path / "out")
+    (source / "model.safetensors.index.json").write_text("[]")
+    assert "index.json cannot be read" in _refused(source, tmp_path / "out")
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    """A path that is not there, and a path to a file, are told apart."""
+    assert "no directory" in _refused(tmp_path / "nothing", tmp_path / "out")
+    assert "no directory" in _refused(str(tmp_path / "nothing"), tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    assert "is a file" in _refused(tmp_path / "file", tmp_path / "out")
+
+
+def test_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a network the sentence says so and what to do; nothing is tried for long."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    download = huggingface_hub.snapshot_download
+
+    def closed_port(*args: Any, **kwargs: Any) -> Any:
+        return download(*args, endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache", **kwargs)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", closed_port)
+    sentence = _refused("Qwen/Qwen3-VL-4B-Instruct", tmp_path / "out")
+    assert "Hugging Face could not be reached" in sentence
+    assert "local checkpoint directory" in sentence
+
+
+def test_hub_download_is_asked_for_the_revision(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A Hugging Face id is downloaded at the revision asked for, without pictures and readmes, and names the model."""
+    asked: dict[str, Any] = {}
+
+    def download(repo: str, **kwargs: Any) -> str:
+        asked.update(kwargs, repo=repo)
+        return str(checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    bundle = exporter.export("someone/Fine-Tuned-VL", tmp_path / "out", revision="v2")
+    assert bundle.model.id == "Fine-Tuned-VL"
+    assert asked["repo"] == "someone/Fine-Tuned-VL"
+    assert asked["revision"] == "v2"
+    assert set(asked["allow_patterns"]) == {"*.json", "*.jinja", "*.safetensors"}
+
+
+def test_unknown_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A download that breaks off is reported as such."""
+
+    def broken(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    assert "Qwen/x at v2" in _refused("Qwen/x", tmp_path / "out", revision="v2")
+
+
+def test_target_is_taken(checkpoint: Path, tmp_path: Path) -> None:
+    """What is at the target is not overwritten: neither a file, nor other files, nor a bundle without force."""
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in _refused(checkpoint, tmp_path / "file", force=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert "other files" in _refused(checkpoint, tmp_path / "full")
+    assert "other files" in _refused(checkpoint, tmp_path / "full", force=True)
+    (tmp_path / "empty").mkdir()
+    bundle = exporter.export(checkpoint, tmp_path / "empty")
+    assert "--force" in _refused(checkpoint, tmp_path / "empty")
+    again = exporter.export(checkpoint, tmp_path / "empty", force=True, precision="fp32")
+    assert again.decoder.precision == "fp32"
+    assert not (bundle.root / "decoder" / "int4").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "full"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"precision": "int8"}, "precision 'int8'"),
+        ({"block_size": 48}, "block size 48"),
+        ({"accuracy_level": 7}, "accuracy level 7"),
+    ],
+)
+def test_options(checkpoint: Path, tmp_path: Path, options: dict[str, Any], sentence: str) -> None:
+    """Options that do not exist are refused with those that do."""
+    assert sentence in _refused(checkpoint, tmp_path / "out", **options)
+
+
+def test_nothing_is_printed(checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without bars an export is silent on both streams; with bars it shows each stage on stderr alone."""
+    exporter.export(checkpoint, tmp_path / "quiet", progress=False)
+    assert capfd.readouterr() == ("", "")
+    exporter.export(checkpoint, tmp_path / "shown", progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    for stage in ("vision tensors", "decoder layers", "embedding", "digests"):
+        assert stage in err
+
+
+def test_short_source_while_reading(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that shrinks under the export is reported, not half copied."""
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+
+    def shrink(*_: Any) -> None:
+        _truncate(source)
+
+    monkeypatch.setattr("exporter.pipeline.check_space", shrink)
+    assert "ended early" in _refused(source, tmp_path / "out")
+
+
+def test_bundle_is_returned_open(int4_bundle: Bundle) -> None:
+    """What export returns is what opening and verifying its directory gives."""
+    assert Bundle.open(int4_bundle.root, verify=True) == int4_bundle
