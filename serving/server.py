@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from serving import logs, metrics
 from serving.errors import ServiceError
 from serving.interceptors import CallInterceptor
-from serving.parent import stop_with_parent
+from serving.parent import end_with_parent
 from serving.settings import ServerSettings
 
 log = structlog.get_logger()
@@ -188,7 +188,7 @@ def run(service: Service, settings: ServerSettings) -> int:
     """
     logs.configure(settings, service.name)
     if settings.parent_pid is not None:
-        stop_with_parent(settings.parent_pid)
+        end_with_parent(settings.parent_pid)
     try:
         asyncio.run(serve(service, settings))
     except (StartError, ServiceError) as error:

@@ -76,9 +76,11 @@ class TensorAssembler:
         """Take the next chunk.
 
         Raises:
-            ServiceError: INVALID_ARGUMENT where it leaves a gap, overlaps or runs over the end.
+            ServiceError: INVALID_ARGUMENT where it leaves a gap, overlaps, runs over the end or is longer than a chunk.
         """
         size = len(chunk.data)
+        if size > CHUNK_BYTES:
+            raise invalid(f"{self._path}.data", f"has {size} bytes and may have {CHUNK_BYTES}")
         if chunk.offset != self._filled:
             raise invalid(f"{self._path}.offset", f"is {chunk.offset} and must be {self._filled}: chunks come in order")
         if self._filled + size > self._buffer.nbytes:

@@ -87,6 +87,13 @@ def test_gaps_and_overruns_are_refused(offset: int, size: int) -> None:
     assert caught.value.code is Code.INVALID_ARGUMENT
 
 
+def test_a_chunk_has_a_limit() -> None:
+    """A chunk over 1 MiB is refused, though the tensor has room for it."""
+    with pytest.raises(ServiceError) as caught:
+        _assembler(1024, 1024).add(tensor_pb2.TensorChunk(data=bytes(CHUNK_BYTES + 1)))
+    assert caught.value.violations[0].field == "f.data"
+
+
 def test_an_unfinished_tensor_cannot_be_read() -> None:
     """Reading before the last byte is a programming error, not half a tensor."""
     assembler = _assembler()

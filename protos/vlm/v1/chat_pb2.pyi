@@ -315,7 +315,7 @@ Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
 
 @_typing.final
 class GenerationOptions(_message.Message):
-    """How the answer is drawn. Unset fields take the checkpoint's generation_config, then the value named here."""
+    """How the answer is drawn."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -356,11 +356,15 @@ class GenerationOptions(_message.Message):
     max_tokens: _builtins.int
     """Most tokens to write. 1 to the context that the prompt leaves free; unset: the server's default, cut to that."""
     temperature: _builtins.float
-    """0 takes the likeliest token each time (greedy); up to 2 flattens. Default 0."""
+    """0 takes the likeliest token each time (greedy); up to 2 flattens. Default 0, whatever the checkpoint recommends:
+    an answer is repeatable unless another is asked for.
+    """
     top_p: _builtins.float
-    """Nucleus: the likeliest tokens whose probabilities reach this sum. Greater than 0, at most 1. Default 1."""
+    """Nucleus: the likeliest tokens whose probabilities reach this sum. Greater than 0, at most 1. Default: that of the
+    checkpoint's generation_config, else 1.
+    """
     top_k: _builtins.int
-    """Only the k likeliest tokens. 0: no limit. At most 1024. Default 0."""
+    """Only the k likeliest tokens. 0: no limit. At most 1024. Default: that of the checkpoint's generation_config, else 0."""
     min_p: _builtins.float
     """Only tokens at least this fraction as likely as the likeliest. 0 to 1. UNIMPLEMENTED for now."""
     repetition_penalty: _builtins.float

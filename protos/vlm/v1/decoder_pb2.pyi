@@ -206,7 +206,9 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class MediaNeeded(_message.Message):
-    """The media whose features are missing."""
+    """The media whose features are missing. Where it is empty the decoder reads nothing more; else it reads until the last
+    byte of the last of them has come.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

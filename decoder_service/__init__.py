@@ -1,0 +1,1 @@
+"""The decoder service: messages and features in, text out."""

@@ -1,0 +1,107 @@
+"""From token ids to text, as they come: whole characters only, and never past a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """The letters with which byte-level BPE writes the 256 bytes: printable ones as themselves, others from U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    return letters | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_LETTER = _byte_of_letter()
+
+
+class TokenBytes:
+    """The bytes of every token of a byte-level BPE tokenizer, looked up when they are first asked for.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, bytes] = {
+            token_id: b"" if token.special else token.content.encode()
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+        }
+
+    def __getitem__(self, token_id: int) -> bytes:
+        """Bytes of a token. None for special tokens and for ids that the model has and the tokenizer does not."""
+        known = self._known.get(token_id)
+        if known is None:
+            letters = self._tokenizer.id_to_token(token_id) or ""
+            known = bytes(_BYTE_OF_LETTER[letter] for letter in letters)
+            self._known[token_id] = known
+        return known
+
+
+class Detokenizer:
+    """Text of one answer. Bytes that are no UTF-8 become U+FFFD, as in `Tokenizer.decode`.
+
+    Args:
+        tokens: Bytes of the tokens.
+    """
+
+    def __init__(self, tokens: TokenBytes) -> None:
+        self._tokens = tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes."""
+        return self._decoder.decode(self._tokens[token_id])
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never completed."""
+        return self._decoder.decode(b"", final=True)
+
+
+class StopStrings:
+    """Ends an answer before the stop string that is complete first, and holds back what may be the beginning of one.
+
+    The result does not depend on how the text is cut into pieces.
+
+    Args:
+        stops: The strings, none of them empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.hit = False
+        """Whether a stop string has come. Nothing may be pushed after."""
+
+    def push(self, text: str) -> str:
+        """The text that may be shown now."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            self.hit = True
+            self._held = ""
+            return text[: min(found)[1]]
+        held = max(self._beginning(text, stop) for stop in self._stops)
+        shown = len(text) - held
+        self._held = text[shown:]
+        return text[:shown]
+
+    def flush(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _beginning(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that is a beginning of `stop`."""
+        for length in range(min(len(stop) - 1, len(text)), 0, -1):
+            if text.endswith(stop[:length]):
+                return length
+        return 0

@@ -1,0 +1,143 @@
+"""The features of one request, from the first header to the last byte.
+
+Every size is checked against the prompt, the context and the memory before anything is allocated for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder_service import validation
+from decoder_service.chat import Layout, MediaKind, first_of_each
+from decoder_service.core import Decoder
+from decoder_service.limits import Place, check_room
+from decoder_service.prompt import Rendered
+from serving.errors import Code, ServiceError, invalid, too_large
+from serving.tensors import TensorAssembler
+from vlm.v1 import tensor_pb2, vision_pb2
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrival:
+    """One medium's features, on their way."""
+
+    layout: Layout
+    prompt_tokens: int
+    tensor: TensorAssembler
+
+
+class FeatureIntake:
+    """Takes in headers and chunks of the media that are needed, in any interleaving.
+
+    Args:
+        decoder: What is loaded.
+        rendered: The conversation.
+        max_tokens: Length of the answer, where the request names it.
+        place: What the request has been granted; bytes are taken from it.
+    """
+
+    def __init__(self, decoder: Decoder, rendered: Rendered, max_tokens: int | None, place: Place) -> None:
+        self._decoder = decoder
+        self._rendered = rendered
+        self._max_tokens = max_tokens
+        self._place = place
+        self.needed = first_of_each(rendered.media)
+        """Indices of the media to send, each distinct medium once."""
+        self._arrivals: dict[int, _Arrival] = {}
+        self._check_room()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all features have come."""
+        return all(i in self._arrivals and self._arrivals[i].tensor.complete for i in self.needed)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The media whose features have not all come."""
+        return tuple(i for i in self.needed if i not in self._arrivals or not self._arrivals[i].tensor.complete)
+
+    async def header(self, index: int, header: vision_pb2.EncodeHeader) -> None:
+        """The features of a medium begin, or begin anew.
+
+        Raises:
+            ServiceError: It does not fit the medium, the model, the context or the memory.
+        """
+        self._check_index("header.media_index", index)
+        # The old features go first: were they kept, a restart would need room for both.
+        self._arrivals.pop(index, None)
+        model = self._decoder.model
+        if header.encoder_fingerprint != model.encoder_fingerprint:
+            raise ServiceError(
+                Code.FAILED_PRECONDITION,
+                "ENCODER_MISMATCH",
+                "the features come from an encoder that this decoder was not made with: serve both from bundles of "
+                "the same checkpoint",
+                metadata={"expected": model.encoder_fingerprint, "actual": header.encoder_fingerprint[:128]},
+            )
+        path = f"features[{index}]"
+        layout = validation.layout(
+            header.layout, self._rendered.media[index], merge_size=model.merge_size, path=f"{path}.layout"
+        )
+        # Before a video's times are tokenized: its rows alone may be too many.
+        self._check_room(index, layout.token_count)
+        tokens = layout.token_count
+        if layout.medium.kind is MediaKind.VIDEO:
+            tokens = await asyncio.to_thread(self._decoder.prompts.length, layout)
+            self._check_room(index, tokens)
+        size = layout.token_count * model.feature_width * _FLOAT_BYTES
+        held = sum(a.layout.token_count for a in self._arrivals.values()) * model.feature_width * _FLOAT_BYTES
+        limit = self._decoder.limits.max_feature_bytes
+        if held + size > limit:
+            raise too_large(
+                path,
+                f"brings this request's features to {held + size} bytes, over max_feature_bytes, which is {limit}",
+                reason="FEATURES_TOO_LARGE",
+                limit=limit,
+            )
+        self._place.hold_bytes(held + size)
+        tensor = TensorAssembler(
+            header.features, rows=layout.token_count, width=model.feature_width, max_bytes=size, path=path
+        )
+        self._arrivals[index] = _Arrival(layout, tokens, tensor)
+
+    def chunk(self, index: int, chunk: tensor_pb2.TensorChunk) -> None:
+        """The features of a medium go on.
+
+        Raises:
+            ServiceError: No header came before, or it leaves a gap or runs over the end.
+        """
+        self._check_index("chunk.media_index", index)
+        arrival = self._arrivals.get(index)
+        if arrival is None:
+            raise invalid("chunk.media_index", f"is {index}, whose header has not come")
+        arrival.tensor.add(chunk)
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """A layout for each medium of the conversation, in order. When all headers have come."""
+        by_medium = {arrival.layout.medium: arrival.layout for arrival in self._arrivals.values()}
+        return tuple(by_medium[medium] for medium in self._rendered.media)
+
+    def features(self) -> tuple[NDArray[np.float32], ...]:
+        """Features of each medium of the conversation, in order. When `complete`. Converts: not on the event loop."""
+        by_medium = {arrival.layout.medium: arrival.tensor.array() for arrival in self._arrivals.values()}
+        return tuple(by_medium[medium] for medium in self._rendered.media)
+
+    def _check_index(self, path: str, index: int) -> None:
+        if index not in self.needed:
+            raise invalid(path, f"is {index}; features are needed of {list(self.needed)}")
+
+    def _check_room(self, index: int | None = None, tokens: int = 0) -> None:
+        """Check the prompt as far as it is known, with `tokens` for the medium whose header has just come."""
+        known = {i: arrival.prompt_tokens for i, arrival in self._arrivals.items()}
+        if index is not None:
+            known[index] = tokens
+        of_medium = {self._rendered.media[i]: count for i, count in known.items()}
+        # A medium that is not known yet counts as its placeholder.
+        total = len(self._rendered.token_ids) + sum(of_medium.get(m, 1) - 1 for m in self._rendered.media)
+        check_room(total, self._max_tokens, self._decoder.limits.context_length)

@@ -1,0 +1,114 @@
+"""The decoder service's life: load, warm up, serve, stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import grpc
+from tokenizers import decoders
+
+from decoder_service.core import Decoder, ModelFacts
+from decoder_service.detokenizer import TokenBytes
+from decoder_service.engine import EngineError
+from decoder_service.engine.genai import GenaiEngine
+from decoder_service.engine.messages import WorkerConfig
+from decoder_service.generation import GenerationDefaults
+from decoder_service.limits import Admission, Limits
+from decoder_service.prompt import PromptBuilder
+from decoder_service.servicer import DecoderServicer
+from decoder_service.settings import DecoderSettings
+from serving.bundle import Bundle, BundleError
+from serving.server import Service, StartError
+from vlm.v1 import decoder_pb2, decoder_pb2_grpc
+
+
+class DecoderService(Service):
+    """Answers conversations with the decoder of one bundle.
+
+    Args:
+        settings: Which bundle, and how.
+    """
+
+    name = "decoder"
+    grpc_names = (decoder_pb2.DESCRIPTOR.services_by_name["Decoder"].full_name,)
+
+    def __init__(self, settings: DecoderSettings) -> None:
+        self._settings = settings
+        self._engine: GenaiEngine | None = None
+        self._decoder: Decoder | None = None
+
+    async def start(self, set_serving: Callable[[bool], None]) -> None:
+        """Load the bundle, spawn the engine and warm it up.
+
+        Args:
+            set_serving: Told when the engine is lost, and when it is back.
+
+        Raises:
+            StartError: The bundle or the engine does not load.
+        """
+        try:
+            self._decoder = await self._load(set_serving)
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, BundleError | EngineError):
+                raise StartError(str(error)) from error
+            if isinstance(error, OSError | ValueError):
+                raise StartError(f"the bundle {self._settings.bundle} cannot be loaded: {error}") from error
+            raise
+
+    async def _load(self, set_serving: Callable[[bool], None]) -> Decoder:
+        settings = self._settings
+        bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify)
+        engine = self._engine = GenaiEngine(
+            WorkerConfig(
+                model_dir=str(bundle.decoder_dir),
+                provider=settings.provider,
+                threads=settings.thread_count,
+                feature_width=bundle.feature_width,
+            )
+        )
+        # The engine loads in its own process, so tokenizer and model load side by side.
+        prompts, _ = await asyncio.gather(
+            asyncio.to_thread(PromptBuilder.load, bundle.decoder_dir, bundle.tokens), engine.start(set_serving)
+        )
+        if not isinstance(prompts.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+            raise ValueError("its tokenizer is not a byte-level one, as Qwen3-VL's is")
+        slots = engine.info.slots
+        return Decoder(
+            model=ModelFacts(
+                id=bundle.model.id,
+                precision=bundle.decoder.precision,
+                merge_size=bundle.vision.spatial_merge_size,
+                feature_width=bundle.feature_width,
+                encoder_fingerprint=bundle.encoder_fingerprint,
+                end_tokens=frozenset(bundle.tokens.eos),
+            ),
+            prompts=prompts,
+            token_bytes=TokenBytes(prompts.tokenizer.backend_tokenizer),
+            engine=engine,
+            admission=Admission(
+                slots + settings.max_queue, running=slots, max_bytes=settings.max_buffered_feature_bytes
+            ),
+            limits=Limits(
+                context_length=settings.context_limit(bundle.context_length),
+                default_max_tokens=settings.default_max_tokens,
+                max_prompt_media=settings.max_prompt_media,
+                max_text_bytes=settings.max_text_bytes,
+                max_feature_bytes=settings.max_feature_bytes,
+                media_timeout=settings.media_timeout,
+            ),
+            defaults=GenerationDefaults.load(bundle.decoder_dir / "generation_config.json"),
+        )
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the servicer."""
+        if self._decoder is None:
+            raise RuntimeError("start first")
+        decoder_pb2_grpc.add_DecoderServicer_to_server(DecoderServicer(self._decoder), server)
+
+    async def stop(self) -> None:
+        """End the engine."""
+        if self._engine is not None:
+            await self._engine.stop()
+            self._engine = None

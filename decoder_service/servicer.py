@@ -1,0 +1,109 @@
+"""The Decoder service on the wire: it translates, the core works."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from decoder_service import validation, wire
+from decoder_service.chat import media_of
+from decoder_service.core import Decoder
+from decoder_service.handshake import FeatureIntake
+from decoder_service.session import open_session
+from serving.errors import Code, ServiceError, invalid
+from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
+    """Answers calls with what is loaded.
+
+    Args:
+        decoder: What is loaded.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    async def Generate(  # the stubs know only blocking handlers  # the wire's name
+        self, request_iterator: AsyncIterator[decoder_pb2.GenerateRequest], context: _Context
+    ) -> AsyncIterator[decoder_pb2.GenerateResponse]:
+        """Answer one conversation.
+
+        Reading and writing take turns: from `media_needed` to the last feature only the caller has something to say,
+        after it only the decoder. A deadline or a client that leaves cancels this coroutine, wherever it is, and
+        leaving the blocks gives back the place and the engine.
+        """
+        arrived = time.perf_counter()
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("payload") != "open":
+            raise invalid("open", "must be the first message of the stream")
+        opening = validation.opening(
+            first.open,
+            model=self._decoder.model.id,
+            defaults=self._decoder.defaults,
+            limits=self._decoder.limits,
+        )
+        del first
+        async with open_session(self._decoder, opening, arrived=arrived) as session:
+            yield wire.media_needed(session.intake.needed)
+            await self._take_in(requests, session.intake)
+            async with contextlib.aclosing(session.events()) as events:
+                async for event in events:
+                    yield wire.event(event)
+
+    async def _take_in(self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake) -> None:
+        timeout = self._decoder.limits.media_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                while not intake.complete:
+                    request = await anext(requests, None)
+                    if request is None:
+                        raise invalid(
+                            "header",
+                            f"the stream ended before all features of the media {list(intake.missing)} had come",
+                            reason="FEATURES_INCOMPLETE",
+                        )
+                    match request.WhichOneof("payload"):
+                        case "header":
+                            await intake.header(request.header.media_index, request.header.header)
+                        case "chunk":
+                            intake.chunk(request.chunk.media_index, request.chunk.chunk)
+                        case "open":
+                            raise invalid("open", "comes once, as the first message of the stream")
+                        case _:
+                            raise invalid("payload", "is not set; send header or chunk")
+        except TimeoutError as error:
+            raise ServiceError(
+                Code.DEADLINE_EXCEEDED,
+                "MEDIA_TIMEOUT",
+                f"the features of the media {list(intake.missing)} did not come within media_timeout, "
+                f"which is {timeout:g} seconds",
+            ) from error
+
+    async def CountPromptTokens(
+        self, request: decoder_pb2.CountPromptTokensRequest, context: _Context
+    ) -> decoder_pb2.CountPromptTokensResponse:
+        """Count the tokens of a prompt."""
+        model = self._decoder.model
+        validation.check_model(request.model, model.id)
+        messages = validation.conversation(request.messages, self._decoder.limits)
+        media = media_of(messages)
+        if len(request.layouts) != len(media):
+            raise invalid("layouts", f"has {len(request.layouts)} layouts for {len(media)} media")
+        layouts = [
+            validation.layout(sent, medium, merge_size=model.merge_size, path=f"layouts[{index}]")
+            for index, (sent, medium) in enumerate(zip(request.layouts, media, strict=True))
+        ]
+        return wire.count(await self._decoder.count(messages, layouts, ids=request.return_token_ids))
+
+    async def GetModel(self, request: decoder_pb2.GetModelRequest, context: _Context) -> chat_pb2.Model:
+        """Tell what is loaded."""
+        return wire.model(self._decoder)

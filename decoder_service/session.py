@@ -1,0 +1,187 @@
+"""One request, from its opening to its last event. Knows nothing of gRPC.
+
+opened ── needed ──▶ intake (headers, chunks) ── complete ──▶ answering ──▶ finished
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+
+from decoder_service.core import Decoder
+from decoder_service.detokenizer import Detokenizer, StopStrings
+from decoder_service.engine import EngineRequest, FinishReason, Prefilled, TokenDrawn
+from decoder_service.handshake import FeatureIntake
+from decoder_service.limits import check_room
+from decoder_service.prompt import Prompt, Rendered
+from decoder_service.validation import Opening
+from serving.errors import unavailable
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt is laid out.
+
+    Attributes:
+        request_id: The request's id.
+        model: Name of the model.
+        prompt_tokens: All tokens of the prompt.
+        media_tokens: Rows of features among them.
+        prompt_token_ids: The ids, where they were asked for.
+    """
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    media_tokens: int
+    prompt_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """More of the answer: whole characters, and the tokens drawn since the last delta."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was counted, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    media_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time went, in seconds. What encoding took is for the caller to say."""
+
+    queue: float
+    prefill: float
+    decode: float
+    time_to_first_token: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+Event = Started | Delta | Finished
+
+
+class Session:
+    """One request. Made by `open_session`; `intake` first, then `events`.
+
+    Args:
+        decoder: What is loaded.
+        opening: The request.
+        rendered: Its conversation.
+        intake: Takes in the features.
+        arrived: When the request came, by `time.perf_counter`.
+    """
+
+    def __init__(
+        self, decoder: Decoder, opening: Opening, rendered: Rendered, intake: FeatureIntake, arrived: float
+    ) -> None:
+        self._decoder = decoder
+        self._opening = opening
+        self._rendered = rendered
+        self._arrived = arrived
+        self.intake = intake
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """The answer. Once `intake` is complete. Closing the generator frees the engine.
+
+        Raises:
+            ServiceError: From the engine.
+        """
+        decoder, generation = self._decoder, self._opening.generation
+        prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, self.intake.layouts())
+        prompt_tokens = len(prompt.token_ids)
+        free = check_room(prompt_tokens, generation.max_tokens, decoder.limits.context_length)
+        max_tokens = generation.max_tokens or min(decoder.limits.default_max_tokens, free)
+        request = await self._engine_request(prompt, max_tokens)
+        yield Started(
+            self._opening.request_id,
+            decoder.model.id,
+            prompt_tokens,
+            prompt.media_tokens,
+            prompt.token_ids if generation.return_prompt_token_ids else (),
+        )
+
+        detokenizer, stops = Detokenizer(decoder.token_bytes), StopStrings(generation.stop)
+        prefilled = Prefilled(0.0, 0.0)
+        reason = FinishReason.LENGTH
+        drawn = 0
+        first = last = self._arrived
+        # Leaving the block, for whatever reason, frees the engine: also where a stop string ends the answer.
+        async with contextlib.aclosing(decoder.engine.generate(request)) as engine_events:
+            async for event in engine_events:
+                if isinstance(event, Prefilled):
+                    prefilled = event
+                elif isinstance(event, TokenDrawn):
+                    last = time.perf_counter()
+                    first = last if drawn == 0 else first
+                    drawn += 1
+                    # The end of the turn is not text.
+                    is_text = event.token_id not in decoder.model.end_tokens
+                    yield Delta(stops.push(detokenizer.push(event.token_id)) if is_text else "", (event.token_id,))
+                    if stops.hit:
+                        reason = FinishReason.STOP
+                        break
+                else:
+                    reason = event.reason
+        if not stops.hit:
+            rest = stops.push(detokenizer.flush())
+            if not stops.hit:
+                rest += stops.flush()
+            if rest:
+                yield Delta(rest, ())
+        yield Finished(
+            reason,
+            Usage(prompt_tokens, drawn, prompt.media_tokens, prefilled.cached_tokens),
+            Timings(prefilled.queue_seconds, prefilled.prefill_seconds, last - first, first - self._arrived),
+        )
+
+    async def _engine_request(self, prompt: Prompt, max_tokens: int) -> EngineRequest:
+        return EngineRequest(
+            request_id=self._opening.request_id,
+            token_ids=prompt.engine_token_ids,
+            features=await asyncio.to_thread(self.intake.features),
+            grids=prompt.grids,
+            sampling=self._opening.generation.sampling,
+            max_new_tokens=max_tokens,
+            stop_token_ids=self._decoder.model.end_tokens,
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) -> AsyncIterator[Session]:
+    """Take a place and lay the text out.
+
+    Args:
+        decoder: What is loaded.
+        opening: The request.
+        arrived: When it came, by `time.perf_counter`.
+
+    Raises:
+        ServiceError: RESOURCE_EXHAUSTED where the queue is full or the text alone is too long; UNAVAILABLE where the
+            engine is down; what `PromptBuilder.render` raises.
+    """
+    if not decoder.engine.ready:
+        raise unavailable("ENGINE_NOT_READY", "the engine is being started again")
+    with decoder.admission.enter() as place:
+        rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
+        intake = FeatureIntake(decoder, rendered, opening.generation.max_tokens, place)
+        yield Session(decoder, opening, rendered, intake, arrived)

@@ -1,0 +1,66 @@
+"""What the decoder service is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from serving.settings import MIB, ServerSettings
+
+
+class DecoderSettings(ServerSettings):
+    """Settings of the decoder service: `DECODER_*` in the environment, or flags of the same names.
+
+    `provider=cuda` asks onnxruntime-genai for its CUDA execution provider, which needs the onnxruntime-genai-cuda
+    package. It is passed on as it is and has not been run on a GPU by this project.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="DECODER_")
+
+    port: int = Field(50062, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    bundle: Path = Field(description="Directory that `triptych export` wrote.")
+    verify: bool = Field(False, description="Compare every file of the bundle with its digest before loading it.")
+    provider: Literal["cpu", "cuda"] = Field("cpu", description="Execution provider of the language model.")
+    threads: int = Field(0, ge=0, description="Threads for one operator; 0: the cores this process may use.")
+    context_length: int = Field(
+        32768,
+        ge=0,
+        description="Most tokens of a prompt and its answer; never more than the model's own limit, which 0 takes. "
+        "Memory for keys and values is taken per request, as much as its prompt and its answer may need.",
+    )
+    default_max_tokens: int = Field(1024, ge=1, description="Length of an answer where the request names none.")
+    max_queue: int = Field(
+        16, ge=0, description="Requests that may wait beside the running one; more are refused with a retry delay."
+    )
+    max_prompt_media: int = Field(64, ge=0, description="Images and videos in one conversation.")
+    max_text_bytes: int = Field(2 * MIB, ge=1, description="Text of one conversation, in UTF-8 bytes.")
+    max_feature_bytes: int = Field(
+        512 * MIB, ge=1, description="Features of one request, in bytes of float32: rows x width x 4."
+    )
+    max_buffered_feature_bytes: int = Field(
+        2048 * MIB, ge=1, description="Features of all requests together, in bytes of float32."
+    )
+    media_timeout: float = Field(
+        300.0, gt=0, description="Seconds to wait for all features once they have been asked for."
+    )
+
+    @property
+    def thread_count(self) -> int:
+        """Threads for one operator, with 0 resolved."""
+        if self.threads:
+            return self.threads
+        if hasattr(os, "sched_getaffinity"):  # Linux: what a container or taskset leaves, not what the machine has
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+
+    def context_limit(self, model_limit: int) -> int:
+        """Most tokens of a prompt and its answer.
+
+        Args:
+            model_limit: What the model was made for.
+        """
+        return min(self.context_length or model_limit, model_limit)

@@ -1,0 +1,294 @@
+"""From the wire to values of the core. Whatever is wrong is named by the path of its field; nothing is ignored."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text, media_of
+from decoder_service.engine import SamplingParams
+from decoder_service.generation import (
+    MAX_SEED,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    Generation,
+    GenerationDefaults,
+)
+from decoder_service.limits import Limits
+from serving.errors import Code, ServiceError, invalid, too_large, unimplemented
+from serving.media import check_options, is_digest
+from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
+
+MAX_MESSAGES = 1024
+MAX_PARTS = 16384
+MAX_REQUEST_ID_LENGTH = 128
+MAX_TIMESTAMP = 1e7
+"""Seconds: about four months. A time is written into the prompt, so its digits are bounded."""
+
+_ROLES = {
+    chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
+    chat_pb2.ROLE_USER: Role.USER,
+    chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+}
+_KINDS = {
+    media_pb2.MEDIA_KIND_IMAGE: MediaKind.IMAGE,
+    media_pb2.MEDIA_KIND_VIDEO: MediaKind.VIDEO,
+}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A request to answer a conversation, checked.
+
+    Attributes:
+        request_id: For logs and traces.
+        messages: The conversation.
+        generation: How the answer is drawn.
+    """
+
+    request_id: str
+    messages: tuple[Message, ...]
+    generation: Generation
+
+
+def opening(request: decoder_pb2.GenerateOpen, *, model: str, defaults: GenerationDefaults, limits: Limits) -> Opening:
+    """Check the opening of a `Generate`.
+
+    Args:
+        request: As sent.
+        model: Name of the model that is served.
+        defaults: What the checkpoint says where the request is silent.
+        limits: What a request may take.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED, NOT_FOUND or RESOURCE_EXHAUSTED, with the field's path.
+    """
+    check_model(request.model, model)
+    request_id = check_request_id(request.request_id)
+    if request.tools:
+        raise unimplemented("tools", "send none")
+    if request.HasField("tool_choice"):
+        raise unimplemented("tool_choice", "leave it unset")
+    check_options(request.media, "media")
+    return Opening(request_id, conversation(request.messages, limits), generation(request.generation, defaults))
+
+
+def check_model(name: str, model: str) -> None:
+    """Check that the model asked for is the one that is served.
+
+    Raises:
+        ServiceError: NOT_FOUND.
+    """
+    if name not in ("", model):
+        raise ServiceError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"model {name!r} is not served here; this is {model!r}")
+
+
+def check_request_id(request_id: str) -> str:
+    """Check a request's id, or make one.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT.
+    """
+    if not request_id:
+        return secrets.token_hex(8)
+    if len(request_id) > MAX_REQUEST_ID_LENGTH or not (request_id.isascii() and request_id.isprintable()):
+        raise invalid("request_id", f"must be at most {MAX_REQUEST_ID_LENGTH} printable ASCII characters")
+    return request_id
+
+
+def conversation(messages: Sequence[chat_pb2.Message], limits: Limits) -> tuple[Message, ...]:
+    """Check a conversation.
+
+    Args:
+        messages: As sent, media named by digest.
+        limits: What a request may take.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED, with the field's path.
+    """
+    if not messages:
+        raise invalid("messages", "is empty; send at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise too_large(
+            "messages",
+            f"has {len(messages)} messages, over the limit of {MAX_MESSAGES}",
+            reason="TOO_MANY_MESSAGES",
+            limit=MAX_MESSAGES,
+        )
+    parts = sum(len(message.parts) for message in messages)
+    if parts > MAX_PARTS:
+        raise too_large(
+            "messages", f"has {parts} parts, over the limit of {MAX_PARTS}", reason="TOO_MANY_PARTS", limit=MAX_PARTS
+        )
+    checked = tuple(_message(message, index) for index, message in enumerate(messages))
+    if checked[-1].role is Role.ASSISTANT:
+        raise invalid(f"messages[{len(checked) - 1}].role", "is ROLE_ASSISTANT; the last message must be the user's")
+    count = len(media_of(checked))
+    if count > limits.max_prompt_media:
+        raise too_large(
+            "messages",
+            f"has {count} images and videos, over max_prompt_media, which is {limits.max_prompt_media}",
+            reason="TOO_MANY_MEDIA",
+            limit=limits.max_prompt_media,
+        )
+    size = sum(len(part.text.encode()) for message in checked for part in message.parts if isinstance(part, Text))
+    if size > limits.max_text_bytes:
+        raise too_large(
+            "messages",
+            f"has {size} bytes of text, over max_text_bytes, which is {limits.max_text_bytes}",
+            reason="TEXT_TOO_LONG",
+            limit=limits.max_text_bytes,
+        )
+    return checked
+
+
+def _message(message: chat_pb2.Message, index: int) -> Message:
+    path = f"messages[{index}]"
+    if message.role == chat_pb2.ROLE_TOOL:
+        raise unimplemented(
+            f"{path}.role", "ROLE_TOOL has no meaning yet; send ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT"
+        )
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise invalid(
+            f"{path}.role",
+            f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2) or ROLE_ASSISTANT (3)",
+            reason="ROLE_UNKNOWN",
+        )
+    if role is Role.SYSTEM and index > 0:
+        raise invalid(f"{path}.role", "is ROLE_SYSTEM, which only the first message may have")
+    if not message.parts:
+        raise invalid(f"{path}.parts", "is empty; send at least one part")
+    return Message(role, tuple(_part(part, role, f"{path}.parts[{n}]") for n, part in enumerate(message.parts)))
+
+
+def _part(part: chat_pb2.Part, role: Role, path: str) -> Text | Medium:
+    match part.WhichOneof("part"):
+        case "text":
+            return Text(part.text)
+        case "image":
+            return _medium(part.image, MediaKind.IMAGE, role, f"{path}.image")
+        case "video":
+            return _medium(part.video, MediaKind.VIDEO, role, f"{path}.video")
+        case "tool_call":
+            raise unimplemented(f"{path}.tool_call", "leave tool calls out of the conversation")
+        case "tool_result":
+            raise unimplemented(f"{path}.tool_result", "leave tool results out of the conversation")
+        case _:
+            raise invalid(path, "has no content; set text, image or video")
+
+
+def _medium(media: media_pb2.Media, kind: MediaKind, role: Role, path: str) -> Medium:
+    if role is not Role.USER:
+        raise invalid(path, f"only ROLE_USER may send media; this message is the {role.value}'s")
+    if media.WhichOneof("source") != "digest":
+        raise invalid(path, "must be named by its digest: the decoder takes features, not files")
+    if not is_digest(media.digest):
+        raise invalid(f"{path}.digest", "must be sha256: and 64 lower-case hexadecimal digits")
+    return Medium(kind, media.digest)
+
+
+def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults) -> Generation:
+    """Check how an answer is to be drawn.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
+    """
+    _refuse_what_does_nothing_yet(options)
+    if options.HasField("max_tokens") and options.max_tokens < 1:
+        raise invalid("generation.max_tokens", "is 0 and must be at least 1")
+    temperature, top_p, top_k = 0.0, defaults.top_p, defaults.top_k
+    if options.HasField("temperature"):
+        temperature = options.temperature
+        _check(0 <= temperature <= MAX_TEMPERATURE, "temperature", temperature, f"from 0 to {MAX_TEMPERATURE:g}")
+    if options.HasField("top_p"):
+        top_p = options.top_p
+        _check(0 < top_p <= 1, "top_p", top_p, "greater than 0 and at most 1")
+    if options.HasField("top_k"):
+        top_k = options.top_k
+        _check(top_k <= MAX_TOP_K, "top_k", top_k, f"at most {MAX_TOP_K}")
+    seed = options.seed if options.HasField("seed") else secrets.randbelow(MAX_SEED + 1)
+    _check(seed <= MAX_SEED, "seed", seed, f"at most {MAX_SEED}")
+    return Generation(
+        sampling=SamplingParams(temperature, top_p, top_k, seed),
+        max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
+        stop=_stops(options.stop),
+        return_prompt_token_ids=options.return_prompt_token_ids,
+    )
+
+
+def _stops(stops: Sequence[str]) -> tuple[str, ...]:
+    if len(stops) > MAX_STOPS:
+        raise invalid("generation.stop", f"has {len(stops)} strings and may have {MAX_STOPS}")
+    for index, stop in enumerate(stops):
+        if not 1 <= len(stop) <= MAX_STOP_LENGTH:
+            raise invalid(
+                f"generation.stop[{index}]", f"has {len(stop)} characters and must have 1 to {MAX_STOP_LENGTH}"
+            )
+    return tuple(stops)
+
+
+def _refuse_what_does_nothing_yet(options: chat_pb2.GenerationOptions) -> None:
+    """Refuse the options that have no effect yet, unless their value asks for none."""
+    _check(0 <= options.min_p <= 1, "min_p", options.min_p, "from 0 to 1")
+    if options.min_p != 0:
+        raise unimplemented("generation.min_p", "use top_p or top_k")
+    if options.HasField("repetition_penalty"):
+        penalty = options.repetition_penalty
+        _check(0 < penalty < math.inf, "repetition_penalty", penalty, "greater than 0")
+        if penalty != 1:
+            raise unimplemented("generation.repetition_penalty", "leave it unset")
+    for name in ("presence_penalty", "frequency_penalty"):
+        penalty = getattr(options, name)
+        _check(-2 <= penalty <= 2, name, penalty, "from -2 to 2")
+        if penalty != 0:
+            raise unimplemented(f"generation.{name}", "leave it unset")
+    if options.logit_bias:
+        raise unimplemented("generation.logit_bias", "leave it empty")
+    if options.HasField("logprobs"):
+        raise unimplemented("generation.logprobs", "leave it unset")
+    if options.HasField("response_format"):
+        raise unimplemented("generation.response_format", "leave it unset")
+
+
+def _check(holds: bool, name: str, value: float, must_be: str) -> None:
+    """Every comparison with NaN is false, so NaN is refused wherever a range is."""
+    if not holds:
+        raise invalid(f"generation.{name}", f"is {value:g} and must be {must_be}")
+
+
+def layout(sent: media_pb2.MediaLayout, medium: Medium, *, merge_size: int, path: str) -> Layout:
+    """Check the layout of a medium.
+
+    Args:
+        sent: As sent.
+        medium: The medium that it must be the layout of.
+        merge_size: Patches along one edge of a token.
+        path: Path of the layout in the request.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT with the field's path.
+    """
+    if _KINDS.get(sent.kind) is not medium.kind:
+        raise invalid(f"{path}.kind", f"is {int(sent.kind)} and the medium is of kind {medium.kind.value}")
+    if sent.digest != medium.digest:
+        raise invalid(f"{path}.digest", f"is {sent.digest[:80]!r} and the medium is {medium.digest}")
+    t, h, w = grid = (sent.grid_thw.t, sent.grid_thw.h, sent.grid_thw.w)
+    if min(grid) < 1 or h % merge_size or w % merge_size:
+        raise invalid(f"{path}.grid_thw", f"is {t}x{h}x{w}; h and w must be multiples of {merge_size}, none 0")
+    if medium.kind is MediaKind.IMAGE and t != 1:
+        raise invalid(f"{path}.grid_thw.t", f"is {t} and must be 1 for an image")
+    token_count = t * h * w // merge_size**2
+    if sent.token_count != token_count:
+        raise invalid(f"{path}.token_count", f"is {sent.token_count} and the grid {t}x{h}x{w} gives {token_count}")
+    expected = t if medium.kind is MediaKind.VIDEO else 0
+    if len(sent.timestamps) != expected:
+        raise invalid(f"{path}.timestamps", f"has {len(sent.timestamps)} times and must have {expected}")
+    for index, seconds in enumerate(sent.timestamps):
+        if not 0 <= seconds <= MAX_TIMESTAMP:
+            raise invalid(f"{path}.timestamps[{index}]", f"is {seconds:g} and must be from 0 to {MAX_TIMESTAMP:g}")
+    return Layout(medium, grid, token_count, tuple(sent.timestamps))

@@ -1,0 +1,236 @@
+"""Features on their way into a real server: taken in, begun anew, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from decoder_service.chat import Message, Text, first_of_each, media_of
+from decoder_service.prompt import PromptBuilder
+from serving.bundle import Bundle
+from serving.errors import Code
+from serving.media import media_digest
+from serving.status import from_rpc_error
+from tests.decoder_service.cases import Case
+from tests.decoder_service.client import (
+    Answer,
+    Features,
+    answer,
+    generate,
+    open_request,
+    opened,
+    refused,
+    rest_of,
+    send,
+    still_works,
+)
+from tests.decoder_service.conftest import Running, Serve
+from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, tensor_pb2, vision_pb2
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(serve_decoder: Serve) -> AsyncIterator[Running]:
+    """One server for the tests that leave it as it was."""
+    async with serve_decoder(max_queue=2) as running:
+        yield running
+
+
+async def test_the_same_image_is_sent_once(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """An image that comes twice is asked for once and has its place twice."""
+    one = cases["one image"]
+    message = one.messages[0]
+    case = dataclasses.replace(
+        one,
+        messages=(Message(message.role, message.parts[:1] * 2),),
+        layouts=one.layouts * 2,
+        features=one.features * 2,
+    )
+    got = await answer(running, case, bundle)
+    assert first_of_each(media_of(case.messages)) == (0,)
+    assert got.started.started.media_tokens == 2 * len(one.features[0])
+
+
+@pytest.mark.parametrize("dtype", [tensor_pb2.DATA_TYPE_FLOAT16, tensor_pb2.DATA_TYPE_BFLOAT16])
+async def test_half_precision_features(running: Running, bundle: Bundle, cases: dict[str, Case], dtype: int) -> None:
+    """Features may come in 2-byte types; the answer is that of the same values in float32."""
+    case = cases["one image"]
+    if dtype == tensor_pb2.DATA_TYPE_FLOAT16:
+        short = case.features[0].astype(np.float16)
+        whole = short.astype(np.float32)
+    else:
+        short = (case.features[0].view(np.uint32) >> 16).astype(np.uint16)
+        whole = (short.astype(np.uint32) << 16).view(np.float32)
+    expected = await answer(running, dataclasses.replace(case, features=(whole,)), bundle)
+    features = Features(case, bundle)
+    features.headers[0].features.dtype = dtype
+    features.rows[0] = short
+    async with generate(running) as call:
+        await send(call, features.all(await opened(call, open_request(case))))
+        assert Answer(await rest_of(call)).token_ids == expected.token_ids
+
+
+async def test_a_second_header_begins_anew(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """Features that were broken off are sent again from the start, also after all of one medium has come."""
+    case = cases["two images"]
+    features = Features(case, bundle)
+    wrong = np.zeros_like(features.rows[0])
+    async with generate(running) as call:
+        assert await opened(call, open_request(case)) == [0, 1]
+        await send(call, [features.header(1), *list(features.chunks(1))[:1], features.header(0)])
+        await send(call, features.chunks(0, wrong))
+        await send(call, [features.header(0), *features.chunks(0), features.header(1), *features.chunks(1)])
+        got = Answer(await rest_of(call))
+    assert got.token_ids == case.greedy[: len(got.token_ids)]
+
+
+HEADER_CHANGES: dict[str, Callable[[vision_pb2.EncodeHeader], object]] = {
+    "fingerprint": lambda header: setattr(header, "encoder_fingerprint", "0" * 64),
+    "digest": lambda header: setattr(header.layout, "digest", media_digest(b"another")),
+    "kind": lambda header: setattr(header.layout, "kind", media_pb2.MEDIA_KIND_VIDEO),
+    "token count": lambda header: setattr(header.layout, "token_count", header.layout.token_count + 1),
+    "grid": lambda header: setattr(header.layout.grid_thw, "h", header.layout.grid_thw.h + 1),
+    "width": lambda header: header.features.shape.append(header.features.shape.pop() + 1),
+    "rows": lambda header: header.features.shape.insert(0, header.features.shape.pop(0) + 1),
+    "dtype": lambda header: setattr(header.features, "dtype", 9),
+}
+
+
+def chunk_at_start(size: int) -> decoder_pb2.GenerateRequest:
+    """A chunk of so many zeros."""
+    chunk = tensor_pb2.TensorChunk(offset=0, data=bytes(size))
+    return decoder_pb2.GenerateRequest(chunk=decoder_pb2.FeatureChunk(media_index=0, chunk=chunk))
+
+
+STREAM_CHANGES: dict[str, Callable[[list[decoder_pb2.GenerateRequest], int], list[decoder_pb2.GenerateRequest]]] = {
+    "gap": lambda sent, size: [sent[0], sent[2]],
+    "overlap": lambda sent, size: [sent[0], sent[1], sent[1]],
+    "overrun": lambda sent, size: [sent[0], chunk_at_start(size + 1)],
+    "no header": lambda sent, size: sent[1:],
+    "index": lambda sent, size: [decoder_pb2.GenerateRequest(header=decoder_pb2.FeatureHeader(media_index=3))],
+    "short": lambda sent, size: sent[:-1],
+    "empty": lambda sent, size: [decoder_pb2.GenerateRequest()],
+}
+
+
+def broken(case: Case, bundle: Bundle, how: str) -> list[decoder_pb2.GenerateRequest]:
+    """A stream of one image's features with one thing wrong."""
+    features = Features(case, bundle)
+    HEADER_CHANGES.get(how, lambda _: None)(features.headers[0])
+    sent = [features.header(0), *features.chunks(0)]
+    return STREAM_CHANGES.get(how, lambda sent, _: sent)(sent, features.rows[0].nbytes)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("fingerprint", (Code.FAILED_PRECONDITION, "ENCODER_MISMATCH", None)),
+        ("digest", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].layout.digest")),
+        ("kind", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].layout.kind")),
+        ("token count", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].layout.token_count")),
+        ("grid", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].layout.grid_thw")),
+        ("width", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].shape")),
+        ("rows", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].shape")),
+        ("dtype", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].dtype")),
+        ("gap", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].offset")),
+        ("overlap", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].offset")),
+        ("overrun", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].data")),
+        ("no header", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "chunk.media_index")),
+        ("index", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "header.media_index")),
+        ("short", (Code.INVALID_ARGUMENT, "FEATURES_INCOMPLETE", "header")),
+        ("empty", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "payload")),
+    ],
+)
+async def test_features_refused(
+    running: Running, bundle: Bundle, cases: dict[str, Case], how: str, expected: tuple[Code, str, str | None]
+) -> None:
+    """Features that do not fit are refused with their own reason and field, and the next request works."""
+    case = cases["one image"]
+    error = await refused(running, open_request(case), broken(case, bundle, how))
+    code, reason, field = expected
+    assert (error.code, error.reason) == (code, reason), error.message
+    assert [violation.field for violation in error.violations] == ([field] if field else [])
+    await still_works(running, cases["text alone"])
+
+
+async def test_openings_refused(running: Running, cases: dict[str, Case]) -> None:
+    """A stream must begin with an opening, have one, and one that is valid."""
+    case = cases["one image"]
+    error = await refused(running, decoder_pb2.GenerateRequest(chunk=decoder_pb2.FeatureChunk()))
+    assert [violation.field for violation in error.violations] == ["open"]
+    error = await refused(running, open_request(case), [open_request(case)])
+    assert [violation.field for violation in error.violations] == ["open"]
+    error = await refused(running, decoder_pb2.GenerateRequest(open=decoder_pb2.GenerateOpen()))
+    assert (error.code, error.violations[0].field) == (Code.INVALID_ARGUMENT, "messages")
+    await still_works(running, cases["text alone"])
+
+
+async def test_prompts_that_are_too_long(
+    serve_decoder: Serve, bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case]
+) -> None:
+    """A text is refused when it is opened, media at the header that passes the context, before any feature comes."""
+    case, text = cases["two images"], cases["text alone"]
+    rows = [len(rows) for rows in case.features]
+    rendered = len(prompts.render(case.messages).token_ids)
+    context = rendered + sum(rows) - 2
+    features = Features(case, bundle)
+    async with serve_decoder(context_length=context) as running:
+        long = dataclasses.replace(text, messages=(Message(text.messages[0].role, (Text("word " * context),)),))
+        error = await refused(running, open_request(long))
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG")
+        assert (error.violations[0].field, error.metadata["limit"]) == ("messages", str(context))
+        options = chat_pb2.GenerationOptions(temperature=0)
+        error = await refused(running, open_request(case, options), [features.header(0), features.header(1)])
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG")
+        options = chat_pb2.GenerationOptions(max_tokens=context)
+        error = await refused(running, open_request(text, options))
+        assert (error.code, error.violations[0].field) == (Code.INVALID_ARGUMENT, "generation.max_tokens")
+        assert str(context) in error.message
+        options = chat_pb2.GenerationOptions(max_tokens=rows[1])
+        error = await refused(running, open_request(case, options), [features.header(0)])
+        assert (error.code, error.violations[0].field) == (Code.INVALID_ARGUMENT, "generation.max_tokens")
+        await still_works(running, text)
+
+
+async def test_feature_memory_is_bounded(serve_decoder: Serve, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """One request's features, and those of all together, are refused by their headers."""
+    case = cases["one image"]
+    size = case.features[0].nbytes
+    features = Features(case, bundle)
+    async with serve_decoder(max_feature_bytes=size - 1) as running:
+        error = await refused(running, open_request(case), [features.header(0)])
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "FEATURES_TOO_LARGE")
+        assert f"max_feature_bytes, which is {size - 1}" in error.message
+    async with serve_decoder(max_buffered_feature_bytes=2 * size - 1) as running, generate(running) as first:
+        await opened(first, open_request(case))
+        await send(first, [features.header(0)])
+        # Whichever of the two headers is read second is refused.
+        async with generate(running) as second:
+            await opened(second, open_request(case))
+            await send(second, [features.header(0)])
+            reads = [asyncio.ensure_future(rest_of(call)) for call in (first, second)]
+            done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+            errors = [from_rpc_error(task.exception()) for task in done]  # type: ignore[arg-type]
+            assert [error.reason for error in errors] == ["FEATURE_MEMORY_FULL"]
+            assert errors[0].retry_after
+            for task in reads:
+                task.cancel()
+
+
+async def test_features_that_never_come(serve_decoder: Serve, cases: dict[str, Case]) -> None:
+    """A caller that sends nothing is let go after media_timeout, and its place is free again."""
+    async with serve_decoder(media_timeout=0.2, max_queue=0) as running:
+        async with generate(running) as call:
+            await opened(call, open_request(cases["one image"]))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await rest_of(call)
+        error = from_rpc_error(caught.value)
+        assert (error.code, error.reason) == (Code.DEADLINE_EXCEEDED, "MEDIA_TIMEOUT")
+        await still_works(running, cases["text alone"])

@@ -1,0 +1,231 @@
+"""Answers, and the life of a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from decoder_service.prompt import PromptBuilder
+from serving.bundle import Bundle
+from serving.errors import Code
+from serving.status import from_rpc_error
+from tests.decoder_service.cases import TURNS, Case
+from tests.decoder_service.client import (
+    ENDLESS,
+    answer,
+    first_delta,
+    generate,
+    open_request,
+    opened,
+    refused,
+    rest_of,
+    still_works,
+    until_empty,
+    wire_layout,
+    wire_messages,
+)
+from tests.decoder_service.conftest import Running, Serve
+from tests.decoder_service.spy import listen
+from tests.reference import Reference
+from vlm.v1 import chat_pb2, decoder_pb2
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running(serve_decoder: Serve) -> AsyncIterator[Running]:
+    """One server for the tests that leave it as it was."""
+    async with serve_decoder(max_queue=2) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", TURNS)
+async def test_answers_are_those_of_transformers(
+    running: Running,
+    bundle: Bundle,
+    reference: Reference,
+    cases: dict[str, Case],
+    name: str,
+) -> None:
+    """Through the handshake: transformers' prompt ids, its greedy tokens and its text; usage and timings agree."""
+    case = cases[name]
+    got = await answer(running, case, bundle)
+    started, finished = got.started.started, got.finished.finished
+    assert list(started.prompt_token_ids) == case.inputs.input_ids[0].tolist()
+    assert (started.request_id, started.model) == ("r-1", bundle.model.id)
+    end = next((n for n, token in enumerate(cases[name].greedy, 1) if token in bundle.tokens.eos), None)
+    expected = cases[name].greedy[:end]
+    assert got.token_ids == expected
+    assert got.text == reference.tokenizer.decode(expected, skip_special_tokens=True)
+    ended = end is not None
+    assert finished.reason == (chat_pb2.FINISH_REASON_STOP if ended else chat_pb2.FINISH_REASON_LENGTH)
+    usage, timings = finished.usage, finished.timings
+    assert usage.prompt_tokens == started.prompt_tokens == len(started.prompt_token_ids)
+    assert usage.completion_tokens == len(expected)
+    assert usage.media_tokens == started.media_tokens == sum(len(rows) for rows in case.features)
+    assert timings.prefill_seconds > 0
+    assert timings.vision_seconds == 0
+    assert timings.time_to_first_token_seconds > timings.prefill_seconds
+
+
+async def test_stop_strings_end_the_answer(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """The answer ends before the stop string, whose tokens are reported; the reason is stop."""
+    options = chat_pb2.GenerationOptions(temperature=1, max_tokens=200, seed=3)
+    whole = await answer(running, cases["text alone"], bundle, options)
+    stop = whole.text[20:23]
+    options.stop.append(stop)
+    got = await answer(running, cases["text alone"], bundle, options)
+    assert got.text == whole.text[: whole.text.index(stop)]
+    assert got.finished.finished.reason == chat_pb2.FINISH_REASON_STOP
+    assert got.token_ids == whole.token_ids[: len(got.token_ids)]
+    assert got.finished.finished.usage.completion_tokens == len(got.token_ids) < len(whole.token_ids)
+
+
+async def test_seeds_repeat_over_the_wire(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """The same seed gives the same answer, another one another."""
+
+    async def ask(seed: int) -> list[int]:
+        options = chat_pb2.GenerationOptions(temperature=1.5, top_p=1, top_k=0, max_tokens=16, seed=seed)
+        return (await answer(running, cases["one image"], bundle, options)).token_ids
+
+    assert await ask(1) == await ask(1)
+    assert await ask(1) != await ask(2)
+
+
+async def test_an_answer_may_fill_the_context(
+    serve_decoder: Serve, bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case]
+) -> None:
+    """Without max_tokens an answer is cut to what the context leaves free."""
+    case = cases["text alone"]
+    free = 5
+    async with serve_decoder(context_length=len(prompts.render(case.messages).token_ids) + free) as running:
+        for seed in range(20):
+            got = await answer(running, case, bundle, chat_pb2.GenerationOptions(temperature=2, seed=seed))
+            assert len(got.token_ids) <= free
+            if got.finished.finished.reason == chat_pb2.FINISH_REASON_LENGTH:
+                break
+        assert len(got.token_ids) == free
+
+
+async def test_a_full_queue_refuses(running: Running, cases: dict[str, Case]) -> None:
+    """With one running and two waiting the fourth is refused at its opening, with a delay; then there is room again."""
+    case = cases["one image"]
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            await opened(await stack.enter_async_context(generate(running)), open_request(case))
+        error = await refused(running, open_request(cases["text alone"]))
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert error.retry_after is not None
+    await until_empty(running)
+    await still_works(running, cases["text alone"])
+
+
+async def test_a_client_that_leaves_frees_the_decoder(running: Running, cases: dict[str, Case]) -> None:
+    """Cancelling in the middle of a long answer, or a deadline, ends the engine's work and gives the place back."""
+    heard = listen(running.service._engine)  # type: ignore[arg-type]
+    async with generate(running) as call:
+        await opened(call, open_request(cases["text alone"], ENDLESS))
+        await first_delta(call)
+    await still_works(running, cases["text alone"])
+    (job,) = heard.left_off()
+    assert heard.tokens()[job] < ENDLESS.max_tokens / 2
+    async with generate(running, deadline=0.5) as call:
+        await opened(call, open_request(cases["one image"], ENDLESS))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rest_of(call)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await still_works(running, cases["text alone"])
+    await until_empty(running)
+
+
+async def test_a_lost_engine_is_told_and_replaced(serve_decoder: Serve, cases: dict[str, Case]) -> None:
+    """The engine's process is killed: UNAVAILABLE, NOT_SERVING, SERVING, and answers again."""
+    async with serve_decoder() as running:
+        health = health_pb2_grpc.HealthStub(running.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="vlm.v1.Decoder"))
+
+        async def until(status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+            while (await watch.read()).status != status:
+                pass
+
+        async with asyncio.timeout(30), generate(running) as call:
+            await until(health_pb2.HealthCheckResponse.SERVING)
+            await opened(call, open_request(cases["text alone"], ENDLESS))
+            await first_delta(call)
+            os.kill(running.service._engine.child_pid, signal.SIGKILL)  # type: ignore[union-attr, arg-type]
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await rest_of(call)
+            error = from_rpc_error(caught.value)
+            assert (error.code, error.reason) == (Code.UNAVAILABLE, "ENGINE_LOST")
+            await until(health_pb2.HealthCheckResponse.NOT_SERVING)
+            await until(health_pb2.HealthCheckResponse.SERVING)
+        watch.cancel()
+        await still_works(running, cases["text alone"])
+
+
+async def test_stopping_lets_answers_finish(serve_decoder: Serve, cases: dict[str, Case]) -> None:
+    """On a signal a running answer comes to its end and new ones are refused; then the server is gone."""
+    async with serve_decoder() as running:
+        options = chat_pb2.GenerationOptions(temperature=0, max_tokens=400)
+        async with generate(running) as call:
+            await opened(call, open_request(cases["text alone"], options))
+            await first_delta(call)
+            running.stop.set()
+            events = await rest_of(call)
+            assert events[-1].finished.usage.completion_tokens == 400
+        await running.ended
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await running.stub.GetModel(decoder_pb2.GetModelRequest(), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("name", TURNS)
+async def test_prompts_are_counted(running: Running, cases: dict[str, Case], name: str) -> None:
+    """Counting gives the ids and numbers of the prompt that would be answered."""
+    case = cases[name]
+    request = decoder_pb2.CountPromptTokensRequest(
+        messages=wire_messages(case.messages),
+        layouts=[wire_layout(layout) for layout in case.layouts],
+        return_token_ids=True,
+    )
+    counted = await running.stub.CountPromptTokens(request)
+    expected = case.inputs.input_ids[0].tolist()
+    assert list(counted.token_ids) == expected
+    assert counted.prompt_tokens == len(expected)
+    assert counted.media_tokens == sum(layout.token_count for layout in case.layouts)
+    request.return_token_ids = False
+    assert not (await running.stub.CountPromptTokens(request)).token_ids
+
+
+async def test_counting_is_not_bound_by_the_context(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """A prompt that is far too long is counted without being written; its ids are not to be had."""
+    case = cases["one image"]
+    sent = wire_layout(case.layouts[0])
+    sent.grid_thw.h, sent.grid_thw.w, sent.token_count = 40000, 40000, 400_000_000
+    request = decoder_pb2.CountPromptTokensRequest(messages=wire_messages(case.messages), layouts=[sent])
+    assert (await running.stub.CountPromptTokens(request)).media_tokens == 400_000_000
+    request.return_token_ids = True
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.CountPromptTokens(request)
+    assert from_rpc_error(caught.value).reason == "PROMPT_TOO_LONG"
+    del request.layouts[:]
+    with pytest.raises(grpc.aio.AioRpcError, match="0 layouts for 1 media"):
+        await running.stub.CountPromptTokens(request)
+
+
+async def test_the_model_is_told(running: Running, bundle: Bundle) -> None:
+    """Name, limits and fingerprint of what is served."""
+    model = await running.stub.GetModel(decoder_pb2.GetModelRequest())
+    assert (model.id, model.family, model.precision) == (bundle.model.id, "qwen3_vl", "fp32")
+    assert model.context_length == bundle.context_length
+    assert model.encoder_fingerprint == bundle.encoder_fingerprint
+    assert model.images
+    assert model.video

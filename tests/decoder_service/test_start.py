@@ -1,0 +1,86 @@
+"""Starting: alone, without torch, and with one sentence where it cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serving.bundle import Bundle
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}"}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the service to its end."""
+    command = [sys.executable, "-m", "decoder_service", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
+
+
+def test_torch_is_not_needed(bundle: Bundle) -> None:
+    """The service imports, and lays out prompts, where there is no torch."""
+    program = f"""
+import sys
+sys.modules["torch"] = None
+import decoder_service.engine.genai_worker
+from decoder_service.service import DecoderService
+from decoder_service.prompt import PromptBuilder
+from serving.bundle import Bundle
+bundle = Bundle.open({str(bundle.root)!r})
+prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+assert sys.modules["torch"] is None
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ((), 2, "bundle"),
+        (("--bundle", "x", "--max-queue", "-1"), 2, "max_queue"),
+        (("--bundle", "does/not/exist"), 1, "There is no bundle at does/not/exist"),
+    ],
+)
+def test_what_cannot_start_says_why(words: tuple[str, ...], code: int, says: str) -> None:
+    """Wrong usage is exit code 2, a bundle that is not there 1, each with one line."""
+    done = run(*words)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_engine_does_not_outlive_its_server(bundle: Bundle) -> None:
+    """A server that is killed outright takes its engine's process with it; SIGTERM to all of them is a clean stop."""
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)):
+        command = [sys.executable, "-m", "decoder_service", "--bundle", str(bundle.root), "--port", "0"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
+            assert server.stderr is not None
+            for line in server.stderr:
+                if "serving" in line:
+                    break
+            children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+            for pid in (server.pid, *(children if number is signal.SIGTERM else ())):
+                os.kill(int(pid), number)
+            assert server.wait(30) == code
+        assert children
+        deadline = time.monotonic() + 10
+        while any(alive(int(pid)) for pid in children) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(alive(int(pid)) for pid in children)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: is there, and is no zombie that nobody has collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

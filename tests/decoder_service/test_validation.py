@@ -1,0 +1,226 @@
+"""From the wire to the core: every wrong field by its name."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf import json_format
+
+from decoder_service import validation
+from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
+from decoder_service.engine import SamplingParams
+from decoder_service.generation import Generation, GenerationDefaults
+from decoder_service.limits import Limits
+from serving.errors import Code, ServiceError
+from serving.media import media_digest
+from vlm.v1 import decoder_pb2, media_pb2
+
+LIMITS = Limits(context_length=100, max_prompt_media=2, max_text_bytes=1000)
+DEFAULTS = GenerationDefaults(top_p=0.8, top_k=20)
+DIGEST = media_digest(b"picture")
+USER = {"role": "ROLE_USER", "parts": [{"text": "hi"}]}
+
+
+def opening(generation: dict | None = None, **fields: object) -> validation.Opening:
+    """Check an opening given as protobuf's JSON."""
+    request = json_format.ParseDict(
+        {"messages": [USER], "generation": generation or {}, **fields}, decoder_pb2.GenerateOpen()
+    )
+    return validation.opening(request, model="tiny", defaults=DEFAULTS, limits=LIMITS)
+
+
+def user(*parts: dict) -> list[dict]:
+    """A conversation of one message."""
+    return [{"role": "ROLE_USER", "parts": list(parts)}]
+
+
+def message(role: object, *parts: dict) -> dict:
+    """One message."""
+    return {"role": role, "parts": list(parts) or [{"text": "x"}]}
+
+
+IMAGE = {"image": {"digest": DIGEST}}
+
+REFUSED = [
+    ({"messages": []}, Code.INVALID_ARGUMENT, "messages"),
+    ({"messages": [USER] * 1025}, Code.RESOURCE_EXHAUSTED, "messages"),
+    ({"messages": user(*[{"text": ""}] * 16385)}, Code.RESOURCE_EXHAUSTED, "messages"),
+    ({"messages": user({"text": "é" * 501})}, Code.RESOURCE_EXHAUSTED, "messages"),
+    ({"messages": user(IMAGE, IMAGE, IMAGE)}, Code.RESOURCE_EXHAUSTED, "messages"),
+    ({"messages": [message(0)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
+    ({"messages": [USER, message(99)]}, Code.INVALID_ARGUMENT, "messages[1].role"),
+    ({"messages": [message(-1)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
+    ({"messages": [USER, message("ROLE_SYSTEM")]}, Code.INVALID_ARGUMENT, "messages[1].role"),
+    ({"messages": [USER, message("ROLE_ASSISTANT")]}, Code.INVALID_ARGUMENT, "messages[1].role"),
+    ({"messages": [message("ROLE_TOOL")]}, Code.UNIMPLEMENTED, "messages[0].role"),
+    ({"messages": [{"role": "ROLE_USER"}]}, Code.INVALID_ARGUMENT, "messages[0].parts"),
+    ({"messages": user({"text": "x"}, {})}, Code.INVALID_ARGUMENT, "messages[0].parts[1]"),
+    ({"messages": user({"toolCall": {}})}, Code.UNIMPLEMENTED, "messages[0].parts[0].tool_call"),
+    ({"messages": user({"toolResult": {}})}, Code.UNIMPLEMENTED, "messages[0].parts[0].tool_result"),
+    ({"messages": user({"image": {}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"messages": user({"image": {"data": "AA=="}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"messages": user({"video": {"url": "http://x"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].video"),
+    ({"messages": user({"video": {"digest": "x"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].video.digest"),
+    ({"messages": [message("ROLE_SYSTEM", IMAGE), USER]}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"messages": [message("ROLE_ASSISTANT", IMAGE), USER]}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"requestId": "a\nb"}, Code.INVALID_ARGUMENT, "request_id"),
+    ({"requestId": "a" * 129}, Code.INVALID_ARGUMENT, "request_id"),
+    ({"media": {"minPixels": 0}}, Code.INVALID_ARGUMENT, "media.min_pixels"),
+    ({"tools": [{"name": "f"}]}, Code.UNIMPLEMENTED, "tools"),
+    ({"toolChoice": {"auto": True}}, Code.UNIMPLEMENTED, "tool_choice"),
+    ({"generation": {"maxTokens": 0}}, Code.INVALID_ARGUMENT, "generation.max_tokens"),
+    ({"generation": {"temperature": -0.1}}, Code.INVALID_ARGUMENT, "generation.temperature"),
+    ({"generation": {"temperature": 2.1}}, Code.INVALID_ARGUMENT, "generation.temperature"),
+    ({"generation": {"temperature": "NaN"}}, Code.INVALID_ARGUMENT, "generation.temperature"),
+    ({"generation": {"topP": 0}}, Code.INVALID_ARGUMENT, "generation.top_p"),
+    ({"generation": {"topP": 1.1}}, Code.INVALID_ARGUMENT, "generation.top_p"),
+    ({"generation": {"topP": "NaN"}}, Code.INVALID_ARGUMENT, "generation.top_p"),
+    ({"generation": {"topK": 1025}}, Code.INVALID_ARGUMENT, "generation.top_k"),
+    ({"generation": {"seed": 2**31}}, Code.INVALID_ARGUMENT, "generation.seed"),
+    ({"generation": {"stop": ["a"] * 17}}, Code.INVALID_ARGUMENT, "generation.stop"),
+    ({"generation": {"stop": ["a", ""]}}, Code.INVALID_ARGUMENT, "generation.stop[1]"),
+    ({"generation": {"stop": ["a" * 257]}}, Code.INVALID_ARGUMENT, "generation.stop[0]"),
+    ({"generation": {"minP": 0.1}}, Code.UNIMPLEMENTED, "generation.min_p"),
+    ({"generation": {"minP": 1.5}}, Code.INVALID_ARGUMENT, "generation.min_p"),
+    ({"generation": {"minP": "NaN"}}, Code.INVALID_ARGUMENT, "generation.min_p"),
+    ({"generation": {"repetitionPenalty": 1.1}}, Code.UNIMPLEMENTED, "generation.repetition_penalty"),
+    ({"generation": {"repetitionPenalty": 0}}, Code.INVALID_ARGUMENT, "generation.repetition_penalty"),
+    ({"generation": {"repetitionPenalty": "NaN"}}, Code.INVALID_ARGUMENT, "generation.repetition_penalty"),
+    ({"generation": {"presencePenalty": 0.5}}, Code.UNIMPLEMENTED, "generation.presence_penalty"),
+    ({"generation": {"presencePenalty": 3}}, Code.INVALID_ARGUMENT, "generation.presence_penalty"),
+    ({"generation": {"frequencyPenalty": -0.5}}, Code.UNIMPLEMENTED, "generation.frequency_penalty"),
+    ({"generation": {"frequencyPenalty": "NaN"}}, Code.INVALID_ARGUMENT, "generation.frequency_penalty"),
+    ({"generation": {"logitBias": {"1": 0.5}}}, Code.UNIMPLEMENTED, "generation.logit_bias"),
+    ({"generation": {"logprobs": 0}}, Code.UNIMPLEMENTED, "generation.logprobs"),
+    ({"generation": {"responseFormat": {"regex": "a"}}}, Code.UNIMPLEMENTED, "generation.response_format"),
+]
+
+
+@pytest.mark.parametrize(("fields", "code", "path"), REFUSED, ids=lambda value: str(value)[:60])
+def test_refused(fields: dict, code: Code, path: str) -> None:
+    """What is wrong is refused with its code, and its field is named."""
+    with pytest.raises(ServiceError) as caught:
+        opening(**fields)
+    assert caught.value.code is code
+    assert [violation.field for violation in caught.value.violations] == [path]
+    assert path in caught.value.message
+
+
+def test_limits_are_named_with_their_values() -> None:
+    """A limit that is passed is in the sentence and, for programs, in the metadata."""
+    with pytest.raises(ServiceError, match="max_prompt_media, which is 2") as caught:
+        opening(messages=user(IMAGE, IMAGE, IMAGE))
+    assert caught.value.metadata == {"limit": "2"}
+
+
+def test_an_unknown_role_is_told_by_number() -> None:
+    """The number that was sent is in the sentence."""
+    with pytest.raises(ServiceError, match=r"messages\[0\].role: is 99"):
+        opening(messages=[message(99)])
+
+
+def test_another_model_is_not_found() -> None:
+    """Only the model that is served, or none, may be named."""
+    assert opening(model="tiny").request_id
+    with pytest.raises(ServiceError) as caught:
+        opening(model="other")
+    assert caught.value.code is Code.NOT_FOUND
+
+
+def test_a_conversation_becomes_values() -> None:
+    """Roles, texts and media arrive in order; an empty text is a text."""
+    digest = media_digest(b"video")
+    checked = opening(
+        requestId="r-1",
+        messages=[
+            message("ROLE_SYSTEM", {"text": "s"}),
+            message("ROLE_USER", {"text": ""}, IMAGE, {"video": {"digest": digest}}),
+            message("ROLE_ASSISTANT", {"text": "a"}),
+            USER,
+        ],
+    )
+    assert checked.request_id == "r-1"
+    assert checked.messages == (
+        Message(Role.SYSTEM, (Text("s"),)),
+        Message(Role.USER, (Text(""), Medium(MediaKind.IMAGE, DIGEST), Medium(MediaKind.VIDEO, digest))),
+        Message(Role.ASSISTANT, (Text("a"),)),
+        Message(Role.USER, (Text("hi"),)),
+    )
+
+
+def test_values_that_change_nothing_pass() -> None:
+    """An option that has no effect yet may be set to what has none."""
+    neutral = {"minP": 0, "repetitionPenalty": 1, "presencePenalty": 0, "frequencyPenalty": 0}
+    assert opening(neutral).generation.sampling.top_k == DEFAULTS.top_k
+
+
+def test_unset_options_are_the_checkpoints() -> None:
+    """An answer is greedy unless another is asked for; the rest is generation_config's, or as the request says."""
+    sampling = opening().generation.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0, 0.8, 20)
+    asked = {
+        "temperature": 1.5,
+        "topP": 0.5,
+        "topK": 0,
+        "seed": 7,
+        "maxTokens": 9,
+        "stop": ["a", "b"],
+        "returnPromptTokenIds": True,
+    }
+    assert opening(asked).generation == Generation(SamplingParams(1.5, 0.5, 0, 7), 9, ("a", "b"), True)
+
+
+def test_seeds_are_drawn_afresh() -> None:
+    """Without a seed two requests have two."""
+    seeds = {opening().generation.sampling.seed for _ in range(5)}
+    assert len(seeds) > 1
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+IMAGE_LAYOUT = {"kind": "MEDIA_KIND_IMAGE", "digest": DIGEST, "gridThw": {"t": 1, "h": 4, "w": 6}, "tokenCount": 6}
+VIDEO_LAYOUT = {
+    "kind": "MEDIA_KIND_VIDEO",
+    "digest": DIGEST,
+    "gridThw": {"t": 2, "h": 4, "w": 6},
+    "tokenCount": 12,
+    "timestamps": [0.5, 1.5],
+}
+
+
+def layout(sent: dict, kind: MediaKind) -> Layout:
+    """Check a layout given as protobuf's JSON."""
+    return validation.layout(
+        json_format.ParseDict(sent, media_pb2.MediaLayout()), Medium(kind, DIGEST), merge_size=2, path="layouts[0]"
+    )
+
+
+def test_layouts_become_values() -> None:
+    """An image's and a video's layout."""
+    assert layout(IMAGE_LAYOUT, MediaKind.IMAGE) == Layout(Medium(MediaKind.IMAGE, DIGEST), (1, 4, 6), 6)
+    video = layout(VIDEO_LAYOUT, MediaKind.VIDEO)
+    assert video == Layout(Medium(MediaKind.VIDEO, DIGEST), (2, 4, 6), 12, (0.5, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "field"),
+    [
+        (MediaKind.VIDEO, {}, "kind"),
+        (MediaKind.IMAGE, {"kind": 0}, "kind"),
+        (MediaKind.IMAGE, {"digest": media_digest(b"other")}, "digest"),
+        (MediaKind.IMAGE, {"gridThw": {"t": 1, "h": 0, "w": 6}}, "grid_thw"),
+        (MediaKind.IMAGE, {"gridThw": {"t": 1, "h": 3, "w": 6}}, "grid_thw"),
+        (MediaKind.IMAGE, {"gridThw": {"t": 2, "h": 4, "w": 6}}, "grid_thw.t"),
+        (MediaKind.IMAGE, {"tokenCount": 7}, "token_count"),
+        (MediaKind.IMAGE, {"gridThw": {"t": 1, "h": 2**31, "w": 2**31}}, "token_count"),
+        (MediaKind.IMAGE, {"timestamps": [1.0]}, "timestamps"),
+        (MediaKind.VIDEO, {**VIDEO_LAYOUT, "timestamps": [1.0]}, "timestamps"),
+        (MediaKind.VIDEO, {**VIDEO_LAYOUT, "timestamps": [1.0, -1]}, "timestamps[1]"),
+        (MediaKind.VIDEO, {**VIDEO_LAYOUT, "timestamps": [1e300, 1]}, "timestamps[0]"),
+        (MediaKind.VIDEO, {**VIDEO_LAYOUT, "timestamps": [1, "NaN"]}, "timestamps[1]"),
+    ],
+)
+def test_layouts_refused(kind: MediaKind, change: dict, field: str) -> None:
+    """A layout must be that of its medium and agree with itself."""
+    with pytest.raises(ServiceError) as caught:
+        layout({**IMAGE_LAYOUT, **change}, kind)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert [violation.field for violation in caught.value.violations] == [f"layouts[0].{field}"]
