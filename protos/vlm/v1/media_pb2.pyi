@@ -105,7 +105,9 @@ Global___MediaRef: _TypeAlias = MediaRef  # noqa: Y015
 
 @_typing.final
 class MediaOptions(_message.Message):
-    """How media become pixels. Unset fields take the checkpoint's own preprocessor settings."""
+    """How media become pixels. Unset fields take the checkpoint's own preprocessor settings; of a pair of bounds of which one
+    is set, the other gives way where the two would cross.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,36 @@
+"""Random checkpoints of several shapes, exported, served, and held against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import exporter
+from serving.bundle import Bundle
+from tests.checkpoints import SHAPES, make_checkpoint
+from tests.reference import Reference
+from tests.system import triptych_system
+from triptych import Client
+
+
+@dataclass(frozen=True)
+class Served:
+    """One checkpoint: as transformers runs it, and as the three services do."""
+
+    reference: Reference
+    checkpoint: Path
+    bundle: Bundle
+    client: Client
+
+
+@pytest.fixture(scope="session", params=SHAPES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Each shape in turn, exported in fp32."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = make_checkpoint(folder / "checkpoint", **SHAPES[request.param])
+    bundle = exporter.export(checkpoint, folder / "bundle", precision="fp32")
+    with triptych_system(bundle.root) as address, Client(address) as client:
+        yield Served(Reference(checkpoint), checkpoint, bundle, client)

@@ -1,0 +1,85 @@
+"""All three services in this process, on real sockets, for tests that look at what passes between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from decoder_service.service import DecoderService
+from decoder_service.settings import DecoderSettings
+from gateway.service import GatewayService
+from gateway.settings import GatewaySettings
+from serving.server import Service, serve
+from serving.settings import ServerSettings
+from vision_service.service import VisionService
+from vision_service.settings import VisionSettings
+
+
+class Servers:
+    """Servers on an event loop of their own, in a thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="servers", daemon=True)
+        self._thread.start()
+        self._running: list[tuple[asyncio.Event, asyncio.Task[None]]] = []
+
+    def start(self, service: Service, settings: ServerSettings) -> str:
+        """Start one; returns its address when it is SERVING."""
+        return asyncio.run_coroutine_threadsafe(self._start(service, settings), self.loop).result(120)
+
+    def stop_last(self) -> None:
+        """Stop the one that was started last."""
+        asyncio.run_coroutine_threadsafe(self._stop(*self._running.pop()), self.loop).result(60)
+
+    def close(self) -> None:
+        """Stop them all, the last started first."""
+        while self._running:
+            self.stop_last()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+    async def _start(self, service: Service, settings: ServerSettings) -> str:
+        stop = asyncio.Event()
+        port: asyncio.Future[int] = self.loop.create_future()
+        task = asyncio.create_task(serve(service, settings, on_listening=port.set_result, stop=stop))
+        await asyncio.wait((task, port), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        self._running.append((stop, task))
+        return f"127.0.0.1:{port.result()}"
+
+    @staticmethod
+    async def _stop(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+        stop.set()
+        await task
+
+
+@contextlib.contextmanager
+def triptych_system(bundle: Path, *, vision_bundle: Path | None = None, **decoder: object) -> Iterator[str]:
+    """A vision service, a decoder service and a gateway on free ports.
+
+    Args:
+        bundle: The model.
+        vision_bundle: Another bundle for the vision service alone.
+        decoder: More settings of the decoder service.
+
+    Yields:
+        The gateway's gRPC address.
+    """
+    servers = Servers()
+    try:
+        vision = VisionSettings(bundle=vision_bundle or bundle, port=0, grace_seconds=5)
+        vision_address = servers.start(VisionService(vision), vision)
+        decoding = DecoderSettings(bundle=bundle, port=0, grace_seconds=5, **decoder)  # type: ignore[arg-type]
+        decoder_address = servers.start(DecoderService(decoding), decoding)
+        conducting = GatewaySettings(
+            vision=vision_address, decoder=decoder_address, port=0, http_port=0, grace_seconds=5
+        )
+        yield servers.start(GatewayService(conducting), conducting)
+    finally:
+        servers.close()

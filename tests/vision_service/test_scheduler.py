@@ -1,0 +1,255 @@
+"""The scheduler packs what waits, forgets what is cancelled, and refuses what is too much."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from serving.bundle import Bundle
+from serving.errors import Code, ServiceError, invalid
+from tests import pictures
+from tests.vision_service.conftest import error
+from vision_service.encoder import Encoder
+from vision_service.media import Cancelled, Grid, Kind, Medium, Options, WorkCancelledError
+from vision_service.preprocess import Preprocessor
+from vision_service.scheduler import Scheduler
+
+
+class GatedEncoder(Encoder):
+    """An encoder whose forward passes wait to be let through, and that remembers what they were given."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder._model, out_dtype=encoder.out_dtype)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def encode(self, media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
+        self.batches.append([medium.grid.patches for medium in media])
+        self.entered.set()
+        assert self.gate.wait(30)
+        return super().encode(media, cancelled)
+
+
+@pytest.fixture
+def gated(bundle: Bundle) -> GatedEncoder:
+    """An encoder with its gate open."""
+    return GatedEncoder(Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32))
+
+
+@pytest.fixture
+def medium(preprocessor: Preprocessor) -> Callable[[int], Medium]:
+    """Makes an image of a number of columns of two patches by two."""
+
+    def make(columns: int) -> Medium:
+        options = Options(min_pixels=1024, max_pixels=1024 * columns)
+        return preprocessor.prepare("image", pictures.png(pictures.noise(32 * columns, 32)), options)
+
+    return make
+
+
+@asynccontextmanager
+async def running(
+    encoder: Encoder,
+    prepare: Callable[[Kind, bytes, Options, Cancelled], Medium],
+    *,
+    max_queue: int = 8,
+    max_batch_patches: int = 16,
+) -> AsyncIterator[Scheduler]:
+    """A scheduler that has started, until the end of the block."""
+    scheduler = Scheduler(
+        prepare, encoder, max_queue=max_queue, max_batch_patches=max_batch_patches, workers=2, threads=2
+    )
+    try:
+        await scheduler.start()
+        yield scheduler
+    finally:
+        await scheduler.stop()
+
+
+async def close_gate(encoder: GatedEncoder, scheduler: Scheduler, first: Medium, stack: contextlib.ExitStack) -> None:
+    """Let one medium into the encoder and hold it there, so that what comes after it must wait."""
+    encoder.batches.clear()
+    encoder.entered.clear()
+    encoder.gate.clear()
+    stack.enter_context(scheduler.enqueue(first))
+    assert await asyncio.to_thread(encoder.entered.wait, 30)
+
+
+async def test_waiting_media_are_packed(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+) -> None:
+    """What waits goes into one forward in order of arrival, up to the budget; what is larger goes alone."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+            media = [medium(n) for n in (1, 2, 1, 1, 6, 2)]
+            pending = [stack.enter_context(scheduler.enqueue(one)) for one in media]
+            gated.gate.set()
+            features = await asyncio.gather(*pending)
+        assert gated.batches == [[4], [4, 8, 4], [4], [24], [8]]
+        for one, got in zip(media, features, strict=True):
+            assert error(got, gated.encode([one])[0]) <= 1e-5
+
+
+async def test_cancelled_while_waiting(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+) -> None:
+    """A request that goes while it waits is never encoded; those behind it move up."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+
+            queued = asyncio.Event()
+
+            async def request() -> None:
+                with scheduler.enqueue(medium(2)) as pending:
+                    queued.set()
+                    await pending
+
+            task = asyncio.create_task(request())
+            await queued.wait()
+            behind = stack.enter_context(scheduler.enqueue(medium(3)))
+            assert scheduler.waiting == 2
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert scheduler.waiting == 1
+            gated.gate.set()
+            await behind
+        assert gated.batches == [[4], [12]]
+
+
+async def test_cancelled_while_encoding(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+) -> None:
+    """The encoder stops a batch that nobody waits for, and not one that somebody does."""
+    stopped: list[type[BaseException] | None] = []
+    encode = gated.encode
+
+    def watched(media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
+        try:
+            features = encode(media, cancelled)
+        except BaseException as error:
+            stopped.append(type(error))
+            raise
+        stopped.append(None)
+        return features
+
+    gated.encode = watched  # type: ignore[method-assign]
+    async with running(gated, preprocessor.prepare) as scheduler:
+        stopped.clear()
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+            kept = stack.enter_context(scheduler.enqueue(medium(1)))
+            gone = contextlib.ExitStack()
+            gone.enter_context(scheduler.enqueue(medium(1)))
+            gated.gate.set()
+            await asyncio.wait([kept])
+            gone.close()
+        assert stopped == [None, None]
+        stopped.clear()
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+        gated.gate.set()
+        with scheduler.enqueue(medium(1)) as pending:
+            assert (await pending).shape[0] == 1
+        assert stopped == [WorkCancelledError, None]
+
+
+async def test_full_house(gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]) -> None:
+    """One request more than there are places is refused with a delay, and admitted once a place is free."""
+    async with running(gated, preprocessor.prepare, max_queue=2) as scheduler:
+        with scheduler.admit():
+            with scheduler.admit():
+                with pytest.raises(ServiceError) as caught, scheduler.admit():
+                    pass
+                assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+                assert caught.value.retry_after is not None
+                assert caught.value.retry_after > 0
+                assert "2 requests" in caught.value.message
+            with scheduler.admit():
+                assert scheduler.held == 2
+        assert scheduler.held == 0
+
+
+async def test_one_bad_medium_harms_no_other(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+) -> None:
+    """Where a forward fails, its media are tried alone: only the one at fault fails."""
+    good = medium(1)
+    bad = Medium("image", Grid(1, 2, 2), np.zeros((3, 3, 2, 16, 16), np.uint8), good.levels)  # three patches of four
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, good, stack)
+            pending = [stack.enter_context(scheduler.enqueue(one)) for one in (good, bad, good)]
+            gated.gate.set()
+            results = await asyncio.gather(*pending, return_exceptions=True)
+        assert isinstance(results[0], torch.Tensor)
+        assert isinstance(results[1], RuntimeError)
+        assert isinstance(results[2], torch.Tensor)
+        assert gated.batches == [[4], [4, 4, 4], [4], [4], [4]]
+
+
+async def test_stop_refuses_what_waits(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+) -> None:
+    """Stopping ends what runs at its next layer and tells those who wait to go elsewhere."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        stack = contextlib.ExitStack()
+        await close_gate(gated, scheduler, medium(1), stack)
+        pending = stack.enter_context(scheduler.enqueue(medium(1)))
+        gated.gate.set()
+        await scheduler.stop()
+        with pytest.raises(ServiceError) as caught:
+            await pending
+        assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "SHUTTING_DOWN")
+        stack.close()
+
+
+async def test_preparing_goes_on_beside_encoding(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+) -> None:
+    """Media are preprocessed while the encoder is busy, and the event loop is free meanwhile."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+            data = pictures.png(pictures.noise(64, 64))
+            both = await asyncio.gather(*(scheduler.prepare("image", data, Options()) for _ in range(2)))
+            assert [one.grid for one in both] == [(1, 4, 4)] * 2
+            gated.gate.set()
+
+
+async def test_refused_media_raise_where_they_are_prepared(gated: GatedEncoder, preprocessor: Preprocessor) -> None:
+    """A refusal reaches whoever asked."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with pytest.raises(ServiceError, match="no image"):
+            await scheduler.prepare("image", b"text", Options())
+
+
+async def test_cancelled_while_preparing(gated: GatedEncoder) -> None:
+    """Preprocessing is told that nobody waits any more."""
+    entered, told = threading.Event(), threading.Event()
+
+    def prepare(kind: Kind, data: bytes, options: Options, cancelled: Cancelled) -> Medium:
+        entered.set()
+        while not cancelled():
+            pass
+        told.set()
+        raise invalid("data", "too late")
+
+    async with running(gated, prepare) as scheduler:
+        task = asyncio.create_task(scheduler.prepare("video", b"", Options()))
+        assert await asyncio.to_thread(entered.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(told.wait, 30)

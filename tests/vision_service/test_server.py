@@ -1,0 +1,352 @@
+"""The vision service on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.bundle import Bundle
+from serving.channels import open_channel
+from serving.errors import Code, ServiceError
+from serving.media import media_digest
+from serving.server import serve
+from serving.status import from_rpc_error
+from serving.tensors import CHUNK_BYTES, TensorAssembler
+from tests import pictures
+from tests.vision_service.clips import noises
+from tests.vision_service.conftest import error
+from tests.vision_service.test_scheduler import GatedEncoder
+from vision_service.encoder import Encoder
+from vision_service.media import Options
+from vision_service.preprocess import Preprocessor
+from vision_service.service import VisionService
+from vision_service.settings import VisionSettings
+from vlm.v1 import media_pb2, tensor_pb2, vision_pb2, vision_pb2_grpc
+
+IMAGE, VIDEO = media_pb2.MEDIA_KIND_IMAGE, media_pb2.MEDIA_KIND_VIDEO
+
+
+@dataclass
+class Running:
+    """A server that runs, and a client of it."""
+
+    service: VisionService
+    stub: Any
+    health: Any
+    stop: asyncio.Event
+    server: asyncio.Task[None]
+
+
+class GatedService(VisionService):
+    """A service whose encoder can be held in the middle of its work."""
+
+    encoder: GatedEncoder
+
+    def _load(self, device: torch.device, dtype: torch.dtype) -> tuple[Bundle, Preprocessor, Encoder]:
+        bundle, preprocessor, encoder = super()._load(device, dtype)
+        self.encoder = GatedEncoder(encoder)
+        return bundle, preprocessor, self.encoder
+
+    async def hold(self) -> None:
+        """From now on the encoder waits before each forward."""
+        self.encoder.entered.clear()
+        self.encoder.gate.clear()
+
+    async def held(self) -> None:
+        """Until the encoder has begun a forward."""
+        assert await asyncio.to_thread(self.encoder.entered.wait, 30)
+
+
+@asynccontextmanager
+async def running(bundle: Bundle, service: type[VisionService] = VisionService, **settings: Any) -> AsyncIterator[Any]:
+    """Run the service on a free port until the end of the block."""
+    configured = VisionSettings(bundle=bundle.root, port=0, device="cpu", **settings)
+    panel, stop = service(configured), asyncio.Event()
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    server = asyncio.create_task(serve(panel, configured, on_listening=port.set_result, stop=stop))
+    try:
+        await asyncio.wait([server, port], return_when=asyncio.FIRST_COMPLETED)
+        if server.done():
+            await server
+        async with open_channel(f"127.0.0.1:{port.result()}") as channel:
+            yield Running(
+                panel,
+                vision_pb2_grpc.VisionEncoderStub(channel),
+                health_pb2_grpc.HealthStub(channel),
+                stop,
+                server,
+            )
+    finally:
+        stop.set()
+        if isinstance(panel, GatedService):
+            panel.encoder.gate.set()
+        await server
+
+
+async def encode(stub: Any, request: vision_pb2.EncodeRequest) -> tuple[vision_pb2.EncodeHeader, np.ndarray]:
+    """The header and the whole features of one medium."""
+    call = stub.Encode(request)
+    responses = aiter(call)
+    header = (await anext(responses)).header
+    spec = header.features
+    assembler = TensorAssembler(
+        spec, rows=header.layout.token_count, width=spec.shape[1], max_bytes=1 << 26, path="features"
+    )
+    async for response in responses:
+        assert response.WhichOneof("payload") == "chunk"
+        assert len(response.chunk.data) <= CHUNK_BYTES
+        assembler.add(response.chunk)
+    assert assembler.complete
+    return header, assembler.array()
+
+
+def image(width: int = 96, height: int = 64, **options: Any) -> vision_pb2.EncodeRequest:
+    """A request for an image."""
+    data = pictures.png(pictures.noise(width, height))
+    return vision_pb2.EncodeRequest(kind=IMAGE, data=data, options=media_pb2.MediaOptions(**options))
+
+
+async def refusal(call: Any) -> ServiceError:
+    """What a call fails with."""
+
+    async def end() -> None:
+        if isinstance(call, AsyncIterable):
+            async for _ in call:
+                pass
+        else:
+            await call
+
+    with pytest.raises(grpc.RpcError) as caught:
+        await end()
+    return from_rpc_error(caught.value)
+
+
+async def test_image(bundle: Bundle, encoder: Encoder, preprocessor: Preprocessor) -> None:
+    """An image's header tells its layout, its chunks are the encoder's features."""
+    request = image(300, 200)
+    async with running(bundle) as server:
+        header, features = await encode(server.stub, request)
+    medium = preprocessor.prepare("image", request.data, Options())
+    assert header.encoder_fingerprint == bundle.encoder_fingerprint
+    layout = header.layout
+    assert (layout.kind, layout.digest, list(layout.timestamps)) == (IMAGE, media_digest(request.data), [])
+    assert (layout.grid_thw.t, layout.grid_thw.h, layout.grid_thw.w) == medium.grid
+    assert layout.token_count == medium.grid.patches // 4
+    assert header.features.dtype == tensor_pb2.DATA_TYPE_FLOAT32
+    assert list(header.features.shape) == [layout.token_count, bundle.feature_width]
+    assert error(features, encoder.encode([medium])[0]) <= 1e-5
+
+
+async def test_video(bundle: Bundle, encoder: Encoder, preprocessor: Preprocessor) -> None:
+    """A video's header has the times of its temporal patches too."""
+    data = pictures.video(noises(12), 4)
+    request = vision_pb2.EncodeRequest(kind=VIDEO, data=data, options=media_pb2.MediaOptions(fps=2.0))
+    async with running(bundle) as server:
+        header, features = await encode(server.stub, request)
+        layout = await server.stub.Describe(request)
+    medium = preprocessor.prepare("video", data, Options(fps=2.0))
+    assert header.layout == layout
+    assert (layout.grid_thw.t, layout.grid_thw.h, layout.grid_thw.w) == medium.grid
+    assert tuple(layout.timestamps) == medium.timestamps
+    assert len(layout.timestamps) == layout.grid_thw.t
+    assert error(features, encoder.encode([medium])[0]) <= 1e-5
+
+
+async def test_features_longer_than_a_chunk(bundle: Bundle, encoder: Encoder, preprocessor: Preprocessor) -> None:
+    """Features of several chunks come together again, of rows that chunks cut through."""
+    request = image(1184, 1184, max_pixels=1184 * 1184)
+    async with running(bundle) as server:
+        header, features = await encode(server.stub, request)
+    assert features.nbytes > CHUNK_BYTES
+    assert CHUNK_BYTES % (bundle.feature_width * 4) != 0
+    medium = preprocessor.prepare("image", request.data, Options(max_pixels=1184 * 1184))
+    assert header.layout.token_count == 37 * 37
+    assert error(features, encoder.encode([medium])[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("wire", ["float16", "bfloat16"])
+async def test_halves_on_the_wire(wire: str, bundle: Bundle) -> None:
+    """Features go in the type that the settings name, and the header says so."""
+    async with running(bundle) as server:
+        _, expected = await encode(server.stub, image())
+    async with running(bundle, wire_dtype=wire) as server:
+        header, features = await encode(server.stub, image())
+    assert header.features.dtype == tensor_pb2.DataType.Value(f"DATA_TYPE_{wire.upper()}")
+    assert np.allclose(features, expected, rtol=2.0**-7, atol=1e-3)
+
+
+async def test_many_at_once(bundle: Bundle) -> None:
+    """Requests that come together get the features that each gets alone."""
+    requests = [image(32 * n, 64) for n in range(2, 10)]
+    async with running(bundle) as server:
+        alone = [await encode(server.stub, request) for request in requests]
+        together = await asyncio.gather(*(encode(server.stub, request) for request in requests))
+    for (header, expected), (other, got) in zip(alone, together, strict=True):
+        assert other == header
+        assert error(got, expected) <= 1e-5
+
+
+async def test_header_comes_before_the_features(bundle: Bundle) -> None:
+    """The layout is known to the client while the encoder has not finished, or begun."""
+    async with running(bundle, GatedService) as server:
+        await server.service.hold()
+        responses = aiter(server.stub.Encode(image()))
+        first = await anext(responses)
+        assert first.header.layout.token_count == 6
+        server.service.encoder.gate.set()
+        assert (await anext(responses)).chunk.offset == 0
+
+
+async def test_get_encoder(bundle: Bundle) -> None:
+    """What is loaded is told."""
+    async with running(bundle) as server:
+        info = await server.stub.GetEncoder(vision_pb2.GetEncoderRequest())
+    assert info == vision_pb2.EncoderInfo(
+        model=bundle.model.id,
+        encoder_fingerprint=bundle.encoder_fingerprint,
+        device="cpu",
+        dtype=tensor_pb2.DATA_TYPE_FLOAT32,
+        feature_width=bundle.feature_width,
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "reason", "field"),
+    [
+        (vision_pb2.EncodeRequest(data=b"x"), Code.INVALID_ARGUMENT, "FIELD_INVALID", "kind"),
+        (vision_pb2.EncodeRequest(kind=7, data=b"x"), Code.INVALID_ARGUMENT, "FIELD_INVALID", "kind"),  # type: ignore[arg-type]
+        (vision_pb2.EncodeRequest(kind=IMAGE), Code.INVALID_ARGUMENT, "MEDIA_EMPTY", "data"),
+        (vision_pb2.EncodeRequest(kind=IMAGE, data=b"text"), Code.INVALID_ARGUMENT, "IMAGE_UNREADABLE", "data"),
+        (vision_pb2.EncodeRequest(kind=VIDEO, data=b"text"), Code.INVALID_ARGUMENT, "VIDEO_UNREADABLE", "data"),
+        (image(max_pixels=0), Code.INVALID_ARGUMENT, "FIELD_INVALID", "options.max_pixels"),
+        (image(fps=float("nan")), Code.INVALID_ARGUMENT, "FIELD_INVALID", "options.fps"),
+        (image(min_frames=9, max_frames=4), Code.INVALID_ARGUMENT, "FIELD_INVALID", "options.max_frames"),
+        (image(3000, 3000), Code.RESOURCE_EXHAUSTED, "IMAGE_TOO_LARGE", "data"),
+    ],
+)
+async def test_refusals(
+    request_: vision_pb2.EncodeRequest, code: Code, reason: str, field: str, bundle: Bundle
+) -> None:
+    """Each bad request has its own status, of Encode and Describe alike, and the next request works."""
+    async with running(bundle, max_image_pixels=1_000_000) as server:
+        for call in (server.stub.Encode(request_), server.stub.Describe(request_)):
+            failure = await refusal(call)
+            assert (failure.code, failure.reason) == (code, reason)
+            assert [violation.field for violation in failure.violations] == [field]
+        assert (await encode(server.stub, image()))[0].layout.token_count == 6
+
+
+async def test_fps_is_the_number_that_was_meant(bundle: Bundle) -> None:
+    """0.7 frames a second of ten seconds are seven: a float32 on the wire would be a little less than 0.7."""
+    data = pictures.video(noises(50), 5)
+    options = media_pb2.MediaOptions(fps=0.7, min_frames=1)
+    async with running(bundle) as server:
+        layout = await server.stub.Describe(vision_pb2.EncodeRequest(kind=VIDEO, data=data, options=options))
+    assert layout.grid_thw.t == 4
+    assert layout.timestamps[-1] == pytest.approx(49 / 5)  # the seventh frame, alone in its patch
+
+
+async def test_full_queue(bundle: Bundle) -> None:
+    """With every place taken a request is refused with a delay; once one is free the next is served."""
+    async with running(bundle, GatedService, max_queue=2) as server:
+        await server.service.hold()
+        calls = [aiter(server.stub.Encode(image())) for _ in range(2)]
+        for call in calls:
+            assert (await anext(call)).header.layout.token_count == 6
+        failure = await refusal(server.stub.Encode(image()))
+        assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert failure.retry_after is not None
+        server.service.encoder.gate.set()
+        for call in calls:
+            assert len([response async for response in call]) == 1
+        await encode(server.stub, image())
+
+
+async def test_client_that_leaves(bundle: Bundle) -> None:
+    """A client that goes while it waits gives its place back, and its medium is not encoded."""
+    async with running(bundle, GatedService, max_queue=2) as server:
+        await server.service.hold()
+        first = aiter(server.stub.Encode(image()))
+        await anext(first)
+        await server.service.held()
+        second = server.stub.Encode(image(320, 64))
+        await second.read()
+        scheduler = server.service._scheduler
+        assert (scheduler.held, scheduler.waiting) == (2, 1)
+        second.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await second.read()
+        while scheduler.held == 2:  # noqa: ASYNC110  # the server tells nobody that a place is free
+            await asyncio.sleep(0.001)
+        assert scheduler.waiting == 0
+        server.service.encoder.gate.set()
+        assert len([response async for response in first]) == 1
+        await encode(server.stub, image())
+        assert server.service.encoder.batches[1:] == [[24], [24]]  # after the one that warmed it up
+
+
+async def test_client_that_leaves_in_the_middle_of_the_features(bundle: Bundle) -> None:
+    """A client that stops reading and goes gives its place back, too."""
+    async with running(bundle) as server:
+        call = server.stub.Encode(image(1184, 1184, max_pixels=1184 * 1184))
+        await call.read()
+        await call.read()
+        call.cancel()
+        while server.service._scheduler.held:  # noqa: ASYNC110  # the server tells nobody that a place is free
+            await asyncio.sleep(0.001)
+        await encode(server.stub, image())
+
+
+async def test_deadline(bundle: Bundle) -> None:
+    """A request whose deadline passes while it waits gives its place back."""
+    async with running(bundle, GatedService) as server:
+        await server.service.hold()
+        failure = await refusal(server.stub.Encode(image(), timeout=0.3))
+        assert failure.code is Code.DEADLINE_EXCEEDED
+        while server.service._scheduler.held:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.001)
+        server.service.encoder.gate.set()
+        await encode(server.stub, image())
+
+
+async def test_health_and_graceful_stop(bundle: Bundle) -> None:
+    """Stopped while it encodes, the server turns unhealthy, finishes what it has begun, and ends."""
+    async with running(bundle, GatedService) as server:
+        watch = server.health.Watch(health_pb2.HealthCheckRequest(service="vlm.v1.VisionEncoder"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await server.service.hold()
+        call = aiter(server.stub.Encode(image()))
+        header = (await anext(call)).header
+        await server.service.held()
+        server.stop.set()
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        server.service.encoder.gate.set()
+        chunks = [response.chunk async for response in call]
+        assert sum(len(chunk.data) for chunk in chunks) == header.layout.token_count * header.features.shape[1] * 4
+        await server.server
+
+
+async def test_stop_does_not_wait_for_ever(bundle: Bundle, tmp_path: Path) -> None:
+    """What is still encoded at the end of the grace period is cut off, and the server ends."""
+    async with running(bundle, GatedService, grace_seconds=0.2) as server:
+        await server.service.hold()
+        call = aiter(server.stub.Encode(image()))
+        await anext(call)
+        await server.service.held()
+        server.stop.set()
+        failure = await refusal(call)
+        assert failure.code in (Code.UNAVAILABLE, Code.CANCELLED)
+        server.service.encoder.gate.set()
+        await server.server

@@ -1,0 +1,1 @@
+"""Media bytes in, features out: the vision encoder as a service."""

@@ -1,0 +1,157 @@
+"""An image file becomes RGB pixels, or a refusal that says why it cannot."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+
+from serving.errors import ServiceError, invalid, too_large
+from vision_service.media import PATH
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if features.check("avif") else []))
+"""What is opened. Pillow knows some forty formats more, each of them a parser that strangers' bytes would reach."""
+
+MAX_ASPECT_RATIO = 200
+"""Longest side over shortest, as in transformers' `smart_resize`."""
+
+_BAND_ROWS = 256
+
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
+"""What every PNG begins with; its width and height follow."""
+
+# The limit that is checked here is a setting, and stricter. Pillow's own would also write a warning to stderr for
+# images which that setting allows.
+Image.MAX_IMAGE_PIXELS = None
+
+# What Pillow's parsers raise on damaged files, found by feeding them such: the format's parser decides.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
+
+
+def decode_image(data: bytes, *, max_pixels: int, check: Callable[[int, int], None] | None = None) -> Image.Image:
+    """Decode an image upright in RGB: of an animated file, the first frame.
+
+    Transparency is laid on white, as transformers does it. 16-bit greyscale keeps its upper 8 bits, as Pillow does
+    for 16-bit colour.
+
+    Args:
+        data: The file's bytes.
+        max_pixels: Most pixels it may have by its header; nothing is decoded before that is checked.
+        check: Told width and height before the pixels are decoded; may raise to refuse them. The two are exchanged
+            where the file says that it lies on its side.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT with reason IMAGE_UNREADABLE, IMAGE_TRUNCATED, IMAGE_ASPECT_RATIO or
+            IMAGE_MODE_UNSUPPORTED; RESOURCE_EXHAUSTED with reason IMAGE_TOO_LARGE.
+    """
+    with _open(data, max_pixels) as image:
+        _check_size(image.width, image.height, max_pixels)
+        if check is not None:
+            check(image.width, image.height)
+        _load(image)
+        _turn_upright(image)
+        try:
+            return _to_rgb(image)
+        except _DAMAGE as error:
+            raise invalid(
+                PATH,
+                f"has the pixel mode {image.mode}, which cannot be shown as RGB; convert it to 8-bit RGB",
+                reason="IMAGE_MODE_UNSUPPORTED",
+            ) from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise invalid(PATH, f"is an image of {width} x {height} pixels", reason="IMAGE_UNREADABLE")
+    if width * height > max_pixels:
+        raise too_large(
+            PATH,
+            f"is an image of {width} x {height} pixels, over the limit of {max_pixels} pixels (max_image_pixels); "
+            "make it smaller",
+            reason="IMAGE_TOO_LARGE",
+            limit=max_pixels,
+        )
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise invalid(
+            PATH,
+            f"is an image of {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other",
+            reason="IMAGE_ASPECT_RATIO",
+        )
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if data.startswith(_PNG_HEAD) and len(data) >= len(_PNG_HEAD) + 8:
+            # Pillow reads on to the first pixels before it says anything: the size alone may tell why there are none.
+            _check_size(*struct.unpack_from(">II", data, len(_PNG_HEAD)), max_pixels)
+            raise _breaks_off() from error
+        raise invalid(PATH, f"is no image that can be read; use {', '.join(FORMATS)}", reason="IMAGE_UNREADABLE") from (
+            error
+        )
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: BaseException) -> ServiceError:
+    # Pillow has one exception for every failure of a decoder; most of its decoders call this one by its name.
+    if "truncated" in str(error).lower():
+        return _breaks_off()
+    return invalid(PATH, "is an image that is damaged or cut off", reason="IMAGE_UNREADABLE")
+
+
+def _breaks_off() -> ServiceError:
+    return invalid(PATH, "is an image that breaks off before its end; send all of it", reason="IMAGE_TRUNCATED")
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Apply the EXIF orientation, as transformers' `load_image` does."""
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
+    except _DAMAGE:
+        return  # a damaged note on how the camera was held is no reason to refuse the picture
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        # 32-bit integers and floats have no agreed white: whatever scale was chosen here would be a guess.
+        raise ValueError(image.mode)
+    if image.mode.startswith("I;16"):
+        image = _from_16_bits(image)
+    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
+        return _on_white(image)
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)  # in the machine's byte order, whatever the file's was
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # the one grey value that is not painted
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Lay transparency on white as transformers' `convert_to_rgb` does, in bands: it takes a third of the memory."""
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, _BAND_ROWS):
+        box = (0, top, image.width, min(top + _BAND_ROWS, image.height))
+        band = image.crop(box)
+        band.info = image.info  # a palette's transparency is kept there
+        band = band.convert("RGBA")
+        white = Image.new("RGBA", band.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, band).convert("RGB"), box)
+    return rgb

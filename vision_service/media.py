@@ -1,0 +1,106 @@
+"""The values that pass between the stages: what is asked of a medium, and what it has become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["image", "video"]
+
+Cancelled = Callable[[], bool]
+"""Asked now and then by work that takes long: whether anybody still wants its result."""
+
+PATH = "data"
+"""Path of the media bytes in the request, for errors."""
+
+
+class WorkCancelledError(Exception):
+    """Work stopped half-way because nobody wants its result any more."""
+
+
+class Grid(NamedTuple):
+    """The extent of a medium in patches, before spatial merging: frames (in temporal patches), rows, columns."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def patches(self) -> int:
+        """How many patches there are."""
+        return self.t * self.h * self.w
+
+
+@dataclass(frozen=True)
+class Options:
+    """How media become pixels. None takes the checkpoint's own preprocessor setting.
+
+    Attributes:
+        min_pixels: Least area of a resized image, in pixels.
+        max_pixels: Greatest area of a resized image, in pixels.
+        fps: Frames sampled from a second of video.
+        min_frames: Fewest frames sampled from a video, where it has so many.
+        max_frames: Most frames sampled from a video.
+        min_video_pixels: Least volume of a resized video, in pixels (frames x height x width).
+        max_video_pixels: Greatest volume of a resized video, in pixels.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_video_pixels: int | None = None
+    max_video_pixels: int | None = None
+
+
+class Range(NamedTuple):
+    """A least and a greatest value."""
+
+    low: int
+    high: int
+
+    def override(self, low: int | None, high: int | None) -> Range:
+        """Replace the bounds that are given.
+
+        A bound given alone moves the other out of its way: somebody who asks for at most 50,000 pixels must not get
+        65,536 because that is the checkpoint's least.
+        """
+        if low is None and high is None:
+            return self
+        if low is None:
+            return Range(min(self.low, int(high or 0)), int(high or 0))
+        if high is None:
+            return Range(low, max(self.high, low))
+        return Range(low, high)
+
+
+@dataclass(frozen=True)
+class Medium:
+    """An image or a video, ready to be encoded.
+
+    Attributes:
+        kind: Which of the two.
+        grid: Its extent in patches.
+        patches: [grid.patches, channels, temporal patch, patch, patch], uint8: a quarter of what float32 takes while
+            it waits. Patches are in the order in which the encoder merges them: by blocks of merge x merge.
+        levels: [channels, 256], float32: the encoder's input for each pixel value.
+        timestamps: Of a video, the time of each temporal patch in seconds; empty for an image.
+    """
+
+    kind: Kind
+    grid: Grid
+    patches: NDArray[np.uint8]
+    levels: NDArray[np.float32]
+    timestamps: tuple[float, ...] = ()
+
+    def pixel_values(self) -> NDArray[np.float32]:
+        """The encoder's input, [grid.patches, channels x temporal patch x patch x patch]."""
+        out = np.empty(self.patches.shape, np.float32)
+        for channel, levels in enumerate(self.levels):
+            np.take(levels, self.patches[:, channel], out=out[:, channel], mode="clip")
+        return out.reshape(len(out), -1)

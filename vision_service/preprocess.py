@@ -1,0 +1,220 @@
+"""Media bytes become what the encoder takes, as transformers' own processors do it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as image_size
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_size
+
+from serving.bundle import Bundle, BundleError, VisionInfo
+from serving.errors import invalid, too_large
+from vision_service.images import MAX_ASPECT_RATIO, decode_image
+from vision_service.media import PATH, Cancelled, Grid, Kind, Medium, Options, Range
+from vision_service.patches import image_levels, patchify, video_levels
+from vision_service.sampling import Sampling, patch_times
+from vision_service.video import VideoLimits, read_clip
+
+# What is always done here; a checkpoint that asks for anything else is refused rather than served wrongly.
+_ALWAYS: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "resample": 3,
+}
+
+_Levels = Callable[[Sequence[float], Sequence[float], float], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a medium may be at most.
+
+    Attributes:
+        image_pixels: An image's pixels before it is resized.
+        video: A video's limits before it is resized.
+        patches: Patches after resizing, of either.
+    """
+
+    image_pixels: int
+    video: VideoLimits
+    patches: int
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """One of the bundle's two preprocessor files, with the defaults that transformers gives it."""
+
+    pixels: Range
+    levels: NDArray[np.float32]
+    # Of videos alone.
+    fps: float
+    frames: Range
+    tokens_per_frame: int | None
+
+
+class Preprocessor:
+    """Turns files into patches. It keeps nothing between calls, so that several threads may call it at once.
+
+    Args:
+        bundle: Whose preprocessor settings and patch sizes to use.
+        limits: What is refused.
+
+    Raises:
+        BundleError: A settings file is missing or asks for what is not done here.
+    """
+
+    def __init__(self, bundle: Bundle, limits: Limits) -> None:
+        self._limits = limits
+        vision = bundle.vision
+        self._patch = vision.patch_size
+        self._temporal = vision.temporal_patch_size
+        self._merge = vision.spatial_merge_size
+        self._image = _read_settings(
+            bundle.vision_dir / "preprocessor_config.json",
+            Qwen2VLImageProcessorPil,
+            vision,
+            image_levels,
+        )
+        self._video = _read_settings(
+            bundle.vision_dir / "video_preprocessor_config.json",
+            Qwen3VLVideoProcessor,
+            vision,
+            video_levels,
+        )
+
+    def prepare(self, kind: Kind, data: bytes, options: Options, cancelled: Cancelled = lambda: False) -> Medium:
+        """Decode, resize and cut one medium.
+
+        Args:
+            kind: What the bytes are.
+            data: The file's bytes.
+            options: How they become pixels.
+            cancelled: Asked now and then; True stops the work.
+
+        Raises:
+            ServiceError: The medium is refused; `data` or an option is named, with a stable reason.
+            WorkCancelledError: `cancelled` said so.
+        """
+        if not data:
+            raise invalid(PATH, f"is empty; send the {kind}'s bytes", reason="MEDIA_EMPTY")
+        if kind == "image":
+            return self._prepare_image(data, options)
+        return self._prepare_video(data, options, cancelled)
+
+    def _prepare_image(self, data: bytes, options: Options) -> Medium:
+        pixels = self._image.pixels.override(options.min_pixels, options.max_pixels)
+
+        def target_size(width: int, height: int) -> tuple[int, int]:
+            size: tuple[int, int] = image_size(
+                height, width, self._patch * self._merge, min_pixels=pixels.low, max_pixels=pixels.high
+            )
+            return size
+
+        def check(width: int, height: int) -> None:
+            self._check_patches(1, *target_size(width, height), "image", "max_pixels")
+
+        picture = decode_image(data, max_pixels=self._limits.image_pixels, check=check)
+        height, width = target_size(picture.width, picture.height)
+        resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return self._medium("image", np.asarray(resized)[None], self._image.levels, ())
+
+    def _prepare_video(self, data: bytes, options: Options, cancelled: Cancelled) -> Medium:
+        frames = self._video.frames.override(options.min_frames, options.max_frames)
+        sampling = Sampling(options.fps or self._video.fps, frames)
+        pixels = self._video.pixels.override(options.min_video_pixels, options.max_video_pixels)
+
+        def target_size(count: int, height: int, width: int) -> tuple[int, int]:
+            size = self._video_size(count, height, width, pixels)
+            self._check_patches(-(-count // self._temporal), *size, "video", "max_video_pixels")
+            return size
+
+        clip = read_clip(
+            data, sampling=sampling, limits=self._limits.video, target_size=target_size, cancelled=cancelled
+        )
+        times = patch_times(clip.indices, clip.fps, self._temporal)
+        return self._medium("video", clip.frames, self._video.levels, times)
+
+    def _video_size(self, count: int, height: int, width: int, pixels: Range) -> tuple[int, int]:
+        factor = self._patch * self._merge
+        greatest = pixels.high
+        if self._video.tokens_per_frame is not None:
+            # As Qwen3VLVideoProcessor.resize.
+            cap = self._video.tokens_per_frame * factor**2
+            greatest = count * max(min(cap, pixels.high // count), int(pixels.low * 1.05))
+        try:
+            size: tuple[int, int] = video_size(
+                # transformers refuses a video of a single frame; here the frame fills its temporal patch.
+                max(count, self._temporal),
+                height,
+                width,
+                temporal_factor=self._temporal,
+                factor=factor,
+                min_pixels=pixels.low,
+                max_pixels=greatest,
+            )
+        except ValueError as error:
+            raise invalid(
+                PATH,
+                f"is a video of {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other",
+                reason="VIDEO_ASPECT_RATIO",
+            ) from error
+        return size
+
+    def _check_patches(self, t: int, height: int, width: int, kind: Kind, option: str) -> None:
+        patches = t * (height // self._patch) * (width // self._patch)
+        if patches > self._limits.patches:
+            raise too_large(
+                PATH,
+                f"is {'an' if kind == 'image' else 'a'} {kind} that becomes {patches} patches, over the limit of "
+                f"{self._limits.patches} (max_patches); lower {option}",
+                reason=f"{kind.upper()}_TOO_MANY_PATCHES",
+                limit=self._limits.patches,
+            )
+
+    def _medium(
+        self, kind: Kind, frames: NDArray[np.uint8], levels: NDArray[np.float32], times: tuple[float, ...]
+    ) -> Medium:
+        patches = patchify(frames, patch_size=self._patch, temporal_patch_size=self._temporal, merge_size=self._merge)
+        _, height, width, _ = frames.shape
+        grid = Grid(-(-len(frames) // self._temporal), height // self._patch, width // self._patch)
+        return Medium(kind, grid, patches, levels, times)
+
+
+def _read_settings(path: Path, processor: type, vision: VisionInfo, levels: _Levels) -> _Settings:
+    """Read one preprocessor file; what it leaves out is as the processor's class has it."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): export the bundle again.") from error
+
+    def setting(name: str) -> Any:
+        value = config.get(name)
+        return getattr(processor, name, None) if value is None else value
+
+    expected = {**_ALWAYS, "patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
+    for name, value in {**expected, "merge_size": vision.spatial_merge_size}.items():
+        if setting(name) != value:
+            raise BundleError(f"{path} has {name} = {setting(name)}, where only {value} can be served.")
+    size = setting("size")
+    return _Settings(
+        # Older files name the two bounds outright.
+        pixels=Range(
+            int(config.get("min_pixels") or size["shortest_edge"]),
+            int(config.get("max_pixels") or size["longest_edge"]),
+        ),
+        levels=levels(setting("image_mean"), setting("image_std"), setting("rescale_factor")),
+        fps=float(setting("fps") or 0),
+        frames=Range(int(setting("min_frames") or 0), int(setting("max_frames") or 0)),
+        tokens_per_frame=int(setting("max_video_tokens")) if setting("cap_pixels_per_frame") else None,
+    )

@@ -1,0 +1,59 @@
+"""Which frames of a video are looked at, and when they were: transformers' own rules for Qwen3-VL.
+
+`Qwen3VLVideoProcessor` holds the first and `Qwen3VLProcessor` the second, in methods of classes that need torchvision
+to be built; the tests hold these functions against those methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vision_service.media import Range
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How densely a video is looked at.
+
+    Attributes:
+        fps: Frames sampled from a second.
+        frames: Fewest and most frames; fewer only where the video has no more.
+    """
+
+    fps: float
+    frames: Range
+
+
+def sample_indices(total: int, video_fps: float, sampling: Sampling) -> list[int]:
+    """The frames to look at, evenly spread from the first to the last.
+
+    Args:
+        total: Frames of the video, at least 1.
+        video_fps: Its frames per second.
+        sampling: How densely.
+
+    Returns:
+        Indices, ascending.
+    """
+    wanted = int(total / video_fps * sampling.fps)
+    count = min(max(wanted, sampling.frames.low), sampling.frames.high, total)
+    return [int(index) for index in np.linspace(0, total - 1, count).round()]
+
+
+def patch_times(indices: Sequence[int], video_fps: float, temporal_patch_size: int) -> tuple[float, ...]:
+    """The time of each temporal patch: midway between its first and its last frame, in seconds.
+
+    Args:
+        indices: The frames that were sampled; the last is repeated to fill the last patch.
+        video_fps: The video's frames per second.
+        temporal_patch_size: Frames of a patch.
+    """
+    full = [*indices, *[indices[-1]] * (-len(indices) % temporal_patch_size)]
+    times = [index / video_fps for index in full]
+    return tuple(
+        (times[start] + times[start + temporal_patch_size - 1]) / 2
+        for start in range(0, len(times), temporal_patch_size)
+    )

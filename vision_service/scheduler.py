@@ -1,0 +1,228 @@
+"""Between the calls and the encoder: a bounded house, a pool that preprocesses, one thread that encodes.
+
+Preprocessing of some requests goes on while others are encoded. What waits is encoded together, in order of arrival,
+up to a number of patches. Nothing here knows gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+import torch
+
+from serving.errors import Code, ServiceError, overloaded, unavailable
+from vision_service.encoder import Encoder
+from vision_service.media import Cancelled, Kind, Medium, Options, WorkCancelledError
+
+Prepare = Callable[[Kind, bytes, Options, Cancelled], Medium]
+"""As `Preprocessor.prepare`."""
+
+log = structlog.get_logger()
+
+# Bounds of the delay after which a refused client is told to come again, in seconds.
+_LEAST_RETRY, _GREATEST_RETRY = 0.5, 30.0
+
+# Weight of the newest batch in the encoder's measured speed.
+_NEWEST = 0.3
+
+
+@dataclass(eq=False)
+class _Job:
+    """A medium that waits or is being encoded. `abandoned` is read by the encoder's thread."""
+
+    medium: Medium
+    result: asyncio.Future[torch.Tensor]
+    abandoned: bool = field(default=False)
+
+
+class Scheduler:
+    """Decides what the encoder does next. All methods are for the event loop's thread.
+
+    Args:
+        prepare: Turns bytes into a medium; called from several threads at once.
+        encoder: Used by one thread of this scheduler alone.
+        max_queue: Requests held at once.
+        max_batch_patches: Media are encoded together up to this many patches; a larger one goes alone.
+        workers: Media that are preprocessed at once.
+        threads: CPU threads of the encoder.
+    """
+
+    def __init__(
+        self,
+        prepare: Prepare,
+        encoder: Encoder,
+        *,
+        max_queue: int,
+        max_batch_patches: int,
+        workers: int,
+        threads: int,
+    ) -> None:
+        self._prepare = prepare
+        self._encoder = encoder
+        self._max_queue = max_queue
+        self._max_batch_patches = max_batch_patches
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="preprocess")
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="encode", initializer=torch.set_num_threads, initargs=(threads,)
+        )
+        self._held = 0
+        self._waiting: deque[_Job] = deque()
+        self._running: Sequence[_Job] = ()
+        self._arrived = asyncio.Event()
+        self._rate: float | None = None  # patches a second
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Warm the encoder up and begin to take work."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, [self._encoder.blank()])
+        self._task = asyncio.create_task(self._run(), name="encode")
+
+    async def stop(self) -> None:
+        """Refuse what still waits, stop what runs, and give the threads back."""
+        for job in (*self._waiting, *self._running):
+            job.abandoned = True
+            if not job.result.done():
+                job.result.set_exception(unavailable("SHUTTING_DOWN", "the vision service is stopping"))
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for pool in (self._pool, self._thread):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+
+    @property
+    def waiting(self) -> int:
+        """Media that wait for the encoder."""
+        return len(self._waiting)
+
+    @property
+    def held(self) -> int:
+        """Requests held now."""
+        return self._held
+
+    @contextlib.contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold a place for one request, from its arrival until its features are sent: they take memory until then.
+
+        Raises:
+            ServiceError: RESOURCE_EXHAUSTED with reason QUEUE_FULL and a delay for another try.
+        """
+        if self._held >= self._max_queue:
+            raise overloaded(
+                "QUEUE_FULL",
+                f"the vision service holds {self._held} requests, which is its limit (max_queue); try again later",
+                retry_after=self._retry_after(),
+            )
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+
+    async def prepare(self, kind: Kind, data: bytes, options: Options) -> Medium:
+        """Preprocess one medium in the pool.
+
+        Raises:
+            ServiceError: As `Preprocessor.prepare`.
+        """
+        abandoned = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._prepare, kind, data, options, abandoned.is_set
+            )
+        finally:
+            abandoned.set()  # where this was cancelled, the pool's thread must not go on for nobody
+
+    @contextlib.contextmanager
+    def enqueue(self, medium: Medium) -> Iterator[asyncio.Future[torch.Tensor]]:
+        """Have a medium encoded. Leaving the context takes it out of the queue, or stops its encoding.
+
+        Yields:
+            What its features will be: [tokens, feature width].
+        """
+        job = _Job(medium, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._arrived.set()
+        try:
+            yield job.result
+        finally:
+            job.abandoned = True
+            job.result.cancel()
+            with contextlib.suppress(ValueError):  # it is no longer waiting
+                self._waiting.remove(job)
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            self._running = self._take()
+            await self._encode(self._running)
+            self._running = ()
+
+    def _take(self) -> list[_Job]:
+        """The next batch: what has waited longest, and as many after it as fit."""
+        batch = [self._waiting.popleft()]
+        patches = batch[0].medium.grid.patches
+        while self._waiting and patches + self._waiting[0].medium.grid.patches <= self._max_batch_patches:
+            batch.append(self._waiting.popleft())
+            patches += batch[-1].medium.grid.patches
+        return batch
+
+    async def _encode(self, batch: Sequence[_Job]) -> None:
+        started = time.monotonic()
+        media = [job.medium for job in batch]
+        try:
+            features = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._encoder.encode, media, lambda: all(job.abandoned for job in batch)
+            )
+        except WorkCancelledError:
+            return  # whoever wanted it has gone
+        except Exception as error:  # noqa: BLE001  # it is handed to the calls that wait for it
+            await self._encode_failed(batch, error)
+            return
+        for job, one in zip(batch, features, strict=True):
+            if not job.result.done():
+                job.result.set_result(one)
+        patches = sum(medium.grid.patches for medium in media)
+        seconds = time.monotonic() - started
+        self._learn(patches / max(seconds, 1e-6))
+        log.debug("encoded", media=len(media), patches=patches, seconds=round(seconds, 4))
+
+    async def _encode_failed(self, batch: Sequence[_Job], error: Exception) -> None:
+        """One medium must not take those down that were packed with it: each is tried alone."""
+        if len(batch) > 1:
+            log.warning("a batch failed and is encoded one by one", media=len(batch), error=str(error))
+            for job in batch:
+                if not job.abandoned:
+                    await self._encode([job])
+            return
+        (job,) = batch
+        if isinstance(error, torch.OutOfMemoryError):
+            error = ServiceError(
+                Code.RESOURCE_EXHAUSTED,
+                "OUT_OF_MEMORY",
+                f"the encoder's device has no memory for {job.medium.grid.patches} patches; make the media smaller",
+            )
+        if not job.result.done():
+            job.result.set_exception(error)
+
+    def _learn(self, rate: float) -> None:
+        self._rate = rate if self._rate is None else (1 - _NEWEST) * self._rate + _NEWEST * rate
+
+    def _retry_after(self) -> float:
+        """Half of the time that the work at hand will take: by then there is room again."""
+        if self._rate is None:
+            return _LEAST_RETRY
+        patches = sum(job.medium.grid.patches for job in (*self._waiting, *self._running))
+        return min(max(patches / self._rate / 2, _LEAST_RETRY), _GREATEST_RETRY)

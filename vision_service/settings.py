@@ -1,0 +1,66 @@
+"""What the vision service is told: environment variables VISION_*, or flags of the same names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from serving.settings import ServerSettings
+
+
+class VisionSettings(ServerSettings):
+    """The settings of one vision service."""
+
+    model_config = SettingsConfigDict(env_prefix="VISION_", cli_prog_name="vision_service")
+
+    port: int = Field(50061, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    bundle: Path = Field(description="Directory of the bundle that holds the encoder.")
+    verify: bool = Field(False, description="Compare the bundle's files with their digests before loading.")
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        # On a CPU without AMX, bfloat16 ran at two thirds of float32's speed.
+        "auto",
+        description="Type to compute in; auto: float32 on a CPU, bfloat16 on a GPU.",
+    )
+    wire_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type that features are sent in; the halves save bandwidth and lose digits."
+    )
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the encoder; 0: every core it may use.")
+    preprocess_workers: int = Field(2, ge=1, le=64, description="Media that are decoded at once.")
+
+    max_queue: int = Field(
+        64, ge=1, description="Requests held at once, from arrival until their features are sent; more are refused."
+    )
+    max_batch_patches: int = Field(
+        0,
+        ge=0,
+        description="Waiting media are encoded together up to this many patches; 0: 512 on a CPU, 16384 on a GPU.",
+    )
+    max_patches: int = Field(
+        # What the published preprocessor settings give at most (4096 x 4096 pixels).
+        65_536,
+        ge=4,
+        description="Most patches that one image or video may have once it is resized.",
+    )
+
+    max_image_pixels: int = Field(
+        # 134 million: a 108-megapixel phone passes. Decoded, that is 512 MiB for each preprocessing worker.
+        1 << 27,
+        ge=1,
+        description="Most pixels of an image, told from its header before it is decoded.",
+    )
+    max_video_seconds: float = Field(1800.0, gt=0, description="Longest video.")
+    max_video_frames: int = Field(
+        108_000, ge=1, description="Most frames of a video file, sampled or not: each must be decoded."
+    )
+    max_sampled_frames: int = Field(
+        # What the published preprocessor settings sample at most.
+        768,
+        ge=1,
+        description="Most frames sampled from a video.",
+    )
+    max_video_pixels: int = Field(1 << 24, ge=1, description="Most pixels of a video's frame (4096 x 4096).")
