@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PROTOS := $(wildcard protos/vlm/v1/*.proto)
 
-.PHONY: setup demo test lint format protos protos-check clean
+.PHONY: setup demo test lint format protos protos-check docs docs-check clean
 
 setup: $(STAMP)
 
@@ -23,7 +23,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: setup protos-check
+lint: setup protos-check docs-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,6 +40,13 @@ protos: setup
 
 protos-check: setup
 	@$(BIN)/python -m tests.drift
+
+# The generated parts of docs/: the wire, the settings, the reasons of errors.
+docs: setup
+	$(BIN)/python -m docs
+
+docs-check: setup
+	@$(BIN)/python -m docs --check
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -152,7 +152,8 @@ def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) 
     if max_tokens is not None and max_tokens > free:
         raise invalid(
             "generation.max_tokens",
-            f"is {max_tokens}; the prompt of {prompt_tokens} tokens leaves {free} of the context of {context_length}",
+            f"is {max_tokens}; the prompt, of at least {prompt_tokens} tokens, leaves at most {free} of the context of "
+            f"{context_length}",
             reason="MAX_TOKENS_TOO_LARGE",
         )
     return free

@@ -30,7 +30,7 @@ class DecoderService(Service):
         settings: Which bundle, and how.
     """
 
-    name = "decoder"
+    name = "decoder_service"
     grpc_names = (decoder_pb2.DESCRIPTOR.services_by_name["Decoder"].full_name,)
 
     def __init__(self, settings: DecoderSettings) -> None:

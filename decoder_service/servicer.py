@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import structlog
 
 from decoder_service import validation, wire
 from decoder_service.chat import media_of
@@ -31,7 +32,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
 
-    async def Generate(  # the stubs know only blocking handlers  # the wire's name
+    async def Generate(
         self, request_iterator: AsyncIterator[decoder_pb2.GenerateRequest], context: _Context
     ) -> AsyncIterator[decoder_pb2.GenerateResponse]:
         """Answer one conversation.
@@ -52,6 +53,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             limits=self._decoder.limits,
         )
         del first
+        structlog.contextvars.bind_contextvars(request_id=opening.request_id)  # each call has a context of its own
         async with open_session(self._decoder, opening, arrived=arrived) as session:
             yield wire.media_needed(session.intake.needed)
             await self._take_in(requests, session.intake)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from serving.cores import usable_cores
 from serving.settings import MIB, ServerSettings
 
 
@@ -51,11 +51,7 @@ class DecoderSettings(ServerSettings):
     @property
     def thread_count(self) -> int:
         """Threads for one operator, with 0 resolved."""
-        if self.threads:
-            return self.threads
-        if hasattr(os, "sched_getaffinity"):  # Linux: what a container or taskset leaves, not what the machine has
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return self.threads or usable_cores()
 
     def context_limit(self, model_limit: int) -> int:
         """Most tokens of a prompt and its answer.

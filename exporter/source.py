@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import huggingface_hub
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -69,7 +69,7 @@ def _download(repo: str, revision: str | None, *, show_progress: bool) -> Path:
             f"There is no directory {repo} here and no model {repo} on Hugging Face, unless a private one: then run "
             "`hf auth login`."
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx2.HTTPError, ConnectionError) as error:
         raise ExportError(
             f"There is no directory {repo} here and Hugging Face could not be reached to download {which}: connect "
             "and run the command again (a download goes on where it stopped), or name a local checkpoint directory."

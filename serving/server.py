@@ -150,7 +150,13 @@ async def serve(
                 f"cannot listen on {settings.host}:{settings.port}; is the port taken by another process?"
             ) from error
         if settings.metrics_port is not None:
-            metrics.listen(settings.host, settings.metrics_port)
+            try:
+                metrics.listen(settings.host, settings.metrics_port)
+            except OSError as error:
+                raise StartError(
+                    f"cannot listen on {settings.host}:{settings.metrics_port} for metrics ({error.strerror}); "
+                    "is the port taken by another process?"
+                ) from error
         await server.start()
         await health_state.set(serving=True)
         log.info("serving", address=f"{settings.host}:{port}")

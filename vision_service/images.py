@@ -88,7 +88,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError as error:
         if data.startswith(_PNG_HEAD) and len(data) >= len(_PNG_HEAD) + 8:
             # Pillow reads on to the first pixels before it says anything: the size alone may tell why there are none.
-            _check_size(*struct.unpack_from(">II", data, len(_PNG_HEAD)), max_pixels)
+            width, height = struct.unpack_from(">II", data, len(_PNG_HEAD))
+            _check_size(width, height, max_pixels)
             raise _breaks_off() from error
         raise invalid(PATH, f"is no image that can be read; use {', '.join(FORMATS)}", reason="IMAGE_UNREADABLE") from (
             error

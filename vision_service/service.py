@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 
 import grpc
@@ -11,6 +10,7 @@ import structlog
 import torch
 
 from serving.bundle import Bundle, BundleError
+from serving.cores import usable_cores
 from serving.server import Service, StartError
 from vision_service.encoder import Encoder
 from vision_service.preprocess import Limits, Preprocessor
@@ -35,7 +35,7 @@ class VisionService(Service):
         settings: What to serve, and how.
     """
 
-    name = "vision"
+    name = "vision_service"
     grpc_names = (vision_pb2.DESCRIPTOR.services_by_name["VisionEncoder"].full_name,)
 
     def __init__(self, settings: VisionSettings) -> None:
@@ -107,11 +107,6 @@ class VisionService(Service):
                 f"{bundle.feature_width}: export the bundle again."
             )
         return bundle, preprocessor, encoder
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on, where the system tells; else all that there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(name: str) -> torch.device:

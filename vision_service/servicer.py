@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import structlog
 import torch
 
 from serving.bundle import Bundle
@@ -71,6 +72,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
         )
 
     async def _prepare(self, request: vision_pb2.EncodeRequest) -> tuple[media_pb2.MediaLayout, Medium]:
+        structlog.contextvars.bind_contextvars(request_id=request.request_id)  # each call has a context of its own
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise invalid("kind", f"is {request.kind} and must be MEDIA_KIND_IMAGE or MEDIA_KIND_VIDEO")

@@ -1,5 +1,10 @@
 """Engines: token ids and features in, token ids out. They know nothing of text and nothing of gRPC."""
 
+import os
+
+# ONNX Runtime reports its use to its makers unless it is told otherwise before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from decoder_service.engine.interface import (
     Engine,
     EngineError,

@@ -51,7 +51,7 @@ def test_room_for_one_token_is_enough() -> None:
         check_room(100, None, 100)
     assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG")
     assert caught.value.violations[0].field == "messages"
-    with pytest.raises(ServiceError, match="leaves 1 of the context of 100") as caught:
+    with pytest.raises(ServiceError, match="leaves at most 1 of the context of 100") as caught:
         check_room(99, 2, 100)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.violations[0].field == "generation.max_tokens"

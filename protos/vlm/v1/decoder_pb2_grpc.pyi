@@ -37,7 +37,8 @@ class DecoderStub:
     Generate: _grpc.StreamStreamMultiCallable[_decoder_pb2.GenerateRequest, _decoder_pb2.GenerateResponse]
     """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
     with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-    interleaving of media; events follow. Cancelling frees the engine within one token.
+    interleaving of media; events follow. Cancelling frees the engine within one step: a token,
+    or the prefill that is running.
     """
     CountPromptTokens: _grpc.UnaryUnaryMultiCallable[_decoder_pb2.CountPromptTokensRequest, _decoder_pb2.CountPromptTokensResponse]
     """Counts the tokens of a prompt from the layouts of its media."""
@@ -52,7 +53,8 @@ class DecoderAsyncStub(DecoderStub):
     Generate: _aio.StreamStreamMultiCallable[_decoder_pb2.GenerateRequest, _decoder_pb2.GenerateResponse]  # type: ignore[assignment]
     """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
     with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-    interleaving of media; events follow. Cancelling frees the engine within one token.
+    interleaving of media; events follow. Cancelling frees the engine within one step: a token,
+    or the prefill that is running.
     """
     CountPromptTokens: _aio.UnaryUnaryMultiCallable[_decoder_pb2.CountPromptTokensRequest, _decoder_pb2.CountPromptTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a prompt from the layouts of its media."""
@@ -70,7 +72,8 @@ class DecoderServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_decoder_pb2.GenerateResponse], _abc.AsyncIterator[_decoder_pb2.GenerateResponse]]:
         """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
         with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-        interleaving of media; events follow. Cancelling frees the engine within one token.
+        interleaving of media; events follow. Cancelling frees the engine within one step: a token,
+        or the prefill that is running.
         """
 
     @_abc_1.abstractmethod

@@ -70,7 +70,8 @@ class GatewayServicer:
     """
 
     def Chat(self, request, context):
-        """Answers a conversation, streamed. Cancelling the call frees every resource it holds within one token.
+        """Answers a conversation, streamed. Cancelling the call frees every resource it holds within one step: a token, or the
+        prefill that is running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

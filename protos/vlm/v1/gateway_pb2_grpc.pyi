@@ -40,7 +40,9 @@ class GatewayStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GatewayAsyncStub: ...
     Chat: _grpc.UnaryStreamMultiCallable[_gateway_pb2.ChatRequest, _chat_pb2.ChatEvent]
-    """Answers a conversation, streamed. Cancelling the call frees every resource it holds within one token."""
+    """Answers a conversation, streamed. Cancelling the call frees every resource it holds within one step: a token, or the
+    prefill that is running.
+    """
     UploadMedia: _grpc.StreamUnaryMultiCallable[_gateway_pb2.UploadMediaRequest, _media_pb2.MediaRef]
     """Stores media, to be named by digest in later chats. UNIMPLEMENTED for now."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]
@@ -58,7 +60,9 @@ class GatewayAsyncStub(GatewayStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Chat: _aio.UnaryStreamMultiCallable[_gateway_pb2.ChatRequest, _chat_pb2.ChatEvent]  # type: ignore[assignment]
-    """Answers a conversation, streamed. Cancelling the call frees every resource it holds within one token."""
+    """Answers a conversation, streamed. Cancelling the call frees every resource it holds within one step: a token, or the
+    prefill that is running.
+    """
     UploadMedia: _aio.StreamUnaryMultiCallable[_gateway_pb2.UploadMediaRequest, _media_pb2.MediaRef]  # type: ignore[assignment]
     """Stores media, to be named by digest in later chats. UNIMPLEMENTED for now."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]  # type: ignore[assignment]
@@ -79,7 +83,9 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.ChatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_chat_pb2.ChatEvent], _abc.AsyncIterator[_chat_pb2.ChatEvent]]:
-        """Answers a conversation, streamed. Cancelling the call frees every resource it holds within one token."""
+        """Answers a conversation, streamed. Cancelling the call frees every resource it holds within one step: a token, or the
+        prefill that is running.
+        """
 
     @_abc_1.abstractmethod
     def UploadMedia(

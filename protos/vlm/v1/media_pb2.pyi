@@ -51,7 +51,7 @@ class Media(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The file itself, as it lies on disk (JPEG, PNG, WebP, GIF, BMP, TIFF; MP4, WebM, MOV, MKV, AVI).
+    """The file itself, as it lies on disk (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; MP4, WebM, MOV, MKV, AVI).
     At most the gateway's `max_image_bytes` (32 MiB unless it is set otherwise) or `max_video_bytes` (64 MiB).
     """
     url: _builtins.str

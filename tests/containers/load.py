@@ -1,0 +1,89 @@
+"""Many people asking at once, and what became of each question."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import triptych
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One question.
+
+    Attributes:
+        began: When it was asked, on the monotonic clock.
+        ended: When it was over.
+        tokens: How many tokens came.
+        error: What went wrong, or None.
+    """
+
+    began: float
+    ended: float
+    tokens: int
+    error: triptych.TriptychError | None
+
+
+class Load:
+    """Asks about a picture on several threads until it is left.
+
+    Args:
+        address: `host:port` of the gateway.
+        picture: Bytes of an image file.
+        people: How many ask at once.
+    """
+
+    def __init__(self, address: str, picture: bytes, *, people: int = 4) -> None:
+        self.outcomes: list[Outcome] = []
+        self._address = address
+        self._picture = triptych.Image(picture)
+        self._leaving = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(people)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()
+        for thread in self._threads:
+            thread.join()
+
+    def leave(self) -> None:
+        """Ask no more; what was asked comes to its end."""
+        self._leaving.set()
+
+    def wait_for(self, more: int, *, seconds: float = 120) -> None:
+        """Let it ask on until that many more answers have come, or the time is over."""
+        enough, end = len(self.outcomes) + more, time.monotonic() + seconds
+        while len(self.outcomes) < enough and time.monotonic() < end:
+            time.sleep(0.05)
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """What went wrong."""
+        return [outcome for outcome in self.outcomes if outcome.error is not None]
+
+    def _ask(self, number: int) -> None:
+        with triptych.Client(self._address) as client:
+            turn = 0
+            while not self._leaving.is_set():
+                turn += 1
+                question = triptych.user(self._picture, f"What is in the picture, person {number}, turn {turn}?")
+                began, tokens, failure = time.monotonic(), 0, None
+                try:
+                    for event in client.chat([question], max_tokens=40, timeout=120):
+                        if isinstance(event, triptych.Delta):
+                            tokens += len(event.token_ids)
+                except triptych.TriptychError as error:
+                    failure = error
+                self.outcomes.append(Outcome(began, time.monotonic(), tokens, failure))
+                if failure is not None:
+                    self._leaving.wait(0.2)  # a closed door is not to be stormed

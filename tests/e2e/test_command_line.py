@@ -1,0 +1,147 @@
+"""The command line keeps its contract."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from demo.pictures import EXAMPLES, PICTURES
+from tests.e2e.conftest import TRIPTYCH, Up, run, up
+from tests.reference import Reference
+from triptych import Client, user
+
+pytestmark = pytest.mark.e2e
+PICTURE = EXAMPLES / PICTURES[0].name
+
+
+def _one_line(finished: subprocess.CompletedProcess[str], code: int) -> str:
+    assert finished.returncode == code, finished.stderr
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_ask_answers_in_words(int4_system: Up) -> None:
+    """A question about a picture is answered on stdout, and nothing else is printed."""
+    answer = int4_system.ask("What is in the picture?", "--image", str(PICTURE))
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == ""
+    assert answer.stdout == f"{PICTURES[0].answer}\n"
+
+
+def test_ask_json_has_the_tokens_of_transformers(fp32_system: Up, checkpoint: Path) -> None:
+    """At fp32, `--json` gives the prompt and the greedy tokens that transformers gives for the same checkpoint."""
+    question = "What is in the picture?"
+    asked = fp32_system.ask(question, "--image", str(PICTURE), "--max-tokens", "40", "--json")
+    assert asked.returncode == 0, asked.stderr
+    answer = json.loads(asked.stdout)
+    reference = Reference(checkpoint)
+    inputs = reference.inputs([("user", [PICTURE.read_bytes(), question])])
+    assert answer["prompt_token_ids"] == inputs.input_ids[0].tolist()
+    assert answer["token_ids"] == reference.generate(inputs, 40)
+    assert answer["text"] == reference.tokenizer.decode(answer["token_ids"], skip_special_tokens=True)
+    assert answer["finish_reason"] == "stop"
+    assert answer["usage"]["prompt_tokens"] == inputs.input_ids.shape[1]
+    assert set(answer) == {"text", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings"}
+    assert answer["timings"]["time_to_first_token_seconds"] > 0
+
+
+def test_max_tokens_ends_the_answer(int4_system: Up) -> None:
+    """The answer stops after so many tokens and says why."""
+    asked = int4_system.ask("What is in the picture?", "--image", str(PICTURE), "--max-tokens", "2", "--json")
+    answer = json.loads(asked.stdout)
+    assert len(answer["token_ids"]) == 2
+    assert answer["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("ask",),
+        ("ask", "x", "--max-tokens", "0"),
+        ("ask", "x", "--temperature", "warm"),
+        ("up", "--grpc-port", "70000"),
+        ("up", "--vision-replicas", "0"),
+        ("export", "only-one"),
+        ("export", "a", "b", "--precision", "int3"),
+        ("fly",),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
+    """What argparse can see is wrong usage."""
+    assert run(*words).returncode == 2
+
+
+def test_failures_are_one_line_and_exit_code_1(tmp_path: Path, int4_system: Up) -> None:
+    """A missing file, an absent gateway, a bad bundle, a bad checkpoint, a refused request: one line each."""
+    assert "nowhere.png" in _one_line(int4_system.ask("x", "--image", "nowhere.png"), 1)
+    assert "triptych up" in _one_line(run("ask", "x", "--address", "127.0.0.1:1"), 1)
+    assert "bundle.json" in _one_line(run("up", "--bundle", str(tmp_path)), 1)
+    assert str(tmp_path) in _one_line(run("export", str(tmp_path), str(tmp_path / "out")), 1)
+    (tmp_path / "text.png").write_text("this is text")
+    assert "image" in _one_line(int4_system.ask("x", "--image", str(tmp_path / "text.png")), 1)
+    assert "temperature" in _one_line(int4_system.ask("x", "--temperature", "9"), 1)
+
+
+def test_up_says_which_port_is_taken() -> None:
+    """A taken port is one line that names the flag, and nothing stays behind."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = str(held.getsockname()[1])
+        assert "--grpc-port" in _one_line(run("up", "--grpc-port", port, "--http-port", "0"), 1)
+        assert "--http-port" in _one_line(run("up", "--grpc-port", "0", "--http-port", port), 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_stops_cleanly(number: signal.Signals) -> None:
+    """Either signal ends the launcher with 0 and leaves no service running."""
+    with up() as system:
+        children = psutil.Process(system.process.pid).children(recursive=True)
+        assert len(children) >= 3
+        system.process.send_signal(number)
+        assert system.process.wait(60) == 0
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+
+
+def test_a_killed_launcher_takes_the_services_along() -> None:
+    """Even SIGKILL leaves nothing behind."""
+    with up() as system:
+        children = psutil.Process(system.process.pid).children(recursive=True)
+        system.process.kill()
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert alive == []
+
+
+def test_replicas_are_started_and_one_may_die() -> None:
+    """With two of each, the death of one vision and one decoder replica is no failure, and both come back."""
+    with up("--vision-replicas", "2", "--decoder-replicas", "2") as system, Client(system.grpc) as client:
+        services: dict[str, list[psutil.Process]] = {"vision_service": [], "decoder_service": []}
+        for child in psutil.Process(system.process.pid).children():
+            for name, found in services.items():
+                if name in child.cmdline():
+                    found.append(child)
+        assert {name: len(found) for name, found in services.items()} == {"vision_service": 2, "decoder_service": 2}
+        question = ["What is in the picture?"]
+        for found in services.values():
+            found[0].kill()
+            for _ in range(4):
+                answer = system.ask(*question, "--image", str(PICTURE))
+                assert answer.returncode == 0, answer.stderr
+        assert client.answer([user("hello")], max_tokens=2).token_ids
+
+
+def test_the_console_script_is_installed() -> None:
+    """`.venv/bin/triptych` exists and explains itself."""
+    assert Path(TRIPTYCH).exists()
+    helped = run("--help")
+    assert helped.returncode == 0
+    assert all(word in helped.stdout for word in ("up", "ask", "export"))

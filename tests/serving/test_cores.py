@@ -1,0 +1,30 @@
+"""The processors that a process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from serving.cores import usable_cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1), ("9900000 100000", None)]
+)
+def test_a_quota_is_respected(tmp_path: Path, quota: str, expected: int | None) -> None:
+    """A container's quota bounds the count, is rounded up, and never raises it."""
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert usable_cores(tmp_path / "cpu.max") == (expected or usable_cores(tmp_path / "nowhere"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
+def test_affinity_is_respected(tmp_path: Path) -> None:
+    """A process that is bound to one processor has one."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores(tmp_path / "nowhere") == 1
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,95 @@
+"""Messages and events, to the wire and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import triptych
+from triptych.events import from_wire, gather
+from triptych.messages import to_wire
+from vlm.v1 import chat_pb2
+
+
+def test_the_public_names() -> None:
+    """What people import does not change by accident."""
+    assert sorted(triptych.__all__) == [
+        "Answer",
+        "AsyncClient",
+        "Client",
+        "Code",
+        "Delta",
+        "Event",
+        "Finished",
+        "Image",
+        "Message",
+        "Started",
+        "Timings",
+        "TriptychError",
+        "Usage",
+        "Video",
+        "Violation",
+        "assistant",
+        "system",
+        "user",
+    ]
+    assert all(hasattr(triptych, name) for name in triptych.__all__)
+
+
+def test_messages_keep_roles_parts_and_order(tmp_path: Path) -> None:
+    """Every kind of part goes to its own field, in the order in which it was said."""
+    (tmp_path / "a.png").write_bytes(b"picture")
+    wire = to_wire(
+        [
+            triptych.system("Be brief."),
+            triptych.user(triptych.Image.open(tmp_path / "a.png"), "what?", triptych.Video(b"clip")),
+            triptych.assistant("That."),
+        ]
+    )
+    assert [message.role for message in wire] == [chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT]
+    assert [part.WhichOneof("part") for part in wire[1].parts] == ["image", "text", "video"]
+    assert wire[1].parts[0].image.data == b"picture"
+    assert wire[1].parts[2].video.data == b"clip"
+
+
+def test_a_wrong_role_or_part_is_refused_at_home() -> None:
+    """What the wire has no word for never leaves the client."""
+    with pytest.raises(ValueError, match="role 'narrator' is unknown"):
+        to_wire([triptych.Message("narrator", ("hello",))])
+    with pytest.raises(TypeError, match="not bytes"):
+        to_wire([triptych.user(b"raw")])  # type: ignore[arg-type]  # that is the mistake
+
+
+def test_events_come_back_as_values() -> None:
+    """Started, deltas and finished become an answer with every field in its place."""
+    events = [
+        chat_pb2.ChatEvent(
+            started=chat_pb2.Started(
+                request_id="r", model="m", prompt_tokens=3, media_tokens=1, prompt_token_ids=[7, 8, 9]
+            )
+        ),
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A ", token_ids=[1])),
+        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=0)),
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="cat.", token_ids=[2, 3])),
+        chat_pb2.ChatEvent(
+            finished=chat_pb2.Finished(
+                reason=chat_pb2.FINISH_REASON_LENGTH,
+                usage=chat_pb2.Usage(prompt_tokens=3, completion_tokens=3, media_tokens=1, cached_tokens=2),
+                timings=chat_pb2.Timings(queue_seconds=1, vision_seconds=2, prefill_seconds=3, decode_seconds=4),
+            )
+        ),
+    ]
+    answer = gather(event for event in map(from_wire, events) if event is not None)
+    assert answer.text == "A cat."
+    assert answer.token_ids == (1, 2, 3)
+    assert answer.prompt_token_ids == (7, 8, 9)
+    assert answer.finish_reason == "length"
+    assert answer.usage == triptych.Usage(3, 3, 1, 2)
+    assert answer.timings == triptych.Timings(1, 2, 3, 4, 0)
+
+
+def test_half_an_answer_is_no_answer() -> None:
+    """A stream that ends without `finished` is an error, not a short answer."""
+    with pytest.raises(ValueError, match="before the answer"):
+        gather([triptych.Delta("A", (1,))])

@@ -1,0 +1,63 @@
+"""The demo bundle: exported from the checkpoint that the project carries, once, into the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from serving.bundle import Bundle, BundleError
+
+
+def demo_checkpoint() -> Path:
+    """Where the demo checkpoint lies."""
+    spec = importlib.util.find_spec("demo")
+    assert spec is not None and spec.origin is not None  # noqa: S101, PT018  # it is part of this distribution
+    return Path(spec.origin).parent / "checkpoint"
+
+
+def demo_bundle(precision: Literal["int4", "fp32"] = "int4") -> Path:
+    """The demo bundle, exported now unless that was done before.
+
+    Args:
+        precision: `int4` or `fp32`.
+
+    Returns:
+        Its directory, named by the checkpoint's and the exporter's content: a changed one gets a bundle of its own.
+
+    Raises:
+        BundleError: It cannot be made.
+    """
+    checkpoint = demo_checkpoint()
+    out = _cache() / f"demo-{precision}-{_fingerprint(checkpoint)}"
+    try:
+        return Bundle.open(out).root
+    except BundleError:
+        pass
+    import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; most starts find the bundle made
+
+    print(f"triptych: making the demo bundle in {out}, once …", file=sys.stderr)  # noqa: T201
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        exporter.export(checkpoint, out, precision=precision, model_id="triptych-demo", force=True)
+    except (OSError, exporter.ExportError) as error:
+        raise BundleError(f"The demo bundle cannot be made: {error}") from error
+    return out
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")  # the convention of the user's system, not a setting of ours
+    return (Path(base) if base else Path.home() / ".cache") / "triptych"
+
+
+def _fingerprint(checkpoint: Path) -> str:
+    digest = hashlib.sha256()
+    spec = importlib.util.find_spec("exporter")
+    assert spec is not None and spec.origin is not None  # noqa: S101, PT018  # it is part of this distribution
+    for file in (*sorted(checkpoint.iterdir()), *sorted(Path(spec.origin).parent.glob("*.py"))):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,209 @@
+"""The command line: `triptych up`, `ask`, `export`, `demo`.
+
+Exit codes: 0 done; 2 wrong usage; 1 anything else, with one clear line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from serving.bundle import Bundle, BundleError
+from serving.errors import Code, ServiceError
+from triptych import launcher
+from triptych.bundles import demo_bundle
+from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
+from triptych.events import Delta, gather
+from triptych.messages import Image, Video, user
+
+_M = TypeVar("_M", Image, Video)
+
+
+class CommandError(Exception):
+    """The command failed: one sentence for stderr; none where a service said it already."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    # An export that is told to end cleans up like one that is interrupted. `up` sets its own handlers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options.command(options)
+    except (CommandError, launcher.LaunchError, BundleError) as error:
+        return _fail(str(error))
+    except ServiceError as error:
+        return _fail(error.message)
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except BrokenPipeError:
+        # The reader went away (`triptych ask … | head`): nothing more can be said, and the flush at exit must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    if sentence:
+        print(f"triptych: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="triptych", description="Qwen3-VL as three services.", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    up = commands.add_parser("up", help="run the whole system as local processes", allow_abbrev=False)
+    up.add_argument("--bundle", type=Path, metavar="DIR", help="the model (default: the demo model)")
+    up.add_argument("--grpc-port", type=port_number, default=50051, metavar="N", help="gRPC port (default %(default)s)")
+    up.add_argument("--http-port", type=port_number, default=8080, metavar="N", help="HTTP port (default %(default)s)")
+    up.add_argument("--vision-replicas", type=positive, default=1, metavar="N", help="vision services (default 1)")
+    up.add_argument("--decoder-replicas", type=positive, default=1, metavar="N", help="decoder services (default 1)")
+    up.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
+    up.set_defaults(command=_up)
+
+    ask = commands.add_parser("ask", help="ask a running gateway", allow_abbrev=False)
+    ask.add_argument("question")
+    ask.add_argument("--image", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
+    ask.add_argument("--video", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
+    ask.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s")
+    ask.add_argument("--max-tokens", type=positive, metavar="N", help="most tokens to write")
+    ask.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (the default)")
+    ask.add_argument("--json", action="store_true", help="print one JSON object at the end instead")
+    ask.set_defaults(command=_ask)
+
+    export = commands.add_parser("export", help="make a bundle from a checkpoint", allow_abbrev=False)
+    export.add_argument("checkpoint", metavar="CHECKPOINT_OR_HF_ID")
+    export.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
+    export.add_argument("--precision", choices=("int4", "fp32"), default="int4", help="default %(default)s")
+    export.add_argument(
+        "--block-size", type=int, choices=(16, 32, 64, 128, 256), default=32, help="default %(default)s"
+    )
+    export.add_argument(
+        "--accuracy-level",
+        type=int,
+        choices=range(5),
+        default=4,
+        help="4 rounds activations to 8 bits, 1 keeps float32 (default %(default)s)",
+    )
+    export.add_argument("--model-id", metavar="NAME", help="name that clients see (default: the checkpoint's)")
+    export.add_argument("--revision", help="of a Hugging Face repository")
+    export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR where it exists")
+    export.set_defaults(command=_export)
+
+    demo = commands.add_parser("demo", help="start the demo, ask it about a picture, stop", allow_abbrev=False)
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def port_number(text: str) -> int:
+    """A port, from the command line."""
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port (0 to 65535)")
+    return port
+
+
+def positive(text: str) -> int:
+    """A count of at least 1, from the command line."""
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} must be at least 1")
+    return count
+
+
+def _up(options: argparse.Namespace) -> None:
+    bundle = _bundle(options.bundle)
+    plan = launcher.Plan(
+        bundle=bundle.root,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        vision_replicas=options.vision_replicas,
+        decoder_replicas=options.decoder_replicas,
+        log_level=options.log_level,
+    )
+
+    def ready(addresses: launcher.Addresses) -> None:
+        print(f"ready grpc={addresses.grpc} http={addresses.http} model={bundle.model.id}", flush=True)  # noqa: T201
+
+    asyncio.run(launcher.run(plan, ready))
+
+
+def _bundle(given: Path | None) -> Bundle:
+    return Bundle.open(given if given is not None else demo_bundle())
+
+
+def _ask(options: argparse.Namespace) -> None:
+    images = [_read(Image, path) for path in options.image]
+    videos = [_read(Video, path) for path in options.video]
+    chat: ChatOptions = {"return_prompt_token_ids": options.json}
+    if options.max_tokens is not None:
+        chat["max_tokens"] = options.max_tokens
+    if options.temperature is not None:
+        chat["temperature"] = options.temperature
+    with Client(options.address) as client:
+        try:
+            events = client.chat([user(*images, *videos, options.question)], **chat)
+            if options.json:
+                print(json.dumps(dataclasses.asdict(gather(events)), ensure_ascii=False))  # noqa: T201
+                return
+            for event in events:
+                if isinstance(event, Delta):
+                    print(event.text, end="", flush=True)  # noqa: T201
+            print()  # noqa: T201
+        except ServiceError as error:
+            if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # no server said it: the channel did
+                hint = "start one with `triptych up` or name another with --address"
+                raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
+            raise
+
+
+def _read(kind: type[_M], path: Path) -> _M:
+    try:
+        return kind.open(path)
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _export(options: argparse.Namespace) -> None:
+    import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; the other commands need neither
+
+    try:
+        bundle = exporter.export(
+            options.checkpoint,
+            options.bundle,
+            precision=options.precision,
+            block_size=options.block_size,
+            accuracy_level=options.accuracy_level,
+            model_id=options.model_id,
+            revision=options.revision,
+            force=options.force,
+        )
+    except exporter.ExportError as error:
+        raise CommandError(str(error)) from error
+    print(f"exported {bundle.model.id} to {bundle.root}")  # noqa: T201
+
+
+def _demo(_: argparse.Namespace) -> None:
+    from triptych import demo  # noqa: PLC0415  # draws with Pillow, which a client need not have
+
+    demo.run(_bundle(None).root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

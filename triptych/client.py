@@ -1,0 +1,202 @@
+"""The client library: a conversation in, events out, blocking or on asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypedDict, Unpack
+
+import grpc
+
+from serving.settings import MIB
+from serving.status import from_rpc_error
+from triptych.events import Answer, Event, from_wire, gather
+from triptych.messages import Message, to_wire
+from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc, media_pb2
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+
+def _channel_options(address: str) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", 128 * MIB),
+        ("grpc.max_send_message_length", 128 * MIB),
+        ("grpc.keepalive_time_ms", 30_000),
+        # A proxy for the way out does not lead to this machine.
+        ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
+    ]
+
+
+class ChatOptions(TypedDict, total=False):
+    """What may be said of a chat beside its messages. What is left out takes the server's default.
+
+    Attributes:
+        max_tokens: Most tokens to write.
+        temperature: 0 takes the likeliest token each time; up to 2.
+        top_p: Only the likeliest tokens that reach this probability together.
+        top_k: Only the k likeliest tokens.
+        seed: Makes sampling repeatable.
+        stop: Strings that end the answer.
+        min_pixels: Least area of an image after resizing.
+        max_pixels: Greatest area of an image after resizing.
+        fps: Frames sampled from a second of video.
+        max_frames: Most frames sampled from a video.
+        return_prompt_token_ids: Ask for the prompt's token ids.
+        model: Name of the model.
+        request_id: Id for the logs.
+        timeout: Seconds after which the call is given up.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: Sequence[str]
+    min_pixels: int
+    max_pixels: int
+    fps: float
+    max_frames: int
+    return_prompt_token_ids: bool
+    model: str
+    request_id: str
+    timeout: float
+
+
+_GENERATION = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "return_prompt_token_ids")
+_MEDIA = ("min_pixels", "max_pixels", "fps", "max_frames")
+
+
+def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_pb2.ChatRequest:
+    given = {name: value for name, value in options.items() if value is not None}
+    return gateway_pb2.ChatRequest(
+        model=options.get("model", ""),
+        messages=to_wire(messages),
+        generation=chat_pb2.GenerationOptions(**{n: given[n] for n in _GENERATION if n in given}),  # type: ignore[arg-type]  # named above
+        media=media_pb2.MediaOptions(**{n: given[n] for n in _MEDIA if n in given}),  # type: ignore[arg-type]  # named above
+        request_id=options.get("request_id", ""),
+    )
+
+
+class Client:
+    """A blocking client of a gateway; safe to share between threads.
+
+    Args:
+        address: `host:port` of the gateway.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        self._channel = grpc.insecure_channel(address, options=_channel_options(address))
+        self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
+
+    def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Iterator[Event]:
+        """Answer a conversation, event by event. Leaving the loop cancels the answer.
+
+        Raises:
+            TriptychError: What the server says is wrong, with its code, reason and fields.
+        """
+        call = self._stub.Chat(_chat_request(messages, options), timeout=options.get("timeout"))
+        try:
+            for wire in call:
+                event = from_wire(wire)
+                if event is not None:
+                    yield event
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    def answer(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Answer:
+        """As `chat`, whole."""
+        return gather(self.chat(messages, **options))
+
+    def count_tokens(self, messages: Iterable[Message]) -> int:
+        """How many tokens the conversation's prompt takes, media included."""
+        try:
+            reply = self._stub.CountTokens(gateway_pb2.CountTokensRequest(messages=to_wire(messages)))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return reply.prompt_tokens
+
+    def models(self) -> list[str]:
+        """Names of the models that can be asked."""
+        try:
+            reply = self._stub.ListModels(gateway_pb2.ListModelsRequest())
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return [model.id for model in reply.models]
+
+    def close(self) -> None:
+        """Close the connection; running answers are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """A client of a gateway for asyncio; belongs to the event loop that made it.
+
+    Args:
+        address: `host:port` of the gateway.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address))
+        self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
+
+    async def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> AsyncIterator[Event]:
+        """Answer a conversation, event by event. Closing the iterator cancels the answer.
+
+        Raises:
+            TriptychError: What the server says is wrong, with its code, reason and fields.
+        """
+        call = self._stub.Chat(_chat_request(messages, options), timeout=options.get("timeout"))
+        try:
+            async for wire in call:
+                event = from_wire(wire)
+                if event is not None:
+                    yield event
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()  # on every path: an abandoned aio call is never collected
+
+    async def answer(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Answer:
+        """As `chat`, whole."""
+        return gather([event async for event in self.chat(messages, **options)])
+
+    async def count_tokens(self, messages: Iterable[Message]) -> int:
+        """How many tokens the conversation's prompt takes, media included."""
+        try:
+            reply = await self._stub.CountTokens(gateway_pb2.CountTokensRequest(messages=to_wire(messages)))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return reply.prompt_tokens
+
+    async def models(self) -> list[str]:
+        """Names of the models that can be asked."""
+        try:
+            reply = await self._stub.ListModels(gateway_pb2.ListModelsRequest())
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return [model.id for model in reply.models]
+
+    async def close(self) -> None:
+        """Close the connection; running answers are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,51 @@
+"""`triptych demo`: the whole system looks at a picture, answers, and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from demo.pictures import EXAMPLES, PICTURES
+from triptych import launcher
+from triptych.client import AsyncClient
+from triptych.events import Delta, Finished
+from triptych.messages import Image, user
+
+
+def run(bundle: Path) -> None:
+    """Start the services on free ports, ask about the example pictures, print the streamed answers, stop everything.
+
+    Args:
+        bundle: The demo bundle.
+
+    Raises:
+        launcher.LaunchError: The services cannot start.
+        ServiceError: They cannot answer.
+    """
+    print("starting the vision service, the decoder service and the gateway …", flush=True)  # noqa: T201
+    plan = launcher.Plan(bundle=bundle, grpc_port=0, http_port=0)
+    asyncio.run(launcher.run(plan, lambda addresses: _ask(addresses.grpc)))
+    print("\nstopped")  # noqa: T201
+
+
+async def _ask(address: str) -> None:
+    print(f"ready at {address}", flush=True)  # noqa: T201
+    async with AsyncClient(address) as client:
+        for picture in PICTURES:
+            print(f"\ndemo/examples/{picture.name}\n> {picture.question}\n  ", end="", flush=True)  # noqa: T201
+            image = Image.open(EXAMPLES / picture.name)
+            async for event in client.chat([user(image, picture.question)]):
+                match event:
+                    case Delta():
+                        print(event.text, end="", flush=True)  # noqa: T201
+                    case Finished():
+                        print(f"\n  {_summary(event)}", flush=True)  # noqa: T201
+
+
+def _summary(event: Finished) -> str:
+    usage, timings = event.usage, event.timings
+    return (
+        f"[{usage.prompt_tokens} prompt tokens, {usage.media_tokens} of them the picture; first token after "
+        f"{timings.time_to_first_token_seconds * 1000:.0f} ms, {usage.completion_tokens} tokens in "
+        f"{timings.decode_seconds * 1000:.0f} ms more]"
+    )

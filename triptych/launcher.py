@@ -1,0 +1,322 @@
+"""The whole system as local processes: start in order, watch, restart what dies, stop in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.cores import usable_cores
+
+_LOOPBACK = "127.0.0.1"
+_PROBE = [("grpc.max_reconnect_backoff_ms", 250), ("grpc.enable_http_proxy", 0)]  # a proxy leads away from here
+_FIRST_BACKOFF = 0.5
+_LAST_BACKOFF = 30.0
+
+
+class LaunchError(Exception):
+    """The system cannot start: one sentence, or none where the service itself said why."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to start.
+
+    Attributes:
+        bundle: The model.
+        grpc_port: The gateway's gRPC port; 0 takes a free one.
+        http_port: The gateway's HTTP port; 0 takes a free one.
+        vision_replicas: How many vision services.
+        decoder_replicas: How many decoder services.
+        grace_seconds: How long running answers may go on after a signal.
+        log_level: Least level that the services log.
+        environment: More environment variables for every service.
+    """
+
+    bundle: Path
+    grpc_port: int = 50051
+    http_port: int = 8080
+    vision_replicas: int = 1
+    decoder_replicas: int = 1
+    grace_seconds: float = 30.0
+    log_level: str = "warning"
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the system answers."""
+
+    grpc: str
+    http: str
+
+
+class Replica:
+    """One service process that is started again on its port when it dies.
+
+    Args:
+        module: Python module to run.
+        flags: Its flags, beside the port.
+        port: Its gRPC port.
+        environment: Its environment.
+    """
+
+    def __init__(self, module: str, flags: list[str], port: int, environment: dict[str, str]) -> None:
+        self.name = f"{module}:{port}"
+        self.address = f"{_LOOPBACK}:{port}"
+        self._command = [sys.executable, "-m", module, "--port", str(port), "--parent-pid", str(os.getpid()), *flags]
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, while it runs."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the process."""
+        # A session of its own: Ctrl-C goes to the launcher alone, which then stops the services in order.
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            env=self._environment,
+            start_new_session=True,
+        )
+
+    async def ready(self) -> None:
+        """Wait until it is SERVING.
+
+        Raises:
+            LaunchError: It ended before that.
+        """
+        assert self._process is not None  # noqa: S101  # narrows the type: `start` came first
+        ended = asyncio.create_task(self._process.wait())
+        serving = asyncio.create_task(_until_serving(self.address))
+        try:
+            await asyncio.wait((ended, serving), return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                code = ended.result()
+                # With 1 or 2 the service has said on stderr why.
+                raise LaunchError("" if code in (1, 2) else f"{self.name} ended with {_describe(code)} while starting")
+        finally:
+            for task in (ended, serving):
+                task.cancel()
+            await asyncio.gather(ended, serving, return_exceptions=True)
+
+    async def keep(self, on_death: Callable[[str], None]) -> None:
+        """Start it again whenever it dies, ever more slowly while it keeps dying.
+
+        Args:
+            on_death: Told what happened.
+        """
+        backoff = _FIRST_BACKOFF
+        while True:
+            assert self._process is not None  # noqa: S101  # narrows the type: `start` came first
+            code = await self._process.wait()
+            on_death(f"{self.name} ended with {_describe(code)}; starting it again in {backoff:g} s")
+            await asyncio.sleep(backoff)
+            await self.start()
+            try:
+                await self.ready()
+                backoff = _FIRST_BACKOFF
+            except LaunchError:
+                backoff = min(2 * backoff, _LAST_BACKOFF)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Ask it to end, and end it when the grace is over."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), grace_seconds)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+
+async def run(
+    plan: Plan,
+    on_ready: Callable[[Addresses], Awaitable[None] | None],
+    *,
+    on_event: Callable[[str], None] = lambda line: print(f"triptych: {line}", file=sys.stderr),  # noqa: T201
+    until: asyncio.Event | None = None,
+) -> None:
+    """Run the system until SIGINT, SIGTERM or `until`.
+
+    Args:
+        plan: What to start.
+        on_ready: Called once requests would succeed. Where it returns an awaitable, the system stops after that.
+        on_event: Told in one line when a service dies.
+        until: Stops the system like a signal does.
+
+    Raises:
+        LaunchError: It cannot start. Nothing is left running.
+    """
+    stopping = until or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    system = System(plan)
+    try:
+        work = asyncio.create_task(system.start())
+        if not await _first(work, stopping):
+            return
+        keepers = asyncio.create_task(system.keep(on_event))
+        try:
+            outcome = on_ready(system.addresses)
+            if outcome is None:
+                await stopping.wait()
+            else:
+                await _first(asyncio.ensure_future(outcome), stopping)
+        finally:
+            keepers.cancel()
+            await asyncio.gather(keepers, return_exceptions=True)
+    finally:
+        await system.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+class System:
+    """The replicas of all three tiers.
+
+    Args:
+        plan: What to start.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        ports = _Ports()
+        environment = {**os.environ, **plan.environment}
+        shared = ["--log-level", plan.log_level, "--grace-seconds", f"{plan.grace_seconds:g}"]
+        model = [*shared, "--bundle", str(plan.bundle)]
+
+        def tier(module: str, count: int) -> list[Replica]:
+            # The replicas of a tier share the machine's cores; the tiers themselves rarely work at the same moment.
+            flags = [*model, "--threads", str(max(1, usable_cores() // count))]
+            return [Replica(module, flags, ports.free(), environment) for _ in range(count)]
+
+        self.vision = tier("vision_service", plan.vision_replicas)
+        self.decoders = tier("decoder_service", plan.decoder_replicas)
+        grpc_port = ports.wanted(plan.grpc_port, "--grpc-port")
+        http_port = ports.wanted(plan.http_port, "--http-port")
+        ports.release()
+        targets = ["--vision", _target(self.vision), "--decoder", _target(self.decoders)]
+        self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port, environment)
+        self.addresses = Addresses(f"{_LOOPBACK}:{grpc_port}", f"http://{_LOOPBACK}:{http_port}")
+
+    async def start(self) -> None:
+        """Start everything; returns when requests would succeed."""
+        replicas = [*self.vision, *self.decoders, self.gateway]
+        for replica in replicas:
+            await replica.start()
+        async with contextlib.AsyncExitStack() as stack:
+            tasks = [asyncio.create_task(replica.ready()) for replica in replicas]
+            stack.push_async_callback(_cancel, tasks)
+            # The first that fails fails all: the others may wait for it in vain.
+            await asyncio.gather(*tasks)
+
+    async def keep(self, on_event: Callable[[str], None]) -> None:
+        """Start again whatever dies."""
+        await asyncio.gather(*(r.keep(on_event) for r in (*self.vision, *self.decoders, self.gateway)))
+
+    async def stop(self) -> None:
+        """Stop the gateway first, so that it can bring running answers to their end."""
+        # The gateway's own grace, and a little for the processes to close.
+        await self.gateway.stop(self._plan.grace_seconds + 5)
+        await asyncio.gather(*(replica.stop(5) for replica in (*self.vision, *self.decoders)))
+
+
+class _Ports:
+    """Hands out ports that are free, holding each until all are known so that none is given twice."""
+
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+
+    def free(self) -> int:
+        """A free port."""
+        return self._hold(0)
+
+    def wanted(self, port: int, flag: str) -> int:
+        """This port, or a free one for 0.
+
+        Raises:
+            LaunchError: It is taken.
+        """
+        try:
+            return self._hold(port)
+        except OSError:
+            raise LaunchError(f"port {port} is taken; choose another with {flag}") from None
+
+    def release(self) -> None:
+        """Let go of them all, for the services to take."""
+        for held in self._held:
+            held.close()
+
+    def _hold(self, port: int) -> int:
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind((_LOOPBACK, port))
+        except OSError:
+            held.close()
+            raise
+        self._held.append(held)
+        return int(held.getsockname()[1])
+
+
+def _target(replicas: list[Replica]) -> str:
+    return "ipv4:" + ",".join(replica.address for replica in replicas)
+
+
+def _describe(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+async def _until_serving(address: str) -> None:
+    """Return when the server at `address` says SERVING."""
+    async with grpc.aio.insecure_channel(address, options=_PROBE) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while True:
+            watch = stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)  # type: ignore[attr-defined]
+            try:
+                async for reply in watch:
+                    if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.1)  # the connection broke: the server may be starting again
+            finally:
+                watch.cancel()
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _first(work: asyncio.Future[None], stopping: asyncio.Event) -> bool:
+    """Wait for the work or the stop; True where the work was first. What the work raises is raised."""
+    stop = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+            return True
+        return False
+    finally:
+        for task in (work, stop):
+            task.cancel()
+        await asyncio.gather(work, stop, return_exceptions=True)

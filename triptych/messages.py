@@ -1,0 +1,92 @@
+"""What a client says: messages of text, images and video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm.v1 import chat_pb2, media_pb2
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file, as it lies on disk."""
+
+    data: bytes
+
+    @classmethod
+    def open(cls, path: str | Path) -> Image:
+        """Read it from a file."""
+        return cls(Path(path).read_bytes())
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, as it lies on disk."""
+
+    data: bytes
+
+    @classmethod
+    def open(cls, path: str | Path) -> Video:
+        """Read it from a file."""
+        return cls(Path(path).read_bytes())
+
+
+Part = str | Image | Video
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: `system`, `user` or `assistant`.
+        parts: Text, images and videos, in the order in which the model sees them.
+    """
+
+    role: str
+    parts: tuple[Part, ...]
+
+
+def user(*parts: Part) -> Message:
+    """What a person says. Images and videos usually come before the question."""
+    return Message("user", parts)
+
+
+def assistant(text: str) -> Message:
+    """What the model answered in an earlier turn."""
+    return Message("assistant", (text,))
+
+
+def system(text: str) -> Message:
+    """How the model is to behave; only as the first message."""
+    return Message("system", (text,))
+
+
+def to_wire(messages: Iterable[Message]) -> list[chat_pb2.Message]:
+    """The messages as the gateway takes them.
+
+    Raises:
+        ValueError: A role that the wire does not know.
+        TypeError: A part that is neither text nor media.
+    """
+    return [chat_pb2.Message(role=_role(m.role), parts=[_part(p) for p in m.parts]) for m in messages]
+
+
+def _role(name: str) -> chat_pb2.Role.ValueType:
+    try:
+        return chat_pb2.Role.Value(f"ROLE_{name.upper()}")
+    except ValueError:
+        raise ValueError(f"role {name!r} is unknown; use system, user or assistant") from None
+
+
+def _part(part: Part) -> chat_pb2.Part:
+    match part:
+        case str():
+            return chat_pb2.Part(text=part)
+        case Image():
+            return chat_pb2.Part(image=media_pb2.Media(data=part.data))
+        case Video():
+            return chat_pb2.Part(video=media_pb2.Media(data=part.data))
+    raise TypeError(f"a part is str, Image or Video, not {type(part).__name__}")
