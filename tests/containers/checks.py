@@ -26,7 +26,7 @@ T = TypeVar("T")
 BASE = "python:3.11-slim-bookworm"
 UID = 10001
 PICTURE = ROOT / "demo" / "examples" / "scene.png"
-SEEN = "red circle"  # is in it
+SEEN = "a red circle, a blue square and a yellow star"  # is in it
 
 GPU = "docker-compose.gpu.yml"
 TIERS = {"vision": "Encode", "decoder": "Generate"}
