@@ -1,0 +1,49 @@
+"""Muon for the hidden matrices, AdamW for everything else, and how their rates change over a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_MUON_RATE, _ADAM_RATE = 0.02, 2e-3
+_WARM_UP = 40  # steps
+_COOL_DOWN = 0.5  # share of the run over which the rates fall to zero, at its end
+
+
+class Optimizers:
+    """Two optimizers that step as one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            # Embeddings are matrices too, but their rows are learnt one by one.
+            is_hidden = parameter.ndim == 2 and not any(part in name for part in ("embed", "head"))
+            (hidden if is_hidden else rest).append(parameter)
+        self._muon = torch.optim.Muon(hidden, lr=_MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=5)
+        self._adam = torch.optim.AdamW(rest, lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def step(self, step: int, progress: float) -> None:
+        """One update; `progress` is the share of the run that is over."""
+        factor = rate_factor(step, progress)
+        for optimizer, rate in ((self._muon, _MUON_RATE), (self._adam, _ADAM_RATE)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()  # type: ignore[no-untyped-call]  # Muon has no types yet
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both states."""
+        return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take both states up again."""
+        self._muon.load_state_dict(state["muon"])
+        self._adam.load_state_dict(state["adam"])
+
+
+def rate_factor(step: int, progress: float) -> float:
+    """Learning rates' share of their maximum: a short rise, a plateau, and a straight fall to zero."""
+    return min((step + 1) / _WARM_UP, 1.0, max(0.0, (1.0 - progress) / _COOL_DOWN))

@@ -1,0 +1,262 @@
+"""Drawn scenes: coloured shapes on a background, together with the truth about them.
+
+Lengths are in pixels of the drawn image. A scene is laid out so that the truth is beyond dispute: no shape overlaps
+another, each centre is clearly inside one of the nine places (thirds of width and height), and two shapes of one row
+are clearly left and right of each other.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter
+
+Rgb = tuple[int, int, int]
+Floats = npt.NDArray[np.float32]
+Circle = tuple[float, float, float]  # x, y, radius
+
+SHAPES = ("circle", "square", "triangle", "star")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "black", "white")
+PLACES = (
+    ("top left", "top", "top right"),
+    ("left", "centre", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+MAX_SHAPES = 4
+
+# Hue (degrees), saturation and value ranges. They hold the named colours of Pillow and CSS ("green" is 0,128,0 and
+# "purple" 128,0,128) and leave gaps between neighbours, so that nobody could argue about a colour.
+_HSV: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
+    "red": ((-6, 6), (0.80, 1.0), (0.72, 1.0)),
+    "orange": ((22, 39), (0.85, 1.0), (0.92, 1.0)),
+    "yellow": ((51, 61), (0.75, 1.0), (0.88, 1.0)),
+    "green": ((95, 145), (0.65, 1.0), (0.45, 0.85)),
+    "blue": ((208, 242), (0.70, 1.0), (0.60, 1.0)),
+    "purple": ((270, 301), (0.60, 1.0), (0.48, 0.85)),
+    "black": ((0, 360), (0.0, 0.3), (0.0, 0.12)),
+    "white": ((0, 360), (0.0, 0.03), (0.96, 1.0)),
+}
+# Euclidean distance in RGB that a shape keeps from the background around it.
+_MIN_CONTRAST = 105.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape: its words, and where it was drawn (centre and radius in pixels, turn in degrees)."""
+
+    colour: str
+    kind: str
+    x: float
+    y: float
+    radius: float
+    turn: float
+    rgb: Rgb
+
+    @property
+    def name(self) -> str:
+        """Colour and kind, as in "red circle"."""
+        return f"{self.colour} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn image and its shapes in reading order: by row of places, then left to right."""
+
+    width: int
+    height: int
+    shapes: tuple[Shape, ...]
+    image: Image.Image
+
+    def place(self, shape: Shape) -> str:
+        """The place of a shape among the nine thirds, as in "top left"."""
+        return PLACES[_third(shape.y, self.height)][_third(shape.x, self.width)]
+
+
+def _third(value: float, length: int) -> int:
+    return min(2, int(3 * value / length))
+
+
+def draw_scene(
+    rng: random.Random, width: int, height: int, count: int | None = None, kinds: Sequence[str] = SHAPES
+) -> Scene:
+    """A scene of `count` shapes (1 to 4 when None; fewer if they do not fit) on a random background."""
+    background, samples = draw_background(rng, width, height)
+    wanted = count if count is not None else rng.choice((1, 2, 2, 3, 3, 4, 4))
+    usable = [colour for colour in COLOURS if _contrast(_typical(colour), samples) > _MIN_CONTRAST + 25]
+    circles = _layout(rng, width, height, wanted)
+    shapes = []
+    for x, y, radius in circles:
+        colour = rng.choice(usable)
+        rgb = pick_rgb(rng, colour)
+        while _contrast(rgb, samples) < _MIN_CONTRAST:
+            colour = rng.choice(usable)
+            rgb = pick_rgb(rng, colour)
+        kind = rng.choice(kinds)
+        turn = 0.0 if kind == "circle" or rng.random() < 0.5 else rng.uniform(-12, 12)
+        shapes.append(Shape(colour, kind, x, y, radius, turn, rgb))
+    smooth = rng.random() < 0.7
+    outline = rng.random() < 0.08
+    for shape in shapes:
+        draw_shape(background, shape, smooth=smooth, outline=outline)
+    if rng.random() < 0.05:
+        background = background.filter(ImageFilter.GaussianBlur(0.6))
+    ordered = sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x))
+    return Scene(width, height, tuple(ordered), background)
+
+
+def pick_rgb(rng: random.Random, colour: str) -> Rgb:
+    """A colour that goes by that name."""
+    hue, saturation, value = (rng.uniform(*bounds) for bounds in _HSV[colour])
+    red, green, blue = colorsys.hsv_to_rgb((hue % 360) / 360, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _typical(colour: str) -> Rgb:
+    hue, saturation, value = (sum(bounds) / 2 for bounds in _HSV[colour])
+    red, green, blue = colorsys.hsv_to_rgb((hue % 360) / 360, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _contrast(rgb: Rgb, samples: Sequence[Rgb]) -> float:
+    return min(math.dist(rgb, sample) for sample in samples)
+
+
+def _layout(rng: random.Random, width: int, height: int, count: int) -> list[Circle]:
+    """Up to `count` circles that the rules above allow; the first one always fits."""
+    side = min(width, height)
+    # Very long images leave little room across: their shapes may take a larger part of the short side.
+    stretch = min(1.5, max(width, height) / side) ** 0.5
+    placed: list[Circle] = []
+    for attempt in range(400):
+        if len(placed) == count:
+            break
+        share = rng.uniform(0.09, 0.14) if rng.random() < 0.4 else rng.uniform(0.13, 0.21)
+        # The longer it takes, the smaller the shape.
+        radius = max(6.0, share * side * stretch * (1 - attempt / 800))
+        margin = 1.2 * radius + 1
+        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+        if _near_border(x, width) or _near_border(y, height):
+            continue
+        if all(_apart((x, y, radius), other, width, height) for other in placed):
+            placed.append((x, y, radius))
+    return placed
+
+
+def _near_border(value: float, length: int) -> bool:
+    """Whether a centre is too close to the line between two thirds to be called by either name."""
+    return min(abs(value - length / 3), abs(value - 2 * length / 3)) < 0.045 * length
+
+
+def _apart(circle: Circle, other: Circle, width: int, height: int) -> bool:
+    (x, y, radius), (other_x, other_y, other_radius) = circle, other
+    if math.hypot(x - other_x, y - other_y) < 1.25 * (radius + other_radius) + 2:
+        return False
+    return _third(y, height) != _third(other_y, height) or abs(x - other_x) > 0.1 * width
+
+
+def draw_shape(image: Image.Image, shape: Shape, *, smooth: bool = True, outline: bool = False) -> None:
+    """Draw a shape into the image; `smooth` paints its border with partly covered pixels."""
+    scale = 4 if smooth else 1
+    left, top = math.floor(shape.x - shape.radius) - 1, math.floor(shape.y - shape.radius) - 1
+    side = 2 * math.ceil(shape.radius) + 4
+    mask = Image.new("L", (side * scale, side * scale), 0)
+    points = _outline(shape.kind, (shape.x - left) * scale, (shape.y - top) * scale, shape.radius * scale, shape.turn)
+    pen = ImageDraw.Draw(mask)
+    if shape.kind == "circle":
+        (x0, y0), (x1, y1) = points
+        pen.ellipse([x0, y0, x1, y1], fill=255)
+    else:
+        pen.polygon(points, fill=255)
+    if smooth:
+        mask = mask.reduce(scale)
+    image.paste(shape.rgb, (left, top), mask)
+    if outline and shape.radius >= 12 and shape.colour not in ("black", "white"):
+        dark = (shape.rgb[0] // 3, shape.rgb[1] // 3, shape.rgb[2] // 3)
+        points = _outline(shape.kind, shape.x, shape.y, shape.radius, shape.turn)
+        pen = ImageDraw.Draw(image)
+        if shape.kind == "circle":
+            pen.ellipse([*points[0], *points[1]], outline=dark, width=2)
+        else:
+            pen.line([*points, points[0], points[1]], fill=dark, width=2)
+
+
+def _outline(kind: str, x: float, y: float, radius: float, turn: float) -> list[tuple[float, float]]:
+    """Corners of a shape inside a circle around (x, y); of a circle, its bounding box."""
+    if kind == "circle":
+        reach = 0.94 * radius
+        return [(x - reach, y - reach), (x + reach, y + reach)]
+    start = math.radians(turn) - math.pi / 2
+    if kind == "square":
+        return [_at(x, y, radius * 1.18, start + math.pi * (2 * i + 1) / 4) for i in range(4)]
+    if kind == "triangle":
+        return [_at(x, y + 0.15 * radius, 1.1 * radius, start + 2 * math.pi * i / 3) for i in range(3)]
+    # Five points; every second corner lies further in.
+    return [_at(x, y, radius * (1.1 if i % 2 == 0 else 0.46), start + math.pi * i / 5) for i in range(10)]
+
+
+def _at(x: float, y: float, radius: float, angle: float) -> tuple[float, float]:
+    return x + radius * math.cos(angle), y + radius * math.sin(angle)
+
+
+def draw_background(rng: random.Random, width: int, height: int) -> tuple[Image.Image, list[Rgb]]:
+    """A plain, gradient or noisy background, and the colours that shapes must stand out from."""
+    first = _backdrop(rng)
+    style = rng.random()
+    if style < 0.45:
+        return Image.new("RGB", (width, height), first), [first]
+    if style < 0.75:
+        second = _near(rng, first, 45)
+        ramp = _ramp(rng, width, height)[..., None]
+        pixels = np.asarray(first, np.float32) * (1 - ramp) + np.asarray(second, np.float32) * ramp
+        return _to_image(pixels), [first, second]
+    noise = np.random.default_rng(rng.getrandbits(64))
+    strength = rng.uniform(4, 16)
+    if style < 0.9:
+        grain = noise.normal(0, strength, (height, width, 1))
+    else:
+        # Coarse blotches: noise on a small grid, enlarged.
+        cells = noise.normal(0, strength, (rng.randint(3, 12), rng.randint(3, 12))).astype(np.float32)
+        grain = np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR))[..., None]
+    return _to_image(np.asarray(first, np.float32) + grain), [first]
+
+
+def _to_image(pixels: npt.NDArray[np.floating[Any]]) -> Image.Image:
+    return Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
+
+
+def _ramp(rng: random.Random, width: int, height: int) -> Floats:
+    """Values from 0 to 1 over (height, width), rising in a random direction."""
+    angle = rng.uniform(0, 2 * math.pi)
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    slope = columns * math.cos(angle) / width + rows * math.sin(angle) / height
+    low, high = float(slope.min()), float(slope.max())
+    ramp: Floats = (slope - low) / max(high - low, 1e-6)
+    return ramp
+
+
+def _backdrop(rng: random.Random) -> Rgb:
+    style = rng.random()
+    if style < 0.2:
+        return (255, 255, 255)
+    if style < 0.45:  # light and tinted
+        hue, saturation, value = rng.random(), rng.uniform(0, 0.25), rng.uniform(0.8, 1.0)
+    elif style < 0.65:  # grey
+        hue, saturation, value = 0.0, 0.0, rng.uniform(0.3, 0.9)
+    elif style < 0.85:  # muted
+        hue, saturation, value = rng.random(), rng.uniform(0.15, 0.45), rng.uniform(0.35, 0.8)
+    else:  # dark
+        hue, saturation, value = rng.random(), rng.uniform(0, 0.5), rng.uniform(0.02, 0.3)
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _near(rng: random.Random, rgb: Rgb, reach: int) -> Rgb:
+    red, green, blue = (min(255, max(0, value + rng.randint(-reach, reach))) for value in rgb)
+    return red, green, blue

@@ -1,0 +1,76 @@
+"""Say where a shape is, among nine places: "The blue square is at the top left."."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from demo.scenes import COLOURS, PLACES, SHAPES, Scene
+from demo.seeds import Split
+from demo.skills.base import Phrasings, SceneSkill, Turn
+
+_ASK = Phrasings(
+    train=(
+        "Where is the {}?",
+        "Where is the {} in the image?",
+        "Where is the {} in this picture?",
+        "Where can you see the {}?",
+        "Where do you see the {}?",
+        "Where's the {}?",
+        "Please tell me where the {} is.",
+        "Tell me where you see the {}.",
+        "Can you tell me where the {} is?",
+        "What is the place of the {}?",
+        "What is the position of the {}?",
+        "In which place is the {}?",
+        "Which part of the image is the {} in?",
+        "Find the {}.",
+        "Please find the {}.",
+        "The {} is where?",
+    ),
+    held_out=(
+        "Where is the {} in the picture?",
+        "Where is the {} in this image?",
+        "Tell me where the {} is.",
+        "Where can you see the {} in the picture?",
+        "Find the {} in the image.",
+        "Where's the {} in the image?",
+    ),
+)
+
+
+class Place(SceneSkill):
+    """Names a shape's place; the answer calls the shape what the question called it."""
+
+    name = "place"
+
+    def texts(self) -> Iterable[str]:
+        """See `Skill`."""
+        for index, phrasing in enumerate(_ASK.train):
+            yield phrasing.format(SHAPES[index % len(SHAPES)])
+        for row in PLACES:
+            for place in row:
+                yield f"The {COLOURS[0]} {SHAPES[0]} is {preposition(place)} {place}."
+
+    def turn(self, rng: random.Random, split: Split, scene: Scene) -> Turn | None:
+        """See `SceneSkill`."""
+        names = [shape.name for shape in scene.shapes]
+        kinds = [shape.kind for shape in scene.shapes]
+        single = [(shape.name, shape) for shape in scene.shapes if names.count(shape.name) == 1]
+        if rng.random() < 0.3:
+            single = [(shape.kind, shape) for shape in scene.shapes if kinds.count(shape.kind) == 1] or single
+        if not single:
+            return None
+        called, shape = rng.choice(single)
+        place = scene.place(shape)
+        return Turn(self.name, _ASK.pick(rng, split).format(called), f"The {called} is {preposition(place)} {place}.")
+
+
+def preposition(place: str) -> str:
+    """The words before a place: "at the" top, "on the" left, "in the" centre."""
+    if place == "centre":
+        return "in the"
+    return "on the" if place in ("left", "right") else "at the"
+
+
+SKILL = Place()

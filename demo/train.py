@@ -1,0 +1,204 @@
+"""Train the demo model from nothing: `python -m demo.train --out DIR`.
+
+The run keeps its state in DIR.run (weights, optimizers, step, history) every few minutes and goes on from there with
+--resume. Batches depend on the seed and the step alone, so a resumed run is the run that was never interrupted. When it
+ends, DIR holds the checkpoint and DIR.run/loss.png the course of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from tqdm import tqdm
+from transformers import Qwen3VLForConditionalGeneration
+
+from demo.checkpoint import save_checkpoint
+from demo.config import model_config
+from demo.data import Batch, Course, batches
+from demo.forward import for_training, losses
+from demo.optim import Optimizers
+from demo.picture import draw_history
+from demo.prompts import SYSTEM_PROMPTS
+from demo.quantize import imitate_int4
+from demo.sight import SightHeads
+from demo.skills import texts
+from demo.tokenizer import build_tokenizer
+
+_SIGHT_WEIGHT = 0.3
+_ROUNDED_FROM = 0.75  # share of the run after which weights are rounded to INT4 in the forward pass
+
+
+@dataclass
+class Run:
+    """A training run in memory."""
+
+    model: Qwen3VLForConditionalGeneration
+    heads: SightHeads
+    optimizers: Optimizers
+    step: int = 0
+    seconds: float = 0.0
+    history: list[tuple[int, float, float]] = field(default_factory=list)  # step, loss, token accuracy
+
+    def learn(self, batch: Batch, progress: float, *, look_only: bool = False) -> None:
+        """One step on one batch; `progress` is the share of the run that is over."""
+        imitate_int4(self.model, progress >= _ROUNDED_FROM)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = losses(self.model, batch, self.heads, look_only=look_only)
+        loss = result.answers + _SIGHT_WEIGHT * result.sight
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizers.step(self.step, progress)
+        self.step += 1
+        self.history.append((self.step, loss.item(), result.accuracy.item()))
+
+    def save(self, path: Path) -> None:
+        """Keep everything that the next step depends on; an interrupted save leaves the last one intact."""
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".partial")
+        torch.save(state, scratch)
+        scratch.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a saved state."""
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+
+
+def recipe_tokenizer() -> Tokenizer:
+    """The tokenizer, which follows from the skills' texts alone."""
+    return build_tokenizer([*texts(), *SYSTEM_PROMPTS])
+
+
+def new_run(tokenizer: Tokenizer, seed: int, *, tiny: bool = False) -> Run:
+    """A run before its first step."""
+    torch.manual_seed(seed)
+    model = Qwen3VLForConditionalGeneration(model_config(tokenizer.get_vocab(), tiny=tiny))
+    for_training(model)
+    heads = SightHeads(model.config.text_config.hidden_size)
+    return Run(model, heads, Optimizers(nn.ModuleList([model, heads])))
+
+
+def train(
+    run: Run,
+    tokenizer: Tokenizer,
+    course: Course,
+    *,
+    seed: int,
+    steps: int,
+    minutes: float | None = None,
+    state: Path | None = None,
+    save_every: float = 120.0,
+    workers: int = 1,
+) -> None:
+    """Train until `steps` steps are done or `minutes` are over, whichever comes first; saves every so many seconds.
+
+    SIGTERM or Ctrl-C ends it after the step at hand, so that a resumed run can go on from there.
+    """
+    saved = time.monotonic()
+    with (
+        _told_to_stop() as stopped,
+        tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=5.0) as bar,
+    ):
+        began = time.monotonic() - run.seconds
+        for batch in batches(tokenizer, seed, course, first=run.step, last=steps, workers=workers):
+            progress = run.step / steps
+            if minutes is not None:
+                progress = max(progress, (time.monotonic() - began) / (60 * minutes))
+            if progress >= 1 or stopped:
+                break
+            run.learn(batch, progress, look_only=run.step < course.look_until)
+            run.seconds = time.monotonic() - began
+            _, loss, accuracy = run.history[-1]
+            bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{accuracy:.1%}", done=f"{progress:.0%}", refresh=False)
+            bar.update()
+            if state is not None and time.monotonic() - saved > save_every:
+                run.save(state)
+                saved = time.monotonic()
+    if state is not None:
+        run.save(state)
+    if stopped:
+        raise SystemExit(f"stopped after step {run.step}; go on with --resume")
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[list[int]]:
+    """The signals received that ask for an end; empty until one comes."""
+    received: list[int] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in signals]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory: fetching it anew from the kernel at each step costs a third of the time."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_max = -1, -4
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model from nothing.")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
+    parser.add_argument("--steps", type=int, default=100_000, help="stop after so many steps")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes; the learning rate follows the time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument("--resume", action="store_true", help="go on from the state kept in OUT.run")
+    options = parser.parse_args()
+
+    keep_memory()
+    torch.set_num_threads(options.threads)
+    side = options.out.with_name(options.out.name + ".run")
+    state = side / "state.pt"
+    tokenizer = recipe_tokenizer()
+    run = new_run(tokenizer, options.seed)
+    if options.resume and state.exists():
+        run.load(state)
+    train(
+        run,
+        tokenizer,
+        Course(),
+        seed=options.seed,
+        steps=options.steps,
+        minutes=options.minutes,
+        state=state,
+        workers=options.workers,
+    )
+    save_checkpoint(run.model, tokenizer, options.out)
+    draw_history(run.history, side / "loss.png")
+    tqdm.write(f"{run.step} steps in {run.seconds / 60:.0f} minutes; the checkpoint is in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

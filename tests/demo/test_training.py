@@ -1,0 +1,117 @@
+"""The recipe on a tiny model: what it feeds is what the stock model expects, it learns, and it resumes exactly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+
+from demo.checkpoint import save_checkpoint
+from demo.config import model_config
+from demo.data import Batches, Course, image_processor
+from demo.forward import for_training, losses
+from demo.prompts import SYSTEM_PROMPTS, render
+from demo.quantize import BLOCK, imitate_int4, round_int4
+from demo.seeds import Split, stream
+from demo.skills import scene_chat
+from demo.train import Run, new_run, recipe_tokenizer, train
+
+TOKENIZER = recipe_tokenizer()
+COURSE = Course(batch_size=4, turns=2, look_until=0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Bit-equal sums need the same division of labour."""
+    torch.set_num_threads(1)
+
+
+def test_prompts_are_the_chat_templates(tmp_path: Path) -> None:
+    """Training reads the very ids that rendering the chat with the template and expanding placeholders gives."""
+    save_checkpoint(new_run(TOKENIZER, 0, tiny=True).model, TOKENIZER, tmp_path / "checkpoint")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "checkpoint")
+    chat = scene_chat(stream(Split.TRAIN, 3), Split.TRAIN, [(200, 120)], turns=2)
+    grids = image_processor()(list(chat.images), return_tensors="np")["image_grid_thw"]
+    messages = [{"role": "system", "content": SYSTEM_PROMPTS[0]}]
+    for index, turn in enumerate(chat.turns):
+        media = [{"type": "image"}] if index == 0 else []
+        messages.append({"role": "user", "content": [*media, {"type": "text", "text": turn.question}]})
+        messages.append({"role": "assistant", "content": turn.answer})
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * (int(grids.prod()) // 4))
+    sequence = render(chat, grids, TOKENIZER, system=SYSTEM_PROMPTS[0])
+    assert sequence.ids.tolist() == tokenizer(text)["input_ids"]
+    learnt = TOKENIZER.decode(sequence.ids[sequence.learn].tolist(), skip_special_tokens=False)
+    assert learnt == "".join(f"{turn.answer}<|im_end|>" for turn in chat.turns)
+
+
+def test_positions_and_loss_are_the_stock_models() -> None:
+    """Our positions equal transformers', and the shortcuts of the training forward pass change no value."""
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(model_config(TOKENIZER.get_vocab(), tiny=True))
+    batch = Batches(TOKENIZER, 0, COURSE)[500]
+    used = batch.input_ids.ne(0) | (torch.arange(batch.input_ids.shape[1]) == 0)
+    positions, _ = model.model.get_rope_index(
+        batch.input_ids, batch.image_mask.int(), image_grid_thw=batch.grid, attention_mask=used.long()
+    )
+    assert torch.equal(positions * used, batch.position_ids * used)
+    stock = losses(model, batch).answers
+    for_training(model)
+    ours = losses(model, batch).answers
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+def test_a_few_steps_lower_the_loss() -> None:
+    """The tiny model begins to learn within a few dozen steps."""
+    run = new_run(TOKENIZER, 0, tiny=True)
+    train(run, TOKENIZER, COURSE, seed=0, steps=40, workers=0)
+    losses = [loss for _, loss, _ in run.history]
+    assert len(losses) == 40
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Saving, loading and going on gives the same bits as never stopping, INT4 rounding included."""
+
+    def weights(run: Run) -> dict[str, torch.Tensor]:
+        return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+    whole = new_run(TOKENIZER, 0, tiny=True)
+    train(whole, TOKENIZER, COURSE, seed=0, steps=6, workers=0)
+
+    first = new_run(TOKENIZER, 0, tiny=True)
+    batches = Batches(TOKENIZER, 0, COURSE)
+    for step in range(3):
+        first.learn(batches[step], step / 6)
+    first.save(tmp_path / "state.pt")
+    second = new_run(TOKENIZER, 1, tiny=True)
+    second.load(tmp_path / "state.pt")
+    train(second, TOKENIZER, COURSE, seed=0, steps=6, workers=0)
+
+    assert second.history == whole.history
+    after = weights(second)
+    assert all(torch.equal(value, after[name]) for name, value in weights(whole).items())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_int4_rounding_keeps_sixteen_levels_a_block() -> None:
+    """Rounded weights stay close, take at most 16 values a block, and rounding them again changes nothing."""
+    weight = torch.randn(8, 4 * BLOCK, generator=torch.Generator().manual_seed(0))
+    rounded = round_int4(weight)
+    for block in rounded.reshape(-1, BLOCK):
+        assert len(block.unique()) <= 16
+    assert (rounded - weight).abs().max() <= weight.abs().max() / 8
+    torch.testing.assert_close(round_int4(rounded), rounded)
+
+
+def test_int4_is_switched_on_and_off() -> None:
+    """Imitating INT4 changes the loss, and switching it off restores it exactly."""
+    run = new_run(TOKENIZER, 0, tiny=True)
+    batch = Batches(TOKENIZER, 0, COURSE)[0]
+    plain = losses(run.model, batch).answers
+    imitate_int4(run.model)
+    rounded = losses(run.model, batch).answers
+    imitate_int4(run.model, enabled=False)
+    again = losses(run.model, batch).answers
+    assert rounded != plain
+    assert again == plain
