@@ -97,7 +97,7 @@ def new_run(tokenizer: Tokenizer, seed: int, *, tiny: bool = False) -> Run:
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(model_config(tokenizer.get_vocab(), tiny=tiny))
     for_training(model)
-    heads = SightHeads(model.config.text_config.hidden_size)
+    heads = SightHeads(model.config.text_config.hidden_size)  # type: ignore[union-attr]  # it is the parsed config
     return Run(model, heads, Optimizers(nn.ModuleList([model, heads])))
 
 
