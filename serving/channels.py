@@ -33,7 +33,9 @@ def open_channel(target: str, *, max_message_bytes: int = 128 * MIB) -> grpc.aio
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
+            # Less than the waits between a caller's attempts together: a replica that has just come up, while another
+            # goes down, is found before the attempts are used up.
+            ("grpc.max_reconnect_backoff_ms", 250),
             # The services are neighbours: a proxy that is set for the way out is not between them.
             ("grpc.enable_http_proxy", 0),
             # Two channels to one target are two sets of connections: a test's must not be another's.
