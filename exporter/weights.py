@@ -60,9 +60,6 @@ class TensorRef:
                 left -= len(piece)
                 yield piece
 
-    def _ended_early(self) -> ExportError:
-        return ExportError(f"{self.file} ended early while it was read: export when it is no longer being written.")
-
 
 class Tensors(Mapping[str, TensorRef]):
     """All tensors of a checkpoint by name."""

@@ -15,9 +15,9 @@ from gateway.feed import Feed, Stopwatch
 from gateway.media import Conversation, Limits, Medium, collect
 from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
 from gateway.retry import Backoff, Deadline, persist
-from gateway.tasks import drop, together
 from serving.errors import Code, ServiceError, unimplemented
 from serving.media import check_options
+from serving.tasks import drop, together
 from vlm.v1 import chat_pb2, decoder_pb2, gateway_pb2, media_pb2, vision_pb2
 
 log = structlog.get_logger()

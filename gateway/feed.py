@@ -12,8 +12,8 @@ from gateway.errors import Tier, broken, of_medium
 from gateway.media import Medium
 from gateway.ports import CallEndedError, Generation, VisionTier
 from gateway.retry import Backoff, Deadline, persist
-from gateway.tasks import together
 from serving.errors import ServiceError
+from serving.tasks import together
 from vlm.v1 import decoder_pb2, media_pb2, vision_pb2
 
 _WAITING_MESSAGES = 2

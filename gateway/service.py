@@ -17,11 +17,11 @@ from gateway.http import HttpServer, create_app
 from gateway.ports import DecoderTier, VisionTier
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
-from gateway.tasks import drop
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
 from serving.channels import open_channel
 from serving.errors import Code, ServiceError
 from serving.server import Service, StartError
+from serving.tasks import drop
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc
 
 log = structlog.get_logger()
@@ -104,8 +104,7 @@ class GatewayService(Service):
         try:
             encoder, model = await asyncio.gather(asked, asked_too)
         finally:
-            await drop(asked)
-            await drop(asked_too)
+            await drop(asked, asked_too)
         if encoder.encoder_fingerprint != model.encoder_fingerprint:
             raise StartError(
                 f"the vision service at {self._settings.vision} has the encoder of {encoder.model!r} "

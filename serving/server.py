@@ -6,8 +6,7 @@ import asyncio
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import grpc
 import structlog
@@ -19,6 +18,7 @@ from serving.errors import ServiceError
 from serving.interceptors import CallInterceptor
 from serving.parent import end_with_parent
 from serving.settings import ServerSettings
+from serving.tasks import unless
 
 log = structlog.get_logger()
 
@@ -132,7 +132,8 @@ async def serve(
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
     health_state = Health(service.grpc_names)
-    if not await _unless(stopping, service.start(health_state.set_soon)):
+    # A start may take long, or wait for others.
+    if not await unless(service.start(health_state.set_soon), stopping.wait()):
         return
     try:
         server = grpc.aio.server(
@@ -169,21 +170,6 @@ async def serve(
     finally:
         await service.stop()
     log.info("stopped")
-
-
-async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Do the work unless the stop comes first; True where it was done. A start may take long or wait for others."""
-    working, waiting = asyncio.create_task(work), asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-            return True
-        return False
-    finally:
-        for task in (working, waiting):
-            task.cancel()
-        await asyncio.gather(working, waiting, return_exceptions=True)
 
 
 def run(service: Service, settings: ServerSettings) -> int:

@@ -81,8 +81,3 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
         return overloaded("TOO_MANY_CALLS", "the server takes no more calls at once", retry_after=1.0)
     retry_after = 1.0 if code is Code.UNAVAILABLE else None
     return ServiceError(code, name, error.details() or name, retry_after=retry_after)
-
-
-def grpc_code(code: Code) -> grpc.StatusCode:
-    """The gRPC code of a canonical code."""
-    return grpc.StatusCode[code.value]

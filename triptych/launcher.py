@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
+from serving.tasks import drop, together, unless
 
 _LOOPBACK = "127.0.0.1"
 _PROBE = [("grpc.max_reconnect_backoff_ms", 250), ("grpc.enable_http_proxy", 0)]  # a proxy leads away from here
@@ -39,7 +40,6 @@ class Plan:
         decoder_replicas: How many decoder services.
         grace_seconds: How long running answers may go on after a signal.
         log_level: Least level that the services log.
-        environment: More environment variables for every service.
     """
 
     bundle: Path
@@ -49,7 +49,6 @@ class Plan:
     decoder_replicas: int = 1
     grace_seconds: float = 30.0
     log_level: str = "warning"
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,20 +66,15 @@ class Replica:
         module: Python module to run.
         flags: Its flags, beside the port.
         port: Its gRPC port.
-        environment: Its environment.
+        environment: Its environment; None: this process's own.
     """
 
-    def __init__(self, module: str, flags: list[str], port: int, environment: dict[str, str]) -> None:
+    def __init__(self, module: str, flags: list[str], port: int, environment: dict[str, str] | None = None) -> None:
         self.name = f"{module}:{port}"
         self.address = f"{_LOOPBACK}:{port}"
         self._command = [sys.executable, "-m", module, "--port", str(port), "--parent-pid", str(os.getpid()), *flags]
-        self._environment = environment
+        self.environment = environment
         self._process: asyncio.subprocess.Process | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Process id, while it runs."""
-        return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
         """Start the process."""
@@ -89,7 +83,7 @@ class Replica:
             *self._command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
-            env=self._environment,
+            env=self.environment,
             start_new_session=True,
         )
 
@@ -101,17 +95,10 @@ class Replica:
         """
         assert self._process is not None  # noqa: S101  # narrows the type: `start` came first
         ended = asyncio.create_task(self._process.wait())
-        serving = asyncio.create_task(_until_serving(self.address))
-        try:
-            await asyncio.wait((ended, serving), return_when=asyncio.FIRST_COMPLETED)
-            if not serving.done():
-                code = ended.result()
-                # With 1 or 2 the service has said on stderr why.
-                raise LaunchError("" if code in (1, 2) else f"{self.name} ended with {_describe(code)} while starting")
-        finally:
-            for task in (ended, serving):
-                task.cancel()
-            await asyncio.gather(ended, serving, return_exceptions=True)
+        if not await unless(_until_serving(self.address), ended):
+            code = ended.result()
+            # With 1 or 2 the service has said on stderr why.
+            raise LaunchError("" if code in (1, 2) else f"{self.name} ended with {_describe(code)} while starting")
 
     async def keep(self, on_death: Callable[[str], None]) -> None:
         """Start it again whenever it dies, ever more slowly while it keeps dying.
@@ -170,8 +157,7 @@ async def run(
         loop.add_signal_handler(number, stopping.set)
     system = System(plan)
     try:
-        work = asyncio.create_task(system.start())
-        if not await _first(work, stopping):
+        if not await unless(system.start(), stopping.wait()):
             return
         keepers = asyncio.create_task(system.keep(on_event))
         try:
@@ -179,10 +165,9 @@ async def run(
             if outcome is None:
                 await stopping.wait()
             else:
-                await _first(asyncio.ensure_future(outcome), stopping)
+                await unless(outcome, stopping.wait())
         finally:
-            keepers.cancel()
-            await asyncio.gather(keepers, return_exceptions=True)
+            await drop(keepers)
     finally:
         await system.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -199,22 +184,21 @@ class System:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         ports = _Ports()
-        environment = {**os.environ, **plan.environment}
         shared = ["--log-level", plan.log_level, "--grace-seconds", f"{plan.grace_seconds:g}"]
         model = [*shared, "--bundle", str(plan.bundle)]
 
-        def tier(module: str, count: int) -> list[Replica]:
+        def tier(module: str, threads: str, count: int) -> list[Replica]:
             # The replicas of a tier share the machine's cores; the tiers themselves rarely work at the same moment.
-            flags = [*model, "--threads", str(max(1, usable_cores() // count))]
-            return [Replica(module, flags, ports.free(), environment) for _ in range(count)]
+            environment = {threads: str(max(1, usable_cores() // count)), **os.environ}
+            return [Replica(module, model, ports.free(), environment) for _ in range(count)]
 
-        self.vision = tier("vision_service", plan.vision_replicas)
-        self.decoders = tier("decoder_service", plan.decoder_replicas)
+        self.vision = tier("vision_service", "VISION_THREADS", plan.vision_replicas)
+        self.decoders = tier("decoder_service", "DECODER_THREADS", plan.decoder_replicas)
         grpc_port = ports.wanted(plan.grpc_port, "--grpc-port")
         http_port = ports.wanted(plan.http_port, "--http-port")
         ports.release()
         targets = ["--vision", _target(self.vision), "--decoder", _target(self.decoders)]
-        self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port, environment)
+        self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port)
         self.addresses = Addresses(f"{_LOOPBACK}:{grpc_port}", f"http://{_LOOPBACK}:{http_port}")
 
     async def start(self) -> None:
@@ -222,11 +206,8 @@ class System:
         replicas = [*self.vision, *self.decoders, self.gateway]
         for replica in replicas:
             await replica.start()
-        async with contextlib.AsyncExitStack() as stack:
-            tasks = [asyncio.create_task(replica.ready()) for replica in replicas]
-            stack.push_async_callback(_cancel, tasks)
-            # The first that fails fails all: the others may wait for it in vain.
-            await asyncio.gather(*tasks)
+        # The first that fails fails all: the others may wait for it in vain.
+        await together(replica.ready() for replica in replicas)
 
     async def keep(self, on_event: Callable[[str], None]) -> None:
         """Start again whatever dies."""
@@ -299,24 +280,3 @@ async def _until_serving(address: str) -> None:
                 await asyncio.sleep(0.1)  # the connection broke: the server may be starting again
             finally:
                 watch.cancel()
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _first(work: asyncio.Future[None], stopping: asyncio.Event) -> bool:
-    """Wait for the work or the stop; True where the work was first. What the work raises is raised."""
-    stop = asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-            return True
-        return False
-    finally:
-        for task in (work, stop):
-            task.cancel()
-        await asyncio.gather(work, stop, return_exceptions=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
@@ -18,8 +17,8 @@ from gateway.http.errors import event_of
 from gateway.http.schema import CompletionRequest
 from gateway.http.translate import JsonNames, parse, to_chat
 from gateway.retry import Deadline
-from gateway.tasks import drop
 from serving.errors import ServiceError, too_large
+from serving.tasks import unless
 from vlm.v1 import chat_pb2, gateway_pb2
 
 _INLINE_BYTES = 64 * 1024
@@ -61,7 +60,7 @@ class ChatCompletions:
         events = self._conductor.chat(chat, request_id=chat.request_id, deadline=deadline)
         answer = _Answer(request, events)
         del body, request, chat  # they hold the files, in base64 and without
-        await _unless_gone(receive, answer.send(scope, receive, send))
+        await unless(answer.send(scope, receive, send), _gone(receive))
 
     async def _body(self, request: Request) -> bytes:
         limit = self._max_body_bytes
@@ -123,19 +122,6 @@ class _Answer:
                 raise error from None
             await send({"type": "http.response.body", "body": event_of(error), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, but cancel it when the client leaves."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_gone(receive))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            await working
-    finally:
-        await drop(working)
-        await drop(watching)
 
 
 async def _gone(receive: Receive) -> None:

@@ -20,10 +20,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
-from gateway.tasks import drop
 from serving.errors import Code, ServiceError, invalid
 from serving.interceptors import CallInterceptor
 from serving.media import media_digest
+from serving.tasks import drop
 from vlm.v1 import (
     chat_pb2,
     decoder_pb2,

@@ -15,8 +15,8 @@ from gateway.errors import Tier, lost, of_decoder, of_medium
 from gateway.retry import Backoff, Deadline
 from gateway.servicer import accept_request_id
 from gateway.settings import GatewaySettings
-from gateway.tasks import together
 from serving.errors import Code, ServiceError, Violation, invalid, too_large, unavailable
+from serving.tasks import together
 
 PATH = "messages[0].parts[1].image"
 

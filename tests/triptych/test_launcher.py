@@ -1,0 +1,39 @@
+"""What the launcher would start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.cores import usable_cores
+from triptych.launcher import Plan, Replica, System
+
+
+def _threads(replicas: list[Replica], name: str) -> set[str | None]:
+    return {(replica.environment or {}).get(name) for replica in replicas}
+
+
+def test_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tier alone has all cores; of several replicas each has its share, and at least one."""
+    for name in ("VISION_THREADS", "DECODER_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    system = System(Plan(Path("bundle"), grpc_port=0, http_port=0, vision_replicas=1, decoder_replicas=64))
+    assert _threads(system.vision, "VISION_THREADS") == {str(usable_cores())}
+    assert _threads(system.decoders, "DECODER_THREADS") == {str(max(1, usable_cores() // 64))}
+
+
+def test_what_the_environment_says_of_threads_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`DECODER_THREADS=3 triptych up` gives each decoder three threads, and says nothing of vision."""
+    monkeypatch.setenv("DECODER_THREADS", "3")
+    monkeypatch.delenv("VISION_THREADS", raising=False)
+    system = System(Plan(Path("bundle"), grpc_port=0, http_port=0, decoder_replicas=2))
+    assert _threads(system.decoders, "DECODER_THREADS") == {"3"}
+    assert _threads(system.vision, "VISION_THREADS") == {str(usable_cores())}
+
+
+def test_no_port_is_given_twice() -> None:
+    """Every service of a plan has a port of its own, and the gateway calls the tiers at theirs."""
+    system = System(Plan(Path("bundle"), grpc_port=0, http_port=0, vision_replicas=3, decoder_replicas=3))
+    addresses = [replica.address for replica in (*system.vision, *system.decoders, system.gateway)]
+    assert len({*addresses, system.addresses.http.removeprefix("http://")}) == 8
