@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decoder_service.chat import Layout, Message
 from decoder_service.detokenizer import TokenBytes
 from decoder_service.engine import Engine
+from decoder_service.feature_store import FeatureStore
 from decoder_service.generation import GenerationDefaults
 from decoder_service.limits import Admission, Limits, check_room
 from decoder_service.prompt import PromptBuilder
@@ -25,6 +26,7 @@ class ModelFacts:
         feature_width: (1 + L) x hidden_size.
         encoder_fingerprint: Of the encoder whose features it was trained with.
         end_tokens: Tokens that end a turn.
+        vocab_size: Token ids that it knows: those below.
     """
 
     id: str
@@ -33,6 +35,7 @@ class ModelFacts:
     feature_width: int
     encoder_fingerprint: str
     end_tokens: frozenset[int]
+    vocab_size: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Decoder:
     admission: Admission
     limits: Limits
     defaults: GenerationDefaults
+    features: FeatureStore
 
     async def count(self, messages: Sequence[Message], layouts: Sequence[Layout], *, ids: bool) -> PromptCount:
         """Count the tokens of a prompt, which may be longer than the context.

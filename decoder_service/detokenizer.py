@@ -42,6 +42,16 @@ class TokenBytes:
             self._known[token_id] = known
         return known
 
+    def text(self, token_id: int) -> str:
+        """A token by itself: its text, a control token's name, or nothing where its bytes are no whole characters."""
+        raw = self[token_id]
+        if not raw:
+            return self._tokenizer.id_to_token(token_id) or ""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return ""
+
 
 class Detokenizer:
     """Text of one answer. Bytes that are no UTF-8 become U+FFFD, as in `Tokenizer.decode`.

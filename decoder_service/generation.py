@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from decoder_service.engine import SamplingParams
-
-log = structlog.get_logger()
 
 MAX_TEMPERATURE = 2.0
 MAX_TOP_K = 1024
 MAX_SEED = (1 << 31) - 1
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
+MAX_PENALTY = 2.0
+MAX_LOGIT_BIAS = 100.0
+MAX_BIASED_TOKENS = 1024
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,14 @@ class GenerationDefaults:
     Attributes:
         top_p: The checkpoint's, else 1.
         top_k: The checkpoint's, else 0.
+        min_p: The checkpoint's, else 0.
+        repetition_penalty: The checkpoint's, else 1. It is applied to greedy answers, too, as transformers does.
     """
 
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     @classmethod
     def load(cls, path: Path) -> GenerationDefaults:
@@ -64,8 +69,10 @@ class GenerationDefaults:
         config = {name: value for name, value in config.items() if value is not None}
         top_p = float(config.get("top_p", 1.0))
         top_k = int(config.get("top_k", 0))
-        if not (0 < top_p <= 1 and top_k >= 0):
-            raise ValueError(f"{path.name} has top_p {top_p}, top_k {top_k}")
-        if config.get("repetition_penalty", 1.0) != 1.0:
-            log.warning("repetition_penalty of the checkpoint is not applied", value=config["repetition_penalty"])
-        return cls(top_p, top_k)
+        min_p = float(config.get("min_p", 0.0))
+        repetition_penalty = float(config.get("repetition_penalty", 1.0))
+        if not (0 < top_p <= 1 and top_k >= 0 and 0 <= min_p <= 1 and 0 < repetition_penalty < math.inf):
+            raise ValueError(
+                f"{path.name} has top_p {top_p}, top_k {top_k}, min_p {min_p}, repetition_penalty {repetition_penalty}"
+            )
+        return cls(top_p, top_k, min_p, repetition_penalty)

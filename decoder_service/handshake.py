@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from decoder_service import validation
 from decoder_service.chat import Layout, MediaKind, first_of_each
 from decoder_service.core import Decoder
+from decoder_service.feature_store import Features, media_key
 from decoder_service.limits import Place, check_room
 from decoder_service.prompt import Rendered
 from serving.errors import Code, ServiceError, invalid, too_large
@@ -33,24 +34,44 @@ class _Arrival:
 
 
 class FeatureIntake:
-    """Takes in headers and chunks of the media that are needed, in any interleaving.
+    """Takes in headers and chunks of the media that are needed, in any interleaving. Belongs to one event loop.
+
+    Media whose features the decoder has kept are not needed. Their bytes are counted as if they had been sent: the
+    store may drop them while this request still holds them.
 
     Args:
         decoder: What is loaded.
         rendered: The conversation.
+        media_options: How media become pixels, as `Opening.media_options`.
         max_tokens: Length of the answer, where the request names it.
         place: What the request has been granted; bytes are taken from it.
+
+    Raises:
+        ServiceError: RESOURCE_EXHAUSTED or INVALID_ARGUMENT where what is known already does not fit the context or
+            the memory.
     """
 
-    def __init__(self, decoder: Decoder, rendered: Rendered, max_tokens: int | None, place: Place) -> None:
+    def __init__(
+        self, decoder: Decoder, rendered: Rendered, media_options: bytes, max_tokens: int | None, place: Place
+    ) -> None:
         self._decoder = decoder
         self._rendered = rendered
         self._max_tokens = max_tokens
         self._place = place
-        self.needed = first_of_each(rendered.media)
+        distinct = first_of_each(rendered.media)
+        self._keys = {
+            index: media_key(rendered.media[index], media_options, decoder.model.encoder_fingerprint)
+            for index in distinct
+        }
+        self._kept = {
+            index: features for index, key in self._keys.items() if (features := decoder.features.get(key)) is not None
+        }
+        self.needed = tuple(index for index in distinct if index not in self._kept)
         """Indices of the media to send, each distinct medium once."""
         self._arrivals: dict[int, _Arrival] = {}
         self._check_room()
+        if self._kept:
+            self._hold("messages")
 
     @property
     def complete(self) -> bool:
@@ -90,17 +111,8 @@ class FeatureIntake:
         if layout.medium.kind is MediaKind.VIDEO:
             tokens = await asyncio.to_thread(self._decoder.prompts.length, layout)
             self._check_room(index, tokens)
+        self._hold(path, layout.token_count)
         size = layout.token_count * model.feature_width * _FLOAT_BYTES
-        held = sum(a.layout.token_count for a in self._arrivals.values()) * model.feature_width * _FLOAT_BYTES
-        limit = self._decoder.limits.max_feature_bytes
-        if held + size > limit:
-            raise too_large(
-                path,
-                f"brings this request's features to {held + size} bytes, over max_feature_bytes, which is {limit}",
-                reason="FEATURES_TOO_LARGE",
-                limit=limit,
-            )
-        self._place.hold_bytes(held + size)
         tensor = TensorAssembler(
             header.features, rows=layout.token_count, width=model.feature_width, max_bytes=size, path=path
         )
@@ -120,13 +132,40 @@ class FeatureIntake:
 
     def layouts(self) -> tuple[Layout, ...]:
         """A layout for each medium of the conversation, in order. When all headers have come."""
-        by_medium = {arrival.layout.medium: arrival.layout for arrival in self._arrivals.values()}
+        by_medium = {known.layout.medium: known.layout for known in self._known.values()}
         return tuple(by_medium[medium] for medium in self._rendered.media)
 
-    def features(self) -> tuple[NDArray[np.float32], ...]:
-        """Features of each medium of the conversation, in order. When `complete`. Converts: not on the event loop."""
-        by_medium = {arrival.layout.medium: arrival.tensor.array() for arrival in self._arrivals.values()}
+    async def features(self) -> tuple[NDArray[np.float32], ...]:
+        """Features of each medium of the conversation, in order, not to be written to. When `complete`.
+
+        Those that were sent are kept for later requests.
+        """
+        for index, arrival in self._arrivals.items():
+            rows = await asyncio.to_thread(arrival.tensor.array)  # it may have to convert them
+            rows.flags.writeable = False
+            self._kept[index] = Features(arrival.layout, arrival.prompt_tokens, rows)
+            self._decoder.features.put(self._keys[index], self._kept[index])
+        by_medium = {features.layout.medium: features.rows for features in self._kept.values()}
         return tuple(by_medium[medium] for medium in self._rendered.media)
+
+    @property
+    def _known(self) -> dict[int, Features | _Arrival]:
+        """The media whose layout is known."""
+        return {**self._kept, **self._arrivals}
+
+    def _hold(self, path: str, more: int = 0) -> None:
+        """Take the bytes of all features that are known, and of so many rows more."""
+        rows = more + sum(known.layout.token_count for known in self._known.values())
+        size = rows * self._decoder.model.feature_width * _FLOAT_BYTES
+        limit = self._decoder.limits.max_feature_bytes
+        if size > limit:
+            raise too_large(
+                path,
+                f"brings this request's features to {size} bytes, over max_feature_bytes, which is {limit}",
+                reason="FEATURES_TOO_LARGE",
+                limit=limit,
+            )
+        self._place.hold_bytes(size)
 
     def _check_index(self, path: str, index: int) -> None:
         if index not in self.needed:
@@ -134,7 +173,7 @@ class FeatureIntake:
 
     def _check_room(self, index: int | None = None, tokens: int = 0) -> None:
         """Check the prompt as far as it is known, with `tokens` for the medium whose header has just come."""
-        known = {i: arrival.prompt_tokens for i, arrival in self._arrivals.items()}
+        known = {i: medium.prompt_tokens for i, medium in self._known.items()}
         if index is not None:
             known[index] = tokens
         of_medium = {self._rendered.media[i]: count for i, count in known.items()}

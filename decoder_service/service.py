@@ -13,6 +13,7 @@ from decoder_service.detokenizer import TokenBytes
 from decoder_service.engine import EngineError
 from decoder_service.engine.genai import GenaiEngine
 from decoder_service.engine.messages import WorkerConfig
+from decoder_service.feature_store import FeatureStore
 from decoder_service.generation import GenerationDefaults
 from decoder_service.limits import Admission, Limits
 from decoder_service.prompt import PromptBuilder
@@ -83,6 +84,7 @@ class DecoderService(Service):
                 feature_width=bundle.feature_width,
                 encoder_fingerprint=bundle.encoder_fingerprint,
                 end_tokens=frozenset(bundle.tokens.eos),
+                vocab_size=bundle.text.vocab_size,
             ),
             prompts=prompts,
             token_bytes=TokenBytes(prompts.tokenizer.backend_tokenizer),
@@ -99,6 +101,7 @@ class DecoderService(Service):
                 media_timeout=settings.media_timeout,
             ),
             defaults=GenerationDefaults.load(bundle.decoder_dir / "generation_config.json"),
+            features=FeatureStore(settings.feature_cache_bytes),
         )
 
     def register(self, server: grpc.aio.Server) -> None:

@@ -49,6 +49,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         opening = validation.opening(
             first.open,
             model=self._decoder.model.id,
+            vocab_size=self._decoder.model.vocab_size,
             defaults=self._decoder.defaults,
             limits=self._decoder.limits,
         )

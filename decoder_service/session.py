@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from decoder_service.core import Decoder
 from decoder_service.detokenizer import Detokenizer, StopStrings
 from decoder_service.engine import EngineRequest, FinishReason, Prefilled, TokenDrawn
+from decoder_service.feature_store import grid_keys
 from decoder_service.handshake import FeatureIntake
 from decoder_service.limits import check_room
+from decoder_service.logprobs import Position, positions
 from decoder_service.prompt import Prompt, Rendered
 from decoder_service.validation import Opening
 from serving.errors import unavailable
@@ -42,10 +44,19 @@ class Started:
 
 @dataclass(frozen=True)
 class Delta:
-    """More of the answer: whole characters, and the tokens drawn since the last delta."""
+    """More of the answer: whole characters, and the tokens drawn since the last delta.
+
+    The two need not meet: text that is held back comes with a later token, or with none.
+
+    Attributes:
+        text: Whole characters.
+        token_ids: Tokens.
+        logprobs: One for each of the tokens, where they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[Position, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,8 @@ class Session:
                     drawn += 1
                     # The end of the turn is not text.
                     is_text = event.token_id not in decoder.model.end_tokens
-                    yield Delta(stops.push(detokenizer.push(event.token_id)) if is_text else "", (event.token_id,))
+                    text = stops.push(detokenizer.push(event.token_id)) if is_text else ""
+                    yield Delta(text, (event.token_id,), positions(event, decoder.token_bytes))
                     if stops.hit:
                         reason = FinishReason.STOP
                         break
@@ -158,11 +170,14 @@ class Session:
         return EngineRequest(
             request_id=self._opening.request_id,
             token_ids=prompt.engine_token_ids,
-            features=await asyncio.to_thread(self.intake.features),
+            features=await self.intake.features(),
             grids=prompt.grids,
             sampling=self._opening.generation.sampling,
             max_new_tokens=max_tokens,
             stop_token_ids=self._decoder.model.end_tokens,
+            media_keys=tuple(
+                grid_keys(self.intake.layouts(), self._opening.media_options, self._decoder.model.encoder_fingerprint)
+            ),
         )
 
 
@@ -183,5 +198,5 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
         raise unavailable("ENGINE_NOT_READY", "the engine is being started again")
     with decoder.admission.enter() as place:
         rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
-        intake = FeatureIntake(decoder, rendered, opening.generation.max_tokens, place)
+        intake = FeatureIntake(decoder, rendered, opening.media_options, opening.generation.max_tokens, place)
         yield Session(decoder, opening, rendered, intake, arrived)

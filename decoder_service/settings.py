@@ -44,6 +44,12 @@ class DecoderSettings(ServerSettings):
     max_buffered_feature_bytes: int = Field(
         2048 * MIB, ge=1, description="Features of all requests together, in bytes of float32."
     )
+    feature_cache_bytes: int = Field(
+        256 * MIB,
+        ge=0,
+        description="Features that are kept for later requests about the same media, in bytes of float32, beside those "
+        "of running requests; 0 keeps none.",
+    )
     media_timeout: float = Field(
         300.0, gt=0, description="Seconds to wait for all features once they have been asked for."
     )

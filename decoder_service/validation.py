@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text, media_of
 from decoder_service.engine import SamplingParams
 from decoder_service.generation import (
+    MAX_BIASED_TOKENS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_PENALTY,
     MAX_SEED,
     MAX_STOP_LENGTH,
     MAX_STOPS,
@@ -48,19 +52,24 @@ class Opening:
         request_id: For logs and traces.
         messages: The conversation.
         generation: How the answer is drawn.
+        media_options: How media become pixels: bytes that are equal where the options are.
     """
 
     request_id: str
     messages: tuple[Message, ...]
     generation: Generation
+    media_options: bytes
 
 
-def opening(request: decoder_pb2.GenerateOpen, *, model: str, defaults: GenerationDefaults, limits: Limits) -> Opening:
+def opening(
+    request: decoder_pb2.GenerateOpen, *, model: str, vocab_size: int, defaults: GenerationDefaults, limits: Limits
+) -> Opening:
     """Check the opening of a `Generate`.
 
     Args:
         request: As sent.
         model: Name of the model that is served.
+        vocab_size: Token ids that it knows: those below.
         defaults: What the checkpoint says where the request is silent.
         limits: What a request may take.
 
@@ -74,7 +83,12 @@ def opening(request: decoder_pb2.GenerateOpen, *, model: str, defaults: Generati
     if request.HasField("tool_choice"):
         raise unimplemented("tool_choice", "leave it unset")
     check_options(request.media, "media")
-    return Opening(request_id, conversation(request.messages, limits), generation(request.generation, defaults))
+    return Opening(
+        request_id,
+        conversation(request.messages, limits),
+        generation(request.generation, defaults, vocab_size=vocab_size),
+        request.media.SerializeToString(deterministic=True),
+    )
 
 
 def check_model(name: str, model: str) -> None:
@@ -192,13 +206,19 @@ def _medium(media: media_pb2.Media, kind: MediaKind, role: Role, path: str) -> M
     return Medium(kind, media.digest)
 
 
-def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults) -> Generation:
+def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults, *, vocab_size: int) -> Generation:
     """Check how an answer is to be drawn.
+
+    Args:
+        options: As sent.
+        defaults: What the checkpoint says where the request is silent.
+        vocab_size: Token ids that the model knows: those below.
 
     Raises:
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
     """
-    _refuse_what_does_nothing_yet(options)
+    if options.HasField("response_format"):
+        raise unimplemented("generation.response_format", "leave it unset")
     if options.HasField("max_tokens") and options.max_tokens < 1:
         raise invalid("generation.max_tokens", "is 0 and must be at least 1")
     temperature, top_p, top_k = 0.0, defaults.top_p, defaults.top_k
@@ -211,10 +231,32 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
     if options.HasField("top_k"):
         top_k = options.top_k
         _check(top_k <= MAX_TOP_K, "top_k", top_k, f"at most {MAX_TOP_K}")
+    min_p, repetition_penalty = defaults.min_p, defaults.repetition_penalty
+    if options.HasField("min_p"):
+        min_p = options.min_p
+        _check(0 <= min_p <= 1, "min_p", min_p, "from 0 to 1")
+    if options.HasField("repetition_penalty"):
+        repetition_penalty = options.repetition_penalty
+        _check(0 < repetition_penalty < math.inf, "repetition_penalty", repetition_penalty, "greater than 0")
+    for name in ("presence_penalty", "frequency_penalty"):
+        penalty = getattr(options, name)
+        _check(-MAX_PENALTY <= penalty <= MAX_PENALTY, name, penalty, f"from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
+    _check(options.logprobs <= MAX_LOGPROBS, "logprobs", options.logprobs, f"from 0 to {MAX_LOGPROBS}")
     seed = options.seed if options.HasField("seed") else secrets.randbelow(MAX_SEED + 1)
     _check(seed <= MAX_SEED, "seed", seed, f"at most {MAX_SEED}")
     return Generation(
-        sampling=SamplingParams(temperature, top_p, top_k, seed),
+        sampling=SamplingParams(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            logit_bias=_logit_bias(options.logit_bias, vocab_size),
+            logprobs=options.logprobs if options.HasField("logprobs") else None,
+        ),
         max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
@@ -232,27 +274,15 @@ def _stops(stops: Sequence[str]) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _refuse_what_does_nothing_yet(options: chat_pb2.GenerationOptions) -> None:
-    """Refuse the options that have no effect yet, unless their value asks for none."""
-    _check(0 <= options.min_p <= 1, "min_p", options.min_p, "from 0 to 1")
-    if options.min_p != 0:
-        raise unimplemented("generation.min_p", "use top_p or top_k")
-    if options.HasField("repetition_penalty"):
-        penalty = options.repetition_penalty
-        _check(0 < penalty < math.inf, "repetition_penalty", penalty, "greater than 0")
-        if penalty != 1:
-            raise unimplemented("generation.repetition_penalty", "leave it unset")
-    for name in ("presence_penalty", "frequency_penalty"):
-        penalty = getattr(options, name)
-        _check(-2 <= penalty <= 2, name, penalty, "from -2 to 2")
-        if penalty != 0:
-            raise unimplemented(f"generation.{name}", "leave it unset")
-    if options.logit_bias:
-        raise unimplemented("generation.logit_bias", "leave it empty")
-    if options.HasField("logprobs"):
-        raise unimplemented("generation.logprobs", "leave it unset")
-    if options.HasField("response_format"):
-        raise unimplemented("generation.response_format", "leave it unset")
+def _logit_bias(sent: Mapping[int, float], vocab_size: int) -> dict[int, float]:
+    if len(sent) > MAX_BIASED_TOKENS:
+        raise invalid("generation.logit_bias", f"has {len(sent)} tokens and may have {MAX_BIASED_TOKENS}")
+    for token_id, bias in sent.items():
+        name = f"logit_bias[{token_id}]"
+        if token_id >= vocab_size:
+            raise invalid(f"generation.{name}", f"is of no token: the model's ids end at {vocab_size - 1}")
+        _check(-MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS, name, bias, f"from {-MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}")
+    return dict(sent)
 
 
 def _check(holds: bool, name: str, value: float, must_be: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decoder_service.core import Decoder, PromptCount
 from decoder_service.engine import FinishReason
+from decoder_service.logprobs import ScoredToken
 from decoder_service.session import Delta, Event, Started
 from vlm.v1 import chat_pb2, decoder_pb2
 
@@ -25,7 +26,11 @@ def event(value: Event) -> decoder_pb2.GenerateResponse:
 
 def _chat_event(value: Event) -> chat_pb2.ChatEvent:
     if isinstance(value, Delta):
-        return chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=value.text, token_ids=value.token_ids))
+        logprobs = [
+            chat_pb2.PositionLogprobs(chosen=_scored(position.chosen), top=map(_scored, position.top))
+            for position in value.logprobs
+        ]
+        return chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=value.text, token_ids=value.token_ids, logprobs=logprobs))
     if isinstance(value, Started):
         return chat_pb2.ChatEvent(
             started=chat_pb2.Started(
@@ -53,6 +58,10 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
             ),
         )
     )
+
+
+def _scored(token: ScoredToken) -> chat_pb2.TokenLogprob:
+    return chat_pb2.TokenLogprob(token_id=token.token_id, text=token.text, logprob=token.logprob, raw=token.raw)
 
 
 def count(value: PromptCount) -> decoder_pb2.CountPromptTokensResponse:

@@ -16,6 +16,7 @@ from decoder_service.engine.interface import (
     Prefilled,
     SamplingParams,
     TokenDrawn,
+    TokenLogprob,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "Prefilled",
     "SamplingParams",
     "TokenDrawn",
+    "TokenLogprob",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -20,12 +20,25 @@ class SamplingParams:
         top_p: The likeliest tokens whose probabilities reach this sum; 1 keeps all.
         top_k: The k likeliest tokens; 0 keeps all.
         seed: The same seed draws the same tokens from the same logits.
+        min_p: Only tokens at least this fraction as likely as the likeliest; 0 keeps all.
+        repetition_penalty: Logits of tokens of the prompt and of the answer are divided by it where they are positive
+            and multiplied by it where they are negative, as transformers does; 1 changes nothing.
+        presence_penalty: Taken from the logits of tokens that the answer holds.
+        frequency_penalty: Taken from a token's logit as often as the answer holds it.
+        logit_bias: Added to the logits of these tokens.
+        logprobs: How many alternatives to report beside the log probability of the token drawn; None: neither.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
 
 
 class FinishReason(enum.Enum):
@@ -49,6 +62,8 @@ class EngineRequest:
         sampling: How tokens are chosen.
         max_new_tokens: Most tokens to write, at least 1. `n + max_new_tokens` must not pass the context.
         stop_token_ids: Tokens that end the answer.
+        media_keys: One for each row of `grids`, naming that grid's features: equal keys mean equal features. Empty:
+            what follows the first medium is never taken from a cache, nor kept in one.
     """
 
     request_id: str
@@ -58,6 +73,7 @@ class EngineRequest:
     sampling: SamplingParams
     max_new_tokens: int
     stop_token_ids: frozenset[int]
+    media_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,10 +92,26 @@ class Prefilled:
 
 
 @dataclass(frozen=True)
-class TokenDrawn:
-    """One more token."""
+class TokenLogprob:
+    """A token and the natural logarithm of its probability: of the raw logits, before temperature and penalties."""
 
     token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenDrawn:
+    """One more token.
+
+    Attributes:
+        token_id: The token.
+        logprob: Its log probability, where `SamplingParams.logprobs` asks for it.
+        alternatives: The likeliest tokens, most likely first, as many as it asks for.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    alternatives: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

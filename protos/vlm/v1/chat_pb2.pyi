@@ -366,17 +366,23 @@ class GenerationOptions(_message.Message):
     top_k: _builtins.int
     """Only the k likeliest tokens. 0: no limit. At most 1024. Default: that of the checkpoint's generation_config, else 0."""
     min_p: _builtins.float
-    """Only tokens at least this fraction as likely as the likeliest. 0 to 1. UNIMPLEMENTED for now."""
+    """Only tokens at least this fraction as likely as the likeliest. 0 to 1; 0: no limit. Default: that of the
+    checkpoint's generation_config, else 0.
+    """
     repetition_penalty: _builtins.float
-    """Divides the logits of tokens already present. Greater than 0; 1 changes nothing. UNIMPLEMENTED for now."""
+    """For tokens that the prompt or the answer holds already: divides a positive logit, multiplies a negative one. Greater
+    than 0; 1 changes nothing. Default: that of the checkpoint's generation_config, else 1.
+    """
     presence_penalty: _builtins.float
-    """Taken from the logits of tokens already written. -2 to 2. UNIMPLEMENTED for now."""
+    """Taken from the logits of tokens that the answer holds already. -2 to 2. Default 0."""
     frequency_penalty: _builtins.float
-    """Taken from a token's logit for each time it was written. -2 to 2. UNIMPLEMENTED for now."""
+    """Taken from a token's logit for each time that the answer holds it already. -2 to 2. Default 0."""
     seed: _builtins.int
     """Makes sampling repeatable on one server build. 0 to 2^31-1. Unset: drawn afresh."""
     logprobs: _builtins.int
-    """Report the log probability of each token and of this many alternatives. 0 to 20. UNIMPLEMENTED for now."""
+    """Report the log probability of each token and of this many likeliest tokens at its place: those of the model itself,
+    before temperature, penalties and biases. 0 to 20.
+    """
     return_prompt_token_ids: _builtins.bool
     """Ask for `Started.prompt_token_ids`."""
     @_builtins.property
@@ -385,7 +391,7 @@ class GenerationOptions(_message.Message):
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to these tokens' logits, token id to -100…100. UNIMPLEMENTED for now."""
+        """Added to these tokens' logits, token id to -100…100. At most 1024 tokens, each one of the model's."""
 
     @_builtins.property
     def response_format(self) -> Global___ResponseFormat:
@@ -505,22 +511,26 @@ class TokenLogprob(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
+    RAW_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """Token id."""
     text: _builtins.str
-    """Its text; empty while a character is incomplete."""
+    """Its text by itself; the name of a control token; empty where its bytes are a part of a character."""
     logprob: _builtins.float
     """Natural logarithm of its probability."""
+    raw: _builtins.bytes
+    """Its bytes in the answer's text, UTF-8 once joined with its neighbours'. Empty for a control token."""
     def __init__(
         self,
         *,
         token_id: _builtins.int = ...,
         text: _builtins.str = ...,
         logprob: _builtins.float = ...,
+        raw: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "raw", b"raw", "text", b"text", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -573,7 +583,9 @@ class Delta(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionLogprobs]:
-        """One for each of `token_ids`, where GenerationOptions.logprobs asks for them."""
+        """One for each of `token_ids`, where GenerationOptions.logprobs asks for them. `text` may be behind them, or ahead of
+        them at the end: it waits for whole characters and for what may become a stop string.
+        """
 
     def __init__(
         self,

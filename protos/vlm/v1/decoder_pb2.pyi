@@ -215,7 +215,9 @@ class MediaNeeded(_message.Message):
     MEDIA_INDICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def media_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Numbers of media. Of several media with the same kind and digest only the first is named."""
+        """Numbers of media. Of several media with the same kind and digest only the first is named, and none whose features
+        the decoder has kept from an earlier request with the same media options.
+        """
 
     def __init__(
         self,

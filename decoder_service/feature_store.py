@@ -1,0 +1,92 @@
+"""Features of media that were asked about lately, so that a second question about a picture costs no encode."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder_service.chat import Layout, Medium
+
+
+def media_key(medium: Medium, options: bytes, encoder_fingerprint: str) -> str:
+    """Name a feature map by all that it depends on: equal keys mean equal features.
+
+    Args:
+        medium: The file, by its digest, and what it was taken for.
+        options: How it became pixels, as `Opening.media_options`.
+        encoder_fingerprint: Which encoder made the features.
+    """
+    named = (medium.kind.value, medium.digest, options.hex(), encoder_fingerprint)
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+
+
+def grid_keys(layouts: Sequence[Layout], options: bytes, encoder_fingerprint: str) -> Iterator[str]:
+    """A name for the features of every image and every video frame, in order, as `EngineRequest.media_keys`.
+
+    Args:
+        layouts: One for each medium of the conversation, in order.
+        options: As for `media_key`.
+        encoder_fingerprint: As for `media_key`.
+    """
+    for layout in layouts:
+        key = media_key(layout.medium, options, encoder_fingerprint)
+        frames, h, w = layout.grid
+        for frame in range(frames):
+            yield f"{key}:{h}x{w}:{frame}"
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of one medium, whole.
+
+    Attributes:
+        layout: Its place in a prompt.
+        prompt_tokens: Tokens that it takes there.
+        rows: float32 [layout.token_count, (1 + L) x hidden], not to be written to.
+    """
+
+    layout: Layout
+    prompt_tokens: int
+    rows: NDArray[np.float32]
+
+
+class FeatureStore:
+    """Keeps the features that were used last, up to so many bytes. Belongs to one event loop.
+
+    Args:
+        max_bytes: Most bytes of all rows together; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[str, Features] = OrderedDict()  # the least recently used first
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all rows that are kept."""
+        return self._bytes
+
+    def get(self, key: str) -> Features | None:
+        """The features of that name, which count as just used."""
+        features = self._kept.get(key)
+        if features is not None:
+            self._kept.move_to_end(key)
+        return features
+
+    def put(self, key: str, features: Features) -> None:
+        """Keep features; those unused for longest make room. What is larger than the whole store is not kept."""
+        size = features.rows.nbytes
+        if size > self._max_bytes:
+            return
+        old = self._kept.pop(key, None)
+        self._bytes += size - (old.rows.nbytes if old else 0)
+        self._kept[key] = features
+        while self._bytes > self._max_bytes:
+            _, unused = self._kept.popitem(last=False)
+            self._bytes -= unused.rows.nbytes
