@@ -10,7 +10,7 @@
 from serving.errors import Code, Violation
 from serving.errors import ServiceError as TriptychError
 from triptych.client import AsyncClient, Client
-from triptych.events import Answer, Delta, Event, Finished, Started, Timings, Usage
+from triptych.events import Answer, Delta, Event, Finished, PositionLogprobs, Started, Timings, TokenLogprob, Usage
 from triptych.messages import Image, Message, Video, assistant, system, user
 
 __all__ = [
@@ -23,8 +23,10 @@ __all__ = [
     "Finished",
     "Image",
     "Message",
+    "PositionLogprobs",
     "Started",
     "Timings",
+    "TokenLogprob",
     "TriptychError",
     "Usage",
     "Video",

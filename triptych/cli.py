@@ -160,7 +160,9 @@ def _ask(options: argparse.Namespace) -> None:
         try:
             events = client.chat([user(*images, *videos, options.question)], **chat)
             if options.json:
-                print(json.dumps(dataclasses.asdict(gather(events)), ensure_ascii=False))  # noqa: T201
+                answer = dataclasses.asdict(gather(events))
+                del answer["logprobs"]  # none were asked for
+                print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
                 return
             for event in events:
                 if isinstance(event, Delta):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
@@ -37,6 +37,12 @@ class ChatOptions(TypedDict, total=False):
         temperature: 0 takes the likeliest token each time; up to 2.
         top_p: Only the likeliest tokens that reach this probability together.
         top_k: Only the k likeliest tokens.
+        min_p: Only tokens at least this fraction as likely as the likeliest.
+        repetition_penalty: Over 1 makes tokens of the prompt and of the answer less likely.
+        presence_penalty: Taken from the logits of tokens that the answer holds; -2 to 2.
+        frequency_penalty: Taken from a token's logit as often as the answer holds it; -2 to 2.
+        logit_bias: Added to these tokens' logits; token id to -100 to 100.
+        logprobs: Ask for the log probability of each token and of this many likeliest ones; 0 to 20.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
         min_pixels: Least area of an image after resizing.
@@ -53,6 +59,12 @@ class ChatOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    logprobs: int
     seed: int
     stop: Sequence[str]
     min_pixels: int
@@ -65,7 +77,21 @@ class ChatOptions(TypedDict, total=False):
     timeout: float
 
 
-_GENERATION = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "return_prompt_token_ids")
+_GENERATION = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "seed",
+    "stop",
+    "return_prompt_token_ids",
+)
 _MEDIA = ("min_pixels", "max_pixels", "fps", "max_frames")
 
 

@@ -49,11 +49,43 @@ class Started:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token and its log probability.
+
+    Attributes:
+        token_id: The token.
+        text: Its text; the name of a control token; empty where its bytes are a part of a character.
+        logprob: Natural logarithm of its probability, before temperature, penalties and biases.
+        raw: Its bytes in the answer; none for a control token.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class PositionLogprobs:
+    """The token that was drawn at one place, and the likeliest ones there, most likely first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True)
 class Delta:
-    """More of the answer: whole characters, and the tokens drawn since the last delta."""
+    """More of the answer: whole characters, and the tokens drawn since the last delta.
+
+    Attributes:
+        text: Whole characters. They may come later than the tokens that hold them.
+        token_ids: Tokens.
+        logprobs: One for each of the tokens, where they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +110,7 @@ class Answer:
     finish_reason: str
     usage: Usage
     timings: Timings
+    logprobs: tuple[PositionLogprobs, ...] = ()
 
 
 def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
@@ -87,7 +120,10 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
             s = event.started
             return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, tuple(s.prompt_token_ids))
         case "delta":
-            return Delta(event.delta.text, tuple(event.delta.token_ids))
+            logprobs = tuple(
+                PositionLogprobs(_scored(p.chosen), tuple(map(_scored, p.top))) for p in event.delta.logprobs
+            )
+            return Delta(event.delta.text, tuple(event.delta.token_ids), logprobs)
         case "finished":
             f = event.finished
             reason = chat_pb2.FinishReason.Name(f.reason).removeprefix("FINISH_REASON_").lower()
@@ -106,6 +142,10 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
     return None
 
 
+def _scored(token: chat_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(token.token_id, token.text, token.logprob, token.raw)
+
+
 def gather(events: Iterable[Event]) -> Answer:
     """Put an answer together from its events.
 
@@ -115,6 +155,7 @@ def gather(events: Iterable[Event]) -> Answer:
     prompt: tuple[int, ...] = ()
     text: list[str] = []
     tokens: list[int] = []
+    logprobs: list[PositionLogprobs] = []
     for event in events:
         match event:
             case Started():
@@ -122,6 +163,9 @@ def gather(events: Iterable[Event]) -> Answer:
             case Delta():
                 text.append(event.text)
                 tokens += event.token_ids
+                logprobs += event.logprobs
             case Finished():
-                return Answer("".join(text), tuple(tokens), prompt, event.reason, event.usage, event.timings)
+                return Answer(
+                    "".join(text), tuple(tokens), prompt, event.reason, event.usage, event.timings, tuple(logprobs)
+                )
     raise ValueError("the events ended before the answer did")

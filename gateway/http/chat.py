@@ -89,12 +89,13 @@ class _Answer:
     def __init__(self, request: CompletionRequest, events: AsyncGenerator[chat_pb2.ChatEvent, None]) -> None:
         self._stream = bool(request.stream)
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._logprobs = bool(request.logprobs)
         self._names = JsonNames(request)
         self._events = events
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Raises ServiceError where it fails before any of it was sent."""
-        completion = Completion(scope["request_id"])
+        completion = Completion(scope["request_id"], logprobs=self._logprobs)
         async with contextlib.aclosing(self._events) as events:
             if self._stream:
                 await self._send_stream(completion, events, send)

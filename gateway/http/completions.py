@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+from gateway.http.logprobs import content
 from vlm.v1 import chat_pb2
 
 _REASONS = {
@@ -32,9 +33,11 @@ class Completion:
 
     Args:
         request_id: The request's id.
+        logprobs: Whether the client asked for log probabilities.
     """
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, *, logprobs: bool = False) -> None:
+        self._logprobs = logprobs
         self._id = f"chatcmpl-{request_id}"
         self._created = int(time.time())
         self._model = ""
@@ -46,6 +49,7 @@ class Completion:
     async def whole(self, events: AsyncIterator[chat_pb2.ChatEvent]) -> dict[str, Any]:
         """The answer in one piece."""
         text: list[str] = []
+        scored: list[dict[str, Any]] = []
         finished = chat_pb2.Finished()
         async for event in events:
             match event.WhichOneof("event"):
@@ -53,12 +57,13 @@ class Completion:
                     self._model = event.started.model
                 case "delta":
                     text.append(event.delta.text)
+                    scored += content(event.delta.logprobs)
                 case "finished":
                     finished = event.finished
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": "".join(text), "refusal": None},
-            "logprobs": None,
+            "logprobs": {"content": scored, "refusal": None} if self._logprobs else None,
             "finish_reason": _REASONS.get(finished.reason),
         }
         return self._frame("chat.completion", [choice], usage=_usage(finished.usage))
@@ -68,17 +73,27 @@ class Completion:
         match event.WhichOneof("event"):
             case "started":
                 self._model = event.started.model
-                yield self._chunk({"role": "assistant", "content": ""}, None, include_usage)
-            case "delta" if event.delta.text:
-                yield self._chunk({"content": event.delta.text}, None, include_usage)
+                yield self._chunk({"role": "assistant", "content": ""}, include_usage)
+            case "delta":
+                scored = content(event.delta.logprobs) if self._logprobs else []
+                if event.delta.text or scored:  # a token's log probability does not wait for its text
+                    yield self._chunk({"content": event.delta.text}, include_usage, scored=scored)
             case "finished":
-                yield self._chunk({}, _REASONS.get(event.finished.reason), include_usage)
+                yield self._chunk({}, include_usage, reason=_REASONS.get(event.finished.reason))
                 if include_usage:
                     yield self._line(self._frame("chat.completion.chunk", [], usage=_usage(event.finished.usage)))
                 yield DONE
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None, include_usage: bool) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(
+        self,
+        delta: dict[str, Any],
+        include_usage: bool,
+        *,
+        scored: Sequence[dict[str, Any]] = (),
+        reason: str | None = None,
+    ) -> bytes:
+        logprobs = {"content": scored, "refusal": None} if scored else None
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         usage = {"usage": None} if include_usage else {}
         return self._line(self._frame("chat.completion.chunk", [choice], **usage))
 

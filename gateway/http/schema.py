@@ -16,25 +16,18 @@ _ANY_BOOL = (None, True, False)
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
-    "frequency_penalty": (None, 0),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "min_p": (None, 0),
     "modalities": (None, ["text"]),
     "n": (None, 1),
     "parallel_tool_calls": _ANY_BOOL,
     "prediction": (None,),
-    "presence_penalty": (None, 0),
     "reasoning_effort": (None, "none"),
-    "repetition_penalty": (None, 1),
     "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -155,6 +148,14 @@ class CompletionRequest(_Json):
     top_k: Annotated[int, Field(strict=True, ge=-1, lt=1 << 32)] | None = None
     seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 64)] | None = None
     stop: Strings | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0, lt=1 << 32)], float] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[int, Field(strict=True, ge=0, lt=1 << 32)] | None = None
+    # vLLM's additions, beside top_k.
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
     user: Any = None
     safety_identifier: Any = None
@@ -162,24 +163,17 @@ class CompletionRequest(_Json):
     metadata: Any = None
 
     audio: Any = None
-    frequency_penalty: Any = None
     function_call: Any = None
     functions: Any = None
-    logit_bias: Any = None
-    logprobs: Any = None
-    min_p: Any = None
     modalities: Any = None
     n: Any = None
     parallel_tool_calls: Any = None
     prediction: Any = None
-    presence_penalty: Any = None
     reasoning_effort: Any = None
-    repetition_penalty: Any = None
     response_format: Any = None
     service_tier: Any = None
     store: Any = None
     tool_choice: Any = None
     tools: Any = None
-    top_logprobs: Any = None
     verbosity: Any = None
     web_search_options: Any = None

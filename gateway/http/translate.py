@@ -46,6 +46,8 @@ def parse(body: bytes) -> CompletionRequest:
     _check_neutral(request, NEUTRAL, "")
     for i, message in enumerate(request.messages):
         _check_neutral(message, NEUTRAL_IN_MESSAGE, f"messages[{i}].")
+    if request.top_logprobs and not request.logprobs:
+        raise invalid("top_logprobs", "is only allowed where logprobs is true")
     return request
 
 
@@ -56,7 +58,7 @@ def _invalid(error: ValidationError) -> ServiceError:
     for step in detail["loc"]:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif not step.startswith("<"):
+        elif not step.startswith(("<", "[")):  # "[key]" says that a key is at fault, whose name stands before it
             path += f".{step}" if path else step
     if detail["type"] == "extra_forbidden":
         return invalid(path, "is not known here", reason="UNKNOWN_FIELD")
@@ -85,7 +87,14 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         top_p=request.top_p,
         seed=request.seed,
         stop=[request.stop] if isinstance(request.stop, str) else request.stop,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=request.logit_bias,
     )
+    if request.logprobs:
+        generation.logprobs = request.top_logprobs or 0
     if request.top_k is not None:
         generation.top_k = max(request.top_k, 0)  # -1 is vLLM's way to say that there is no limit
     limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
@@ -158,6 +167,8 @@ class JsonNames:
         """The name in the JSON; a path that is in it already stays as it is."""
         if path == "generation.max_tokens":
             return self._max_tokens
+        if path == "generation.logprobs":  # on the wire it is how many, in the JSON whether
+            return "top_logprobs"
         path = path.removeprefix("generation.")
         match = re.match(r"(messages\[(\d+)\])\.parts(\[\d+\])?", path)
         if match is None:

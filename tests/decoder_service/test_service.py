@@ -42,8 +42,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(serve_decoder: Serve) -> AsyncIterator[Running]:
-    """One server for the tests that leave it as it was."""
-    async with serve_decoder(max_queue=2) as running:
+    """One server for the tests that leave it as it was: it keeps no features, so every test sends its own."""
+    async with serve_decoder(max_queue=2, feature_cache_bytes=0) as running:
         yield running
 
 

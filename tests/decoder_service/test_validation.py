@@ -15,7 +15,8 @@ from serving.media import media_digest
 from vlm.v1 import decoder_pb2, media_pb2
 
 LIMITS = Limits(context_length=100, max_prompt_media=2, max_text_bytes=1000)
-DEFAULTS = GenerationDefaults(top_p=0.8, top_k=20)
+DEFAULTS = GenerationDefaults(top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.25)
+VOCAB_SIZE = 320
 DIGEST = media_digest(b"picture")
 USER = {"role": "ROLE_USER", "parts": [{"text": "hi"}]}
 
@@ -25,7 +26,7 @@ def opening(generation: dict | None = None, **fields: object) -> validation.Open
     request = json_format.ParseDict(
         {"messages": [USER], "generation": generation or {}, **fields}, decoder_pb2.GenerateOpen()
     )
-    return validation.opening(request, model="tiny", defaults=DEFAULTS, limits=LIMITS)
+    return validation.opening(request, model="tiny", vocab_size=VOCAB_SIZE, defaults=DEFAULTS, limits=LIMITS)
 
 
 def user(*parts: dict) -> list[dict]:
@@ -79,18 +80,25 @@ REFUSED = [
     ({"generation": {"stop": ["a"] * 17}}, Code.INVALID_ARGUMENT, "generation.stop"),
     ({"generation": {"stop": ["a", ""]}}, Code.INVALID_ARGUMENT, "generation.stop[1]"),
     ({"generation": {"stop": ["a" * 257]}}, Code.INVALID_ARGUMENT, "generation.stop[0]"),
-    ({"generation": {"minP": 0.1}}, Code.UNIMPLEMENTED, "generation.min_p"),
+    ({"generation": {"minP": -0.5}}, Code.INVALID_ARGUMENT, "generation.min_p"),
     ({"generation": {"minP": 1.5}}, Code.INVALID_ARGUMENT, "generation.min_p"),
     ({"generation": {"minP": "NaN"}}, Code.INVALID_ARGUMENT, "generation.min_p"),
-    ({"generation": {"repetitionPenalty": 1.1}}, Code.UNIMPLEMENTED, "generation.repetition_penalty"),
+    ({"generation": {"repetitionPenalty": "Infinity"}}, Code.INVALID_ARGUMENT, "generation.repetition_penalty"),
     ({"generation": {"repetitionPenalty": 0}}, Code.INVALID_ARGUMENT, "generation.repetition_penalty"),
     ({"generation": {"repetitionPenalty": "NaN"}}, Code.INVALID_ARGUMENT, "generation.repetition_penalty"),
-    ({"generation": {"presencePenalty": 0.5}}, Code.UNIMPLEMENTED, "generation.presence_penalty"),
+    ({"generation": {"presencePenalty": -2.5}}, Code.INVALID_ARGUMENT, "generation.presence_penalty"),
     ({"generation": {"presencePenalty": 3}}, Code.INVALID_ARGUMENT, "generation.presence_penalty"),
-    ({"generation": {"frequencyPenalty": -0.5}}, Code.UNIMPLEMENTED, "generation.frequency_penalty"),
+    ({"generation": {"frequencyPenalty": 2.5}}, Code.INVALID_ARGUMENT, "generation.frequency_penalty"),
     ({"generation": {"frequencyPenalty": "NaN"}}, Code.INVALID_ARGUMENT, "generation.frequency_penalty"),
-    ({"generation": {"logitBias": {"1": 0.5}}}, Code.UNIMPLEMENTED, "generation.logit_bias"),
-    ({"generation": {"logprobs": 0}}, Code.UNIMPLEMENTED, "generation.logprobs"),
+    ({"generation": {"logitBias": {"1": 100.5}}}, Code.INVALID_ARGUMENT, "generation.logit_bias[1]"),
+    ({"generation": {"logitBias": {"1": "NaN"}}}, Code.INVALID_ARGUMENT, "generation.logit_bias[1]"),
+    ({"generation": {"logitBias": {"320": 1}}}, Code.INVALID_ARGUMENT, "generation.logit_bias[320]"),
+    (
+        {"generation": {"logitBias": {str(token): 1 for token in range(1025)}}},
+        Code.INVALID_ARGUMENT,
+        "generation.logit_bias",
+    ),
+    ({"generation": {"logprobs": 21}}, Code.INVALID_ARGUMENT, "generation.logprobs"),
     ({"generation": {"responseFormat": {"regex": "a"}}}, Code.UNIMPLEMENTED, "generation.response_format"),
 ]
 
@@ -147,26 +155,61 @@ def test_a_conversation_becomes_values() -> None:
     )
 
 
-def test_values_that_change_nothing_pass() -> None:
-    """An option that has no effect yet may be set to what has none."""
+def test_what_changes_nothing_replaces_the_checkpoints() -> None:
+    """A penalty of 1 and a min_p of 0 are not the same as none: they take the place of the checkpoint's."""
     neutral = {"minP": 0, "repetitionPenalty": 1, "presencePenalty": 0, "frequencyPenalty": 0}
-    assert opening(neutral).generation.sampling.top_k == DEFAULTS.top_k
+    sampling = opening(neutral).generation.sampling
+    assert sampling == SamplingParams(0, 0.8, 20, sampling.seed)
+
+
+def test_bounds_are_within() -> None:
+    """The ends of every range are taken, and a token may be biased without a penalty on others."""
+    extreme = {
+        "minP": 1,
+        "repetitionPenalty": 0.5,
+        "presencePenalty": -2,
+        "frequencyPenalty": 2,
+        "logitBias": {"0": -100, "319": 100},
+        "logprobs": 20,
+    }
+    sampling = opening(extreme).generation.sampling
+    assert (sampling.min_p, sampling.repetition_penalty) == (1, 0.5)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-2, 2)
+    assert sampling.logit_bias == {0: -100, 319: 100}
+    assert sampling.logprobs == 20
+
+
+def test_no_alternatives_is_not_no_log_probabilities() -> None:
+    """`logprobs` of 0 asks for those of the tokens drawn; unset, for none."""
+    assert opening({"logprobs": 0}).generation.sampling.logprobs == 0
+    assert opening().generation.sampling.logprobs is None
+
+
+def test_media_options_are_compared_as_they_were_sent() -> None:
+    """The same options are the same bytes, others are others, and an option set to 0 is not one left out."""
+    bounds = {"minPixels": 4096, "maxPixels": 8192}
+    assert opening(media=bounds).media_options == opening(media=dict(reversed(bounds.items()))).media_options
+    sent = [{}, bounds, {"maxPixels": 8192}, {"minPixels": 4096}, {"fps": 1}, {"fps": 2}]
+    assert len({opening(media=options).media_options for options in sent}) == len(sent)
 
 
 def test_unset_options_are_the_checkpoints() -> None:
     """An answer is greedy unless another is asked for; the rest is generation_config's, or as the request says."""
     sampling = opening().generation.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0, 0.8, 20)
+    assert sampling == SamplingParams(0, 0.8, 20, sampling.seed, min_p=0.05, repetition_penalty=1.25)
     asked = {
         "temperature": 1.5,
         "topP": 0.5,
         "topK": 0,
         "seed": 7,
+        "minP": 0.25,
+        "repetitionPenalty": 1.5,
         "maxTokens": 9,
         "stop": ["a", "b"],
         "returnPromptTokenIds": True,
     }
-    assert opening(asked).generation == Generation(SamplingParams(1.5, 0.5, 0, 7), 9, ("a", "b"), True)
+    drawn = SamplingParams(1.5, 0.5, 0, 7, min_p=0.25, repetition_penalty=1.5)
+    assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True)
 
 
 def test_seeds_are_drawn_afresh() -> None:

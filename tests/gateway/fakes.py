@@ -133,6 +133,8 @@ class FakeDecoder:
 
     def __init__(self, *, words: tuple[str, ...] = ("A ", "red ", "circle."), fingerprint: str = FINGERPRINT) -> None:
         self.words = words
+        # What an answer consists of: text, and the log probabilities of the tokens that come with it.
+        self.said: list[tuple[str, list[chat_pb2.PositionLogprobs]]] = [(word, []) for word in words]
         self.fingerprint = fingerprint
         self.cached: set[str] = set()
         self.calls: list[GenerateCall] = []
@@ -200,12 +202,12 @@ class FakeDecoder:
             await self._hook(call, "start")
             started = chat_pb2.Started(request_id=call.open.request_id, model=MODEL, prompt_tokens=7, media_tokens=4)
             yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(started=started))
-            for i, word in enumerate(self.words):
+            for i, (word, logprobs) in enumerate(self.said):
                 await self._hook(call, "delta")
-                delta = chat_pb2.Delta(text=word, token_ids=[i])
+                delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs)
                 yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
             await self._hook(call, "finish")
-            usage = chat_pb2.Usage(prompt_tokens=7, completion_tokens=len(self.words), media_tokens=4, cached_tokens=2)
+            usage = chat_pb2.Usage(prompt_tokens=7, completion_tokens=len(self.said), media_tokens=4, cached_tokens=2)
             finished = chat_pb2.Finished(
                 reason=chat_pb2.FINISH_REASON_STOP, usage=usage, timings=chat_pb2.Timings(queue_seconds=0.5)
             )

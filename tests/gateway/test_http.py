@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp
 from gateway.conductor import Conductor, Policy
 from gateway.http import HttpServer, create_app
 from gateway.media import Limits
-from serving.errors import Code, ServiceError, overloaded
+from serving.errors import Code, ServiceError, invalid, overloaded
 from tests.gateway.conftest import AT_ONCE
 from tests.gateway.fakes import (
     MODEL,
@@ -181,6 +182,13 @@ async def test_messages_and_options_become_those_of_the_wire(http: httpx.AsyncCl
         "temperature": 0.5,
         "top_p": 0.25,
         "top_k": 3,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 2,
+        "logit_bias": {"7": -100, "8": 0.5},
+        "logprobs": True,
+        "top_logprobs": 2,
         "seed": 7,
         "stop": "END",
         "user": "somebody",
@@ -200,7 +208,18 @@ async def test_messages_and_options_become_those_of_the_wire(http: httpx.AsyncCl
     assert bytes(decoder.calls[0].features[1]).startswith(b"file two")
     assert opening.model == MODEL
     assert opening.generation == chat_pb2.GenerationOptions(
-        max_tokens=9, temperature=0.5, top_p=0.25, top_k=3, seed=7, stop=["END"]
+        max_tokens=9,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=3,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=2,
+        logit_bias={7: -100, 8: 0.5},
+        logprobs=2,
+        seed=7,
+        stop=["END"],
     )
 
 
@@ -208,6 +227,105 @@ async def test_options_left_out_stay_unset(http: httpx.AsyncClient, decoder: Fak
     """What the client leaves out, or sends as null, is the checkpoint's to say."""
     assert (await http.post(PATH, json={**HELLO, "temperature": None, "top_k": -1})).status_code == 200
     assert asked(decoder).generation == chat_pb2.GenerationOptions(top_k=0)
+
+
+@pytest.mark.parametrize(("sent", "asked_for"), [({}, 0), ({"top_logprobs": 0}, 0), ({"top_logprobs": 20}, 20)])
+async def test_log_probabilities_may_be_asked_for_alone(
+    sent: dict[str, int], asked_for: int, http: httpx.AsyncClient, decoder: FakeDecoder
+) -> None:
+    """`logprobs: true` without alternatives asks for those of the tokens drawn."""
+    assert (await http.post(PATH, json={**HELLO, "logprobs": True, **sent})).status_code == 200
+    assert asked(decoder).generation == chat_pb2.GenerationOptions(logprobs=asked_for)
+
+
+def scored(token: int, text: str, logprob: float, raw: bytes | None = None) -> chat_pb2.TokenLogprob:
+    """A token with its log probability."""
+    return chat_pb2.TokenLogprob(token_id=token, text=text, logprob=logprob, raw=text.encode() if raw is None else raw)
+
+
+# A character in two tokens whose text comes with the second, a word that a stop string may hold back, the end.
+POSITIONS = [
+    ("", chat_pb2.PositionLogprobs(chosen=scored(1, "", -0.5, b"\xc3"), top=[scored(9, "<|im_end|>", -0.25, b"")])),
+    ("é", chat_pb2.PositionLogprobs(chosen=scored(2, "", -1, b"\xa9"), top=[scored(2, "", -1, b"\xa9")])),
+    ("", chat_pb2.PositionLogprobs(chosen=scored(3, " a", -2), top=[scored(4, " b", -math.inf)])),
+    (" a", chat_pb2.PositionLogprobs(chosen=scored(9, "<|im_end|>", -4, b""))),
+]
+CONTENT = [
+    {
+        "token": "\\xc3",
+        "logprob": -0.5,
+        "bytes": [0xC3],
+        "top_logprobs": [{"token": "<|im_end|>", "logprob": -0.25, "bytes": None}],
+    },
+    {
+        "token": "\\xa9",
+        "logprob": -1,
+        "bytes": [0xA9],
+        "top_logprobs": [{"token": "\\xa9", "logprob": -1, "bytes": [0xA9]}],
+    },
+    {
+        "token": " a",
+        "logprob": -2,
+        "bytes": [0x20, 0x61],
+        "top_logprobs": [{"token": " b", "logprob": -9999, "bytes": [0x20, 0x62]}],
+    },
+]
+
+
+async def test_log_probabilities_of_a_whole_answer(http: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """In OpenAI's shape: the tokens of the content in order, their bytes joined are its text, the end is not one."""
+    decoder.said = [(text, [position]) for text, position in POSITIONS]
+    body = (await http.post(PATH, json={**HELLO, "logprobs": True, "top_logprobs": 1})).json()
+    (choice,) = body["choices"]
+    assert choice["logprobs"] == {"content": CONTENT, "refusal": None}
+    joined = b"".join(bytes(token["bytes"]) for token in choice["logprobs"]["content"])
+    assert joined.decode() == choice["message"]["content"] == "é a"
+
+
+async def test_log_probabilities_in_a_stream(wire: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """They come with their tokens, also where the text of these is still held back, and in the same shape."""
+    decoder.said = [(text, [position]) for text, position in POSITIONS]
+    response = await wire.post(PATH, json={**HELLO, "stream": True, "logprobs": True})
+    *chunks, done = events(response.text)
+    assert done == "[DONE]"
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["delta"].get("content") for choice in choices] == ["", "", "é", "", " a", None]
+    told = [choice["logprobs"] for choice in choices]
+    assert [each and len(each["content"]) for each in told] == [None, 1, 1, 1, None, None]
+    assert [token for each in told if each for token in each["content"]] == CONTENT
+
+
+async def test_log_probabilities_that_nobody_asked_for(wire: httpx.AsyncClient, decoder: FakeDecoder) -> None:
+    """Without `logprobs` an answer has none, and no chunk without text, whatever the decoder sends."""
+    decoder.said = [(text, [position]) for text, position in POSITIONS]
+    assert (await wire.post(PATH, json=HELLO)).json()["choices"][0]["logprobs"] is None
+    *chunks, _ = events((await wire.post(PATH, json={**HELLO, "stream": True})).text)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["delta"].get("content") for choice in choices] == ["", "é", " a", None]
+    assert {json.dumps(choice["logprobs"]) for choice in choices} == {"null"}
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("generation.logprobs", "top_logprobs"),
+        ("generation.logit_bias[7]", "logit_bias[7]"),
+        ("generation.presence_penalty", "presence_penalty"),
+        ("generation.min_p", "min_p"),
+    ],
+)
+async def test_ranges_of_the_decoder_name_fields_of_the_json(
+    path: str, param: str, http: httpx.AsyncClient, decoder: FakeDecoder
+) -> None:
+    """What the decoder says of an option is said of the field that the client sent."""
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        raise invalid(path, "is 25 and must be from 0 to 20")
+
+    decoder.hook = hook
+    response = await http.post(PATH, json={**HELLO, "logprobs": True, "top_logprobs": 25})
+    assert error(response) == (400, "invalid_request_error", param, "field_invalid")
+    assert response.json()["error"]["message"] == f"{param}: is 25 and must be from 0 to 20"
 
 
 async def test_what_asks_for_nothing_may_be_sent(http: httpx.AsyncClient) -> None:
@@ -236,14 +354,7 @@ async def test_what_asks_for_nothing_may_be_sent(http: httpx.AsyncClient) -> Non
         ("n", 2),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
-        ("logprobs", True),
-        ("top_logprobs", 5),
-        ("logit_bias", {"5": 1}),
         ("response_format", {"type": "json_object"}),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", -1),
-        ("repetition_penalty", 1.1),
-        ("min_p", 0.1),
         ("functions", [{}]),
     ],
 )
@@ -272,6 +383,16 @@ async def test_what_is_not_served_is_refused_by_name(field: str, value: Any, htt
         ({**HELLO, "seed": -1}, "seed"),
         ({**HELLO, "max_tokens": 1.5}, "max_tokens"),
         ({**HELLO, "stop": [1]}, "stop"),
+        ({**HELLO, "min_p": "some"}, "min_p"),
+        ({**HELLO, "presence_penalty": []}, "presence_penalty"),
+        ({**HELLO, "logit_bias": [5]}, "logit_bias"),
+        ({**HELLO, "logit_bias": {"word": 1}}, "logit_bias.word"),
+        ({**HELLO, "logit_bias": {"-1": 1}}, "logit_bias.-1"),
+        ({**HELLO, "logit_bias": {"5": "much"}}, "logit_bias.5"),
+        ({**HELLO, "logprobs": 5}, "logprobs"),
+        ({**HELLO, "logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({**HELLO, "top_logprobs": 5}, "top_logprobs"),
+        ({**HELLO, "logprobs": False, "top_logprobs": 5}, "top_logprobs"),
         ([], "body"),
     ],
 )

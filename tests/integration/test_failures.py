@@ -120,14 +120,33 @@ CASES: dict[str, tuple[dict[str, object], Code, str]] = {
         "messages[0].parts[0].image.url",
     ),
     "tools": (_text("x", tools=[{"name": "f"}]), Code.UNIMPLEMENTED, "tools"),
-    "log probabilities": (_text("x", generation={"logprobs": 1}), Code.UNIMPLEMENTED, "generation.logprobs"),
+    "too many alternatives": (_text("x", generation={"logprobs": 21}), Code.INVALID_ARGUMENT, "generation.logprobs"),
     "a response format": (
         _text("x", generation={"response_format": {"regex": "a+"}}),
         Code.UNIMPLEMENTED,
         "generation.response_format",
     ),
-    "a logit bias": (_text("x", generation={"logit_bias": {3: 1.0}}), Code.UNIMPLEMENTED, "generation.logit_bias"),
-    "a penalty": (_text("x", generation={"presence_penalty": 1}), Code.UNIMPLEMENTED, "generation.presence_penalty"),
+    "a bias out of range": (
+        _text("x", generation={"logit_bias": {3: 101.0}}),
+        Code.INVALID_ARGUMENT,
+        "generation.logit_bias[3]",
+    ),
+    "a bias of no token": (
+        _text("x", generation={"logit_bias": {1 << 20: 1.0}}),
+        Code.INVALID_ARGUMENT,
+        f"generation.logit_bias[{1 << 20}]",
+    ),
+    "a penalty out of range": (
+        _text("x", generation={"presence_penalty": 2.5}),
+        Code.INVALID_ARGUMENT,
+        "generation.presence_penalty",
+    ),
+    "a repetition penalty of 0": (
+        _text("x", generation={"repetition_penalty": 0}),
+        Code.INVALID_ARGUMENT,
+        "generation.repetition_penalty",
+    ),
+    "a min_p over 1": (_text("x", generation={"min_p": 1.5}), Code.INVALID_ARGUMENT, "generation.min_p"),
 }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import triptych
+from triptych.client import ChatOptions, _chat_request
 from triptych.events import from_wire, gather
 from triptych.messages import to_wire
-from vlm.v1 import chat_pb2
+from vlm.v1 import chat_pb2, media_pb2
 
 
 def test_the_public_names() -> None:
@@ -24,8 +26,10 @@ def test_the_public_names() -> None:
         "Finished",
         "Image",
         "Message",
+        "PositionLogprobs",
         "Started",
         "Timings",
+        "TokenLogprob",
         "TriptychError",
         "Usage",
         "Video",
@@ -87,6 +91,51 @@ def test_events_come_back_as_values() -> None:
     assert answer.finish_reason == "length"
     assert answer.usage == triptych.Usage(3, 3, 1, 2)
     assert answer.timings == triptych.Timings(1, 2, 3, 4, 0)
+
+
+def test_log_probabilities_come_back_as_values() -> None:
+    """Each delta has those of its tokens, and the answer has those of all, in order."""
+
+    def scored(token: int, logprob: float) -> chat_pb2.TokenLogprob:
+        return chat_pb2.TokenLogprob(token_id=token, text="x", logprob=logprob, raw=b"x")
+
+    position = chat_pb2.PositionLogprobs(chosen=scored(1, -0.5), top=[scored(2, -0.25), scored(1, -0.5)])
+    wire = [
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="", token_ids=[1], logprobs=[position])),
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="xx", token_ids=[1], logprobs=[position])),
+        chat_pb2.ChatEvent(finished=chat_pb2.Finished(reason=chat_pb2.FINISH_REASON_STOP)),
+    ]
+    events = [event for event in map(from_wire, wire) if event is not None]
+    one, other = triptych.TokenLogprob(1, "x", -0.5, b"x"), triptych.TokenLogprob(2, "x", -0.25, b"x")
+    assert events[0] == triptych.Delta("", (1,), (triptych.PositionLogprobs(one, (other, one)),))
+    assert gather(events).logprobs == (triptych.PositionLogprobs(one, (other, one)),) * 2
+
+
+def test_options_have_their_places_in_the_request() -> None:
+    """Every option of a chat goes to its own field, and one that is left out stays unset."""
+    generation: dict[str, Any] = {
+        "max_tokens": 1,
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 2,
+        "min_p": 0.125,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 2.0,
+        "logit_bias": {7: -100.0},
+        "logprobs": 0,
+        "seed": 3,
+        "stop": ["a"],
+        "return_prompt_token_ids": True,
+    }
+    media: dict[str, Any] = {"min_pixels": 4, "max_pixels": 5, "fps": 0.5, "max_frames": 6}
+    request = _chat_request([triptych.user("hi")], {**generation, **media, "model": "m", "request_id": "r"})  # type: ignore[typeddict-item]  # the same names
+    assert request.generation == chat_pb2.GenerationOptions(**generation)
+    assert request.media == media_pb2.MediaOptions(**media)
+    assert (request.model, request.request_id) == ("m", "r")
+    assert _chat_request([triptych.user("hi")], {}).generation == chat_pb2.GenerationOptions()
+    known = set(ChatOptions.__annotations__) - {"model", "request_id", "timeout"}
+    assert known == {*generation, *media}
 
 
 def test_half_an_answer_is_no_answer() -> None:

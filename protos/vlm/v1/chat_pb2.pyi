@@ -583,8 +583,8 @@ class Delta(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PositionLogprobs]:
-        """One for each of `token_ids`, where GenerationOptions.logprobs asks for them. `text` may be behind them, or ahead of
-        them at the end: it waits for whole characters and for what may become a stop string.
+        """One for each of `token_ids`, where GenerationOptions.logprobs asks for them. They do not wait for the text, which
+        comes when characters are whole and cannot become a stop string any more.
         """
 
     def __init__(

@@ -1,0 +1,76 @@
+"""A decoder whose engine says what it is told to say."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any
+
+from decoder_service.core import Decoder, ModelFacts
+from decoder_service.detokenizer import TokenBytes
+from decoder_service.engine import (
+    Engine,
+    EngineEvent,
+    EngineFinished,
+    EngineInfo,
+    EngineRequest,
+    FinishReason,
+    Prefilled,
+    TokenDrawn,
+)
+from decoder_service.feature_store import FeatureStore
+from decoder_service.generation import GenerationDefaults
+from decoder_service.limits import Admission, Limits
+from decoder_service.prompt import PromptBuilder
+from serving.bundle import Bundle
+
+
+class ScriptedEngine(Engine):
+    """Draws these tokens for every request, and keeps the requests."""
+
+    info = EngineInfo("scripted", "none", 1, 1)
+    ready = True
+
+    def __init__(self, drawn: Iterable[TokenDrawn] = (), *, cached_tokens: int = 0) -> None:
+        self.drawn = tuple(drawn)
+        self.cached_tokens = cached_tokens
+        self.requests: list[EngineRequest] = []
+
+    async def start(self, set_ready: Callable[[bool], None]) -> None: ...
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        self.requests.append(request)
+        yield Prefilled(0.0, 0.0, self.cached_tokens)
+        for token in self.drawn:
+            yield token
+        yield EngineFinished(FinishReason.LENGTH)
+
+    async def stop(self) -> None: ...
+
+
+def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **limits: Any) -> Decoder:
+    """All that answering takes, with that engine.
+
+    Args:
+        bundle: Whose facts it has.
+        prompts: Lays out its prompts.
+        engine: Draws its tokens.
+        limits: Other limits than the usual ones.
+    """
+    return Decoder(
+        model=ModelFacts(
+            id="tiny",
+            precision="fp32",
+            merge_size=bundle.vision.spatial_merge_size,
+            feature_width=bundle.feature_width,
+            encoder_fingerprint=bundle.encoder_fingerprint,
+            end_tokens=frozenset(bundle.tokens.eos),
+            vocab_size=bundle.text.vocab_size,
+        ),
+        prompts=prompts,
+        token_bytes=TokenBytes(prompts.tokenizer.backend_tokenizer),
+        engine=engine,
+        admission=Admission(2, running=1, max_bytes=1 << 30),
+        limits=Limits(context_length=4096, **limits),
+        defaults=GenerationDefaults(),
+        features=FeatureStore(1 << 30),
+    )
