@@ -39,6 +39,17 @@ class DecoderService(Service):
         self._engine: GenaiEngine | None = None
         self._decoder: Decoder | None = None
 
+    @property
+    def decoder(self) -> Decoder:
+        """What is loaded.
+
+        Raises:
+            RuntimeError: Nothing is, yet.
+        """
+        if self._decoder is None:
+            raise RuntimeError("start first")
+        return self._decoder
+
     async def start(self, set_serving: Callable[[bool], None]) -> None:
         """Load the bundle, spawn the engine and warm it up.
 
@@ -106,9 +117,7 @@ class DecoderService(Service):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer."""
-        if self._decoder is None:
-            raise RuntimeError("start first")
-        decoder_pb2_grpc.add_DecoderServicer_to_server(DecoderServicer(self._decoder), server)
+        decoder_pb2_grpc.add_DecoderServicer_to_server(DecoderServicer(self.decoder), server)
 
     async def stop(self) -> None:
         """End the engine."""

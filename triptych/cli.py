@@ -1,4 +1,4 @@
-"""The command line: `triptych up`, `ask`, `export`, `demo`.
+"""The command line: `triptych up`, `ask`, `export`, `demo`, `bench`.
 
 Exit codes: 0 done; 2 wrong usage; 1 anything else, with one clear line on stderr.
 """
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks import cli as bench
+from benchmarks.errors import BenchError
 from serving.bundle import Bundle, BundleError
 from serving.errors import Code, ServiceError
 from triptych import launcher
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options.command(options)
-    except (CommandError, launcher.LaunchError, BundleError) as error:
+    except (CommandError, launcher.LaunchError, BundleError, BenchError) as error:
         return _fail(str(error))
     except ServiceError as error:
         return _fail(error.message)
@@ -108,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="start the demo, ask it about a picture, stop", allow_abbrev=False)
     demo.set_defaults(command=_demo)
+
+    bench.add_parser(commands, _bundle)
     return parser
 
 

@@ -1,0 +1,45 @@
+"""An engine in this process, made as the decoder service makes it: the same settings, the same choice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from benchmarks.errors import BenchError
+from decoder_service.core import Decoder
+from decoder_service.service import DecoderService
+from decoder_service.settings import DecoderSettings
+from serving import logs
+from serving.bundle import Bundle
+from serving.server import StartError
+
+
+@contextlib.asynccontextmanager
+async def running(bundle: Bundle) -> AsyncIterator[Decoder]:
+    """The decoder of a bundle, loaded and warm, for as long as the block runs. `DECODER_*` variables count.
+
+    Args:
+        bundle: The model.
+
+    Raises:
+        BenchError: It cannot be started, or a variable is wrong.
+    """
+    given: dict[str, Any] = {"bundle": bundle.root}
+    try:
+        settings = DecoderSettings(**given)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        raise BenchError(f"DECODER_{'_'.join(map(str, detail['loc'])).upper()}: {detail['msg']}") from error
+    logs.configure(settings, "bench")  # left alone, the log would go where the results go
+    service = DecoderService(settings)
+    try:
+        await service.start(lambda _: None)
+    except StartError as error:
+        raise BenchError(str(error)) from error
+    try:
+        yield service.decoder
+    finally:
+        await service.stop()

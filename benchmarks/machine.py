@@ -1,0 +1,81 @@
+"""On what something was measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.cores import usable_cores
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_PACKAGES = ("triptych", "numpy", "onnxruntime", "onnxruntime-genai", "torch", "transformers", "grpcio")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine, and the software on it.
+
+    Attributes:
+        cpu: Model of the processor.
+        cores: Those that this process may use.
+        memory_gib: Of the whole machine.
+        load: Processes that wanted to run in the last minute, on average: much else makes figures worthless.
+        system: Operating system.
+        python: Version of Python.
+        versions: Of the packages that matter, where they are installed.
+    """
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    load: float
+    system: str
+    python: str
+    versions: dict[str, str]
+
+    @classmethod
+    def here(cls, cpu_info: Path = _CPU_INFO) -> Machine:
+        """This one.
+
+        Args:
+            cpu_info: Where Linux tells the processor's model.
+        """
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls(
+            cpu=_cpu(cpu_info),
+            cores=usable_cores(),
+            memory_gib=round(memory / (1 << 30), 1),
+            load=round(os.getloadavg()[0], 2),
+            system=f"{platform.system()} {platform.release()} {platform.machine()}",
+            python=platform.python_version(),
+            versions=dict(_versions()),
+        )
+
+    @property
+    def line(self) -> str:
+        """Short, for the head of a table."""
+        return f"{self.cpu}, {self.cores} cores, {self.memory_gib:g} GiB, load {self.load:g}"
+
+
+def _cpu(cpu_info: Path) -> str:
+    try:
+        for line in cpu_info.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:  # a service's environment has only its own packages
+            continue
+    return found

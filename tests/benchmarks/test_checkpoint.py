@@ -1,0 +1,63 @@
+"""Random checkpoints of the published shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from benchmarks import checkpoint
+from benchmarks.checkpoint import SHAPES, make
+from benchmarks.errors import BenchError
+from serving.bundle import Bundle
+from tests.checkpoints import make_tokenizer
+
+
+def test_a_checkpoint_is_one_that_can_be_exported(tiny_checkpoint: Path, tiny: Bundle) -> None:
+    """Its dimensions are the shape's, and it becomes a bundle."""
+    shape = SHAPES["tiny"]
+    assert tiny.text.hidden_size == shape.text["hidden_size"]
+    assert tiny.text.vocab_size == shape.vocab_size
+    assert tiny.context_length == shape.context
+    assert tiny.vision.deepstack_visual_indexes == tuple(shape.vision["deepstack_visual_indexes"])
+    assert [path.name for path in tiny_checkpoint.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(("name", "billions"), [("2b", 2.1), ("4b", 4.4)])
+def test_the_published_shapes_have_their_size(name: str, billions: float) -> None:
+    """The parameters of the shapes, counted by hand, are as many as the published models have."""
+    shape = SHAPES[name]
+    text, vision = shape.text, shape.vision
+    width, heads = text["hidden_size"], text["num_attention_heads"] + text["num_key_value_heads"]
+    layer = text["head_dim"] * (heads + text["num_attention_heads"] + text["num_key_value_heads"]) * width
+    layer += 3 * width * text["intermediate_size"]
+    block = 4 * vision["hidden_size"] ** 2 + 2 * vision["hidden_size"] * vision["intermediate_size"]
+    total = shape.vocab_size * width + text["num_hidden_layers"] * layer + vision["depth"] * block
+    assert total / 1e9 == pytest.approx(billions, rel=0.05)
+
+
+def test_another_tokenizer_may_be_given(tmp_path: Path) -> None:
+    """Its own ids are in the configuration."""
+    words = tmp_path / "tokenizer.json"
+    make_tokenizer().save(str(words))
+    made = make(SHAPES["tiny"], tmp_path / "made", tokenizer=words)
+    config = json.loads((made / "config.json").read_text())
+    assert config["image_token_id"] == Tokenizer.from_file(str(words)).token_to_id("<|image_pad|>")
+
+
+def test_what_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory that is there stays as it is, and a tokenizer of another family is refused, each in a sentence."""
+    with pytest.raises(BenchError, match="exists"):
+        make(SHAPES["tiny"], tmp_path)
+    words = tmp_path / "tokenizer.json"
+    Tokenizer.from_str(
+        '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}'
+    ).save(str(words))
+    with pytest.raises(BenchError, match="not a tokenizer of this family"):
+        make(SHAPES["tiny"], tmp_path / "made", tokenizer=words)
+    with pytest.raises(SystemExit) as caught:
+        checkpoint.main(["tiny", str(tmp_path)])
+    assert caught.value.code == 1
+    assert "exists" in capsys.readouterr().err
