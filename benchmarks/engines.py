@@ -18,23 +18,24 @@ from serving.server import StartError
 
 
 @contextlib.asynccontextmanager
-async def running(bundle: Bundle) -> AsyncIterator[Decoder]:
+async def running(bundle: Bundle, **settings: Any) -> AsyncIterator[Decoder]:
     """The decoder of a bundle, loaded and warm, for as long as the block runs. `DECODER_*` variables count.
 
     Args:
         bundle: The model.
+        settings: Settings of the decoder service, which count more than the variables.
 
     Raises:
         BenchError: It cannot be started, or a variable is wrong.
     """
-    given: dict[str, Any] = {"bundle": bundle.root}
+    given: dict[str, Any] = {"bundle": bundle.root, **settings}
     try:
-        settings = DecoderSettings(**given)
+        chosen = DecoderSettings(**given)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         raise BenchError(f"DECODER_{'_'.join(map(str, detail['loc'])).upper()}: {detail['msg']}") from error
-    logs.configure(settings, "bench")  # left alone, the log would go where the results go
-    service = DecoderService(settings)
+    logs.configure(chosen, "bench")  # left alone, the log would go where the results go
+    service = DecoderService(chosen)
     try:
         await service.start(lambda _: None)
     except StartError as error:

@@ -9,9 +9,12 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from decoder_service.engine import Engine, EngineRequest, Prefilled, SamplingParams, TokenDrawn
 from serving.bundle import Bundle
+
+_NUMBERS = itertools.count(1)
 
 
 class Stream:
@@ -80,19 +83,28 @@ class Prompts:
         control = {tokens.image, tokens.video, tokens.vision_start, tokens.vision_end, *tokens.eos}
         self._random = np.random.default_rng(seed)
         self._ids = np.setdiff1d(np.arange(bundle.text.vocab_size, dtype=np.int32), np.asarray(sorted(control)))
-        self._numbers = itertools.count()
 
     def request(self, tokens: int, new_tokens: int) -> EngineRequest:
         """A request for a prompt and an answer of so many tokens; nothing ends it before."""
-        return EngineRequest(
-            request_id=f"bench-{next(self._numbers)}",
-            token_ids=self._random.choice(self._ids, tokens).astype(np.int32),
-            features=(),
-            grids=np.zeros((0, 3), np.int64),
-            sampling=SamplingParams(),
-            max_new_tokens=new_tokens,
-            stop_token_ids=frozenset(),
-        )
+        return text_request(self._random.choice(self._ids, tokens).astype(np.int32), new_tokens)
+
+
+def text_request(token_ids: NDArray[np.int32], new_tokens: int) -> EngineRequest:
+    """A greedy request without media that nothing ends before its length.
+
+    Args:
+        token_ids: The prompt, int32 [n].
+        new_tokens: Length of the answer.
+    """
+    return EngineRequest(
+        request_id=f"bench-{next(_NUMBERS)}",
+        token_ids=token_ids,
+        features=(),
+        grids=np.zeros((0, 3), np.int64),
+        sampling=SamplingParams(),
+        max_new_tokens=new_tokens,
+        stop_token_ids=frozenset(),
+    )
 
 
 async def all_of(streams: Sequence[Stream]) -> None:

@@ -1,0 +1,46 @@
+"""Triptych's own engine as a peer. `DECODER_*` variables count, as in `triptych bench decoder`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import engines
+from benchmarks.peers.protocol import Options, serve
+from benchmarks.stream import Stream, all_of, text_request
+from serving.bundle import Bundle
+
+
+class TriptychPeer:
+    """The engine, on an event loop that runs while something is asked of it.
+
+    Args:
+        options: How it is opened.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.versions = {name: importlib.metadata.version(name) for name in ("triptych", "onnxruntime")}
+        self._runner = asyncio.Runner()
+        self._stack = contextlib.AsyncExitStack()
+        opening = engines.running(Bundle.open(Path(options.model)), threads=options.threads)
+        self._engine = self._runner.run(self._stack.enter_async_context(opening)).engine
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        """See `Model`. One token is drawn, which costs nothing beside it."""
+        self.generate([prompt], 1)
+
+    def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
+        """See `Model`."""
+        requests = [text_request(np.asarray(prompt, np.int32), new_tokens) for prompt in prompts]
+        streams = [Stream(self._engine, request) for request in requests]
+        self._runner.run(all_of(streams))
+        return sum(len(stream.times) for stream in streams)
+
+
+if __name__ == "__main__":
+    serve(TriptychPeer)
