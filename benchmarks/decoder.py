@@ -16,7 +16,7 @@ from benchmarks.spread import Spread
 from benchmarks.stream import Prompts, Stream, all_of
 from decoder_service.engine import Engine
 from serving.bundle import Bundle
-from serving.tasks import drop
+from serving.tasks import drop, together
 
 _SETTLED = 8
 """Tokens after which a stream runs as it will."""
@@ -206,14 +206,16 @@ async def _mixed(engine: Engine, prompts: Prompts, plan: DecoderPlan) -> Mixed:
         [max(1, plan.prompt_tokens // 4), plan.prompt_tokens, 2 * plan.prompt_tokens], plan.arrivals
     )
     answers = random.integers(max(2, plan.new_tokens // 4), plan.new_tokens + 1, plan.arrivals)
-    pauses = random.exponential(plan.arrival_seconds, plan.arrivals)
+    arrivals = np.cumsum(random.exponential(plan.arrival_seconds, plan.arrivals))
     streams = [Stream(engine, prompts.request(*map(int, shape))) for shape in zip(lengths, answers, strict=True)]
-    async with asyncio.TaskGroup() as group:
-        for stream, pause in zip(streams, pauses, strict=True):
-            group.create_task(stream.run())
-            await asyncio.sleep(pause)
+
+    async def arrive(stream: Stream, after: float) -> None:
+        await asyncio.sleep(after)
+        await stream.run()
+
+    await together(arrive(*each) for each in zip(streams, arrivals, strict=True))
     tokens = sum(len(stream.times) for stream in streams)
-    seconds = max(stream.times[-1] for stream in streams) - streams[0].asked
+    seconds = max(stream.times[-1] for stream in streams) - min(stream.asked for stream in streams)
     return Mixed(
         len(streams),
         tokens,

@@ -16,21 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks import cli as bench
-from benchmarks.errors import BenchError
 from serving.bundle import Bundle, BundleError
 from serving.errors import Code, ServiceError
-from triptych import launcher
+from triptych import bench, launcher
 from triptych.bundles import demo_bundle
 from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
+from triptych.errors import CommandError
 from triptych.events import Delta, gather
 from triptych.messages import Image, Video, user
 
 _M = TypeVar("_M", Image, Video)
-
-
-class CommandError(Exception):
-    """The command failed: one sentence for stderr; none where a service said it already."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options.command(options)
-    except (CommandError, launcher.LaunchError, BundleError, BenchError) as error:
+    except (CommandError, launcher.LaunchError, BundleError) as error:
         return _fail(str(error))
     except ServiceError as error:
         return _fail(error.message)

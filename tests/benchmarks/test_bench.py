@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.errors import BenchError
 from serving.bundle import Bundle
 from tests.system import triptych_system
 from triptych import cli
+from triptych.errors import CommandError
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -116,6 +116,15 @@ def test_the_system_is_shown_as_tables(address: str, tmp_path: Path, capsys: pyt
     assert drawn.exists()
 
 
+def test_the_command_line_does_without_benchmarks() -> None:
+    """Where `benchmarks` is not installed, as in an image, every other command is there."""
+    program = "import sys; sys.modules['benchmarks'] = None; from triptych import cli; cli.main(['export', '--help'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @dataclass(frozen=True)
 class _Encoded:
     edge: int
@@ -146,7 +155,7 @@ def test_vision_is_benched_by_its_own_module(
 def test_a_picture_without_matplotlib_is_refused_at_once(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not after minutes of measuring."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(BenchError, match="matplotlib"):
+    with pytest.raises(CommandError, match="matplotlib"):
         here("decoder", "--bundle", str(tiny.root), "--picture", "a.png")
 
 

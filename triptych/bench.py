@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.errors import BenchError
-from benchmarks.report import Report, table_of
 from serving.bundle import Bundle
+from triptych.errors import CommandError
 
 if TYPE_CHECKING:
+    from benchmarks.report import Report
     from triptych.launcher import Addresses
+
+# `benchmarks` is imported when something is benched: an image that holds the command line need not hold it.
 
 
 def add_parser(commands: Any, open_bundle: Callable[[Path | None], Bundle]) -> None:
-    """Add `bench` to the commands. Imports nothing heavy: that is left to who benches.
+    """Add `bench` to the commands.
 
     Args:
         commands: What `ArgumentParser.add_subparsers` gave.
@@ -81,14 +83,23 @@ def counts(text: str) -> tuple[int, ...]:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from benchmarks import picture  # noqa: PLC0415  # other commands pay for none of this
+    from benchmarks.errors import BenchError  # noqa: PLC0415
+
+    try:
+        _bench(options)
+    except BenchError as error:
+        raise CommandError(str(error)) from error
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from benchmarks import picture  # noqa: PLC0415
     from benchmarks.machine import Machine  # noqa: PLC0415
 
     if options.picture is not None:
         picture.check()
     machine = Machine.here()  # before there is load of our own making
     report = options.measure(options)
-    print(json.dumps(report.document(machine), ensure_ascii=False) if options.json else report.text(machine))
+    print(json.dumps(report.document(machine), ensure_ascii=False) if options.json else report.text(machine))  # noqa: T201
     if options.picture is not None:
         picture.draw(report.curves, options.picture, title=f"{report.subject['model']}, {machine.line}")
 
@@ -101,6 +112,7 @@ def _given(options: argparse.Namespace, plan: type[Any]) -> dict[str, Any]:
 
 def _decoder(options: argparse.Namespace) -> Report:
     from benchmarks import decoder, engines  # noqa: PLC0415
+    from benchmarks.report import Report  # noqa: PLC0415
 
     bundle = options.open_bundle(options.bundle)
     plan = decoder.DecoderPlan(**_given(options, decoder.DecoderPlan))
@@ -116,7 +128,8 @@ def _decoder(options: argparse.Namespace) -> Report:
 
 
 def _vision(options: argparse.Namespace) -> Report:
-    # By name: the encoder's benchmark is made of torch.
+    from benchmarks.report import Report, table_of  # noqa: PLC0415
+
     vision = importlib.import_module("benchmarks.vision")
     bundle = options.open_bundle(options.bundle)
     given = {} if options.repeats is None else {"repeats": options.repeats}
@@ -126,6 +139,7 @@ def _vision(options: argparse.Namespace) -> Report:
 
 def _system(options: argparse.Namespace) -> Report:
     from benchmarks import system  # noqa: PLC0415
+    from benchmarks.report import Report  # noqa: PLC0415
     from triptych import launcher  # noqa: PLC0415
     from triptych.client import AsyncClient  # noqa: PLC0415
 
@@ -146,7 +160,7 @@ def _system(options: argparse.Namespace) -> Report:
         bundle = options.open_bundle(options.bundle)
         asyncio.run(launcher.run(launcher.Plan(bundle.root, grpc_port=0, http_port=0), started))
     if not measured:
-        raise BenchError("interrupted")
+        raise CommandError("interrupted")
     model, results = measured[0]
     subject = {"model": model, "gateway": options.address or "started for this"}
     return Report("system", subject, plan, results, system.tables(results), system.curves(results))
