@@ -1,0 +1,57 @@
+"""What a session asks of the engine."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from decoder_service.engine import EngineRequest, SamplingParams, TokenDrawn
+from decoder_service.feature_store import Features, media_key
+from decoder_service.generation import Generation
+from decoder_service.prompt import PromptBuilder
+from decoder_service.session import open_session
+from decoder_service.validation import Opening
+from serving.bundle import Bundle
+from tests.decoder_service.cases import Case
+from tests.decoder_service.scripted import ScriptedEngine, scripted_decoder
+
+
+async def asked(bundle: Bundle, prompts: PromptBuilder, case: Case, options: bytes) -> EngineRequest:
+    """The request that the engine is given for a conversation whose features the decoder has kept."""
+    engine = ScriptedEngine([TokenDrawn(65)])
+    decoder = scripted_decoder(bundle, prompts, engine)
+    for layout, rows in zip(case.layouts, case.features, strict=True):
+        key = media_key(layout.medium, options, bundle.encoder_fingerprint)
+        decoder.features.put(key, Features(layout, prompts.length(layout), rows))
+    opening = Opening("r-1", case.messages, Generation(SamplingParams()), options)
+    async with open_session(decoder, opening, arrived=time.perf_counter()) as session:
+        assert session.intake.needed == ()
+        async for _ in session.events():
+            pass
+    (request,) = engine.requests
+    return request
+
+
+@pytest.mark.parametrize("name", ["text alone", "two images", "odd video and an image"])
+async def test_every_grid_is_named(bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case], name: str) -> None:
+    """The engine has a name for each row of its grids, all different here, and the features that were kept."""
+    case = cases[name]
+    request = await asked(bundle, prompts, case, b"")
+    expected = case.request(prompts, tokens=1)
+    assert request.grids.tolist() == expected.grids.tolist()
+    assert len(set(request.media_keys)) == len(request.media_keys) == len(request.grids)
+    assert [rows.tolist() for rows in request.features] == [rows.tolist() for rows in case.features]
+
+
+async def test_names_are_of_the_content(bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case]) -> None:
+    """The same conversation has the same names again; with other media options it has none of them."""
+    case = cases["odd video and an image"]
+    first = await asked(bundle, prompts, case, b"")
+    again = await asked(bundle, prompts, case, b"")
+    other = await asked(bundle, prompts, case, b"\x08\x01")
+    assert first.media_keys == again.media_keys
+    assert not set(first.media_keys) & set(other.media_keys)
+    assert first.token_ids.tolist() == other.token_ids.tolist()
+    assert np.array_equal(first.grids, other.grids)
