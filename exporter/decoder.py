@@ -28,6 +28,7 @@ def write_decoder(
     precision: Precision | Phase,
     block_size: int,
     accuracy_level: int,
+    smooth: bool,
     progress: Progress,
 ) -> Path:
     """Write `folder`/{precision}/model.onnx with its data; unless it is INT8, also `folder`/genai_config.json.
@@ -58,7 +59,8 @@ def write_decoder(
         torch.no_grad(),
     ):
         try:
-            model = kind(config, weight_type, options, checkpoint=checkpoint, spool=spool, advance=advance)
+            streams = {"checkpoint": checkpoint, "spool": spool, "smooth": smooth, "advance": advance}
+            model = kind(config, weight_type, options, **streams)
             model.make_model(str(checkpoint.root))
             model.save_model(str(folder))
             if precision != "int8":  # the library runs the bundle's own precision

@@ -29,6 +29,7 @@ def export(
     phases: Sequence[Phase] | None = None,
     block_size: int = 32,
     accuracy_level: int = 4,
+    smooth: bool = True,
     model_id: str | None = None,
     revision: str | None = None,
     progress: bool | None = None,
@@ -47,6 +48,7 @@ def export(
             prefill and wide batches; ("int4",) leaves it out, for the small footprint. At fp32 there are none.
         block_size: input features that share one scale: 16, 32, 64, 128 or 256. Without effect at fp32.
         accuracy_level: how `MatMulNBits` computes: 4 rounds activations to 8 bits, 1 keeps float32.
+        smooth: even out outlier channels before rounding. Without effect at fp32.
         model_id: the name that clients see; by default the last part of the id or the directory's name.
         revision: branch, tag or commit on Hugging Face.
         progress: show bars on stderr; None shows them when it is a terminal.
@@ -78,6 +80,7 @@ def export(
                 precision=graph,
                 block_size=block_size,
                 accuracy_level=accuracy_level,
+                smooth=smooth and precision != "fp32",
                 progress=bars,
             )
             for graph in graphs
@@ -99,6 +102,7 @@ def export(
                 "block_size": block_size,
                 "accuracy_level": accuracy_level,
                 "last_position_logits": True,
+                "smoothed": smooth and precision != "fp32",
             },
             progress=bars,
         )

@@ -26,7 +26,11 @@ from .checkpoint import TEXT_PREFIX, Checkpoint
 from .genai import complete_genai_config
 from .progress import Advance
 from .quantize import pack_int4
+from .smoothing import column_factors, divide_columns, scale_outputs, smooth_layer
 from .spool import Spool
+
+
+_ROWS = 16_384  # of the output head, looked at together
 
 
 class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no types
@@ -38,6 +42,7 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         options: the builder's own.
         checkpoint: where the weights come from.
         spool: where they go.
+        smooth: even out outlier channels, which changes nothing before rounding.
         advance: told of each layer, and of the output head.
     """
 
@@ -49,8 +54,10 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         *,
         checkpoint: Checkpoint,
         spool: Spool,
+        smooth: bool,
         advance: Advance,
     ) -> None:
+        self._smooth = smooth
         self._checkpoint = checkpoint
         self._spool = spool
         self._advance = advance
@@ -88,7 +95,7 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
     # Streaming
 
     def load_weights(self, input_path: str) -> "_StreamedWeights":
-        return _StreamedWeights(self._checkpoint)
+        return _StreamedWeights(self._checkpoint, smooth=self._smooth)
 
     def make_initializer(self, tensor: Any, /, name: str, **kwargs: Any) -> None:
         super().make_initializer(tensor, name, **kwargs)
@@ -120,7 +127,8 @@ def _chunk(index: int) -> str:
 class _StreamedWeights:
     """What the builder walks over instead of a loaded model: the same modules, each read when its turn comes."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, smooth: bool) -> None:
+        self._smooth = smooth
         self._tensors = checkpoint.tensors
         self._head = checkpoint.lm_head
         self._config = checkpoint.text
@@ -130,6 +138,9 @@ class _StreamedWeights:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
             norm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self._norm = self._filled(norm, f"{TEXT_PREFIX}norm.")
+        # The graph's head is its own, also where the table that it is read from is the embeddings', too.
+        self._head_factors = column_factors(self._head_rows()) if smooth else torch.ones(config.hidden_size)
+        scale_outputs(self._norm, self._head_factors)
         # The builder recognises the final norm by where it sits in the model.
         self.model = SimpleNamespace(language_model=SimpleNamespace(norm=self._norm))
 
@@ -138,10 +149,19 @@ class _StreamedWeights:
         for index in range(self._config.num_hidden_layers):
             with torch.device("meta"):
                 layer = Qwen3VLTextDecoderLayer(self._config, index)
-            yield self._filled(layer, f"{TEXT_PREFIX}layers.{index}.")
+            self._filled(layer, f"{TEXT_PREFIX}layers.{index}.")
+            if self._smooth:
+                smooth_layer(layer)
+            yield layer
         yield self._norm
         self.lm_head.load_state_dict({"weight": self._tensors[self._head].read()}, assign=True)
+        divide_columns(self.lm_head, self._head_factors)
         yield self.lm_head
+
+    def _head_rows(self) -> Iterator[torch.Tensor]:
+        head = self._tensors[self._head]
+        for start in range(0, head.shape[0], _ROWS):
+            yield head.read(slice(start, start + _ROWS))
 
     def _filled(self, module: nn.Module, prefix: str) -> nn.Module:
         state = {name: self._tensors[prefix + name].read() for name in module.state_dict()}
