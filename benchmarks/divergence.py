@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
@@ -74,7 +73,7 @@ def ask(bundle: Bundle, pictures: Sequence[bytes], questions: Sequence[str]) -> 
         medium = chat.Medium(chat.MediaKind.IMAGE, media_digest(picture))
         prepared = preprocessor.prepare("image", picture, media.Options())
         features = encoder.encode([prepared])[0].numpy()
-        layout = chat.Layout(medium, tuple(prepared.grid), len(features), ())
+        layout = chat.Layout(medium, prepared.grid, len(features), ())
         for question in questions:
             rendered = prompts.render([chat.Message(chat.Role.USER, (medium, chat.Text(question)))])
             asked.append(Asked(prompts.expand(rendered, [layout]), features))
@@ -183,8 +182,3 @@ def _logits(generator: og.Generator) -> NDArray[np.float32]:
 def _appended(generator: og.Generator, token: int) -> NDArray[np.float32]:
     generator.append_tokens(np.array([[token]], np.int32))
     return _logits(generator)
-
-
-def read(paths: Sequence[Path]) -> list[bytes]:
-    """The bytes of image files."""
-    return [path.read_bytes() for path in paths]

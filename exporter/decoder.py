@@ -59,8 +59,9 @@ def write_decoder(
         torch.no_grad(),
     ):
         try:
-            streams = {"checkpoint": checkpoint, "spool": spool, "smooth": smooth, "advance": advance}
-            model = kind(config, weight_type, options, **streams)
+            model = kind(
+                config, weight_type, options, checkpoint=checkpoint, spool=spool, smooth=smooth, advance=advance
+            )
             model.make_model(str(checkpoint.root))
             model.save_model(str(folder))
             if precision != "int8":  # the library runs the bundle's own precision

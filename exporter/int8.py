@@ -37,6 +37,7 @@ class Int8Decoder(WideDecoder):
         self._rounded: dict[str, tuple[str, str]] = {}
 
     def make_matmul_op(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
+        """Add the matmul of one linear layer, in 8 bits; returns the name of its last node."""
         packed = pack_int8(matmul.weight)
         stem = basename[1:].replace("/", ".")
         weight, scales = f"{stem}.weight_int8", f"{stem}.scales"
@@ -47,9 +48,7 @@ class Int8Decoder(WideDecoder):
         inputs = [rows, weight, _STEP, scales, "/model/constants/UINT8/128", "/model/constants/INT8/0"]
         shape = self.make_hidden_state_shape(kwargs.get("seq_dim", "sequence_length"), len(packed.scales))
         product = f"{basename}/Integer/output_0"
-        self.make_node(
-            "MatMulIntegerToFloat", inputs, [product], name=f"{basename}/Integer", domain="com.microsoft"
-        )
+        self.make_node("MatMulIntegerToFloat", inputs, [product], name=f"{basename}/Integer", domain="com.microsoft")
         self.make_value(product, ir.DataType.FLOAT, shape)
         output = "logits" if kwargs.get("logits", False) else f"{basename}/output_0"
         self.make_node("Mul", [product, largest], [output], name=basename)

@@ -12,16 +12,10 @@ median is left as the training made it.
 """
 
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextAttention,
-    Qwen3VLTextDecoderLayer,
-    Qwen3VLTextMLP,
-    Qwen3VLTextRMSNorm,
-)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
 _FEWEST = 2.0  # a factor of four: below, nothing was gained, and weights trained for their rounding lost by it
 _MOST = 10.0  # a column of zeros asks for an infinite factor
@@ -30,7 +24,7 @@ _MOST = 10.0  # a column of zeros asks for an infinite factor
 @torch.no_grad()
 def smooth_layer(layer: Qwen3VLTextDecoderLayer) -> None:
     """Even out one layer's channels, in place."""
-    attention, mlp = cast("Qwen3VLTextAttention", layer.self_attn), cast("Qwen3VLTextMLP", layer.mlp)
+    attention, mlp = layer.self_attn, layer.mlp
     for norm, readers in (
         (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
         (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
@@ -83,7 +77,7 @@ def divide_columns(linear: nn.Linear, factors: torch.Tensor) -> None:
     linear.weight = _product(linear.weight, 1 / factors)
 
 
-def _product(parameter: nn.Parameter, factors: torch.Tensor) -> nn.Parameter:
+def _product(parameter: torch.Tensor, factors: torch.Tensor) -> nn.Parameter:
     # float16 has a narrow range of exponents and would lose digits; bfloat16 has float32's.
     data = parameter.data.float() if parameter.dtype == torch.float16 else parameter.data
     return nn.Parameter(data.mul_(factors.to(data.dtype)), requires_grad=False)

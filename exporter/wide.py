@@ -13,7 +13,7 @@ The builder is a class made for subclassing, so nothing of it is patched. What i
 import importlib.metadata
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -29,6 +29,7 @@ from .quantize import pack_int4
 from .smoothing import column_factors, divide_columns, scale_outputs, smooth_layer
 from .spool import Spool
 
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _ROWS = 16_384  # of the output head, looked at together
 
@@ -67,10 +68,12 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
     # DeepStack
 
     def make_inputs_and_outputs(self) -> None:
+        """Declare the embeddings wide."""
         self.input_shapes["inputs_embeds"] = ["batch_size", "sequence_length", self._checkpoint.feature_width]
         super().make_inputs_and_outputs()
 
     def make_layer(self, layer_id: int, layer: nn.Module) -> None:
+        """Add one layer, and the feature map that follows it."""
         shape = ["batch_size", "sequence_length", self.hidden_size]
         if layer_id == 0 and self._levels:
             chunks = [_chunk(i) for i in range(1 + self._levels)]
@@ -95,28 +98,34 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
     # Streaming
 
     def load_weights(self, input_path: str) -> "_StreamedWeights":
+        """Give the builder modules that are read when their turn comes."""
         return _StreamedWeights(self._checkpoint, smooth=self._smooth)
 
     def make_initializer(self, tensor: Any, /, name: str, **kwargs: Any) -> None:
+        """Write a tensor to disk and keep where it is."""
         super().make_initializer(tensor, name, **kwargs)
         value = self.values[name]
         value.const_value = self._spool.add(value.const_value)
 
     def make_matmul_nbits(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
+        """Add the matmul of one linear layer, in 4 bits; returns its node's name."""
         packed = pack_int4(matmul.weight, block_size=self.quant_attrs["matmul_block_size"])
         return str(super().make_matmul_nbits(packed, basename, root_input, **kwargs))
 
     def make_lm_head(self, lm_head: nn.Module) -> None:
+        """Add the output head."""
         super().make_lm_head(lm_head)
         self._advance(1)
 
-    def save_model(self, out_dir: str) -> None:  # the spool knows where
+    def save_model(self, out_dir: str) -> None:
+        """Write the graph; the spool knows where."""
         # The builder's own stamp asks git for a commit, and in a virtual environment inside a repository gets that
         # repository's: the same checkpoint would then give other digests after each commit.
         self.model.producer_version = importlib.metadata.version("onnxruntime-genai")
         self._spool.save(self.model)
 
     def update_genai_config(self, genai_config: dict[str, Any]) -> None:
+        """Complete the library's configuration."""
         complete_genai_config(genai_config, self._checkpoint)
 
 
@@ -163,7 +172,7 @@ class _StreamedWeights:
         for start in range(0, head.shape[0], _ROWS):
             yield head.read(slice(start, start + _ROWS))
 
-    def _filled(self, module: nn.Module, prefix: str) -> nn.Module:
+    def _filled(self, module: _Module, prefix: str) -> _Module:
         state = {name: self._tensors[prefix + name].read() for name in module.state_dict()}
         module.load_state_dict(state, assign=True)
         return module

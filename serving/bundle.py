@@ -78,7 +78,7 @@ class DecoderInfo(_Frozen):
 
     Attributes:
         precision: the bundle's own.
-        graphs: path inside the bundle of the graph of each precision: of its own, and of "int8" where that was exported.
+        graphs: path inside the bundle of each precision's graph: its own, and "int8" where that was exported, too.
         block_size: weights that share a scale at INT4.
         accuracy_level: how `MatMulNBits` computes.
         last_position_logits: the graphs give logits of the last position alone.
