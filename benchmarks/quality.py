@@ -20,7 +20,7 @@ from benchmarks.divergence import Divergence, Graph, Reference, ask
 from benchmarks.outliers import add_outliers
 from serving.bundle import Bundle
 
-_PICTURES = Path(__file__).parents[1] / "demo" / "examples"
+PICTURES = Path(__file__).parents[1] / "demo" / "examples"
 _QUESTIONS = (
     "Describe the picture.",
     "What is in the picture?",
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    pictures = [path.read_bytes() for path in options.image or sorted(_PICTURES.glob("*.png"))]
+    pictures = [path.read_bytes() for path in options.image or sorted(PICTURES.glob("*.png"))]
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         rows = measure(
             options.checkpoint,

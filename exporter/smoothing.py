@@ -25,15 +25,7 @@ _MOST = 10.0  # a column of zeros asks for an infinite factor
 def smooth_layer(layer: Qwen3VLTextDecoderLayer) -> None:
     """Even out one layer's channels, in place."""
     attention, mlp = layer.self_attn, layer.mlp
-    for norm, readers in (
-        (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-        (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
-    ):
-        factors = column_factors(reader.weight for reader in readers)
-        scale_outputs(norm, factors)
-        for reader in readers:
-            divide_columns(reader, factors)
-
+    # V and up come before the norms: a row of theirs that is large would speak for a whole column of the norm's readers.
     factors = column_factors([mlp.down_proj.weight])
     scale_outputs(mlp.up_proj, factors)
     divide_columns(mlp.down_proj, factors)
@@ -44,6 +36,15 @@ def smooth_layer(layer: Qwen3VLTextDecoderLayer) -> None:
     factors = column_factors([columns.reshape(hidden * group, -1)])
     scale_outputs(attention.v_proj, factors)
     divide_columns(attention.o_proj, factors.view(-1, 1, width).expand(-1, group, -1).reshape(-1))
+
+    for norm, readers in (
+        (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+        (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+    ):
+        factors = column_factors(reader.weight for reader in readers)
+        scale_outputs(norm, factors)
+        for reader in readers:
+            divide_columns(reader, factors)
 
 
 def column_factors(weights: Iterable[torch.Tensor]) -> torch.Tensor:
