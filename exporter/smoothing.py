@@ -25,7 +25,7 @@ _MOST = 10.0  # a column of zeros asks for an infinite factor
 def smooth_layer(layer: Qwen3VLTextDecoderLayer) -> None:
     """Even out one layer's channels, in place."""
     attention, mlp = layer.self_attn, layer.mlp
-    # V and up come before the norms: a row of theirs that is large would speak for a whole column of the norm's readers.
+    # V and up come before the norms: a large row of theirs would speak for every column of the norm's readers.
     factors = column_factors([mlp.down_proj.weight])
     scale_outputs(mlp.up_proj, factors)
     divide_columns(mlp.down_proj, factors)

@@ -152,7 +152,7 @@ def _weight(weights: dict[str, torch.Tensor], node: str) -> NDArray[np.float32]:
 
 
 def _rounded_product(rows: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """rows [.., in] times weight [out, in], both rounded to 8 bits by the largest magnitude of each row."""
+    """Rows [.., in] times weight [out, in], both rounded to 8 bits by the largest magnitude of each row."""
     row_scales = np.abs(rows).max(axis=-1, keepdims=True) / STEPS
     scales = np.abs(weight).max(axis=-1, keepdims=True) / STEPS
     product = np.rint(rows / row_scales) @ np.rint(weight / scales).T
@@ -182,7 +182,7 @@ def test_a_token_gives_what_it_gives_alone(int4_bundle: Bundle, given: Input) ->
 def test_the_cache_passes_from_graph_to_graph(
     int4_bundle: Bundle, fp32_bundle: Bundle, reference: Reference, given: Input
 ) -> None:
-    """A prompt read by one graph is continued by the other, as near to float32 as by one alone; a wrong cache is not."""
+    """A prompt read by one graph is continued by the other, as near to float32 as by one alone; a wrong one is not."""
     prompt = reference.prompt("red")
     more = _input(reference, fp32_bundle, prompt)
     positions = more.positions + given.positions.max() + 1

@@ -73,7 +73,7 @@ def test_ordinary_weights_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_factors() -> None:
-    """They are powers of two near the outlier's factor, one within a factor of four, bounded, and one for no weights."""
+    """They are powers of two near the outlier's factor, one within a factor of four, and bounded."""
     weight = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
     by = torch.ones(64)
     by[:6] = torch.tensor([1 / 60, 1 / 5, 1 / 3, 3, 60, 0])
