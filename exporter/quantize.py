@@ -11,7 +11,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 STEPS = 127
 """Steps from zero to the largest magnitude in symmetric INT8."""
 
-_ROWS = 16_384  # output features per call: bounds the float32 copy of an output head of 150,000 rows
+_ROWS = 8_192  # output features at a time: bounds the float32 copies of an output head of 150,000 rows
 
 
 @dataclass(frozen=True)
