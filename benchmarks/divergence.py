@@ -90,11 +90,12 @@ class Graph:
     """
 
     def __init__(self, bundle: Bundle, precision: str, *, threads: int = 0) -> None:
-        decoder: dict[str, object] = {
-            "filename": bundle.graph_path(precision).relative_to(bundle.decoder_dir).as_posix(),
-        }
+        # Exact integer products also on processors without VNNI, where the fast ones may saturate.
+        session: dict[str, object] = {"session.x64quantprecision": "1"}
         if threads:
-            decoder["session_options"] = {"intra_op_num_threads": threads}
+            session["intra_op_num_threads"] = threads
+        filename = bundle.graph_path(precision).relative_to(bundle.decoder_dir).as_posix()
+        decoder = {"filename": filename, "session_options": session}
         config = og.Config(str(bundle.decoder_dir))
         config.overlay(json.dumps({"model": {"decoder": decoder}}))
         self._model = og.Model(config)

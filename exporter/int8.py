@@ -19,6 +19,7 @@ Matmuls that read the same x (Q, K and V; gate and up) share everything above th
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from torch import nn
 
@@ -40,12 +41,14 @@ class Int8Decoder(WideDecoder):
         """Add the matmul of one linear layer, in 8 bits; returns the name of its last node."""
         packed = pack_int8(matmul.weight)
         stem = basename[1:].replace("/", ".")
-        weight, scales = f"{stem}.weight_int8", f"{stem}.scales"
+        weight, scales, zero = f"{stem}.weight_int8", f"{stem}.scales", f"{stem}.zero_point"
         self.make_initializer(packed.weight, weight)
         self.make_initializer(packed.scales, scales)
+        # Each has its own: made unsigned for want of VNNI (x64quantprecision), a shared one would be replaced twice.
+        self.make_initializer(np.array(0, np.int8), zero)
         rows, largest = self._round(root_input)
         # Symmetric on both sides: the weights' zero point is 0, the activations', being unsigned, 128.
-        inputs = [rows, weight, _STEP, scales, "/model/constants/UINT8/128", "/model/constants/INT8/0"]
+        inputs = [rows, weight, _STEP, scales, "/model/constants/UINT8/128", zero]
         shape = self.make_hidden_state_shape(kwargs.get("seq_dim", "sequence_length"), len(packed.scales))
         product = f"{basename}/Integer/output_0"
         self.make_node("MatMulIntegerToFloat", inputs, [product], name=f"{basename}/Integer", domain="com.microsoft")

@@ -33,9 +33,7 @@ class Decoder:
     """One graph of a bundle, without any library around it."""
 
     def __init__(self, bundle: Bundle, precision: str) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = ort.InferenceSession(bundle.graph_path(precision), options, providers=["CPUExecutionProvider"])
+        self.session = _session(bundle.graph_path(precision))
         self._text = bundle.text
 
     def run(self, embeds: NDArray[np.float32], positions: NDArray[np.int64], past: Cache | None = None) -> Step:
@@ -55,6 +53,14 @@ class Decoder:
         values = dict(zip(outputs, self.session.run(outputs, inputs), strict=True))
         cache = {name.replace("present", "past_key_values"): v for name, v in values.items() if name != "logits"}
         return Step(values["logits"][:, -1], cache)
+
+
+def _session(graph: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    # Exact integer products also on processors without VNNI, where the fast ones may saturate.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -122,9 +128,9 @@ def test_every_matmul_is_what_numpy_makes_of_it(
     for name in {name for pair in watched.values() for name in pair} - known:
         model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     onnx.save(model, tmp_path / "model.onnx")
-    session = ort.InferenceSession(tmp_path / "model.onnx")
+    session = _session(tmp_path / "model.onnx")
     past = {
-        value.name: np.zeros((1, *[int4_bundle.text.num_key_value_heads, 0, int4_bundle.text.head_dim]), np.float32)
+        value.name: np.zeros((1, int4_bundle.text.num_key_value_heads, 0, int4_bundle.text.head_dim), np.float32)
         for value in session.get_inputs()
         if value.name.startswith("past_key_values")
     }
