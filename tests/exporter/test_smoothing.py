@@ -138,7 +138,8 @@ def test_outliers_cost_at_most_twice_on_a_trained_model(tmp_path: Path) -> None:
     changed = add_outliers(plain, tmp_path / "outliers", largest=LARGEST)
     exact = exporter.export(plain, tmp_path / "fp32", precision="fp32")
     pictures = [path.read_bytes() for path in sorted(PICTURES.glob("*.png"))]
-    reference = Reference(exact, ask(exact, pictures, ["Describe the picture.", "How many?"]), steps=8, threads=1)
+    asked = ask(exact, pictures, ["Describe the picture.", "how many shapes are there?", "What is in the picture?"])
+    reference = Reference(exact, asked, steps=12, threads=1)
 
     def compared(bundle: Bundle) -> dict[str, Divergence]:
         return {graph: reference.compare(Graph(bundle, graph, threads=1)) for graph in bundle.decoder.graphs}
@@ -148,5 +149,5 @@ def test_outliers_cost_at_most_twice_on_a_trained_model(tmp_path: Path) -> None:
     rough = compared(exporter.export(changed, tmp_path / "rough", smooth=False))
     for graph in ("int4", "int8"):
         assert mended[graph].mean <= 2 * usual[graph].mean, graph
-        assert rough[graph].mean > 4 * usual[graph].mean, "the outliers do no harm, so this test shows nothing"
+        assert rough[graph].mean > 2 * usual[graph].mean, "the outliers do no harm, so this test shows nothing"
     assert np.isfinite([found.largest for found in (*usual.values(), *mended.values())]).all()
