@@ -6,8 +6,8 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-from .decoder import Precision
+from .decoder import Phase, Precision
 from .errors import ExportError
 from .pipeline import export
 
-__all__ = ["ExportError", "Precision", "export"]
+__all__ = ["ExportError", "Phase", "Precision", "export"]

@@ -1,49 +1,37 @@
-"""The decoder graph: onnxruntime-genai's Qwen3-VL builder, widened for DeepStack and made to stream.
-
-The builder is a class made for subclassing, so nothing of it is patched. What is overridden, and why:
-
-- `make_layer`, and the input's shape, carry the DeepStack features. `inputs_embeds` is
-  [batch, sequence, (1 + L) · hidden]; the first chunk enters the network and chunk i + 1 is added to the residual
-  stream after layer i. Text positions hold zeros there, so that a decode step needs nothing special.
-- `load_weights` hands out one layer at a time, `make_matmul_nbits` quantizes a weight when its node is made, and
-  `make_initializer` writes each tensor to disk at once. The builder itself holds the whole float32 decoder until the
-  end: 13.7 GB for the 2B model, where this way the 4B takes 2 GB.
-"""
+"""The decoder's graphs: one for each precision that a bundle holds, all with the same inputs, outputs and KV cache."""
 
 import copy
-import importlib.metadata
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
 import onnx_ir as ir
 import torch
-from onnxruntime_genai.models.builders.qwen import Qwen3VLTextModel
-from torch import nn
-from transformers import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
-from .checkpoint import TEXT_PREFIX, Checkpoint
+from .checkpoint import Checkpoint
 from .errors import ExportError
-from .genai import complete_genai_config
-from .progress import Advance, Progress, quiet
-from .quantize import pack_int4
+from .int8 import Int8Decoder
+from .progress import Progress, quiet
 from .spool import Spool
+from .wide import WideDecoder
 
 Precision = Literal["fp32", "int4"]
+"""What a bundle is exported at."""
+
+Phase = Literal["int4", "int8"]
+"""The graphs of an INT4 bundle: the small one, and the one that computes in 8 bits."""
 
 
 def write_decoder(
     checkpoint: Checkpoint,
     folder: Path,
     *,
-    precision: Precision,
+    precision: Precision | Phase,
     block_size: int,
     accuracy_level: int,
+    smooth: bool,
     progress: Progress,
 ) -> Path:
-    """Write `folder`/{precision}/model.onnx with its data, and `folder`/genai_config.json.
+    """Write `folder`/{precision}/model.onnx with its data; unless it is INT8, also `folder`/genai_config.json.
 
     Returns:
         The graph's path.
@@ -62,129 +50,22 @@ def write_decoder(
     }
     config = copy.deepcopy(checkpoint.config)  # the builder writes into it
     config._name_or_path = str(checkpoint.root)  # where the builder finds tokenizer and settings
+    kind = Int8Decoder if precision == "int8" else WideDecoder
+    weight_type = ir.DataType.INT4 if precision == "int4" else ir.DataType.FLOAT
     with (
-        progress.bar("decoder layers", total=layers + 1, unit="layers") as advance,
+        progress.bar(f"decoder {precision}", total=layers + 1, unit="layers") as advance,
         Spool(graph) as spool,
         quiet(),
         torch.no_grad(),
     ):
         try:
-            model = _WideDecoder(config, precision, options, checkpoint=checkpoint, spool=spool, advance=advance)
+            model = kind(
+                config, weight_type, options, checkpoint=checkpoint, spool=spool, smooth=smooth, advance=advance
+            )
             model.make_model(str(checkpoint.root))
             model.save_model(str(folder))
-            model.make_genai_config(config, {}, str(folder))
+            if precision != "int8":  # the library runs the bundle's own precision
+                model.make_genai_config(config, {}, str(folder))
         except NotImplementedError as error:
             raise ExportError(f"The decoder graph of {checkpoint.root} cannot be built: {error}") from error
     return graph
-
-
-class _WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no types
-    """The builder's Qwen3-VL text model with wide embeddings."""
-
-    def __init__(
-        self,
-        config: Qwen3VLConfig,
-        precision: Precision,
-        options: dict[str, Any],
-        *,
-        checkpoint: Checkpoint,
-        spool: Spool,
-        advance: Advance,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._spool = spool
-        self._advance = advance
-        self._levels = checkpoint.deepstack_levels
-        weight_type = ir.DataType.INT4 if precision == "int4" else ir.DataType.FLOAT
-        super().__init__(config, ir.DataType.FLOAT, weight_type, "cpu", "", options)
-
-    # DeepStack
-
-    def make_inputs_and_outputs(self) -> None:
-        self.input_shapes["inputs_embeds"] = ["batch_size", "sequence_length", self._checkpoint.feature_width]
-        super().make_inputs_and_outputs()
-
-    def make_layer(self, layer_id: int, layer: nn.Module) -> None:
-        shape = ["batch_size", "sequence_length", self.hidden_size]
-        if layer_id == 0 and self._levels:
-            chunks = [_chunk(i) for i in range(1 + self._levels)]
-            self.make_split(
-                "/model/deepstack/Split",
-                inputs=["inputs_embeds"],
-                outputs=chunks,
-                dtypes=[self.io_dtype] * len(chunks),
-                shapes=[shape] * len(chunks),
-                axis=-1,
-                num_outputs=len(chunks),
-            )
-            self.layernorm_attrs["root_input"] = self.layernorm_attrs["skip_input"] = chunks[0]
-        super().make_layer(layer_id, layer)
-        if layer_id < self._levels:
-            # What the layer leaves as "skip" is its MLP's output, to be added to the residual by the next norm.
-            name = f"/model/layers.{layer_id}/deepstack/Add"
-            self.make_add(name, [self.layernorm_attrs["skip_input"], _chunk(1 + layer_id)], self.io_dtype, shape)
-            self.layernorm_attrs["skip_input"] = f"{name}/output_0"
-        self._advance(1)
-
-    # Streaming
-
-    def load_weights(self, input_path: str) -> "_StreamedWeights":
-        return _StreamedWeights(self._checkpoint)
-
-    def make_initializer(self, tensor: Any, /, name: str, **kwargs: Any) -> None:
-        super().make_initializer(tensor, name, **kwargs)
-        value = self.values[name]
-        value.const_value = self._spool.add(value.const_value)
-
-    def make_matmul_nbits(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
-        packed = pack_int4(matmul.weight, block_size=self.quant_attrs["matmul_block_size"])
-        return str(super().make_matmul_nbits(packed, basename, root_input, **kwargs))
-
-    def make_lm_head(self, lm_head: nn.Module) -> None:
-        super().make_lm_head(lm_head)
-        self._advance(1)
-
-    def save_model(self, out_dir: str) -> None:  # the spool knows where
-        # The builder's own stamp asks git for a commit, and in a virtual environment inside a repository gets that
-        # repository's: the same checkpoint would then give other digests after each commit.
-        self.model.producer_version = importlib.metadata.version("onnxruntime-genai")
-        self._spool.save(self.model)
-
-    def update_genai_config(self, genai_config: dict[str, Any]) -> None:
-        complete_genai_config(genai_config, self._checkpoint)
-
-
-def _chunk(index: int) -> str:
-    return f"/model/deepstack/chunk_{index}"
-
-
-class _StreamedWeights:
-    """What the builder walks over instead of a loaded model: the same modules, each read when its turn comes."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._tensors = checkpoint.tensors
-        self._head = checkpoint.lm_head
-        self._config = checkpoint.text
-        config = self._config
-        with torch.device("meta"):
-            self._embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-            norm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self._norm = self._filled(norm, f"{TEXT_PREFIX}norm.")
-        # The builder recognises the final norm by where it sits in the model.
-        self.model = SimpleNamespace(language_model=SimpleNamespace(norm=self._norm))
-
-    def modules(self) -> Iterator[nn.Module]:
-        yield self._embedding  # left on the meta device: embedding.onnx holds the table
-        for index in range(self._config.num_hidden_layers):
-            with torch.device("meta"):
-                layer = Qwen3VLTextDecoderLayer(self._config, index)
-            yield self._filled(layer, f"{TEXT_PREFIX}layers.{index}.")
-        yield self._norm
-        self.lm_head.load_state_dict({"weight": self._tensors[self._head].read()}, assign=True)
-        yield self.lm_head
-
-    def _filled(self, module: nn.Module, prefix: str) -> nn.Module:
-        state = {name: self._tensors[prefix + name].read() for name in module.state_dict()}
-        module.load_state_dict(state, assign=True)
-        return module

@@ -1,12 +1,13 @@
 """The steps of an export, in order: check everything, then write everything, then name it."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from serving.bundle import Bundle
 
 from .checkpoint import EMBEDDING, VISION_PREFIX, Checkpoint
-from .decoder import Precision, write_decoder
+from .decoder import Phase, Precision, write_decoder
 from .embedding import write_embedding, write_identity_vision
 from .errors import ExportError
 from .manifest import write_manifest
@@ -15,6 +16,7 @@ from .source import model_name, resolve
 from .vision import write_json, write_vision
 from .writer import check_space, check_target, staged
 
+_PHASES: tuple[Phase, ...] = ("int4", "int8")
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -24,8 +26,10 @@ def export(
     out: str | Path,
     *,
     precision: Precision = "int4",
+    phases: Sequence[Phase] | None = None,
     block_size: int = 32,
     accuracy_level: int = 4,
+    smooth: bool = True,
     model_id: str | None = None,
     revision: str | None = None,
     progress: bool | None = None,
@@ -40,8 +44,11 @@ def export(
         source: a checkpoint directory, or a Hugging Face id such as "Qwen/Qwen3-VL-4B-Instruct".
         out: the directory to make.
         precision: "int4" (weights of the decoder in blocks of 4 bits) or "fp32" (exact, eight times as large).
+        phases: the graphs of an INT4 bundle: ("int4", "int8"), the default, adds one that computes in 8 bits for
+            prefill and wide batches; ("int4",) leaves it out, for the small footprint. At fp32 there are none.
         block_size: input features that share one scale: 16, 32, 64, 128 or 256. Without effect at fp32.
         accuracy_level: how `MatMulNBits` computes: 4 rounds activations to 8 bits, 1 keeps float32.
+        smooth: even out outlier channels before rounding. Without effect at fp32.
         model_id: the name that clients see; by default the last part of the id or the directory's name.
         revision: branch, tag or commit on Hugging Face.
         progress: show bars on stderr; None shows them when it is a terminal.
@@ -52,6 +59,7 @@ def export(
     """
     if precision not in ("int4", "fp32"):
         raise ExportError(f"There is no precision {precision!r}: use int4 or fp32.")
+    graphs = _graphs(precision, phases)
     if block_size not in _BLOCK_SIZES:
         raise ExportError(f"There is no block size {block_size}: use one of {', '.join(map(str, _BLOCK_SIZES))}.")
     if accuracy_level not in range(5):
@@ -60,19 +68,23 @@ def export(
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
     checkpoint = Checkpoint.open(resolve(source, revision=revision, show_progress=bars.enabled))
-    check_space(target, _estimate(checkpoint, precision, block_size))
+    check_space(target, _estimate(checkpoint, graphs, block_size))
 
     with staged(target) as stage:
         write_vision(checkpoint, stage / "vision", progress=bars)
         decoder = stage / "decoder"
-        graph = write_decoder(
-            checkpoint,
-            decoder,
-            precision=precision,
-            block_size=block_size,
-            accuracy_level=accuracy_level,
-            progress=bars,
-        )
+        paths = {
+            graph: write_decoder(
+                checkpoint,
+                decoder,
+                precision=graph,
+                block_size=block_size,
+                accuracy_level=accuracy_level,
+                smooth=smooth and precision != "fp32",
+                progress=bars,
+            )
+            for graph in graphs
+        }
         write_embedding(checkpoint, decoder, half=precision == "int4", progress=bars)
         write_identity_vision(checkpoint, decoder)
         for name in _TOKENIZER_FILES:
@@ -86,22 +98,36 @@ def export(
             model_id=model_id or model_name(source, checkpoint.root),
             decoder={
                 "precision": precision,
-                "graphs": {precision: graph.relative_to(stage).as_posix()},
+                "graphs": {graph: path.relative_to(stage).as_posix() for graph, path in paths.items()},
                 "block_size": block_size,
                 "accuracy_level": accuracy_level,
                 "last_position_logits": True,
+                "smoothed": smooth and precision != "fp32",
             },
             progress=bars,
         )
     return Bundle.open(target)
 
 
-def _estimate(checkpoint: Checkpoint, precision: Precision, block_size: int) -> int:
+def _graphs(precision: Precision, phases: Sequence[Phase] | None) -> tuple[Precision | Phase, ...]:
+    """The graphs to write, the bundle's own precision first."""
+    if precision == "fp32":
+        if phases is not None:
+            raise ExportError("An fp32 bundle has no phases: leave them out, or export at int4.")
+        return ("fp32",)
+    chosen = set(_PHASES if phases is None else phases)
+    if "int4" not in chosen or not chosen.issubset(_PHASES):
+        raise ExportError(f"There are no phases {','.join(sorted(chosen))!r}: use int4 or int4,int8.")
+    return tuple(phase for phase in _PHASES if phase in chosen)
+
+
+def _estimate(checkpoint: Checkpoint, graphs: Sequence[Precision | Phase], block_size: int) -> int:
     """Bytes that the bundle will take, a little generously."""
     tensors, text = checkpoint.tensors, checkpoint.text
     vision = tensors.total_size(name for name in tensors if name.startswith(VISION_PREFIX))
     table = text.vocab_size * text.hidden_size
     decoder = checkpoint.parameters - vision // 4 + (table if checkpoint.lm_head == EMBEDDING else 0)
-    weight = 4.0 if precision == "fp32" else 0.5 + 4 / block_size
+    weight = {"fp32": 4.0, "int4": 0.5 + 4 / block_size, "int8": 1.0}
     rope = 4 * text.max_position_embeddings * text.head_dim
-    return int(vision + table * (4 if precision == "fp32" else 2) + decoder * weight + rope) + 64 * 2**20
+    embedding = table * (4 if "fp32" in graphs else 2)
+    return int(vision + embedding + sum(decoder * weight[graph] + rope for graph in graphs)) + 64 * 2**20

@@ -74,13 +74,24 @@ class TokenIds(_Frozen):
 
 
 class DecoderInfo(_Frozen):
-    """The decoder graphs: `graphs` maps a precision to the graph's path inside the bundle."""
+    """The decoder graphs, all with the same inputs, outputs and KV cache.
+
+    Attributes:
+        precision: the bundle's own.
+        graphs: path inside the bundle of each precision's graph: its own, and "int8" where that was exported, too.
+        block_size: weights that share a scale at INT4.
+        accuracy_level: how `MatMulNBits` computes.
+        last_position_logits: the graphs give logits of the last position alone.
+        smoothed: outlier channels were evened out before rounding. The values in the cache of V differ from those of a
+            bundle that was not smoothed.
+    """
 
     precision: Literal["int4", "fp32"]
     graphs: dict[str, str]
     block_size: _Positive
     accuracy_level: int
     last_position_logits: bool
+    smoothed: bool = False  # bundles of before the field was there
 
     @model_validator(mode="after")
     def _has_its_own_graph(self) -> Self:

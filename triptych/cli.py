@@ -98,6 +98,18 @@ def _parser() -> argparse.ArgumentParser:
         default=4,
         help="4 rounds activations to 8 bits, 1 keeps float32 (default %(default)s)",
     )
+    export.add_argument(
+        "--phases",
+        type=phases,
+        metavar="LIST",
+        help="graphs of an int4 bundle: int4,int8 (the default) or int4, for the small footprint",
+    )
+    export.add_argument(
+        "--no-smoothing",
+        dest="smooth",
+        action="store_false",
+        help="round outlier channels as they are instead of evening them out before",
+    )
     export.add_argument("--model-id", metavar="NAME", help="name that clients see (default: the checkpoint's)")
     export.add_argument("--revision", help="of a Hugging Face repository")
     export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR where it exists")
@@ -124,6 +136,14 @@ def positive(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{count} must be at least 1")
     return count
+
+
+def phases(text: str) -> tuple[str, ...]:
+    """The graphs of a bundle, from the command line."""
+    chosen = tuple(text.split(","))
+    if sorted(chosen) not in (["int4"], ["int4", "int8"]):
+        raise argparse.ArgumentTypeError(f"{text!r} must be int4 or int4,int8")
+    return chosen
 
 
 def _up(options: argparse.Namespace) -> None:
@@ -189,8 +209,10 @@ def _export(options: argparse.Namespace) -> None:
             options.checkpoint,
             options.bundle,
             precision=options.precision,
+            phases=options.phases,
             block_size=options.block_size,
             accuracy_level=options.accuracy_level,
+            smooth=options.smooth,
             model_id=options.model_id,
             revision=options.revision,
             force=options.force,

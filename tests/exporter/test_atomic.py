@@ -70,14 +70,15 @@ def test_disk_too_small_is_seen_before_the_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_estimate_covers_the_bundle(int4_bundle: Bundle, fp32_bundle: Bundle, checkpoint: Path) -> None:
+def test_estimate_covers_the_bundle(int4_bundle: Bundle, fp32_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     """The room asked for is enough and not many times too much."""
     from exporter.checkpoint import Checkpoint
     from exporter.pipeline import _estimate
 
     margin = 64 * 2**20
-    for bundle in (int4_bundle, fp32_bundle):
-        needed = _estimate(Checkpoint.open(checkpoint), bundle.decoder.precision, 32) - margin
+    small = exporter.export(checkpoint, tmp_path / "small", phases=["int4"])
+    for bundle in (int4_bundle, fp32_bundle, small):
+        needed = _estimate(Checkpoint.open(checkpoint), tuple(bundle.decoder.graphs), 32) - margin
         held = sum(info.size for info in bundle.files.values())
         assert held - 2**20 < needed < 1.5 * held
 

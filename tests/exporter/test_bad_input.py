@@ -199,7 +199,7 @@ def test_nothing_is_printed(checkpoint: Path, tmp_path: Path, capfd: pytest.Capt
     exporter.export(checkpoint, tmp_path / "shown", progress=True)
     out, err = capfd.readouterr()
     assert out == ""
-    for stage in ("vision tensors", "decoder layers", "embedding", "digests"):
+    for stage in ("vision tensors", "decoder int4", "decoder int8", "embedding", "digests"):
         assert stage in err
 
 

@@ -25,6 +25,8 @@ FILES = {
     "decoder/genai_config.json",
     "decoder/int4/model.onnx",
     "decoder/int4/model.onnx.data",
+    "decoder/int8/model.onnx",
+    "decoder/int8/model.onnx.data",
     "decoder/embedding.onnx",
     "decoder/embedding.onnx.data",
     "decoder/vision.onnx",
@@ -69,7 +71,8 @@ def test_description(int4_bundle: Bundle, checkpoint: Path) -> None:
     assert bundle.tokens.pad == generation["pad_token_id"]
     assert bundle.feature_width == 4 * config.text_config.hidden_size
     assert bundle.context_length == config.text_config.max_position_embeddings
-    assert bundle.decoder.graphs == {"int4": "decoder/int4/model.onnx"}
+    assert bundle.decoder.graphs == {"int4": "decoder/int4/model.onnx", "int8": "decoder/int8/model.onnx"}
+    assert bundle.decoder.smoothed
     assert bundle.versions["onnxruntime-genai"] == "0.18.0"
 
 
@@ -107,10 +110,10 @@ def test_genai_config_names_files_that_exist(int4_bundle: Bundle) -> None:
         assert (int4_bundle.decoder_dir / model[part]["filename"]).is_file()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "int4", "int8"])
 def test_graphs_are_valid(int4_bundle: Bundle, fp32_bundle: Bundle, precision: str) -> None:
     """ONNX's checker takes the graphs, the embeddings are wide and the logits are the last position's."""
-    bundle = int4_bundle if precision == "int4" else fp32_bundle
+    bundle = fp32_bundle if precision == "fp32" else int4_bundle
     path = bundle.graph_path(precision)
     onnx.checker.check_model(str(bundle.decoder_dir / "embedding.onnx"))
     graph = onnx.load(path, load_external_data=False).graph
@@ -121,6 +124,7 @@ def test_graphs_are_valid(int4_bundle: Bundle, fp32_bundle: Bundle, precision: s
     kinds = {node.op_type for node in graph.node}
     assert ("MatMulNBits" in kinds) == (precision == "int4")
     assert ("MatMul" in kinds) == (precision == "fp32")
+    assert ("MatMulIntegerToFloat" in kinds) == (precision == "int8")
 
 
 def test_embedding_graph(fp32_bundle: Bundle, int4_bundle: Bundle, checkpoint: Path) -> None:

@@ -118,6 +118,28 @@ def test_later_fields_are_ignored(root: Path) -> None:
     assert Bundle.open(root).model.id == "Tiny"
 
 
+def test_a_second_graph(root: Path) -> None:
+    """A bundle may hold a graph beside its own; one from before says nothing of it, nor of smoothing, and opens."""
+    old = Bundle.open(root)
+    assert not old.decoder.smoothed
+    assert "int8" not in old.decoder.graphs
+    description = json.loads((root / "bundle.json").read_text())
+    graph = root / "decoder" / "int8" / "model.onnx"
+    graph.parent.mkdir()
+    graph.write_bytes(b"other")
+    digest = {"size": 5, "sha256": hashlib.sha256(b"other").hexdigest()}
+    name = "decoder/int8/model.onnx"
+    graphs = {**description["decoder"]["graphs"], "int8": name}
+    decoder = description["decoder"] | {"graphs": graphs, "smoothed": True}
+    _edit(root, decoder=decoder)
+    assert f"int8 graph {name} is not among its files" in _complaint(root)
+    _edit(root, decoder=decoder, files={**description["files"], name: digest})
+    bundle = Bundle.open(root, verify=True)
+    assert bundle.graph_path("int8") == graph
+    assert bundle.graph_path("int4") == old.graph_path("int4")
+    assert bundle.decoder.smoothed
+
+
 def test_a_graph_it_does_not_have(root: Path) -> None:
     """Asking for another precision says which there are."""
     with pytest.raises(BundleError, match=r"no int8 graph \(it has int4\)"):

@@ -1,0 +1,75 @@
+"""A checkpoint with outlier channels that is the same function.
+
+Trained models have channels whose activations are many times as large as the others', and rounding suffers from them.
+Random and small checkpoints have none. Here what a norm, V or up gives is multiplied in some channels, and the columns
+that read those are divided.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def add_outliers(source: Path, target: Path, *, largest: float = 60.0, channels: int = 4, seed: int = 0) -> Path:
+    """Write the checkpoint `source` with outliers as `target` and return it.
+
+    In every layer, `channels` outliers are drawn for each of the two norms, for V and for up, with factors from a
+    quarter of `largest` to `largest`. Tensors that change are stored in float32, so that the division loses nothing
+    that float32 would keep.
+
+    Args:
+        source: a checkpoint directory.
+        target: a directory to be made.
+        largest: the largest factor.
+        channels: how many for each.
+        seed: of the choice of channels.
+    """
+    config = json.loads((source / "config.json").read_text())["text_config"]
+    factors = _factors(config, largest, channels, torch.Generator().manual_seed(seed))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    for shard in source.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name in tensors.keys() & factors.keys():
+            tensors[name] = tensors[name].float() * factors[name]
+        save_file(tensors, target / shard.name, metadata={"format": "pt"})
+    return target
+
+
+def _factors(config: dict[str, Any], largest: float, channels: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
+    """What each tensor is multiplied by, in a shape that broadcasts."""
+    kv_heads, width = config["num_key_value_heads"], config["head_dim"]
+    group = config["num_attention_heads"] // kv_heads
+
+    def drawn(count: int) -> torch.Tensor:
+        factors = torch.ones(count)
+        factors[torch.randperm(count, generator=rng)[:channels]] = largest * torch.logspace(0, -2, channels, base=2.0)
+        return factors
+
+    factors: dict[str, torch.Tensor] = {}
+    for index in range(config["num_hidden_layers"]):
+        layer = f"model.language_model.layers.{index}."
+        for norm, readers in (
+            ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        ):
+            by = drawn(config["hidden_size"])
+            factors[f"{layer}{norm}.weight"] = by
+            factors |= {f"{layer}{reader}.weight": 1 / by for reader in readers}
+
+        by = drawn(config["intermediate_size"])
+        factors[f"{layer}mlp.up_proj.weight"] = factors[f"{layer}mlp.up_proj.weight"] * by[:, None]
+        factors[f"{layer}mlp.down_proj.weight"] = 1 / by
+
+        by = drawn(kv_heads * width)
+        factors[f"{layer}self_attn.v_proj.weight"] = factors[f"{layer}self_attn.v_proj.weight"] * by[:, None]
+        factors[f"{layer}self_attn.v_proj.bias"] = by  # where there is one
+        # Every query head of a group reads the same channels of V.
+        read = by.view(kv_heads, 1, width).expand(-1, group, -1).reshape(-1)
+        factors[f"{layer}self_attn.o_proj.weight"] = 1 / read
+    return factors

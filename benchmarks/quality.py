@@ -1,0 +1,132 @@
+"""What rounding costs: `python -m benchmarks.quality CHECKPOINT`.
+
+The checkpoint is exported at fp32 and at INT4 with both phases, and the graphs are compared on questions about
+pictures. With `--outliers`, the same is done for a checkpoint of the same function whose channels have outliers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import exporter
+from benchmarks.divergence import Divergence, Graph, Reference, ask
+from benchmarks.outliers import add_outliers
+from serving.bundle import Bundle
+
+PICTURES = Path(__file__).parents[1] / "demo" / "examples"
+_QUESTIONS = (
+    "Describe the picture.",
+    "What is in the picture?",
+    "How many shapes are there?",
+    "what colour is the circle?",
+    "Where is the square?",
+    "Is there any text in it?",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        checkpoint: "plain" or "outliers".
+        smoothed: whether outliers were evened out at export.
+        graph: its precision.
+        divergence: from the float32 graph of the plain checkpoint.
+    """
+
+    checkpoint: str
+    smoothed: bool
+    graph: str
+    divergence: Divergence
+
+
+def measure(
+    checkpoint: Path,
+    work: Path,
+    *,
+    pictures: Sequence[bytes],
+    questions: Sequence[str] = _QUESTIONS,
+    steps: int,
+    outliers: float | None = None,
+    threads: int = 0,
+) -> Iterator[Row]:
+    """Export and compare.
+
+    Args:
+        checkpoint: its directory.
+        work: an empty directory for the bundles; each is overwritten by the next.
+        pictures: image files.
+        questions: what is asked about each.
+        steps: tokens of an answer.
+        outliers: the largest factor of the outliers; None does without.
+        threads: of the computation; 0 leaves it to the library.
+    """
+    exact = exporter.export(checkpoint, work / "fp32", precision="fp32")
+    reference = Reference(exact, ask(exact, pictures, questions), steps=steps, threads=threads)
+    variants = [("plain", checkpoint, False), ("plain", checkpoint, True)]
+    if outliers is not None:
+        changed = add_outliers(checkpoint, work / "outliers", largest=outliers)
+        variants += [("outliers", changed, False), ("outliers", changed, True)]
+    for name, source, smoothed in variants:
+        bundle: Bundle = exporter.export(source, work / "int4", smooth=smoothed, force=True)
+        for graph in bundle.decoder.graphs:
+            yield Row(name, smoothed, graph, reference.compare(Graph(bundle, graph, threads=threads)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description="What rounding costs.")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("--image", type=Path, action="append", metavar="PATH", help="default: the demo's examples")
+    parser.add_argument(
+        "--steps", type=int, default=12, metavar="N", help="tokens of each answer (default %(default)s)"
+    )
+    parser.add_argument("--outliers", type=float, metavar="K", help="also with outlier channels of up to K")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: the library's")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    pictures = [path.read_bytes() for path in options.image or sorted(PICTURES.glob("*.png"))]
+    with tempfile.TemporaryDirectory(dir=options.work) as work:
+        rows = measure(
+            options.checkpoint,
+            Path(work),
+            pictures=pictures,
+            steps=options.steps,
+            outliers=options.outliers,
+            threads=options.threads,
+        )
+        if options.json:
+            print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        else:
+            print("| checkpoint | smoothed | graph | mean KL | largest KL | same token | positions |")
+            print("| --- | --- | --- | --- | --- | --- | --- |")
+            for row in rows:
+                print(_line(row), flush=True)
+    return 0
+
+
+def _line(row: Row) -> str:
+    found = row.divergence
+    cells = (
+        row.checkpoint,
+        "yes" if row.smoothed else "no",
+        row.graph,
+        f"{found.mean:.2e}",
+        f"{found.largest:.2e}",
+        f"{found.agreement:.1%}",
+        str(found.positions),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
