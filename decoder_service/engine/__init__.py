@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from decoder_service.engine.interface import (
+    MAX_LOGPROBS,
     Engine,
     EngineError,
     EngineEvent,
@@ -16,9 +17,11 @@ from decoder_service.engine.interface import (
     Prefilled,
     SamplingParams,
     TokenDrawn,
+    TokenLogprob,
 )
 
 __all__ = [
+    "MAX_LOGPROBS",
     "Engine",
     "EngineError",
     "EngineEvent",
@@ -29,4 +32,5 @@ __all__ = [
     "Prefilled",
     "SamplingParams",
     "TokenDrawn",
+    "TokenLogprob",
 ]
