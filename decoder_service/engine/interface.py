@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-
 MAX_LOGPROBS = 20
 """Most alternatives that can be asked for beside a token."""
 
