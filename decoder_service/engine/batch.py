@@ -324,9 +324,8 @@ def _deliver(said: list[tuple[_Call, EngineEvent | ServiceError]]) -> None:
 
 
 def _graphs(bundle: Bundle) -> list[str]:
-    """The graphs to use: the bundle's own, and the one for wide steps where it has it."""
-    own = bundle.decoder.precision
-    return [own, *(name for name in ("int8",) if name in bundle.decoder.graphs and name != own)]
+    """The graphs to use: the bundle's own, and the one for wide steps and prompts where it has it."""
+    return [bundle.decoder.precision, *(["int8"] if "int8" in bundle.decoder.graphs else [])]
 
 
 def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:

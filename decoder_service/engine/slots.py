@@ -134,6 +134,9 @@ class Slots:
             The first row.
         """
         size = len(slots)
+        rows = [slot.row for slot in slots]
+        if max(rows) - min(rows) + 1 == size:
+            return min(rows)
         wanted = set(map(id, slots))
 
         def to_move(first: int) -> int:
