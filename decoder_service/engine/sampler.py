@@ -212,12 +212,10 @@ def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     vocabulary = logits.shape[1]
     if count >= vocabulary:
         return np.argsort(-logits, axis=1, kind="stable")
-    # Of those equal to the least of them a partition takes any: the ones with the least ids are wanted.
-    least = -np.partition(-logits, count - 1, axis=1)[:, count - 1]
+    # Of those equal to the least of them a partition takes any; the ones with the least ids are wanted.
+    least = np.partition(logits, vocabulary - count, axis=1)[:, vocabulary - count]
     ids = np.empty((len(logits), count), np.intp)
     for row, bound in enumerate(least):
-        above = np.flatnonzero(logits[row] > bound)
-        equal = np.flatnonzero(logits[row] == bound)[: count - above.size]
-        found = np.concatenate([above, equal])
-        ids[row] = found[np.lexsort((found, -logits[row][found]))]
+        found = np.flatnonzero(logits[row] >= bound)
+        ids[row] = found[np.argsort(-logits[row][found], kind="stable")[:count]]
     return ids
