@@ -34,6 +34,8 @@ from serving.errors import ServiceError, too_large, unavailable
 log = structlog.get_logger()
 
 _SHORTEST_CONTEXT = 64
+_FIRST_BACKOFF_SECONDS = 0.5
+_LAST_BACKOFF_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class BatchConfig:
     context_length: int = 32768
     kv_bytes: int = 4 << 30
     chunk_tokens: int = 512
-    stall: float = 1.5
+    stall: float = 1.75
     cached_prompts: int = 8
     cache_dir: Path | None = None
 
@@ -75,13 +77,20 @@ class _Call:
 
 @dataclass(frozen=True)
 class _CallOff:
-    """To the thread: nobody wants this request any more. It may be over already."""
+    """Nobody wants this request any more. It may be over already."""
 
     call: _Call
 
 
+# To the thread; None ends it.
+_Inbox = queue.SimpleQueue[_Call | _CallOff | None]
+
+
 class BatchEngine:
     """Answers up to `slots` requests at once; more wait, first come first served.
+
+    A request that fails fails alone. Should the thread itself break, by a mistake of ours, all requests that are here
+    are lost, and the engine is loaded anew.
 
     Args:
         config: What it loads.
@@ -90,11 +99,13 @@ class BatchEngine:
     def __init__(self, config: BatchConfig) -> None:
         self._config = config
         self._max_tokens: int | None = None
-        self._inbox: queue.SimpleQueue[_Call | _CallOff | None] = queue.SimpleQueue()
+        self._inbox: _Inbox = queue.SimpleQueue()
         self._calls: set[_Call] = set()
         self._thread: threading.Thread | None = None
         self._ready = False
+        self._stopping = False
         self._set_ready: Callable[[bool], None] = lambda _: None
+        self._reviving: asyncio.Task[None] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -110,15 +121,19 @@ class BatchEngine:
         """Load the graphs, measure them and wait for requests.
 
         Args:
-            set_ready: Told where it fails for good.
+            set_ready: Told of later changes.
 
         Raises:
             EngineError: It cannot load the model.
         """
         self._set_ready = set_ready
+        await self._load()
+
+    async def _load(self) -> None:
         loop = asyncio.get_running_loop()
         loaded: asyncio.Future[int] = loop.create_future()
-        self._thread = threading.Thread(target=self._work, args=(loop, loaded), name="engine", daemon=True)
+        self._inbox = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, args=(self._inbox, loop, loaded), name="engine", daemon=True)
         self._thread.start()
         self._max_tokens = await loaded
         self._ready = True
@@ -126,7 +141,7 @@ class BatchEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Continue a prompt: `Prefilled`, tokens, `EngineFinished`. See `Engine.generate`."""
         if not self._ready or self._max_tokens is None:
-            raise unavailable("ENGINE_NOT_READY", "the engine does not run")
+            raise unavailable("ENGINE_NOT_READY", "the engine is being started again")
         need = request.token_ids.size + request.max_new_tokens
         if need > self._max_tokens:
             raise too_large(
@@ -152,7 +167,12 @@ class BatchEngine:
 
     async def stop(self) -> None:
         """End the thread and free the memory. Requests that are left fail with UNAVAILABLE."""
+        self._stopping = True
         self._ready = False
+        if self._reviving is not None:
+            self._reviving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reviving
         if self._thread is not None:
             self._inbox.put(None)
             await asyncio.to_thread(self._thread.join)
@@ -164,19 +184,35 @@ class BatchEngine:
             call.events.put_nowait(unavailable("ENGINE_LOST", why))
         self._calls.clear()
 
-    def _give_up(self) -> None:
+    def _break(self) -> None:
         """The thread has ended by a fault of its own."""
         self._ready = False
         self._set_ready(False)
-        self._lose("the engine failed")
+        self._lose("the engine failed while it worked on this request")
+        if not self._stopping:
+            self._reviving = asyncio.get_running_loop().create_task(self._revive())
+
+    async def _revive(self) -> None:
+        """Load it until it loads, ever more slowly."""
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _LAST_BACKOFF_SECONDS)
+            try:
+                await self._load()
+            except EngineError as error:
+                log.error("engine cannot be started again", error=str(error), next_try_seconds=backoff)
+            else:
+                self._set_ready(True)
+                return
 
     # The thread
 
-    def _work(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[int]) -> None:
+    def _work(self, inbox: _Inbox, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[int]) -> None:
         # RuntimeError: the loop is closed, and nobody is left to tell.
         with contextlib.suppress(RuntimeError):
             try:
-                worker = _Worker(self._config, self._inbox, loop)
+                worker = _Worker(self._config, inbox, loop)
             except Exception as error:  # noqa: BLE001  # whoever starts it makes a sentence of it
                 sentence = f"the language model cannot be loaded: {error}"
                 loop.call_soon_threadsafe(_settle, loaded, EngineError(sentence))
@@ -186,7 +222,7 @@ class BatchEngine:
                 worker.run()
             except Exception:  # noqa: BLE001  # health must turn, whatever it was
                 log.critical("engine failed", traceback=traceback.format_exc())
-                loop.call_soon_threadsafe(self._give_up)
+                loop.call_soon_threadsafe(self._break)
 
 
 def _settle(future: asyncio.Future[int], result: int | EngineError) -> None:
@@ -207,12 +243,7 @@ class _Worker:
         loop: Where events go.
     """
 
-    def __init__(
-        self,
-        config: BatchConfig,
-        inbox: queue.SimpleQueue[_Call | _CallOff | None],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
+    def __init__(self, config: BatchConfig, inbox: _Inbox, loop: asyncio.AbstractEventLoop) -> None:
         self._inbox = inbox
         self._loop = loop
         self._calls: dict[Job, _Call] = {}

@@ -127,7 +127,7 @@ async def test_measurements_are_made_once(bundle: Bundle) -> None:
 async def test_a_fault_of_the_thread_turns_health(
     bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the thread itself breaks, running requests get UNAVAILABLE, readiness is taken back, and stop works."""
+    """Where the thread itself breaks, running requests get UNAVAILABLE; the engine is loaded anew, and says both."""
     engine = batch(bundle)
     async with running(engine) as told:
 
@@ -136,12 +136,16 @@ async def test_a_fault_of_the_thread_turns_health(
 
         async with contextlib.aclosing(engine.generate(endless(prompts, cases))) as events:
             await first_token(events)
-            monkeypatch.setattr(Stepper, "step", broken)
-            with pytest.raises(ServiceError) as caught:
-                [event async for event in events]
+            with monkeypatch.context() as patch:
+                patch.setattr(Stepper, "step", broken)
+                with pytest.raises(ServiceError) as caught:
+                    [event async for event in events]
         assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "ENGINE_LOST")
         assert await told.get() is False
-        assert not engine.ready
+        with pytest.raises(ServiceError, match="being started again"):
+            await collect(engine, text_request([1, 2], 3))
+        assert await told.get() is True
+        assert len(await tokens_of(engine, text_request([1, 2], 3))) == 3
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(bundle: Bundle) -> None:
