@@ -120,7 +120,8 @@ def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
                 feature_width=bundle.feature_width,
             )
         )
-    from decoder_service.engine.batch import BatchConfig, BatchEngine  # noqa: PLC0415  # see above
+    from decoder_service.engine.batch import BatchEngine  # noqa: PLC0415  # see above
+    from decoder_service.engine.worker import BatchConfig  # noqa: PLC0415  # see above
 
     return BatchEngine(
         BatchConfig(
@@ -132,6 +133,7 @@ def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
             chunk_tokens=settings.chunk_tokens,
             stall=settings.chunk_stall,
             cached_prompts=settings.cached_prompts,
+            int8=settings.int8,
             cache_dir=settings.measurements_dir,
         )
     )

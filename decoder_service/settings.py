@@ -64,6 +64,11 @@ class DecoderSettings(ServerSettings):
         description="While answers are running: most time to read prompts between two of their tokens, in steps "
         "without reading. More lets new requests begin sooner and running ones stutter.",
     )
+    int8: bool = Field(
+        True,
+        description="Use the bundle's int8 graph, too, where it has one: for wide steps and prompts, if it is faster "
+        "there. The log tells what memory it adds. Without it a request is computed alike under any load.",
+    )
     cache_dir: Path = Field(
         Path("~/.cache/triptych"),
         description="Where the batch engine keeps what it measured of this machine, if the bundle cannot be written.",

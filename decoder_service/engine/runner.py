@@ -8,7 +8,6 @@ of ONNX Runtime 1.32 refuses to read several prompts at once behind a past, so c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +25,32 @@ class Runner:
     """Reads chunks and makes steps.
 
     Args:
-        graphs: Path of each graph, by precision. All have the same inputs, outputs and cache.
         embedding: Path of the graph that turns ids and features into embeddings.
         threads: Threads for one operator.
         layers: Layers of the model.
     """
 
-    def __init__(self, graphs: Mapping[str, Path], embedding: Path, *, threads: int, layers: int) -> None:
-        options = _options(threads, alone=len(graphs) == 1)
-        self._embedding = onnxruntime.InferenceSession(embedding, _options(1, alone=True), _PROVIDERS)
-        self._sessions = {
-            name: onnxruntime.InferenceSession(path, options, providers=_PROVIDERS) for name, path in graphs.items()
-        }
-        some = next(iter(self._sessions.values()))
+    def __init__(self, embedding: Path, *, threads: int, layers: int) -> None:
+        self._threads = threads
+        self._embedding = onnxruntime.InferenceSession(embedding, _options(1), _PROVIDERS)
+        self.feature_width = int(self._embedding.get_outputs()[0].shape[-1])
         self._inputs = [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         self._outputs = [f"present.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-        kinds = {value.name: value.type for value in some.get_inputs()}
-        self.cache_dtype = np.dtype(_NUMPY_TYPES[kinds[self._inputs[0]]])
-        self.vocabulary = int(some.get_outputs()[0].shape[-1])
-        self.feature_width = int(self._embedding.get_outputs()[0].shape[-1])
-        # Older bundles have graphs that give the logits of all positions.
-        self._last_only = some.get_outputs()[0].shape[1] == 1
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._cache: KvCache | None = None
         self._bindings: dict[tuple[str, int, int], Any] = {}
+
+    def load(self, name: str, path: Path) -> None:
+        """Load a graph. All have the same inputs, outputs and cache; the first one says what they are."""
+        session = self._sessions[name] = onnxruntime.InferenceSession(path, _options(self._threads), _PROVIDERS)
+        if len(self._sessions) > 1:
+            return
+        kinds = {value.name: value.type for value in session.get_inputs()}
+        self.cache_dtype = np.dtype(_NUMPY_TYPES[kinds[self._inputs[0]]])
+        logits = session.get_outputs()[0]
+        self.vocabulary = int(logits.shape[-1])
+        # Older bundles have graphs that give the logits of all positions.
+        self._last_only = logits.shape[1] == 1
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -116,13 +118,12 @@ class Runner:
 _PROVIDERS = ["CPUExecutionProvider"]
 
 
-def _options(threads: int, *, alone: bool) -> onnxruntime.SessionOptions:
+def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    if not alone:
-        # Each session has threads of its own, which go on spinning for a while: in the way of the other session's.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Each session has threads of its own, which would go on spinning after a run, in the way of another session's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

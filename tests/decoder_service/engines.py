@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from decoder_service.engine import Engine, EngineEvent, EngineRequest, SamplingParams, TokenDrawn
-from decoder_service.engine.batch import BatchConfig, BatchEngine
+from decoder_service.engine.batch import BatchEngine
 from decoder_service.engine.genai import GenaiEngine
 from decoder_service.engine.messages import WorkerConfig
+from decoder_service.engine.worker import BatchConfig
 from decoder_service.prompt import PromptBuilder
 from serving.bundle import Bundle
 from tests.decoder_service.cases import Case

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -13,11 +14,12 @@ import pytest
 
 from decoder_service.engine import EngineError, EngineFinished, Prefilled, SamplingParams, TokenDrawn
 from decoder_service.engine.batch import BatchEngine
+from decoder_service.engine.runner import Runner
 from decoder_service.engine.stepper import Stepper
 from decoder_service.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError
-from tests.decoder_service.cases import Case
+from tests.decoder_service.cases import TOKENS, Case
 from tests.decoder_service.engines import (
     collect,
     endless,
@@ -108,6 +110,31 @@ async def test_unknown_tokens_fail_alone(bundle: Bundle, sampling: SamplingParam
                 await collect(engine, request)
             assert caught.value.code is Code.INTERNAL
         assert len(await tokens_of(engine, text_request([1, 2], 3))) == 3
+
+
+async def test_two_graphs_are_loaded_where_there_are_two(
+    bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An int8 graph serves beside the bundle's own, unless it is not wanted; here it is the same graph twice."""
+    graphs = {**bundle.decoder.graphs, "int8": bundle.decoder.graphs["fp32"]}
+    both = bundle.model_copy(update={"decoder": bundle.decoder.model_copy(update={"graphs": graphs})})
+    both._root = bundle.root
+    loaded: list[str] = []
+    load = Runner.load
+
+    def noting(self: Runner, name: str, path: Path) -> None:
+        loaded.append(name)
+        load(self, name, path)
+
+    monkeypatch.setattr(Runner, "load", noting)
+    for wanted, expected in ((True, ["fp32", "int8"]), (False, ["fp32"])):
+        loaded.clear()
+        engine = batch(both, int8=wanted)
+        async with running(engine):
+            assert loaded == expected
+            requests = [cases[name].request(prompts, tokens=TOKENS) for name in ("one image", "video")] * 3
+            answers = await asyncio.gather(*(tokens_of(engine, request) for request in requests))
+        assert answers == [cases[name].greedy for name in ("one image", "video")] * 3
 
 
 async def test_measurements_are_made_once(bundle: Bundle) -> None:

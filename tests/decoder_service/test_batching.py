@@ -26,13 +26,10 @@ LONGEST = 20
 @pytest.fixture(scope="module")
 def runner(bundle: Bundle) -> Runner:
     """The fp32 graph under two names, as if it were two graphs over one cache."""
-    path = bundle.graph_path("fp32")
-    return Runner(
-        {"one": path, "other": path},
-        bundle.decoder_dir / "embedding.onnx",
-        threads=1,
-        layers=bundle.text.num_hidden_layers,
-    )
+    runner = Runner(bundle.decoder_dir / "embedding.onnx", threads=1, layers=bundle.text.num_hidden_layers)
+    for name in ("one", "other"):
+        runner.load(name, bundle.graph_path("fp32"))
+    return runner
 
 
 def keyed(request: EngineRequest, name: str) -> EngineRequest:
