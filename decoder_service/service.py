@@ -10,9 +10,7 @@ from tokenizers import decoders
 
 from decoder_service.core import Decoder, ModelFacts
 from decoder_service.detokenizer import TokenBytes
-from decoder_service.engine import EngineError
-from decoder_service.engine.genai import GenaiEngine
-from decoder_service.engine.messages import WorkerConfig
+from decoder_service.engine import Engine, EngineError
 from decoder_service.feature_store import FeatureStore
 from decoder_service.generation import GenerationDefaults
 from decoder_service.limits import Admission, Limits
@@ -36,7 +34,7 @@ class DecoderService(Service):
 
     def __init__(self, settings: DecoderSettings) -> None:
         self._settings = settings
-        self._engine: GenaiEngine | None = None
+        self._engine: Engine | None = None
         self._decoder: Decoder | None = None
 
     @property
@@ -51,7 +49,7 @@ class DecoderService(Service):
         return self._decoder
 
     async def start(self, set_serving: Callable[[bool], None]) -> None:
-        """Load the bundle, spawn the engine and warm it up.
+        """Load the bundle, start the engine and warm it up.
 
         Args:
             set_serving: Told when the engine is lost, and when it is back.
@@ -72,21 +70,15 @@ class DecoderService(Service):
     async def _load(self, set_serving: Callable[[bool], None]) -> Decoder:
         settings = self._settings
         bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify)
-        engine = self._engine = GenaiEngine(
-            WorkerConfig(
-                model_dir=str(bundle.decoder_dir),
-                provider=settings.provider,
-                threads=settings.thread_count,
-                feature_width=bundle.feature_width,
-            )
-        )
-        # The engine loads in its own process, so tokenizer and model load side by side.
+        engine = self._engine = _engine(settings, bundle)
+        # The engine loads in a thread or a process of its own, so tokenizer and model load side by side.
         prompts, _ = await asyncio.gather(
             asyncio.to_thread(PromptBuilder.load, bundle.decoder_dir, bundle.tokens), engine.start(set_serving)
         )
         if not isinstance(prompts.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
             raise ValueError("its tokenizer is not a byte-level one, as Qwen3-VL's is")
         slots = engine.info.slots
+        context_length = settings.context_limit(bundle.context_length)
         return Decoder(
             model=ModelFacts(
                 id=bundle.model.id,
@@ -104,7 +96,7 @@ class DecoderService(Service):
                 slots + settings.max_queue, running=slots, max_bytes=settings.max_buffered_feature_bytes
             ),
             limits=Limits(
-                context_length=settings.context_limit(bundle.context_length),
+                context_length=min(context_length, engine.info.max_tokens or context_length),
                 default_max_tokens=settings.default_max_tokens,
                 max_prompt_media=settings.max_prompt_media,
                 max_text_bytes=settings.max_text_bytes,
@@ -124,3 +116,36 @@ class DecoderService(Service):
         if self._engine is not None:
             await self._engine.stop()
             self._engine = None
+
+
+def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
+    """The engine that the settings name. Each imports its own library, and only where it is used."""
+    if settings.engine_name == "genai":
+        from decoder_service.engine.genai import GenaiEngine  # noqa: PLC0415  # see above
+        from decoder_service.engine.messages import WorkerConfig  # noqa: PLC0415  # see above
+
+        return GenaiEngine(
+            WorkerConfig(
+                model_dir=str(bundle.decoder_dir),
+                provider=settings.provider,
+                threads=settings.thread_count,
+                feature_width=bundle.feature_width,
+            )
+        )
+    from decoder_service.engine.batch import BatchEngine  # noqa: PLC0415  # see above
+    from decoder_service.engine.worker import BatchConfig  # noqa: PLC0415  # see above
+
+    return BatchEngine(
+        BatchConfig(
+            bundle=bundle,
+            threads=settings.thread_count,
+            slots=settings.slots,
+            context_length=settings.context_limit(bundle.context_length),
+            kv_bytes=settings.kv_cache_bytes,
+            chunk_tokens=settings.chunk_tokens,
+            stall=settings.chunk_stall,
+            cached_prompts=settings.cached_prompts,
+            int8=settings.int8,
+            cache_dir=settings.measurements_dir,
+        )
+    )

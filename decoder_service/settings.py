@@ -16,7 +16,7 @@ class DecoderSettings(ServerSettings):
     """Settings of the decoder service: `DECODER_*` in the environment, or flags of the same names.
 
     `provider=cuda` asks onnxruntime-genai for its CUDA execution provider, which needs the onnxruntime-genai-cuda
-    package. It is passed on as it is and has not been run on a GPU by this project.
+    package, and so takes `engine=genai`. It is passed on as it is and has not been run on a GPU by this project.
     """
 
     model_config = SettingsConfigDict(env_prefix="DECODER_")
@@ -25,6 +25,11 @@ class DecoderSettings(ServerSettings):
     bundle: Path = Field(description="Directory that `triptych export` wrote.")
     verify: bool = Field(False, description="Compare every file of the bundle with its digest before loading it.")
     provider: Literal["cpu", "cuda"] = Field("cpu", description="Execution provider of the language model.")
+    engine: Literal["batch", "genai"] = Field(
+        "batch",
+        description="What computes: `batch` answers several requests at once on ONNX Runtime; `genai` one after the "
+        "other with onnxruntime-genai, and is what `provider=cuda` takes.",
+    )
     threads: int = Field(0, ge=0, description="Threads for one operator; 0: the cores this process may use.")
     context_length: int = Field(
         32768,
@@ -32,9 +37,45 @@ class DecoderSettings(ServerSettings):
         description="Most tokens of a prompt and its answer; never more than the model's own limit, which 0 takes. "
         "Memory for keys and values is taken per request, as much as its prompt and its answer may need.",
     )
+    slots: int = Field(8, ge=1, le=256, description="Requests that the batch engine answers at the same time.")
+    kv_cache_bytes: int = Field(
+        4096 * MIB,
+        ge=MIB,
+        description="Memory for keys and values of the batch engine, of all requests and the prefix cache together. A "
+        "request runs when all that it may need is free, and the context is never longer than what this holds. It is "
+        "taken as it is written.",
+    )
+    cached_prompts: int = Field(
+        8,
+        ge=0,
+        le=1024,
+        description="The batch engine's prefix cache: finished requests whose keys and values are kept, beside those "
+        "in free slots, so that a prompt that begins like one of them is not computed again; 0: off.",
+    )
+    chunk_tokens: int = Field(
+        512,
+        ge=1,
+        description="Most tokens of prompts that the batch engine reads in one step. It reads fewer where they would "
+        "take over a second, or while answers are running.",
+    )
+    chunk_stall: float = Field(
+        1.75,
+        gt=0,
+        description="While answers are running: most time to read prompts between two of their tokens, in steps "
+        "without reading. More lets new requests begin sooner and running ones stutter.",
+    )
+    int8: bool = Field(
+        True,
+        description="Use the bundle's int8 graph, too, where it has one: for wide steps and prompts, if it is faster "
+        "there. The log tells what memory it adds. Without it a request is computed alike under any load.",
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/triptych"),
+        description="Where the batch engine keeps what it measured of this machine, if the bundle cannot be written.",
+    )
     default_max_tokens: int = Field(1024, ge=1, description="Length of an answer where the request names none.")
     max_queue: int = Field(
-        16, ge=0, description="Requests that may wait beside the running one; more are refused with a retry delay."
+        16, ge=0, description="Requests that may wait beside the running ones; more are refused with a retry delay."
     )
     max_prompt_media: int = Field(64, ge=0, description="Images and videos in one conversation.")
     max_text_bytes: int = Field(2 * MIB, ge=1, description="Text of one conversation, in UTF-8 bytes.")
@@ -55,9 +96,22 @@ class DecoderSettings(ServerSettings):
     )
 
     @property
+    def engine_name(self) -> Literal["batch", "genai"]:
+        """What computes, with what the provider takes resolved."""
+        return self.engine if self.provider == "cpu" else "genai"
+
+    @property
     def thread_count(self) -> int:
         """Threads for one operator, with 0 resolved."""
         return self.threads or usable_cores()
+
+    @property
+    def measurements_dir(self) -> Path | None:
+        """`cache_dir` with the user's home resolved; None where a user without a home runs this."""
+        try:
+            return self.cache_dir.expanduser()
+        except RuntimeError:
+            return None
 
     def context_limit(self, model_limit: int) -> int:
         """Most tokens of a prompt and its answer.

@@ -76,7 +76,8 @@ CLIENT: Mapping[str, Advice] = {
     "TEXT_TOO_LONG": Advice("The text is over `max_text_bytes` of the decoder.", "Shorten it."),
     "PROMPT_TOO_LONG": Advice(
         "Text and media leave no room for an answer in the context.",
-        "Shorten the text; lower `max_pixels`, `fps` or `max_frames`; or raise the decoder's `context_length`.",
+        "Shorten the text; lower `max_pixels`, `fps` or `max_frames`; or raise the decoder's `context_length` or "
+        "`kv_cache_bytes`.",
     ),
     "MAX_TOKENS_TOO_LARGE": Advice(
         "`max_tokens` is over what the prompt leaves free. The count is of the prompt as far as it was known: a medium "
@@ -173,10 +174,10 @@ INSIDE: Mapping[str, Advice] = {
     "SHUTTING_DOWN": Advice(
         "A vision service stops while requests wait in it.", "Nothing: the gateway tries another replica."
     ),
-    "ENGINE_NOT_READY": Advice("The engine's process is being started again.", "Nothing: the gateway tries again."),
+    "ENGINE_NOT_READY": Advice("The engine is being started again.", "Nothing: the gateway tries again."),
     "ENGINE_LOST": Advice(
-        "The engine's process died during this request, or while it waited.",
-        "Look for the exit code in the decoder's log: -9 is mostly memory.",
+        "The engine broke, or its process died, during this request or while it waited.",
+        "Look into the decoder's log; an exit code of -9 is mostly memory.",
     ),
     "FEATURES_INCOMPLETE": Advice(
         "The features ended before the last byte.", "A caller of `Decoder.Generate` must send all that it announced."

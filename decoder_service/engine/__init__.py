@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from decoder_service.engine.interface import (
+    MAX_LOGPROBS,
     Engine,
     EngineError,
     EngineEvent,
@@ -20,6 +21,7 @@ from decoder_service.engine.interface import (
 )
 
 __all__ = [
+    "MAX_LOGPROBS",
     "Engine",
     "EngineError",
     "EngineEvent",

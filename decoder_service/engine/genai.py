@@ -32,7 +32,6 @@ from decoder_service.engine.interface import (
     EngineInfo,
     EngineRequest,
     Prefilled,
-    TokenDrawn,
 )
 from decoder_service.engine.messages import (
     Cancel,
@@ -287,7 +286,7 @@ class GenaiEngine:
         if isinstance(message, PromptRead):
             job.events.put_nowait(Prefilled(job.queue_seconds, message.seconds))
         elif isinstance(message, Token):
-            job.events.put_nowait(TokenDrawn(message.token_id))
+            job.events.put_nowait(message.drawn)
         else:
             self._end(job, message)
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime_genai as og
 from numpy.typing import NDArray
 
-from decoder_service.engine.interface import FinishReason, SamplingParams
+from decoder_service.engine.interface import FinishReason, SamplingParams, TokenDrawn
 from decoder_service.engine.messages import (
     Cancel,
     CannotLoad,
@@ -30,7 +30,7 @@ from decoder_service.engine.messages import (
     Token,
     WorkerConfig,
 )
-from decoder_service.engine.sampler import Sampler
+from decoder_service.engine.sampler import Sampler, draw
 from serving.parent import end_with_parent
 
 # Any tokens will do: the first run makes the library allocate and start its threads.
@@ -100,9 +100,9 @@ def _warm_up(model: og.Model, config: WorkerConfig) -> None:
         np.zeros((0, 3), np.int64),
         _WARM_UP_PROMPT + _WARM_UP_TOKENS,
     )
-    sampler = Sampler(SamplingParams())
+    sampler = Sampler(SamplingParams(), np.zeros(0, np.int32))
     for _ in range(_WARM_UP_TOKENS):
-        generator.append_tokens(np.asarray([sampler.draw(_last_logits(generator))], np.int32))
+        generator.append_tokens(np.asarray([_draw(sampler, _last_logits(generator)).token_id], np.int32))
 
 
 def _receive_features(connection: Connection, run: Run, width: int) -> NDArray[np.float32]:
@@ -144,6 +144,13 @@ def _last_logits(generator: og.Generator) -> NDArray[np.float32]:
     return last
 
 
+def _draw(sampler: Sampler, logits: NDArray[np.float32]) -> TokenDrawn:
+    (drawn,) = draw([sampler], logits[np.newaxis].copy())  # the library's own memory stays as it is
+    if drawn is None:
+        raise FloatingPointError("the model's logits are not finite")
+    return drawn
+
+
 def _answer(connection: Connection, model: og.Model, run: Run, features: NDArray[np.float32]) -> Ended:
     if _cancelled(connection, run.job):
         return Ended(run.job)
@@ -151,12 +158,13 @@ def _answer(connection: Connection, model: og.Model, run: Run, features: NDArray
     generator = _prefill(model, run.token_ids, features, run.grids, run.token_ids.size + run.max_new_tokens)
     logits = _last_logits(generator)
     connection.send(PromptRead(run.job, time.perf_counter() - started))
-    sampler = Sampler(run.sampling)
+    sampler = Sampler(run.sampling, run.token_ids)
     for left in range(run.max_new_tokens - 1, -1, -1):
         if _cancelled(connection, run.job):
             return Ended(run.job)
-        token = sampler.draw(logits)
-        connection.send(Token(run.job, token))
+        drawn = _draw(sampler, logits)
+        token = drawn.token_id
+        connection.send(Token(run.job, drawn))
         if token in run.stop_token_ids:
             return Ended(run.job, FinishReason.STOP)
         if left:

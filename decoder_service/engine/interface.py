@@ -10,23 +10,29 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_LOGPROBS = 20
+"""Most alternatives that can be asked for beside a token."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one token is chosen: divide the logits by `temperature`, keep `top_k`, of these keep `top_p`, draw.
+    """How one token is chosen.
+
+    The logits are changed by the penalties, in the order in which they stand here, and by the bias; then divided by
+    `temperature`; of the tokens `top_k` are kept, of these `top_p`, of these `min_p`; one of the rest is drawn.
 
     Attributes:
-        temperature: 0 takes the likeliest token (greedy), and the rest is of no account.
+        temperature: 0 takes the likeliest token (greedy), and `top_p`, `top_k`, `min_p` and `seed` are of no account.
         top_p: The likeliest tokens whose probabilities reach this sum; 1 keeps all.
         top_k: The k likeliest tokens; 0 keeps all.
         seed: The same seed draws the same tokens from the same logits.
-        min_p: Only tokens at least this fraction as likely as the likeliest; 0 keeps all.
-        repetition_penalty: Logits of tokens of the prompt and of the answer are divided by it where they are positive
-            and multiplied by it where they are negative, as transformers does; 1 changes nothing.
-        presence_penalty: Taken from the logits of tokens that the answer holds.
-        frequency_penalty: Taken from a token's logit as often as the answer holds it.
+        min_p: Only tokens at least this many times as probable as the likeliest one; 0 keeps all.
+        repetition_penalty: Logits of tokens of prompt and answer are divided by it where positive, else multiplied, as
+            transformers does; 1 leaves them.
+        presence_penalty: Taken from the logit of each token that the answer has.
+        frequency_penalty: Taken from it once for each time that the answer has it.
         logit_bias: Added to the logits of these tokens.
-        logprobs: How many alternatives to report beside the log probability of the token drawn; None: neither.
+        logprobs: How many alternatives to report beside each token, 0 to `MAX_LOGPROBS`; None: no log probabilities.
     """
 
     temperature: float = 0.0
@@ -62,8 +68,8 @@ class EngineRequest:
         sampling: How tokens are chosen.
         max_new_tokens: Most tokens to write, at least 1. `n + max_new_tokens` must not pass the context.
         stop_token_ids: Tokens that end the answer.
-        media_keys: One for each row of `grids`, naming that grid's features: equal keys mean equal features. Empty:
-            what follows the first medium is never taken from a cache, nor kept in one.
+        media_keys: One for each of `grids`, naming exactly what its rows of features are: equal keys mean equal
+            features. Empty: nobody knows, and only the text before the first medium may be found in a cache.
     """
 
     request_id: str
@@ -93,7 +99,7 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token and the natural logarithm of its probability: of the raw logits, before temperature and penalties."""
+    """A token and its log probability, by the model's own logits: before temperature, penalties and bias."""
 
     token_id: int
     logprob: float
@@ -104,9 +110,9 @@ class TokenDrawn:
     """One more token.
 
     Attributes:
-        token_id: The token.
-        logprob: Its log probability, where `SamplingParams.logprobs` asks for it.
-        alternatives: The likeliest tokens, most likely first, as many as it asks for.
+        token_id: Which.
+        logprob: Its log probability, as in `TokenLogprob`; None where none was asked for.
+        alternatives: The likeliest tokens, likeliest first, as many as were asked for; the one drawn may be among them.
     """
 
     token_id: int
@@ -129,16 +135,18 @@ class EngineInfo:
     """What an engine is.
 
     Attributes:
-        name: `genai`.
+        name: `batch` or `genai`.
         provider: Execution provider, as in `cpu`.
         threads: Threads for one operator.
         slots: How many requests run at once; more wait.
+        max_tokens: Most tokens of one prompt and its answer that its memory holds; None: no limit of its own.
     """
 
     name: str
     provider: str
     threads: int
     slots: int
+    max_tokens: int | None = None
 
 
 class Engine(Protocol):

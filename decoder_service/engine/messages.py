@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.engine.interface import FinishReason, SamplingParams
+from decoder_service.engine.interface import FinishReason, SamplingParams, TokenDrawn
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Token:
     """Child to parent: one more token."""
 
     job: int
-    token_id: int
+    drawn: TokenDrawn
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def test_torch_is_not_needed(bundle: Bundle) -> None:
     program = f"""
 import sys
 sys.modules["torch"] = None
+import decoder_service.engine.batch
 import decoder_service.engine.genai_worker
 from decoder_service.service import DecoderService
 from decoder_service.prompt import PromptBuilder
@@ -62,6 +63,7 @@ def test_the_engine_does_not_outlive_its_server(bundle: Bundle) -> None:
     """A server that is killed outright takes its engine's process with it; SIGTERM to all of them is a clean stop."""
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)):
         command = [sys.executable, "-m", "decoder_service", "--bundle", str(bundle.root), "--port", "0"]
+        command += ["--engine", "genai"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
             assert server.stderr is not None
             for line in server.stderr:

@@ -27,7 +27,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     config = checkpoint / "generation_config.json"
     config.write_text('{"eos_token_id": [319]}')  # a row of the embedding that stands for no token
     bundle = exporter.export(checkpoint, folder / "bundle", precision="int4")
-    with triptych_system(bundle.root, max_queue=2) as found:
+    with triptych_system(bundle.root, slots=1, max_queue=2) as found:
         yield found
 
 

@@ -1,0 +1,55 @@
+"""What computes, as those see it who decide what is to be computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A chunk of one request's prompt.
+
+    Attributes:
+        row: Where the request lies.
+        start: How many of its tokens are computed.
+        token_ids: The next ones, int32 [s].
+        features: A row for each media token among them, float32 [f, width].
+        positions: int64 [3, s].
+    """
+
+    row: int
+    start: int
+    token_ids: NDArray[np.int32]
+    features: NDArray[np.float32]
+    positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One token of each of several answers.
+
+    Attributes:
+        row: Where the first request lies; the others lie in the rows after it.
+        lengths: How many tokens of each are computed, int64 [n].
+        token_ids: The next token of each, int32 [n].
+        positions: Its position, int64 [n].
+    """
+
+    row: int
+    lengths: NDArray[np.int64]
+    token_ids: NDArray[np.int32]
+    positions: NDArray[np.int64]
+
+
+class Model(Protocol):
+    """Computes on one of its graphs, over keys and values that it keeps."""
+
+    def read(self, graph: str, piece: Piece) -> NDArray[np.float32]:
+        """Compute a chunk; gives the logits after its last token, float32 [1, vocab], for the caller to keep."""
+
+    def step(self, graph: str, step: Step) -> NDArray[np.float32]:
+        """Compute a step; gives the logits after each token, float32 [n, vocab], for the caller to keep."""

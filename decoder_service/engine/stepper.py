@@ -1,0 +1,275 @@
+"""The engine's work, one step after another: a token for every answer, then a piece of the prompts that wait.
+
+No threads and no clocks but for measuring: whoever owns it calls it, and hears through `emit` what came of it.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from decoder_service.engine.interface import (
+    EngineEvent,
+    EngineFinished,
+    EngineRequest,
+    FinishReason,
+    Prefilled,
+    TokenDrawn,
+)
+from decoder_service.engine.model import Model, Piece, Step
+from decoder_service.engine.pace import Pace
+from decoder_service.engine.positions import media_spans, mrope_positions
+from decoder_service.engine.prefix import Content
+from decoder_service.engine.sampler import Sampler, draw
+from decoder_service.engine.scheduler import Chunk, Scheduler, Task
+from serving.errors import Code, ServiceError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the stepper must know of the model.
+
+    Attributes:
+        image_token: What stands at every row of features.
+        merge_size: Patches along one edge of a token.
+        feature_width: (1 + L) x hidden.
+    """
+
+    image_token: int
+    merge_size: int
+    feature_width: int
+
+
+@dataclass(eq=False)
+class Job(Task):
+    """A request on its way through the engine.
+
+    Attributes:
+        request: What was asked.
+        sampler: Draws its tokens.
+        positions: M-RoPE positions of the prompt and of the token after it, int64 [3, n + 1].
+        features: Its features, until its prompt has been read.
+        queued_at: When it came, by `time.perf_counter`.
+        started_at: When its prompt was begun.
+        answer: The tokens drawn.
+    """
+
+    request: EngineRequest = field(kw_only=True)
+    sampler: Sampler = field(kw_only=True)
+    positions: NDArray[np.int64] = field(kw_only=True)
+    features: Features = field(kw_only=True)
+    queued_at: float = field(kw_only=True)
+    started_at: float = 0.0
+    answer: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: EngineRequest, shape: Shape, vocabulary: int, queued_at: float) -> Job:
+        """Lay a request out.
+
+        Raises:
+            ValueError: Its parts do not agree with each other or with the model.
+        """
+        ids = request.token_ids
+        if ids.size == 0 or not ((ids >= 0) & (ids < vocabulary)).all():
+            raise ValueError("the prompt is empty, or has a token that the model does not know")
+        if not all(0 <= token < vocabulary for token in request.sampling.logit_bias):
+            raise ValueError("logit_bias names a token that the model does not know")
+        spans = media_spans(
+            ids, request.grids, request.media_keys, image_token=shape.image_token, merge_size=shape.merge_size
+        )
+        features = Features(request.features, shape.feature_width)
+        if features.count != sum(span.stop - span.start for span in spans):
+            raise ValueError(f"there are {features.count} rows of features, and the prompt has room for others")
+        return cls(
+            prompt=Content(ids, spans),
+            need=ids.size + request.max_new_tokens,
+            request=request,
+            sampler=Sampler(request.sampling, ids),
+            positions=mrope_positions(ids.size, spans),
+            features=features,
+            queued_at=queued_at,
+        )
+
+
+class Features:
+    """Rows of features in several arrays, of which a piece is wanted.
+
+    Args:
+        arrays: float32 [rows, width] each.
+        width: (1 + L) x hidden.
+
+    Raises:
+        ValueError: One has another width.
+    """
+
+    def __init__(self, arrays: Sequence[NDArray[np.float32]], width: int) -> None:
+        self._arrays = [rows for rows in arrays if rows.size]
+        if any(rows.ndim != 2 or rows.shape[1] != width for rows in self._arrays):
+            raise ValueError(f"features are not {width} wide")
+        self._width = width
+        self._ends = np.cumsum([0, *(len(rows) for rows in self._arrays)])
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return int(self._ends[-1])
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """A piece of them, float32 [stop - start, width].
+
+        Raises:
+            ValueError: A number in it is not finite: it would spoil more than this request's answer.
+        """
+        found = [np.empty((0, self._width), np.float32)]
+        for array, begin in zip(self._arrays, self._ends, strict=False):
+            if begin < stop and start < begin + len(array):
+                found.append(array[max(start - begin, 0) : stop - begin])
+        piece = np.concatenate(found)
+        if not np.isfinite(piece).all():
+            raise ValueError("a feature is not a finite number")
+        return piece
+
+
+Emit = Callable[[Job, EngineEvent | ServiceError], None]
+
+
+class Stepper:
+    """Runs what the scheduler says.
+
+    Args:
+        model: What computes.
+        scheduler: Who is next.
+        pace: How much of it, and on which graph.
+        shape: Of the model.
+        emit: Told of every event. A job that has finished or failed is gone by then.
+    """
+
+    def __init__(self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape, emit: Emit) -> None:
+        self._model = model
+        self._scheduler = scheduler
+        self._pace = pace
+        self._shape = shape
+        self._emit = emit
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return self._scheduler.idle
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that are here."""
+        return self._scheduler.tasks
+
+    def add(self, job: Job) -> None:
+        """A request comes."""
+        self._scheduler.add(job)
+
+    def cancel(self, job: Job) -> None:
+        """A request is called off. What was computed of it serves those that begin alike."""
+        self._scheduler.remove(job, _content(job))
+
+    def step(self) -> None:
+        """A token for every answer, then as much of the prompts as there is time for."""
+        answering = self._scheduler.answering
+        if answering:
+            try:
+                self._answer()
+            except Exception:  # noqa: BLE001  # whose fault it was cannot be told; the engine goes on without them
+                for job in answering:
+                    if job.slot is not None:  # else it had its last token
+                        self._fail(job, traceback.format_exc())
+        room = self._pace.room(len(self._scheduler.answering))
+        while (chunk := self._scheduler.next_chunk(room)) is not None:
+            try:
+                self._read(chunk)
+            except Exception:  # noqa: BLE001  # one request's failure is its own
+                self._fail(chunk.task, traceback.format_exc())
+            room -= chunk.stop - chunk.start
+
+    def _answer(self) -> None:
+        row, jobs = self._scheduler.decode_order()
+        # Measured from here: moving rows is rare, and no property of the graph.
+        started = time.perf_counter()
+        lengths = np.array([job.place.length for job in jobs], np.int64)
+        logits = self._model.step(
+            self._pace.decode_graph(len(jobs)),
+            Step(
+                row=row,
+                lengths=lengths,
+                token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
+                positions=np.array([job.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
+            ),
+        )
+        for job in jobs:
+            job.place.length += 1
+        self._draw(jobs, logits)
+        self._pace.decoded(len(jobs), time.perf_counter() - started)
+
+    def _read(self, chunk: Chunk[Job]) -> None:
+        job, size = chunk.task, chunk.stop - chunk.start
+        started = time.perf_counter()
+        job.started_at = job.started_at or started
+        ids = job.request.token_ids
+        before = int((ids[: chunk.start] == self._shape.image_token).sum())
+        inside = int((ids[chunk.start : chunk.stop] == self._shape.image_token).sum())
+        logits = self._model.read(
+            self._pace.prefill_graph(size),
+            Piece(
+                row=job.place.row,
+                start=chunk.start,
+                token_ids=ids[chunk.start : chunk.stop],
+                features=job.features.rows(before, before + inside),
+                positions=job.positions[:, chunk.start : chunk.stop],
+            ),
+        )
+        self._scheduler.has_read(chunk)
+        ended = time.perf_counter()
+        self._pace.read(size, ended - started)
+        if chunk.completes:
+            job.features = Features((), self._shape.feature_width)
+            self._emit(job, Prefilled(job.started_at - job.queued_at, ended - job.started_at, job.place.cached))
+            self._draw([job], logits)
+
+    def _draw(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
+        for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits), strict=True):
+            if drawn is None:
+                self._fail(job, "the model's logits are not finite")
+            else:
+                self._say(job, drawn)
+
+    def _say(self, job: Job, drawn: TokenDrawn) -> None:
+        job.answer.append(drawn.token_id)
+        request = job.request
+        stopped = drawn.token_id in request.stop_token_ids
+        ended = stopped or len(job.answer) == request.max_new_tokens
+        if ended:
+            self._scheduler.remove(job, _content(job))
+        self._emit(job, drawn)
+        if ended:
+            self._emit(job, EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
+
+    def _fail(self, job: Job, why: str) -> None:
+        log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
+        self._scheduler.remove(job, None)
+        self._emit(job, failed())
+
+
+def failed() -> ServiceError:
+    """What a request gets that failed by itself."""
+    return ServiceError(Code.INTERNAL, "ENGINE_FAILED", "the engine failed on this request; the log says more")
+
+
+def _content(job: Job) -> Content | None:
+    """What the computed tokens of a request are: the token drawn last is not among them."""
+    if job.slot is None:
+        return None
+    return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])

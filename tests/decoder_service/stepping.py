@@ -1,0 +1,148 @@
+"""The batch engine's steps in the test's own hands: no thread, no clock, and a pace that the test sets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder_service.engine import EngineEvent, EngineFinished, EngineRequest, Prefilled, TokenDrawn
+from decoder_service.engine.kv import KvCache
+from decoder_service.engine.model import Model, Piece, Step
+from decoder_service.engine.pace import Curve, Pace, Speed
+from decoder_service.engine.runner import Runner
+from decoder_service.engine.scheduler import Scheduler
+from decoder_service.engine.slots import Slots
+from decoder_service.engine.stepper import Job, Shape, Stepper
+from serving.bundle import Bundle
+from serving.errors import ServiceError
+
+
+class SetPace(Pace):
+    """Rooms in turn, and graphs in turn: whatever speeds say.
+
+    Args:
+        graphs: Names of graphs.
+        rooms: Tokens of prompts to read in each step, beginning anew at the end.
+    """
+
+    def __init__(self, graphs: Sequence[str], rooms: Sequence[int]) -> None:
+        curve = Curve((1,), (1.0,))
+        super().__init__(dict.fromkeys(graphs, Speed(curve, curve)), chunk_tokens=1, stall=1)
+        self._turns = itertools.cycle(graphs)
+        self._rooms = itertools.cycle(rooms)
+
+    def decode_graph(self, width: int) -> str:
+        return next(self._turns)
+
+    def prefill_graph(self, tokens: int) -> str:
+        return next(self._turns)
+
+    def room(self, answering: int) -> int:
+        return next(self._rooms)
+
+
+@dataclass
+class Watched:
+    """A model that remembers what it was asked for: ("read", row, start, stop) and ("step", rows)."""
+
+    model: Model
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+
+    def read(self, graph: str, piece: Piece) -> NDArray[np.float32]:
+        self.calls.append(("read", piece.row, piece.start, piece.start + piece.token_ids.size))
+        return self.model.read(graph, piece)
+
+    def step(self, graph: str, step: Step) -> NDArray[np.float32]:
+        self.calls.append(("step", tuple(range(step.row, step.row + step.lengths.size))))
+        return self.model.step(graph, step)
+
+
+@dataclass
+class Answer:
+    """What came of a request so far."""
+
+    tokens: list[int] = field(default_factory=list)
+    prefilled: Prefilled | None = None
+    finished: EngineFinished | None = None
+    error: ServiceError | None = None
+
+    def hear(self, event: EngineEvent | ServiceError) -> None:
+        match event:
+            case Prefilled():
+                self.prefilled = event
+            case TokenDrawn():
+                assert self.prefilled is not None
+                self.tokens.append(event.token_id)
+            case EngineFinished():
+                self.finished = event
+            case ServiceError():
+                self.error = event
+
+
+class Stepping:
+    """A stepper over a bundle's own graph.
+
+    Args:
+        bundle: The model.
+        runner: Its graphs.
+        slots: Requests that run at once.
+        caches: Finished requests that are kept beside those in free slots; None: no cache.
+        rooms: Tokens to read in each step.
+        budget: Tokens in memory.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        runner: Runner,
+        *,
+        slots: int = 4,
+        caches: int | None = None,
+        rooms: Sequence[int] = (10_000,),
+        budget: int = 100_000,
+    ) -> None:
+        text = bundle.text
+        rows = slots + (caches or 0)
+        self.cache = KvCache(
+            layers=text.num_hidden_layers,
+            rows=rows,
+            heads=text.num_key_value_heads,
+            length=2048,
+            width=text.head_dim,
+            dtype=runner.cache_dtype,
+        )
+        runner.use(self.cache)
+        self.slots = Slots(self.cache, rows=rows, running=slots, budget=budget, caching=caches is not None)
+        self.model = Watched(runner)
+        self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
+        self._vocabulary = runner.vocabulary
+        self.answers: dict[Job, Answer] = {}
+        self.stepper = Stepper(
+            self.model,
+            Scheduler(self.slots),
+            SetPace(runner.graphs, rooms),
+            self._shape,
+            lambda job, event: self.answers[job].hear(event),
+        )
+
+    def add(self, request: EngineRequest) -> Job:
+        """A request comes."""
+        job = Job.of(request, self._shape, self._vocabulary, 0.0)
+        self.answers[job] = Answer()
+        self.stepper.add(job)
+        return job
+
+    def finish(self) -> None:
+        """Step until nothing is left."""
+        while not self.stepper.idle:
+            self.stepper.step()
+
+    def answer(self, request: EngineRequest) -> Answer:
+        """The whole answer to a request that is alone."""
+        job = self.add(request)
+        self.finish()
+        return self.answers[job]

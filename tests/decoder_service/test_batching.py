@@ -1,0 +1,275 @@
+"""Batching changes no answer: whatever runs beside a request, it gets the tokens that it gets alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decoder_service.engine import EngineRequest, SamplingParams
+from decoder_service.engine.model import Piece, Step
+from decoder_service.engine.runner import Runner
+from decoder_service.prompt import PromptBuilder
+from serving.bundle import Bundle
+from serving.errors import Code
+from tests.decoder_service.cases import TURNS, Case
+from tests.decoder_service.engines import text_request
+from tests.decoder_service.stepping import Stepping
+
+LONGEST = 20
+
+
+@pytest.fixture(scope="module")
+def runner(bundle: Bundle) -> Runner:
+    """The fp32 graph under two names, as if it were two graphs over one cache."""
+    runner = Runner(bundle.decoder_dir / "embedding.onnx", threads=1, layers=bundle.text.num_hidden_layers)
+    for name in ("one", "other"):
+        runner.load(name, bundle.graph_path("fp32"))
+    return runner
+
+
+def keyed(request: EngineRequest, name: str) -> EngineRequest:
+    """With a key for each grid: conversations of the same name have the same media."""
+    return dataclasses.replace(request, media_keys=tuple(f"{name}/{n}" for n in range(len(request.grids))))
+
+
+@pytest.fixture(scope="module")
+def requests(prompts: PromptBuilder, cases: dict[str, Case]) -> dict[str, EngineRequest]:
+    """Text, images and videos, each also as a follow-up of itself; and texts of any length."""
+    found = {name: keyed(cases[name].request(prompts, tokens=LONGEST), name) for name in TURNS}
+    for name, request in list(found.items()):
+        longer = np.concatenate([request.token_ids, np.array([*cases[name].greedy[:9], 20, 21, 22], np.int32)])
+        found[f"{name}, and more"] = dataclasses.replace(request, token_ids=longer)
+    rng = np.random.default_rng(5)
+    for length in (1, 2, 33, 150):
+        found[f"{length} words"] = text_request(rng.integers(0, 250, length).tolist(), LONGEST)
+    return found
+
+
+SAMPLINGS = {
+    "greedy": SamplingParams(),
+    "drawn": SamplingParams(1.0, 0.95, 50, seed=7),
+    "penalised": SamplingParams(0.8, repetition_penalty=1.2, presence_penalty=0.5, logit_bias={40: 2.0}, seed=3),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest]) -> dict[tuple[str, str], list[int]]:
+    """What each gets that is alone, its prompt read in one piece, nothing cached."""
+    stepping = Stepping(bundle, runner, slots=1)
+    return {
+        (name, how): stepping.answer(dataclasses.replace(request, sampling=sampling)).tokens
+        for name, request in requests.items()
+        for how, sampling in SAMPLINGS.items()
+    }
+
+
+def test_alone_is_transformers(cases: dict[str, Case], alone: dict[tuple[str, str], list[int]]) -> None:
+    """What the rest is compared with is right itself."""
+    for name in TURNS:
+        assert alone[name, "greedy"] == cases[name].greedy[:LONGEST]
+
+
+NAMES = st.sampled_from(
+    [*TURNS, *(f"{name}, and more" for name in TURNS), "1 words", "2 words", "33 words", "150 words"]
+)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A request's part in a mix: when it comes, when it is called off, how much it asks for."""
+
+    name: str
+    how: str
+    comes: int
+    leaves: int | None
+    tokens: int
+
+
+VISITS = st.lists(
+    st.builds(
+        Visit,
+        name=NAMES,
+        how=st.sampled_from(sorted(SAMPLINGS)),
+        comes=st.integers(0, 30),
+        leaves=st.none() | st.integers(0, 40),
+        tokens=st.integers(1, LONGEST),
+    ),
+    min_size=16,
+    max_size=16,
+)
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    visits=VISITS,
+    slots=st.sampled_from([1, 3, 8, 16]),
+    caches=st.sampled_from([None, 0, 4]),
+    rooms=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    budget=st.sampled_from([640, 1500, 100_000]),
+)
+def test_any_mix_gives_each_its_own_tokens(
+    *,
+    bundle: Bundle,
+    runner: Runner,
+    requests: dict[str, EngineRequest],
+    alone: dict[tuple[str, str], list[int]],
+    visits: list[Visit],
+    slots: int,
+    caches: int | None,
+    rooms: list[int],
+    budget: int,
+) -> None:
+    """16 requests with text, images and video, coming and called off at any step, short of slots and of memory.
+
+    Chunks of any size, two graphs in turn, prefixes found or not: each has the tokens that it has alone, those that
+    were called off the first of them, greedy or drawn from a seed.
+    """
+    stepping = Stepping(bundle, runner, slots=slots, caches=caches, rooms=rooms, budget=budget)
+    here = {}
+    step = 0
+    while step <= max(visit.comes for visit in visits) or not stepping.stepper.idle:
+        for index, visit in enumerate(visits):
+            if visit.comes == step:
+                request = dataclasses.replace(
+                    requests[visit.name], sampling=SAMPLINGS[visit.how], max_new_tokens=visit.tokens
+                )
+                here[index] = stepping.add(request)
+            if visit.leaves is not None and visit.comes + visit.leaves == step:
+                stepping.stepper.cancel(here[index])
+        stepping.stepper.step()
+        step += 1
+    for index, visit in enumerate(visits):
+        answer = stepping.answers[here[index]]
+        expected = alone[visit.name, visit.how][: visit.tokens]
+        assert answer.error is None
+        if answer.finished is None:
+            assert visit.leaves is not None
+            assert answer.tokens == expected[: len(answer.tokens)]
+        else:
+            assert answer.tokens == expected
+    assert stepping.slots.running == []
+
+
+def test_ragged_rows_have_the_logits_of_single_ones(bundle: Bundle, runner: Runner) -> None:
+    """Rows of other lengths in one step, with strangers' keys and values behind theirs: within 1e-4 of one alone."""
+    stepping = Stepping(bundle, runner, slots=4)
+    rng = np.random.default_rng(0)
+    for buffer in stepping.cache.buffers:
+        buffer[:, :, :64] = rng.normal(size=buffer[:, :, :64].shape)
+    nothing = np.zeros((0, bundle.feature_width), np.float32)
+    prompts = [rng.integers(0, 250, length).astype(np.int32) for length in (30, 3, 17)]
+
+    def positions(start: int, stop: int) -> np.ndarray:
+        return np.broadcast_to(np.arange(start, stop), (3, stop - start))
+
+    expected = [runner.read("one", Piece(3, 0, ids, nothing, positions(0, ids.size)))[0] for ids in prompts]
+    for row, ids in enumerate(prompts):
+        runner.read("one", Piece(row, 0, ids[:2], nothing, positions(0, 2)))
+        if ids.size > 3:
+            runner.read("other", Piece(row, 2, ids[2:-1], nothing, positions(2, ids.size - 1)))
+    lengths = np.array([ids.size - 1 for ids in prompts])
+    logits = runner.step("one", Step(0, lengths, np.array([ids[-1] for ids in prompts], np.int32), lengths))
+    np.testing.assert_allclose(logits, np.stack(expected), atol=1e-4)
+    # Negative control: a length that is one too long lets a stranger's key in.
+    wrong = runner.step("one", Step(0, lengths + 1, np.array([ids[-1] for ids in prompts], np.int32), lengths))
+    assert np.abs(wrong - np.stack(expected)).max() > 1e-2
+
+
+def test_a_follow_up_is_computed_from_where_it_differs(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """The second question about the same picture, or video, reads its own words alone, and gets the right answer."""
+    for name in ("one image", "video", "two turns"):
+        stepping = Stepping(bundle, runner, caches=2)
+        first = dataclasses.replace(requests[name], max_new_tokens=10)
+        assert stepping.answer(first).tokens == alone[name, "greedy"][:10]
+        stepping.model.calls.clear()
+        answer = stepping.answer(requests[f"{name}, and more"])
+        assert answer.tokens == alone[f"{name}, and more", "greedy"]
+        assert answer.prefilled is not None
+        known = first.token_ids.size + 9  # the tenth token was drawn, and never computed
+        assert answer.prefilled.cached_tokens == known
+        assert stepping.model.calls[0][2:] == (known, known + 3)
+
+
+def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest]
+) -> None:
+    """Another picture of the same size, in the same words, has other tokens; a key that lies shows that it matters."""
+    first = dataclasses.replace(requests["one image"], media_keys=("a",))
+    rows = np.ascontiguousarray(first.features[0][::-1])
+    other = dataclasses.replace(first, features=(rows,), media_keys=("b",))
+    expected = Stepping(bundle, runner).answer(other).tokens
+    assert expected != Stepping(bundle, runner).answer(first).tokens
+    stepping = Stepping(bundle, runner, caches=2)
+    stepping.answer(first)
+    answer = stepping.answer(other)
+    assert answer.tokens == expected
+    assert answer.prefilled is not None
+    assert answer.prefilled.cached_tokens < other.token_ids.tolist().index(bundle.tokens.image) + 1
+    lying = stepping.answer(dataclasses.replace(other, features=(rows + 1,), media_keys=("b",)))
+    assert lying.tokens == expected
+    unknown = stepping.answer(dataclasses.replace(other, media_keys=()))
+    assert unknown.tokens == expected
+
+
+def test_running_answers_get_a_step_between_any_two_chunks(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest]
+) -> None:
+    """While a long prompt is read, those that answer have a token after every chunk of it."""
+    stepping = Stepping(bundle, runner, rooms=(16,))
+    running = [stepping.add(dataclasses.replace(requests["33 words"], max_new_tokens=60)) for _ in range(2)]
+    while len(stepping.answers[running[1]].tokens) < 2:
+        stepping.stepper.step()
+    stepping.model.calls.clear()
+    long = stepping.add(requests["150 words"])
+    while not stepping.answers[long].tokens:
+        stepping.stepper.step()
+    kinds = [call[0] for call in stepping.model.calls]
+    assert kinds == ["step", "read"] * 10
+    assert all(len(call[1]) == 2 for call in stepping.model.calls if call[0] == "step")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 12])
+def test_calling_off_frees_the_slot_at_once(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], steps: int
+) -> None:
+    """Waiting, in the middle of its prompt, or answering: the very next step is the next request's."""
+    stepping = Stepping(bundle, runner, slots=1, rooms=(20,))
+    gone = stepping.add(requests["150 words"])
+    for _ in range(steps):
+        stepping.stepper.step()
+    after = stepping.add(dataclasses.replace(requests["2 words"], max_new_tokens=1))
+    stepping.stepper.cancel(gone)
+    stepping.model.calls.clear()
+    stepping.stepper.step()
+    assert [call[0] for call in stepping.model.calls] == ["read"]
+    assert stepping.answers[after].finished is not None
+    assert stepping.stepper.idle
+
+
+def test_a_step_that_fails_fails_those_in_it(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose fault it was cannot be told: all that answered get INTERNAL, nothing is kept of them, and it goes on."""
+    stepping = Stepping(bundle, runner, caches=2)
+    jobs = [stepping.add(requests[name]) for name in ("33 words", "150 words")]
+    stepping.stepper.step()
+
+    def broken(graph: str, step: Step) -> np.ndarray:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stepping.model, "step", broken)
+        stepping.stepper.step()
+    for job in jobs:
+        error = stepping.answers[job].error
+        assert error is not None
+        assert (error.code, error.reason) == (Code.INTERNAL, "ENGINE_FAILED")
+    assert stepping.slots.running == stepping.slots.caches == []
+    assert len(stepping.answer(requests["33 words"]).tokens) == LONGEST
