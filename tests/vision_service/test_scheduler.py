@@ -26,7 +26,7 @@ class GatedEncoder(Encoder):
     """An encoder whose forward passes wait to be let through, and that remembers what they were given."""
 
     def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder._model, out_dtype=encoder.out_dtype)
+        super().__init__(encoder._tower, out_dtype=encoder.out_dtype)
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
