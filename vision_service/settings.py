@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from serving.settings import ServerSettings
+from serving.settings import MIB, ServerSettings
 
 
 class VisionSettings(ServerSettings):
@@ -38,7 +38,10 @@ class VisionSettings(ServerSettings):
     max_batch_patches: int = Field(
         0,
         ge=0,
-        description="Waiting media are encoded together up to this many patches; 0: 512 on a CPU, 16384 on a GPU.",
+        description="Waiting media are encoded together up to this many patches; 0: 256 on a CPU, 16384 on a GPU.",
+    )
+    feature_cache_bytes: int = Field(
+        512 * MIB, ge=0, description="Features kept for the next request with the same medium and options; 0: none."
     )
     max_patches: int = Field(
         # What the published preprocessor settings give at most (4096 x 4096 pixels).
