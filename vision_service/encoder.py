@@ -41,8 +41,6 @@ class Encoder:
     ) -> Encoder:
         """Load the encoder from a bundle's `vision` directory.
 
-        The model is built without storage and takes the file's tensors one by one, so that memory holds it once.
-
         Args:
             folder: Holds config.json and model.safetensors.
             device: Where it runs.
@@ -52,29 +50,11 @@ class Encoder:
         Raises:
             BundleError: A file is missing or damaged, or the weights are not those of the config.
         """
+        model = load_model(folder, device=device, dtype=dtype)
         try:
-            config = Qwen3VLVisionConfig.from_dict(json.loads((folder / "config.json").read_bytes())["vision_config"])
-            with torch.device("meta"):
-                model = Qwen3VLVisionModel(config)
-            with safe_open(folder / "model.safetensors", framework="pt") as file:
-                weights = {
-                    name: file.get_tensor(name).to(device, dtype, copy=True)
-                    for name in file.keys()  # noqa: SIM118  # it is a file, not a mapping
-                }
-            model.load_state_dict(weights, strict=True, assign=True)
-            del weights  # or what the tower packs would be held twice
-            # Not among the weights: it is computed from the config, and was without storage so far.
-            model.rotary_pos_emb = type(model.rotary_pos_emb)(config).to(device)
-            model.requires_grad_(False)
-            tower = Tower(model)
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise BundleError(f"The encoder in {folder} cannot be read ({error}): export the bundle again.") from error
-        except RuntimeError as error:  # load_state_dict lists what is missing, one a line
-            raise BundleError(
-                f"The weights in {folder} are not those of its config.json ({_one_line(error)}): "
-                "export the bundle again."
-            ) from error
-        return cls(tower, out_dtype=out_dtype)
+            return cls(Tower(model), out_dtype=out_dtype)
+        except ValueError as error:
+            raise BundleError(f"The encoder in {folder} cannot be served: {error}.") from error
 
     @property
     def feature_width(self) -> int:
@@ -134,6 +114,42 @@ class Encoder:
             largest = torch.finfo(torch.float16).max
             features = features.clamp(-largest, largest)  # an infinity would spoil the whole answer
         return features.to("cpu", self._out_dtype)
+
+
+def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwen3VLVisionModel:
+    """Load transformers' model from a bundle's `vision` directory.
+
+    It is built without storage and takes the file's tensors one by one, so that memory holds it once.
+
+    Args:
+        folder: Holds config.json and model.safetensors.
+        device: Where it runs.
+        dtype: What it computes in.
+
+    Raises:
+        BundleError: A file is missing or damaged, or the weights are not those of the config.
+    """
+    try:
+        config = Qwen3VLVisionConfig.from_dict(json.loads((folder / "config.json").read_bytes())["vision_config"])
+        with torch.device("meta"):
+            model = Qwen3VLVisionModel(config)
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            weights = {
+                name: file.get_tensor(name).to(device, dtype, copy=True)
+                for name in file.keys()  # noqa: SIM118  # it is a file, not a mapping
+            }
+        model.load_state_dict(weights, strict=True, assign=True)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise BundleError(f"The encoder in {folder} cannot be read ({error}): export the bundle again.") from error
+    except RuntimeError as error:  # load_state_dict lists what is missing, one a line
+        raise BundleError(
+            f"The weights in {folder} are not those of its config.json ({_one_line(error)}): export the bundle again."
+        ) from error
+    # Not among the weights: it is computed from the config, and was without storage so far.
+    model.rotary_pos_emb = type(model.rotary_pos_emb)(config).to(device)
+    model.requires_grad_(False)
+    model.train(False)
+    return model
 
 
 def feature_bytes(features: torch.Tensor) -> memoryview:

@@ -169,3 +169,14 @@ def test_damaged_encoders_are_refused(how: str, bundle: Bundle, tmp_path: Path) 
         Encoder.load(folder, device=CPU, dtype=torch.float32)
     assert "\n" not in str(caught.value)
     assert "export the bundle again" in str(caught.value)
+
+
+def test_unknown_activation_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """An encoder whose activation is not computed here is refused in one sentence that names it."""
+    shutil.copytree(bundle.vision_dir, tmp_path / "vision")
+    config = tmp_path / "vision" / "config.json"
+    raw = json.loads(config.read_text())
+    raw["vision_config"]["hidden_act"] = "relu"
+    config.write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match="hidden_act is relu"):
+        Encoder.load(tmp_path / "vision", device=CPU, dtype=torch.float32)
