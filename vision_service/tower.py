@@ -32,7 +32,7 @@ _ONEDNN: Any = torch.ops.mkldnn
 class Linear:
     """y = x W^T + b, with what follows it done in the same pass where that can be.
 
-    On a CPU in float32 the weights are kept in the order in which oneDNN multiplies them.
+    On a CPU the weights are kept in the order in which oneDNN multiplies them.
 
     Args:
         weight: [out, in].
@@ -40,8 +40,7 @@ class Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        on_cpu = weight.device.type == "cpu" and weight.dtype is torch.float32
-        self._packed = on_cpu and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        self._packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
         self._weight = _ONEDNN._reorder_linear_weight(weight.contiguous()) if self._packed else weight
         self._bias = bias
 
@@ -74,6 +73,12 @@ class Linear:
     def _onednn(self, x: Tensor, function: str, algorithm: str = "") -> Tensor:
         done: Tensor = _ONEDNN._linear_pointwise(x, self._weight, self._bias, function, [], algorithm)
         return done
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(_ONEDNN._is_mkldnn_bf16_supported()))
 
 
 class _Layer(NamedTuple):

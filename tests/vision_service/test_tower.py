@@ -129,7 +129,7 @@ def test_more_rows_than_go_through_the_mlp_together() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves(dtype: torch.dtype) -> None:
-    """In half precision, where nothing is packed, the features are close to float32's."""
+    """In half precision the features are close to float32's."""
     model = make_model()
     grids = [Grid(1, 6, 8), Grid(2, 4, 4)]
     pixels = draw_pixels(model, grids)
