@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text, media_of
-from decoder_service.engine import SamplingParams
+from decoder_service.engine import MAX_LOGPROBS, SamplingParams
 from decoder_service.generation import (
     MAX_BIASED_TOKENS,
     MAX_LOGIT_BIAS,
-    MAX_LOGPROBS,
     MAX_PENALTY,
     MAX_SEED,
     MAX_STOP_LENGTH,

@@ -73,6 +73,7 @@ OPENING: Mapping[str, str] = {
     "has no … graph": "Export with that precision.",
     "are not those of its config.json": "The files are of two models.",
     "gives features": "The files are of two models.",
+    "The encoder in … cannot be served": "Its config asks for an activation that Triptych does not compute.",
     "where only … can be served": "The preprocessor settings ask for something that Triptych does not do.",
 }
 """The same for bundles."""

@@ -17,32 +17,29 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from serving.bundle import BundleError
-from vision_service.media import Cancelled, Grid, Medium, WorkCancelledError
+from vision_service.media import Cancelled, Grid, Medium
+from vision_service.tower import Tower
 
 
 class Encoder:
     """Qwen3-VL's vision model with its DeepStack features.
 
     Args:
-        model: On its device, in the type to compute in.
+        tower: Does the work.
         out_dtype: Type of the features that come out.
     """
 
-    def __init__(self, model: Qwen3VLVisionModel, *, out_dtype: torch.dtype = torch.float32) -> None:
-        self._model = model
+    def __init__(self, tower: Tower, *, out_dtype: torch.dtype = torch.float32) -> None:
+        self._tower = tower
         self._out_dtype = out_dtype
-        self._merge = model.config.spatial_merge_size
-        self._cancelled: Cancelled = _never
-        for block in model.blocks:
-            block.register_forward_pre_hook(self._stop_if_cancelled)
+        self._config = tower.config
+        self._merge = tower.config.spatial_merge_size
 
     @classmethod
     def load(
         cls, folder: Path, *, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype = torch.float32
     ) -> Encoder:
         """Load the encoder from a bundle's `vision` directory.
-
-        The model is built without storage and takes the file's tensors one by one, so that memory holds it once.
 
         Args:
             folder: Holds config.json and model.safetensors.
@@ -53,43 +50,26 @@ class Encoder:
         Raises:
             BundleError: A file is missing or damaged, or the weights are not those of the config.
         """
+        model = load_model(folder, device=device, dtype=dtype)
         try:
-            config = Qwen3VLVisionConfig.from_dict(json.loads((folder / "config.json").read_bytes())["vision_config"])
-            with torch.device("meta"):
-                model = Qwen3VLVisionModel(config)
-            with safe_open(folder / "model.safetensors", framework="pt") as file:
-                weights = {
-                    name: file.get_tensor(name).to(device, dtype, copy=True)
-                    for name in file.keys()  # noqa: SIM118  # it is a file, not a mapping
-                }
-            model.load_state_dict(weights, strict=True, assign=True)
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise BundleError(f"The encoder in {folder} cannot be read ({error}): export the bundle again.") from error
-        except RuntimeError as error:  # load_state_dict lists what is missing, one a line
-            raise BundleError(
-                f"The weights in {folder} are not those of its config.json ({_one_line(error)}): "
-                "export the bundle again."
-            ) from error
-        # Not among the weights: it is computed from the config, and was without storage so far.
-        model.rotary_pos_emb = type(model.rotary_pos_emb)(config).to(device)
-        model.requires_grad_(False)
-        model.train(False)
-        return cls(model, out_dtype=out_dtype)
+            return cls(Tower(model), out_dtype=out_dtype)
+        except ValueError as error:
+            raise BundleError(f"The encoder in {folder} cannot be served: {error}.") from error
 
     @property
     def feature_width(self) -> int:
         """Columns of the features: (1 + L) x hidden size of the language model."""
-        return (1 + len(self._model.config.deepstack_visual_indexes)) * int(self._model.config.out_hidden_size)
+        return (1 + len(self._config.deepstack_visual_indexes)) * int(self._config.out_hidden_size)
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self._model.device
+        return self._tower.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return self._model.dtype
+        return self._tower.dtype
 
     @property
     def out_dtype(self) -> torch.dtype:
@@ -98,9 +78,9 @@ class Encoder:
 
     def blank(self) -> Medium:
         """The smallest image there is: for warming up."""
-        kernel = self._model.patch_embed.proj.weight.shape[1:]  # channels, temporal patch, patch, patch
-        shape = (self._merge**2, *kernel)
-        levels = np.zeros((kernel[0], 256), np.float32)
+        config: Any = self._config
+        shape = (self._merge**2, config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+        levels = np.zeros((config.in_channels, 256), np.float32)
         return Medium("image", Grid(1, self._merge, self._merge), np.zeros(shape, np.uint8), levels)
 
     def encode(self, media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
@@ -117,21 +97,17 @@ class Encoder:
         Raises:
             WorkCancelledError: `cancelled` said so.
         """
-        self._cancelled = cancelled or _never
-        try:
-            with torch.inference_mode():
-                # 1. One run of patches for all: [sum of patches, channels x temporal x patch x patch]
-                pixels = torch.from_numpy(np.concatenate([medium.pixel_values() for medium in media]))
-                grids = torch.tensor([medium.grid for medium in media], device=self.device)
-                # 2. The forward: the merged map and L maps of [sum of tokens, hidden]
-                output = self._model(pixels.to(self.device, self.dtype), grid_thw=grids)
-                maps = [output.pooler_output, *output.deepstack_features]
-                # 3. Cut it up again, the maps of each medium side by side
-                tokens = [medium.grid.patches // self._merge**2 for medium in media]
-                pieces = zip(*(torch.split(one, tokens) for one in maps), strict=True)
-                return [self._to_out(torch.cat(piece, dim=-1)) for piece in pieces]
-        finally:
-            self._cancelled = _never
+        with torch.inference_mode():
+            # 1. One run of patches for all: [sum of patches, channels x temporal x patch x patch]
+            pixels = torch.from_numpy(np.concatenate([medium.pixel_values() for medium in media]))
+            # 2. The forward: the merged map and L maps of [sum of tokens, hidden]
+            maps = self._tower(
+                pixels.to(self.device, self.dtype), [medium.grid for medium in media], cancelled or _never
+            )
+            # 3. Cut it up again, the maps of each medium side by side
+            tokens = [medium.grid.patches // self._merge**2 for medium in media]
+            pieces = zip(*(torch.split(one, tokens) for one in maps), strict=True)
+            return [self._to_out(torch.cat(piece, dim=-1)) for piece in pieces]
 
     def _to_out(self, features: torch.Tensor) -> torch.Tensor:
         if self._out_dtype is torch.float16 and features.dtype is not torch.float16:
@@ -139,9 +115,41 @@ class Encoder:
             features = features.clamp(-largest, largest)  # an infinity would spoil the whole answer
         return features.to("cpu", self._out_dtype)
 
-    def _stop_if_cancelled(self, module: torch.nn.Module, args: Any) -> None:
-        if self._cancelled():
-            raise WorkCancelledError
+
+def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwen3VLVisionModel:
+    """Load transformers' model from a bundle's `vision` directory.
+
+    It is built without storage and takes the file's tensors one by one, so that memory holds it once.
+
+    Args:
+        folder: Holds config.json and model.safetensors.
+        device: Where it runs.
+        dtype: What it computes in.
+
+    Raises:
+        BundleError: A file is missing or damaged, or the weights are not those of the config.
+    """
+    try:
+        config = Qwen3VLVisionConfig.from_dict(json.loads((folder / "config.json").read_bytes())["vision_config"])
+        with torch.device("meta"):
+            model = Qwen3VLVisionModel(config)
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            weights = {
+                name: file.get_tensor(name).to(device, dtype, copy=True)
+                for name in file.keys()  # noqa: SIM118  # it is a file, not a mapping
+            }
+        model.load_state_dict(weights, strict=True, assign=True)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise BundleError(f"The encoder in {folder} cannot be read ({error}): export the bundle again.") from error
+    except RuntimeError as error:  # load_state_dict lists what is missing, one a line
+        raise BundleError(
+            f"The weights in {folder} are not those of its config.json ({_one_line(error)}): export the bundle again."
+        ) from error
+    # Not among the weights: it is computed from the config, and was without storage so far.
+    model.rotary_pos_emb = type(model.rotary_pos_emb)(config).to(device)
+    model.requires_grad_(False)
+    model.train(False)
+    return model
 
 
 def feature_bytes(features: torch.Tensor) -> memoryview:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -57,6 +57,12 @@ class Options:
     min_video_pixels: int | None = None
     max_video_pixels: int | None = None
 
+    def that_matter(self, kind: Kind) -> Options:
+        """The options without those that say nothing about media of this kind: equal ones give equal pixels."""
+        if kind == "image":
+            return Options(min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        return replace(self, min_pixels=None, max_pixels=None)
+
 
 class Range(NamedTuple):
     """A least and a greatest value."""
@@ -97,6 +103,22 @@ class Medium:
     patches: NDArray[np.uint8]
     levels: NDArray[np.float32]
     timestamps: tuple[float, ...] = ()
+
+    def frames(self, first: int, count: int) -> Medium:
+        """Some of its frames as a medium: the encoder looks at each frame alone. Shares the patches.
+
+        Args:
+            first: The first of them, in temporal patches.
+            count: How many.
+        """
+        grid = self.grid._replace(t=count)
+        size = grid.h * grid.w
+        return replace(
+            self,
+            grid=grid,
+            patches=self.patches[first * size : (first + count) * size],
+            timestamps=self.timestamps[first : first + count],
+        )
 
     def pixel_values(self) -> NDArray[np.float32]:
         """The encoder's input, [grid.patches, channels x temporal patch x patch x patch]."""

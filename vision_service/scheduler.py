@@ -1,7 +1,8 @@
 """Between the calls and the encoder: a bounded house, a pool that preprocesses, one thread that encodes.
 
 Preprocessing of some requests goes on while others are encoded. What waits is encoded together, in order of arrival,
-up to a number of patches. Nothing here knows gRPC.
+up to a number of patches. A video that is larger than that is encoded some frames at a time, and between them it goes
+to the end of the queue: nobody waits for the whole of somebody else's video. Nothing here knows gRPC.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import structlog
 import torch
@@ -36,11 +38,46 @@ _NEWEST = 0.3
 
 @dataclass(eq=False)
 class _Job:
-    """A medium that waits or is being encoded. `abandoned` is read by the encoder's thread."""
+    """A medium that waits or is being encoded. `abandoned` is read by the encoder's thread, which writes `features`."""
 
     medium: Medium
     result: asyncio.Future[torch.Tensor]
     abandoned: bool = field(default=False)
+    taken: int = field(default=0)  # frames that have gone to the encoder
+    encoded: int = field(default=0)  # frames whose features are there
+    features: torch.Tensor | None = field(default=None)
+
+    @property
+    def frame_patches(self) -> int:
+        return self.medium.grid.h * self.medium.grid.w
+
+    @property
+    def frames_left(self) -> int:
+        return self.medium.grid.t - self.taken
+
+    def take(self, frames: int) -> _Piece:
+        piece = _Piece(self, self.medium.frames(self.taken, frames))
+        self.taken += frames
+        return piece
+
+    def keep(self, features: torch.Tensor, frames: int) -> None:
+        """Put the features of the next frames where they belong."""
+        total = self.medium.grid.t
+        if frames == total:
+            self.features = features
+        else:
+            rows = len(features) // frames
+            if self.features is None:
+                self.features = features.new_empty((rows * total, features.shape[1]))
+            self.features[rows * self.encoded : rows * (self.encoded + frames)] = features
+        self.encoded += frames
+
+
+class _Piece(NamedTuple):
+    """Frames of a job that are encoded in one forward pass."""
+
+    job: _Job
+    medium: Medium
 
 
 class Scheduler:
@@ -50,7 +87,7 @@ class Scheduler:
         prepare: Turns bytes into a medium; called from several threads at once.
         encoder: Used by one thread of this scheduler alone.
         max_queue: Requests held at once.
-        max_batch_patches: Media are encoded together up to this many patches; a larger one goes alone.
+        max_batch_patches: Media are encoded together up to this many patches; a larger frame goes alone.
         workers: Media that are preprocessed at once.
         threads: CPU threads of the encoder.
     """
@@ -75,7 +112,7 @@ class Scheduler:
         )
         self._held = 0
         self._waiting: deque[_Job] = deque()
-        self._running: Sequence[_Job] = ()
+        self._running: Sequence[_Piece] = ()
         self._arrived = asyncio.Event()
         self._rate: float | None = None  # patches a second
         self._task: asyncio.Task[None] | None = None
@@ -87,7 +124,7 @@ class Scheduler:
 
     async def stop(self) -> None:
         """Refuse what still waits, stop what runs, and give the threads back."""
-        for job in (*self._waiting, *self._running):
+        for job in {*self._waiting, *(piece.job for piece in self._running)}:
             job.abandoned = True
             if not job.result.done():
                 job.result.set_exception(unavailable("SHUTTING_DOWN", "the vision service is stopping"))
@@ -155,10 +192,8 @@ class Scheduler:
         try:
             yield job.result
         finally:
-            job.abandoned = True
             job.result.cancel()
-            with contextlib.suppress(ValueError):  # it is no longer waiting
-                self._waiting.remove(job)
+            self._drop(job)
 
     async def _run(self) -> None:
         while True:
@@ -170,52 +205,74 @@ class Scheduler:
             await self._encode(self._running)
             self._running = ()
 
-    def _take(self) -> list[_Job]:
-        """The next batch: what has waited longest, and as many after it as fit."""
-        batch = [self._waiting.popleft()]
-        patches = batch[0].medium.grid.patches
-        while self._waiting and patches + self._waiting[0].medium.grid.patches <= self._max_batch_patches:
-            batch.append(self._waiting.popleft())
-            patches += batch[-1].medium.grid.patches
+    def _take(self) -> list[_Piece]:
+        """The next batch: what has waited longest, and as much of what came after it as there is room for."""
+        batch: list[_Piece] = []
+        room, again = self._max_batch_patches, []
+        while self._waiting:
+            job = self._waiting[0]
+            frames = min(job.frames_left, max(room, 0) // job.frame_patches)
+            if not frames:
+                if batch:
+                    break
+                frames = 1  # larger than any batch
+            self._waiting.popleft()
+            batch.append(job.take(frames))
+            room -= frames * job.frame_patches
+            if job.frames_left:
+                again.append(job)
+        self._waiting.extend(again)
         return batch
 
-    async def _encode(self, batch: Sequence[_Job]) -> None:
+    def _drop(self, job: _Job) -> None:
+        """Nobody wants the job any more, or it has failed."""
+        job.abandoned = True
+        with contextlib.suppress(ValueError):  # it is no longer waiting
+            self._waiting.remove(job)
+
+    async def _encode(self, batch: Sequence[_Piece]) -> None:
         started = time.monotonic()
-        media = [job.medium for job in batch]
         try:
-            features = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._encoder.encode, media, lambda: all(job.abandoned for job in batch)
-            )
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
         except WorkCancelledError:
             return  # whoever wanted it has gone
         except Exception as error:  # noqa: BLE001  # it is handed to the calls that wait for it
             await self._encode_failed(batch, error)
             return
-        for job, one in zip(batch, features, strict=True):
-            if not job.result.done():
-                job.result.set_result(one)
-        patches = sum(medium.grid.patches for medium in media)
+        for job in (piece.job for piece in batch):
+            if job.encoded == job.medium.grid.t and job.features is not None and not job.result.done():
+                job.result.set_result(job.features)
+        patches = sum(piece.medium.grid.patches for piece in batch)
         seconds = time.monotonic() - started
         self._learn(patches / max(seconds, 1e-6))
-        log.debug("encoded", media=len(media), patches=patches, seconds=round(seconds, 4))
+        log.debug("encoded", media=len(batch), patches=patches, seconds=round(seconds, 4))
 
-    async def _encode_failed(self, batch: Sequence[_Job], error: Exception) -> None:
+    def _forward(self, batch: Sequence[_Piece]) -> None:
+        """In the encoder's thread."""
+        features = self._encoder.encode(
+            [piece.medium for piece in batch], lambda: all(piece.job.abandoned for piece in batch)
+        )
+        for piece, one in zip(batch, features, strict=True):
+            piece.job.keep(one, piece.medium.grid.t)
+
+    async def _encode_failed(self, batch: Sequence[_Piece], error: Exception) -> None:
         """One medium must not take those down that were packed with it: each is tried alone."""
         if len(batch) > 1:
             log.warning("a batch failed and is encoded one by one", media=len(batch), error=str(error))
-            for job in batch:
-                if not job.abandoned:
-                    await self._encode([job])
+            for piece in batch:
+                if not piece.job.abandoned:
+                    await self._encode([piece])
             return
-        (job,) = batch
+        (piece,) = batch
         if isinstance(error, torch.OutOfMemoryError):
             error = ServiceError(
                 Code.RESOURCE_EXHAUSTED,
                 "OUT_OF_MEMORY",
-                f"the encoder's device has no memory for {job.medium.grid.patches} patches; make the media smaller",
+                f"the encoder's device has no memory for {piece.medium.grid.patches} patches; make the media smaller",
             )
-        if not job.result.done():
-            job.result.set_exception(error)
+        self._drop(piece.job)
+        if not piece.job.result.done():
+            piece.job.result.set_exception(error)
 
     def _learn(self, rate: float) -> None:
         self._rate = rate if self._rate is None else (1 - _NEWEST) * self._rate + _NEWEST * rate
@@ -224,5 +281,6 @@ class Scheduler:
         """Half of the time that the work at hand will take: by then there is room again."""
         if self._rate is None:
             return _LEAST_RETRY
-        patches = sum(job.medium.grid.patches for job in (*self._waiting, *self._running))
+        patches = sum(job.frames_left * job.frame_patches for job in self._waiting)
+        patches += sum(piece.medium.grid.patches for piece in self._running)
         return min(max(patches / self._rate / 2, _LEAST_RETRY), _GREATEST_RETRY)

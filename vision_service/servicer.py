@@ -14,8 +14,10 @@ from serving.bundle import Bundle
 from serving.errors import invalid
 from serving.media import check_options, media_digest
 from serving.tensors import chunks
+from vision_service.cache import Key, Layout
 from vision_service.encoder import Encoder, feature_bytes
-from vision_service.media import Kind, Medium, Options
+from vision_service.encodings import Encodings
+from vision_service.media import Kind, Options
 from vision_service.scheduler import Scheduler
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2, vision_pb2_grpc
 
@@ -30,36 +32,39 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
-    """Answers calls with what the scheduler makes of them.
+    """Answers calls with what the encoder makes of them, or has made before.
 
     Args:
         bundle: Whose encoder is served.
         encoder: For what it tells of itself.
-        scheduler: Does the work.
+        scheduler: Admits the calls.
+        encodings: Does the work.
     """
 
-    def __init__(self, bundle: Bundle, encoder: Encoder, scheduler: Scheduler) -> None:
+    def __init__(self, bundle: Bundle, encoder: Encoder, scheduler: Scheduler, encodings: Encodings) -> None:
         self._bundle = bundle
         self._encoder = encoder
         self._scheduler = scheduler
+        self._encodings = encodings
 
     async def Encode(
         self, request: vision_pb2.EncodeRequest, context: _Context
     ) -> AsyncIterator[vision_pb2.EncodeResponse]:
         """Header as soon as the grid is known, then the features."""
         with self._scheduler.admit():
-            layout, medium = await self._prepare(request)
-            with self._scheduler.enqueue(medium) as pending:
-                yield vision_pb2.EncodeResponse(header=self._header(layout))
-                features = await pending
+            key = await self._key(request)
+            async with self._encodings.want(key, request.data) as encoding:
+                structlog.contextvars.bind_contextvars(features=encoding.source)
+                yield vision_pb2.EncodeResponse(header=self._header(request, key, await encoding.layout()))
+                features = (await encoding.encoded()).features
             for chunk in chunks(feature_bytes(features)):
                 yield vision_pb2.EncodeResponse(chunk=chunk)
 
     async def Describe(self, request: vision_pb2.EncodeRequest, context: _Context) -> media_pb2.MediaLayout:
         """The layout alone. The medium is decoded for it, so that what is described can also be encoded."""
         with self._scheduler.admit():
-            layout, _ = await self._prepare(request)
-            return layout
+            key = await self._key(request)
+            return self._layout(request, key, await self._encodings.layout(key, request.data))
 
     async def GetEncoder(self, request: vision_pb2.GetEncoderRequest, context: _Context) -> vision_pb2.EncoderInfo:
         """What is loaded."""
@@ -71,7 +76,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
             feature_width=self._encoder.feature_width,
         )
 
-    async def _prepare(self, request: vision_pb2.EncodeRequest) -> tuple[media_pb2.MediaLayout, Medium]:
+    async def _key(self, request: vision_pb2.EncodeRequest) -> Key:
         structlog.contextvars.bind_contextvars(request_id=request.request_id)  # each call has a context of its own
         kind = _KINDS.get(request.kind)
         if kind is None:
@@ -79,17 +84,20 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
         check_options(request.options, "options")
         # Hashing 64 MiB takes some 50 ms: not on the event loop.
         digest = await asyncio.to_thread(media_digest, request.data)
-        medium = await self._scheduler.prepare(kind, request.data, _options(request.options))
-        layout = media_pb2.MediaLayout(
-            kind=request.kind,
-            digest=digest,
-            grid_thw=media_pb2.GridThw(t=medium.grid.t, h=medium.grid.h, w=medium.grid.w),
-            token_count=medium.grid.patches // self._bundle.vision.spatial_merge_size**2,
-            timestamps=medium.timestamps,
-        )
-        return layout, medium
+        return Key.of(digest, kind, _options(request.options))
 
-    def _header(self, layout: media_pb2.MediaLayout) -> vision_pb2.EncodeHeader:
+    def _layout(self, request: vision_pb2.EncodeRequest, key: Key, layout: Layout) -> media_pb2.MediaLayout:
+        grid = layout.grid
+        return media_pb2.MediaLayout(
+            kind=request.kind,
+            digest=key.digest,
+            grid_thw=media_pb2.GridThw(t=grid.t, h=grid.h, w=grid.w),
+            token_count=grid.patches // self._bundle.vision.spatial_merge_size**2,
+            timestamps=layout.timestamps,
+        )
+
+    def _header(self, request: vision_pb2.EncodeRequest, key: Key, known: Layout) -> vision_pb2.EncodeHeader:
+        layout = self._layout(request, key, known)
         return vision_pb2.EncodeHeader(
             layout=layout,
             features=tensor_pb2.TensorSpec(

@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import exporter
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
+from tests.vision_service.gated import GatedEncoder
 from vision_service.encoder import Encoder
 from vision_service.preprocess import Limits, Preprocessor
 from vision_service.video import VideoLimits
@@ -70,3 +71,9 @@ def preprocessor(bundle: Bundle) -> Preprocessor:
 def encoder(bundle: Bundle) -> Encoder:
     """The service's encoder in fp32 on the CPU. Used by one test at a time."""
     return Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def gated(bundle: Bundle) -> GatedEncoder:
+    """An encoder with its gate open."""
+    return GatedEncoder(Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from serving.bundle import Bundle, BundleError
 from tests import pictures
@@ -18,6 +19,7 @@ from tests.vision_service.conftest import Transformers, error
 from vision_service.encoder import Encoder, feature_bytes
 from vision_service.media import Medium, Options, WorkCancelledError
 from vision_service.preprocess import Preprocessor
+from vision_service.tower import Tower
 
 CPU = torch.device("cpu")
 
@@ -120,10 +122,22 @@ def test_cancelling_stops_between_layers(encoder: Encoder, media: list[Medium]) 
     assert len(encoder.encode(media[:1])) == 1
 
 
-def test_weights_have_no_second_copy_and_no_gradient(encoder: Encoder) -> None:
-    """Nothing is left without storage after loading, and nothing asks for gradients."""
-    tensors = [*encoder._model.parameters(), *encoder._model.buffers()]
-    assert not any(tensor.is_meta or tensor.requires_grad for tensor in tensors)
+def test_weights_are_held_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tower computes with is all there is: the model that it was made of has no large weights left."""
+    models: list[Qwen3VLVisionModel] = []
+    make = Tower.__init__
+
+    def watched(self: Tower, model: Qwen3VLVisionModel) -> None:
+        models.append(model)
+        make(self, model)
+
+    monkeypatch.setattr(Tower, "__init__", watched)
+    loaded = Encoder.load(bundle.vision_dir, device=CPU, dtype=torch.float32)
+    (model,) = models
+    left = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    assert left == {"patch_embed.proj.weight", "pos_embed.weight"}
+    assert not any(tensor.is_meta or tensor.requires_grad for tensor in (*model.parameters(), *model.buffers()))
+    assert loaded.device == CPU
 
 
 def test_blank_is_encoded(encoder: Encoder) -> None:
@@ -155,3 +169,14 @@ def test_damaged_encoders_are_refused(how: str, bundle: Bundle, tmp_path: Path) 
         Encoder.load(folder, device=CPU, dtype=torch.float32)
     assert "\n" not in str(caught.value)
     assert "export the bundle again" in str(caught.value)
+
+
+def test_unknown_activation_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """An encoder whose activation is not computed here is refused in one sentence that names it."""
+    shutil.copytree(bundle.vision_dir, tmp_path / "vision")
+    config = tmp_path / "vision" / "config.json"
+    raw = json.loads(config.read_text())
+    raw["vision_config"]["hidden_act"] = "relu"
+    config.write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match="hidden_act is relu"):
+        Encoder.load(tmp_path / "vision", device=CPU, dtype=torch.float32)

@@ -4,45 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from serving.bundle import Bundle
 from serving.errors import Code, ServiceError, invalid
 from tests import pictures
+from tests.vision_service.clips import noises
 from tests.vision_service.conftest import error
-from vision_service.encoder import Encoder
+from tests.vision_service.gated import GatedEncoder, running
 from vision_service.media import Cancelled, Grid, Kind, Medium, Options, WorkCancelledError
 from vision_service.preprocess import Preprocessor
 from vision_service.scheduler import Scheduler
-
-
-class GatedEncoder(Encoder):
-    """An encoder whose forward passes wait to be let through, and that remembers what they were given."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(encoder._model, out_dtype=encoder.out_dtype)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.batches: list[list[int]] = []
-
-    def encode(self, media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
-        self.batches.append([medium.grid.patches for medium in media])
-        self.entered.set()
-        assert self.gate.wait(30)
-        return super().encode(media, cancelled)
-
-
-@pytest.fixture
-def gated(bundle: Bundle) -> GatedEncoder:
-    """An encoder with its gate open."""
-    return GatedEncoder(Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32))
 
 
 @pytest.fixture
@@ -56,23 +34,11 @@ def medium(preprocessor: Preprocessor) -> Callable[[int], Medium]:
     return make
 
 
-@asynccontextmanager
-async def running(
-    encoder: Encoder,
-    prepare: Callable[[Kind, bytes, Options, Cancelled], Medium],
-    *,
-    max_queue: int = 8,
-    max_batch_patches: int = 16,
-) -> AsyncIterator[Scheduler]:
-    """A scheduler that has started, until the end of the block."""
-    scheduler = Scheduler(
-        prepare, encoder, max_queue=max_queue, max_batch_patches=max_batch_patches, workers=2, threads=2
-    )
-    try:
-        await scheduler.start()
-        yield scheduler
-    finally:
-        await scheduler.stop()
+@pytest.fixture
+def video(preprocessor: Preprocessor) -> Medium:
+    """A video of five temporal patches of four by four patches."""
+    data = pictures.video(noises(10, 64, 64), 5)
+    return preprocessor.prepare("video", data, Options(fps=5.0, max_frames=10, max_video_pixels=10 * 64 * 64))
 
 
 async def close_gate(encoder: GatedEncoder, scheduler: Scheduler, first: Medium, stack: contextlib.ExitStack) -> None:
@@ -98,6 +64,81 @@ async def test_waiting_media_are_packed(
         assert gated.batches == [[4], [4, 8, 4], [4], [24], [8]]
         for one, got in zip(media, features, strict=True):
             assert error(got, gated.encode([one])[0]) <= 1e-5
+
+
+async def test_a_long_video_lets_others_pass(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium], video: Medium
+) -> None:
+    """A video larger than a batch goes in pieces of whole frames, between which it queues up again behind others."""
+    async with running(gated, preprocessor.prepare, max_batch_patches=36) as scheduler:
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+            media = [video, medium(2), medium(6), medium(1)]
+            pending = [stack.enter_context(scheduler.enqueue(one)) for one in media]
+            gated.gate.set()
+            features = await asyncio.gather(*pending)
+        assert video.grid == (5, 4, 4)
+        assert gated.batches == [[4], [32], [8, 24, 4], [32], [16]]
+        for one, got in zip(media, features, strict=True):
+            assert error(got, gated.encode([one])[0]) <= 1e-5
+
+
+async def test_two_long_videos_take_turns(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium], video: Medium
+) -> None:
+    """Two videos advance together; one that goes leaves the encoder to the other, whose features stay right."""
+    async with running(gated, preprocessor.prepare, max_batch_patches=16) as scheduler:
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+            gone = contextlib.ExitStack()
+            gone.enter_context(scheduler.enqueue(video))
+            kept = stack.enter_context(scheduler.enqueue(replace(video, patches=video.patches[::-1].copy())))
+            encode, calls = gated.encode, 0
+
+            def counted(media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
+                nonlocal calls
+                calls += 1
+                if calls == 4:
+                    loop.call_soon_threadsafe(gone.close)
+                return encode(media, cancelled)
+
+            loop = asyncio.get_running_loop()
+            gated.encode = counted  # type: ignore[method-assign]
+            gated.gate.set()
+            features = await kept
+        # Of ten pieces at least one of those of the video that went was never encoded.
+        assert calls < 10
+        assert error(features, encode([replace(video, patches=video.patches[::-1].copy())])[0]) <= 1e-5
+
+
+async def test_any_mix_gives_each_its_own(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium], video: Medium
+) -> None:
+    """Whatever arrives together and whoever leaves meanwhile, each that stays gets what it gets alone."""
+    draw = random.Random(7)
+    known = [video, video.frames(1, 3), *(medium(n) for n in range(1, 7))]
+    alone = [gated.encode([one])[0] for one in known]
+    async with running(gated, preprocessor.prepare, max_batch_patches=40) as scheduler:
+
+        async def request(index: int, patience: int) -> None:
+            with scheduler.enqueue(known[index]) as pending:
+                for _ in range(patience):  # leaves after some turns of the loop, unless it is served before
+                    if pending.done():
+                        break
+                    await asyncio.sleep(0)
+                else:
+                    return
+                assert error(await pending, alone[index]) <= 1e-5
+                served.append(index)
+
+        served: list[int] = []
+        for _ in range(5):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(12):
+                    patience = draw.choice((1, 20, 10**9, 10**9))
+                    group.create_task(request(draw.randrange(len(known)), patience))
+        assert len(served) >= 20
+        assert scheduler.waiting == 0
 
 
 async def test_cancelled_while_waiting(

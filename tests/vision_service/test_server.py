@@ -26,7 +26,7 @@ from serving.tensors import CHUNK_BYTES, TensorAssembler
 from tests import pictures
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import error
-from tests.vision_service.test_scheduler import GatedEncoder
+from tests.vision_service.gated import GatedEncoder
 from vision_service.encoder import Encoder
 from vision_service.media import Options
 from vision_service.preprocess import Preprocessor
@@ -189,12 +189,52 @@ async def test_halves_on_the_wire(wire: str, bundle: Bundle) -> None:
 async def test_many_at_once(bundle: Bundle) -> None:
     """Requests that come together get the features that each gets alone."""
     requests = [image(32 * n, 64) for n in range(2, 10)]
-    async with running(bundle) as server:
+    async with running(bundle, feature_cache_bytes=0) as server:
         alone = [await encode(server.stub, request) for request in requests]
         together = await asyncio.gather(*(encode(server.stub, request) for request in requests))
     for (header, expected), (other, got) in zip(alone, together, strict=True):
         assert other == header
         assert error(got, expected) <= 1e-5
+
+
+async def test_seen_before(bundle: Bundle) -> None:
+    """A medium asked for again with the same options comes from the cache, the same to the last byte."""
+    clip = vision_pb2.EncodeRequest(
+        kind=VIDEO, data=pictures.video(noises(12), 4), options=media_pb2.MediaOptions(fps=2.0)
+    )
+    large = image(1184, 1184, max_pixels=1184 * 1184)  # several chunks
+    async with running(bundle, GatedService) as server:
+        for request in (image(), large, clip):
+            server.service.encoder.batches.clear()
+            first = [response.SerializeToString() async for response in server.stub.Encode(request)]
+            encoded = list(server.service.encoder.batches)
+            again = [response.SerializeToString() async for response in server.stub.Encode(request)]
+            assert encoded
+            assert server.service.encoder.batches == encoded
+            assert again == first
+            # The layout is told from the cache, too, and is the same.
+            header = vision_pb2.EncodeResponse.FromString(first[0]).header
+            assert await server.stub.Describe(request) == header.layout
+
+
+async def test_seen_before_with_other_options(bundle: Bundle) -> None:
+    """Options that change the features make another entry; those that say nothing about the kind do not."""
+    async with running(bundle, GatedService) as server:
+        server.service.encoder.batches.clear()
+        for options in ({}, {"max_pixels": 64 * 64}, {"max_pixels": 48 * 64}, {"min_pixels": 128 * 96}):
+            await encode(server.stub, image(**options))
+        assert len(server.service.encoder.batches) == 4
+        await encode(server.stub, image(fps=3.0, max_frames=5, max_video_pixels=10_000))
+        assert len(server.service.encoder.batches) == 4
+
+
+async def test_nothing_is_kept_without_a_cache(bundle: Bundle) -> None:
+    """A cache of no bytes is none: each request is encoded."""
+    async with running(bundle, GatedService, feature_cache_bytes=0) as server:
+        server.service.encoder.batches.clear()
+        first, second = [await encode(server.stub, image()) for _ in range(2)]
+        assert len(server.service.encoder.batches) == 2
+        assert first[0] == second[0]
 
 
 async def test_header_comes_before_the_features(bundle: Bundle) -> None:
@@ -275,7 +315,7 @@ async def test_full_queue(bundle: Bundle) -> None:
 
 async def test_client_that_leaves(bundle: Bundle) -> None:
     """A client that goes while it waits gives its place back, and its medium is not encoded."""
-    async with running(bundle, GatedService, max_queue=2) as server:
+    async with running(bundle, GatedService, max_queue=2, feature_cache_bytes=0) as server:
         await server.service.hold()
         first = aiter(server.stub.Encode(image()))
         await anext(first)

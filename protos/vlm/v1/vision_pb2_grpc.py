@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class VisionEncoderStub:
-    """The encoder: media bytes in, features out. It keeps nothing between calls.
+    """The encoder: media bytes in, features out. What it keeps between calls, features by digest and options, only spares
+    work: any replica answers any call.
     """
 
     def __init__(self, channel):
@@ -54,7 +55,8 @@ class VisionEncoderStub:
 
 
 class VisionEncoderServicer:
-    """The encoder: media bytes in, features out. It keeps nothing between calls.
+    """The encoder: media bytes in, features out. What it keeps between calls, features by digest and options, only spares
+    work: any replica answers any call.
     """
 
     def Encode(self, request, context):
@@ -106,7 +108,8 @@ def add_VisionEncoderServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VisionEncoder:
-    """The encoder: media bytes in, features out. It keeps nothing between calls.
+    """The encoder: media bytes in, features out. What it keeps between calls, features by digest and options, only spares
+    work: any replica answers any call.
     """
 
     @staticmethod

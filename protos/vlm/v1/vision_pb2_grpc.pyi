@@ -28,7 +28,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VisionEncoderStub:
-    """The encoder: media bytes in, features out. It keeps nothing between calls."""
+    """The encoder: media bytes in, features out. What it keeps between calls, features by digest and options, only spares
+    work: any replica answers any call.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -45,7 +47,9 @@ class VisionEncoderStub:
 
 @_typing.type_check_only
 class VisionEncoderAsyncStub(VisionEncoderStub):
-    """The encoder: media bytes in, features out. It keeps nothing between calls."""
+    """The encoder: media bytes in, features out. What it keeps between calls, features by digest and options, only spares
+    work: any replica answers any call.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryStreamMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]  # type: ignore[assignment]
@@ -58,7 +62,9 @@ class VisionEncoderAsyncStub(VisionEncoderStub):
     """Tells what is loaded."""
 
 class VisionEncoderServicer(metaclass=_abc_1.ABCMeta):
-    """The encoder: media bytes in, features out. It keeps nothing between calls."""
+    """The encoder: media bytes in, features out. What it keeps between calls, features by digest and options, only spares
+    work: any replica answers any call.
+    """
 
     @_abc_1.abstractmethod
     def Encode(

@@ -1,0 +1,236 @@
+"""The encoder against plain transformers, patches a second by size of picture: `python -m benchmarks.vision`.
+
+Both compute in float32 on the CPU, with the same weights, in turns; each figure is the median of the rounds. What is
+timed of ours is what the service runs, from bytes of pixels to features; of transformers, the model's forward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+
+from serving.bundle import Bundle, BundleError
+from serving.cores import usable_cores
+from vision_service.encoder import Encoder, load_model
+from vision_service.media import Grid, Medium
+from vision_service.tower import Tower
+
+PUBLISHED: dict[str, Any] = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "num_heads": 16,
+    "intermediate_size": 4096,
+    "deepstack_visual_indexes": [5, 11, 17],
+    "num_position_embeddings": 2304,
+    "out_hidden_size": 2560,
+}
+"""The encoder of the published 4B; that of the 2B differs in `out_hidden_size` alone."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Pictures that are encoded together.
+
+    Attributes:
+        images: How many.
+        grid: Each one's rows and columns of patches.
+    """
+
+    images: int
+    grid: tuple[int, int]
+
+
+CASES = (
+    Case(1, (6, 6)),
+    Case(7, (6, 6)),
+    Case(1, (14, 14)),
+    Case(1, (24, 18)),
+    Case(1, (32, 32)),
+    Case(1, (64, 64)),
+)
+
+
+@dataclass(frozen=True)
+class VisionResult:
+    """What one case gave.
+
+    Attributes:
+        images: Pictures that were encoded together.
+        patches: Of all of them.
+        transformers: Patches a second of plain transformers.
+        triptych: Patches a second of the service's encoder.
+        ratio: How many times as fast ours is: the median of the rounds' own ratios.
+        difference: The greatest difference between the two in any feature, as a share of the greatest feature.
+    """
+
+    images: int
+    patches: int
+    transformers: float
+    triptych: float
+    ratio: float
+    difference: float
+
+
+def run(
+    bundle: Bundle, *, repeats: int = 3, cases: Sequence[Case] = CASES, threads: int | None = None
+) -> list[VisionResult]:
+    """Measure the encoder of a bundle.
+
+    Args:
+        bundle: Whose.
+        repeats: Rounds.
+        cases: What is encoded.
+        threads: Of PyTorch; None takes every core this process may use.
+
+    Raises:
+        BundleError: The bundle's encoder cannot be read.
+    """
+    model = load_model(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32)
+    return compare(model, repeats=repeats, cases=cases, threads=threads)
+
+
+def compare(
+    model: Qwen3VLVisionModel, *, repeats: int = 3, cases: Sequence[Case] = CASES, threads: int | None = None
+) -> list[VisionResult]:
+    """Measure a model as transformers runs it and as the service does.
+
+    Args:
+        model: In float32 on the CPU.
+        repeats: Rounds; before the first, each side runs once for warming up.
+        cases: What is encoded.
+        threads: As in `run`.
+    """
+    encoder = Encoder(Tower(copy.deepcopy(model)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or usable_cores())
+    try:
+        return [_measure(model, encoder, case, repeats) for case in cases]
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(model: Qwen3VLVisionModel, encoder: Encoder, case: Case, repeats: int) -> VisionResult:
+    media = _draw(model, case)
+    patches = sum(medium.grid.patches for medium in media)
+    pixels = torch.from_numpy(np.concatenate([medium.pixel_values() for medium in media]))
+    grids = torch.tensor([medium.grid for medium in media])
+
+    def plain() -> torch.Tensor:
+        with torch.inference_mode():
+            output = model(pixels, grid_thw=grids)
+        return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
+
+    def ours() -> torch.Tensor:
+        return torch.cat(encoder.encode(media))
+
+    expected = plain()
+    difference = float((ours() - expected).abs().max() / expected.abs().max())
+    rates: dict[Callable[[], torch.Tensor], list[float]] = {plain: [], ours: []}
+    for number in range(repeats):
+        # Who is first changes: a machine that gets busier or slower in the course of a round favours neither.
+        for side in (plain, ours) if number % 2 == 0 else (ours, plain):
+            started = time.perf_counter()
+            side()
+            rates[side].append(patches / (time.perf_counter() - started))
+    return VisionResult(
+        images=case.images,
+        patches=patches,
+        transformers=statistics.median(rates[plain]),
+        triptych=statistics.median(rates[ours]),
+        ratio=statistics.median(one / other for one, other in zip(rates[ours], rates[plain], strict=True)),
+        difference=difference,
+    )
+
+
+def _draw(model: Qwen3VLVisionModel, case: Case) -> list[Medium]:
+    config: Any = model.config
+    rows, columns = case.grid
+    shape = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+    draw = np.random.default_rng(0)
+    levels = np.tile(np.linspace(-1, 1, 256, dtype=np.float32), (config.in_channels, 1))
+    return [
+        Medium("image", Grid(1, rows, columns), draw.integers(0, 256, (rows * columns, *shape), np.uint8), levels)
+        for _ in range(case.images)
+    ]
+
+
+def random_model(**shape: Any) -> Qwen3VLVisionModel:
+    """An encoder of random weights, the same each time.
+
+    Args:
+        shape: Dimensions, as in `Qwen3VLVisionConfig`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Qwen3VLVisionModel(Qwen3VLVisionConfig(**shape))
+    model.requires_grad_(False)
+    model.train(False)
+    return model
+
+
+def table(results: Sequence[VisionResult]) -> str:
+    """The results for people."""
+    lines = [f"{'images':>6} {'patches':>8} {'transformers':>13} {'triptych':>9} {'ratio':>6}   patches a second"]
+    lines += [
+        f"{one.images:>6} {one.patches:>8} {one.transformers:>13.1f} {one.triptych:>9.1f} {one.ratio:>6.2f}"
+        for one in results
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it.
+
+    Args:
+        arguments: Words after the program's name; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="benchmarks.vision", description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="the encoder (default: random, the 4B's shape)")
+    parser.add_argument("--repeats", type=_positive, default=3, metavar="N", help="rounds (default %(default)s)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="threads (default: every core it may use)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options = parser.parse_args(arguments)
+    given = {"repeats": options.repeats, "threads": options.threads}
+    try:
+        results = compare(random_model(**PUBLISHED), **given) if options.bundle is None else _of(options.bundle, given)
+    except BundleError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    print(
+        json.dumps({"bench": "vision", "results": [dataclasses.asdict(one) for one in results]})
+        if options.json
+        else table(results)
+    )
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def _of(bundle: Path, given: dict[str, Any]) -> list[VisionResult]:
+    return run(Bundle.open(bundle), **given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""An encoder that can be held in the middle of its work, and a scheduler around it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import torch
+
+from vision_service.encoder import Encoder
+from vision_service.media import Cancelled, Kind, Medium, Options
+from vision_service.scheduler import Scheduler
+
+
+class GatedEncoder(Encoder):
+    """An encoder whose forward passes wait to be let through, and that remembers what they were given."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder._tower, out_dtype=encoder.out_dtype)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def encode(self, media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
+        self.batches.append([medium.grid.patches for medium in media])
+        self.entered.set()
+        assert self.gate.wait(30)
+        return super().encode(media, cancelled)
+
+
+@asynccontextmanager
+async def running(
+    encoder: Encoder,
+    prepare: Callable[[Kind, bytes, Options, Cancelled], Medium],
+    *,
+    max_queue: int = 8,
+    max_batch_patches: int = 16,
+) -> AsyncIterator[Scheduler]:
+    """A scheduler that has started, until the end of the block."""
+    scheduler = Scheduler(
+        prepare, encoder, max_queue=max_queue, max_batch_patches=max_batch_patches, workers=2, threads=2
+    )
+    try:
+        await scheduler.start()
+        yield scheduler
+    finally:
+        await scheduler.stop()

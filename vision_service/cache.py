@@ -1,0 +1,98 @@
+"""Feature maps that were computed before, kept by what they are features of, bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from vision_service.media import Grid, Kind, Options
+
+
+class Key(NamedTuple):
+    """Names a feature map: equal keys, equal features, as long as the process and with it the encoder is the same."""
+
+    digest: str
+    kind: Kind
+    options: Options
+
+    @classmethod
+    def of(cls, digest: str, kind: Kind, options: Options) -> Key:
+        """The key of a medium.
+
+        Args:
+            digest: Of the file's bytes.
+            kind: What they are.
+            options: How they become pixels; those that say nothing about this kind make no difference.
+        """
+        return cls(digest, kind, options.that_matter(kind))
+
+
+class Layout(NamedTuple):
+    """What is known of a medium before it is encoded: its extent and, of a video, when each temporal patch was."""
+
+    grid: Grid
+    timestamps: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A medium's features and their layout.
+
+    Attributes:
+        layout: The medium's.
+        features: [tokens, feature width], in memory of its own. Never written to.
+    """
+
+    layout: Layout
+    features: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the features take. The few hundred bytes around them are not counted."""
+        return self.features.untyped_storage().nbytes()
+
+
+class FeatureCache:
+    """Keeps what was used last.
+
+    Args:
+        max_bytes: Most that the features may take together; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[Key, Encoded] = OrderedDict()  # the one used last at the end
+        self._nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """What the features take now."""
+        return self._nbytes
+
+    def get(self, key: Key) -> Encoded | None:
+        """What is kept under the key; it counts as used."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
+
+    def put(self, key: Key, entry: Encoded) -> None:
+        """Keep features, in place of those not used for longest. What is larger than the whole cache is not kept."""
+        self._forget(key)
+        if entry.nbytes > self._max_bytes:
+            return
+        while self._nbytes + entry.nbytes > self._max_bytes:
+            self._forget(next(iter(self._entries)))
+        self._entries[key] = entry
+        self._nbytes += entry.nbytes
+
+    def _forget(self, key: Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._nbytes -= entry.nbytes

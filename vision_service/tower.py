@@ -1,0 +1,240 @@
+"""The vision tower: Qwen3-VL's encoder as mathematics, in the operations that are fastest on a CPU.
+
+It computes what transformers' `Qwen3VLVisionModel` computes, with that model's weights. Decision 17 has what each
+difference from it gains, and what was tried and gained nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # as everybody calls it
+from torch import Tensor, nn
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+
+from vision_service.media import Cancelled, Grid, WorkCancelledError
+
+_GELU: dict[str, Literal["none", "tanh"]] = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
+"""Kinds of GELU: transformers' names and PyTorch's."""
+
+_MLP_ROWS = 512
+"""Rows that go through the feed-forward part together. Its inner rows are the widest there are: these 512 stay in the
+cache, where all those of a large picture would take a gigabyte."""
+
+_ONEDNN: Any = torch.ops.mkldnn
+"""PyTorch's own operators over oneDNN, which `torch.compile` uses, too. They are not public: PyTorch is pinned."""
+
+
+class Linear:
+    """y = x W^T + b, with what follows it done in the same pass where that can be.
+
+    On a CPU the weights are kept in the order in which oneDNN multiplies them.
+
+    Args:
+        weight: [out, in].
+        bias: [out].
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self._packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
+        self._weight = _ONEDNN._reorder_linear_weight(weight.contiguous()) if self._packed else weight
+        self._bias = bias
+
+    @classmethod
+    def take(cls, module: nn.Linear) -> Linear:
+        """Take a module's weights away from it, so that memory holds them once."""
+        linear = cls(module.weight, module.bias)
+        module.weight = None  # type: ignore[assignment]  # the module is not used any more
+        return linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, in] to [rows, out]."""
+        if self._packed:
+            return self._onednn(x, "none")
+        return F.linear(x, self._weight, self._bias)
+
+    def gelu(self, x: Tensor, approximate: Literal["none", "tanh"]) -> Tensor:
+        """GELU of the outcome."""
+        if self._packed:
+            return self._onednn(x, "gelu", approximate)
+        return F.gelu(F.linear(x, self._weight, self._bias), approximate=approximate)
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """The outcome and `other` [rows, out] added."""
+        if self._packed:
+            added: Tensor = _ONEDNN._linear_pointwise.binary(x, other, self._weight, self._bias, "add")
+            return added
+        return other + F.linear(x, self._weight, self._bias)
+
+    def _onednn(self, x: Tensor, function: str, algorithm: str = "") -> Tensor:
+        done: Tensor = _ONEDNN._linear_pointwise(x, self._weight, self._bias, function, [], algorithm)
+        return done
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(_ONEDNN._is_mkldnn_bf16_supported()))
+
+
+class _Layer(NamedTuple):
+    norm1: nn.LayerNorm
+    qkv: Linear
+    out: Linear
+    norm2: nn.LayerNorm
+    up: Linear
+    down: Linear
+
+
+class _Merger(NamedTuple):
+    """Makes one token's feature of a block of merge x merge patches. DeepStack's normalize after merging."""
+
+    norm: nn.LayerNorm
+    up: Linear
+    down: Linear
+
+    def __call__(self, hidden: Tensor, block: int) -> Tensor:
+        width = hidden.shape[1] * block
+        if self.norm.normalized_shape[0] == width:
+            merged = self.norm(hidden.view(-1, width))
+        else:
+            merged = self.norm(hidden).view(-1, width)
+        return self.down(self.up.gelu(merged, "none"))
+
+
+class Tower:
+    """The encoder's forward pass. One thread at a time may use it.
+
+    Args:
+        model: On its device, in the type to compute in. Its weights are taken from it: it cannot be used afterwards.
+
+    Raises:
+        ValueError: The config asks for an activation that is not known here.
+    """
+
+    def __init__(self, model: Qwen3VLVisionModel) -> None:
+        self.config = config = model.config
+        if config.hidden_act not in _GELU:
+            raise ValueError(f"hidden_act is {config.hidden_act}; known are {', '.join(_GELU)}")
+        self._gelu = _GELU[config.hidden_act]
+        self._heads = config.num_heads
+        self._merge = config.spatial_merge_size
+        self.device = model.device
+        self.dtype = model.dtype
+        parts: Any = model  # modules' parts have no types
+
+        # A convolution whose stride is its kernel is a matrix product over the patches.
+        self._patches = Linear(parts.patch_embed.proj.weight.flatten(1), parts.patch_embed.proj.bias)
+        # Positions are computed in float32 whatever the rest is computed in, as in transformers.
+        self._positions = parts.pos_embed.weight.float()
+        self._resampling: dict[str, Any] = {
+            "num_grid_per_side": parts.num_grid_per_side,
+            "mode": parts.interpolation_mode,
+            "align_corners": parts.interpolation_align_corners,
+            "spatial_merge_size": self._merge,
+        }
+        self._frequencies = parts.rotary_pos_emb.inv_freq.float()
+        self._scaling = float(parts.rotary_pos_emb.attention_scaling)
+        self._layers = [
+            _Layer(
+                block.norm1,
+                _pair_up(block.attn.qkv, self._heads),
+                Linear.take(block.attn.proj),
+                block.norm2,
+                Linear.take(block.mlp.linear_fc1),
+                Linear.take(block.mlp.linear_fc2),
+            )
+            for block in parts.blocks
+        ]
+        self._merger, *levels = (
+            _Merger(merger.norm, Linear.take(merger.linear_fc1), Linear.take(merger.linear_fc2))
+            for merger in (parts.merger, *parts.deepstack_merger_list)
+        )
+        self._levels = dict(zip(config.deepstack_visual_indexes, levels, strict=True))
+
+    def __call__(self, pixels: Tensor, grids: Sequence[Grid], cancelled: Cancelled) -> list[Tensor]:
+        """Encode media that lie one after another; each frame attends to itself alone.
+
+        Args:
+            pixels: [sum of patches, channels x temporal patch x patch x patch] in the tower's type, on its device.
+            grids: One for each medium.
+            cancelled: Asked before each layer; True stops the work.
+
+        Returns:
+            The merged map and the DeepStack maps from the lowest level up, each [sum of patches / merge^2, out hidden].
+
+        Raises:
+            WorkCancelledError: `cancelled` said so.
+        """
+        # 1. Patches and where they are: the learned positions, and the turns of each head's pairs [patches, pairs]
+        positions, turns = self._place(torch.tensor(grids, device=self.device))
+        hidden = self._patches.add(pixels, positions.to(self.dtype))
+        # 2. Runs of frames of one size attend together
+        runs = [(size, len(list(run))) for size, run in groupby(_frame_sizes(grids))]
+        levels = []
+        for index, layer in enumerate(self._layers):
+            if cancelled():
+                raise WorkCancelledError
+            hidden = layer.out.add(self._attend(layer, hidden, turns, runs), hidden)
+            self._feed_forward(layer, hidden)
+            if index in self._levels:
+                levels.append(self._levels[index](hidden, self._merge**2))
+        # 3. Blocks of patches become tokens
+        return [self._merger(hidden, self._merge**2), *levels]
+
+    def _place(self, grids: Tensor) -> tuple[Tensor, Tensor]:
+        indices, weights = get_vision_interpolation_indices_and_weights(grids, **self._resampling)
+        positions = F.embedding_bag(indices, self._positions, per_sample_weights=weights, mode="sum")
+        places = get_vision_position_ids(grids, self._merge)  # [patches, row and column]
+        angles = (places[..., None].float() * self._frequencies).flatten(1)
+        return positions, torch.polar(torch.full_like(angles, self._scaling), angles)
+
+    def _attend(self, layer: _Layer, hidden: Tensor, turns: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
+        count, heads = len(hidden), self._heads
+        qkv = layer.qkv(layer.norm1(hidden)).view(count, 3, heads, -1)
+        # Each head's rows are made adjacent on the way: attention over rows 12 KiB apart is a tenth slower.
+        pairs = torch.view_as_complex(qkv[:, :2].float().view(count, 2, heads, -1, 2)).permute(1, 2, 0, 3)
+        turned = torch.empty(pairs.shape, dtype=pairs.dtype, device=pairs.device)
+        torch.mul(pairs, turns, out=turned)
+        query, key = torch.view_as_real(turned).flatten(-2).to(self.dtype)  # [heads, patches, head size] each
+        value = qkv[:, 2].transpose(0, 1).contiguous()
+        outs, start = [], 0
+        for size, frames in runs:
+            stop = start + size * frames
+            q, k, v = (  # [frames, heads, size, head size]
+                one[:, start:stop].view(heads, frames, size, -1).transpose(0, 1) for one in (query, key, value)
+            )
+            outs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(size * frames, -1))
+            start = stop
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _feed_forward(self, layer: _Layer, hidden: Tensor) -> None:
+        """Add the feed-forward part to `hidden`, in place."""
+        for rows in torch.split(hidden, _MLP_ROWS):
+            rows.copy_(layer.down.add(layer.up.gelu(layer.norm2(rows), self._gelu), rows))
+
+
+def _pair_up(qkv: nn.Linear, heads: int) -> Linear:
+    """The projection to queries, keys and values, with the two numbers that a rotation turns side by side.
+
+    A head's numbers j and j + half are one complex number, which a rotation multiplies by another. Queries and keys are
+    reordered alike, so that their products are as before.
+    """
+
+    def reorder(rows: Tensor) -> Tensor:
+        size = len(rows) // (3 * heads)
+        split = rows.view(3, heads, 2, size // 2, -1)
+        return torch.cat([split[:2].transpose(2, 3).flatten(0, 3), split[2].flatten(0, 2)]).view_as(rows)
+
+    linear = Linear(reorder(qkv.weight), reorder(qkv.bias))
+    qkv.weight = None  # type: ignore[assignment]  # as in `Linear.take`
+    return linear
+
+
+def _frame_sizes(grids: Sequence[Grid]) -> Iterator[int]:
+    for grid in grids:
+        yield from [grid.h * grid.w] * grid.t
