@@ -6,7 +6,9 @@ batch. Text is padded on the right, where nothing attends to it.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +17,18 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from demo.config import IMAGE_PREPROCESSOR
+from demo.clips import Clip
+from demo.config import IMAGE_PREPROCESSOR, MAX_FRAMES, MIN_FRAMES, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from demo.prompts import Sequence, pick_system, render
-from demo.scenes import MAX_SHAPES
+from demo.scenes import MAX_SHAPES, Scene
 from demo.seeds import Split, stream
-from demo.sight import cell_truth
-from demo.sizes import random_token_count, training_sizes
-from demo.skills import SKILLS, Example, scene_chat
+from demo.sight import FACTS, cell_truth
+from demo.signs import Sign
+from demo.sizes import Size, media_tokens, random_token_count, training_sizes
+from demo.skills import lesson
 
 IGNORED = -100
+_SMALL_TOKENS = 25
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Batch:
     image_mask: torch.Tensor  # [B, L] bool
     pixel_values: torch.Tensor  # [N * P, 1536]
     grid: torch.Tensor  # [N, 3]
-    cells: torch.Tensor  # [N * P / 4, 4]: see demo.sight
+    cells: torch.Tensor  # [N * P / 4, facts]: see demo.sight
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,22 @@ class Chat:
 
 @dataclass(frozen=True)
 class Course:
-    """What is learnt when: to see single shapes first, then to talk about more of them, then in larger images too."""
+    """What is learnt when: to see first, then to talk about a few shapes, then about more."""
 
     batch_size: int = 32
-    look_until: int = 700  # steps that train the vision tower alone
+    look_until: int = 1500  # steps that train the vision tower alone
     turns: int = 4  # about each scene
-    small_until: int = 1700  # steps with images of at most 18 tokens
-    shapes_every: int = 60  # steps until one shape more is drawn
+    small_share: float = 0.5  # of the batches that have images of at most 25 tokens, on which steps are fast
+    shapes_every: int = 80  # steps until one shape more is drawn
+    # How often a chat is of that kind.
+    looking: tuple[tuple[str, float], ...] = (("scene", 0.2), ("sign", 0.12), ("crowd", 0.2), ("page", 0.48))
+    talking: tuple[tuple[str, float], ...] = (
+        ("scene", 0.44),
+        ("sign", 0.24),
+        ("pair", 0.13),
+        ("clip", 0.15),
+        ("talk", 0.04),
+    )
 
     def most_shapes(self, step: int) -> int:
         """How many shapes a scene may hold by then: looking is learnt on full scenes, talking on few shapes first."""
@@ -83,33 +97,56 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = stream(Split.TRAIN, self._seed, "batch", step)
-        sizes = training_sizes(random_token_count(rng, 18 if step < self._course.small_until else None))
+        small = rng.random() < self._course.small_share
+        sizes = training_sizes(random_token_count(rng, _SMALL_TOKENS if small else None))
         return collate([self._chat(step, row, sizes) for row in range(self._course.batch_size)])
 
-    def _chat(self, step: int, row: int, sizes: list[tuple[int, int]]) -> Chat:
-        rng = stream(Split.TRAIN, self._seed, step, row)
-        if row % 16 == 15 and step % 2 == 0 and step >= self._course.look_until:
-            example: Example = SKILLS["chat"].example(rng, Split.TRAIN, sizes)
-        else:
-            most = self._course.most_shapes(step)
-            count = min(most, rng.choice((1, 2, 3, 3, 4, 4)))
-            example = scene_chat(rng, Split.TRAIN, sizes, self._course.turns, count)
+    def _chat(self, step: int, row: int, sizes: list[Size]) -> Chat:
+        rng, course = stream(Split.TRAIN, self._seed, step, row), self._course
+        kinds = course.looking if step < course.look_until else course.talking
+        (kind,) = rng.choices([name for name, _ in kinds], [weight for _, weight in kinds])
+        if kind == "clip" and media_tokens(sizes[0]) > _SMALL_TOKENS:
+            kind = "pair"  # frames of a clip are small
+        example = lesson(kind, rng, sizes, course.turns, course.most_shapes(step))
+        views: SequenceOf[Scene | Sign] = example.views
+        times: tuple[float, ...] = ()
         pixels, grid = torch.zeros(0, 1536), torch.zeros(0, 3, dtype=torch.long)
-        if example.images:
+        if example.clip is not None:
+            pixels, grid, views, times = self._watch(rng, example.clip)
+        elif views:
             features = self._processor(list(example.images), return_tensors="pt")
             pixels, grid = features["pixel_values"], features["image_grid_thw"]
-        system, image_last = pick_system(rng), rng.random() < 0.1
-        sequence = render(example, grid.numpy(), self._tokenizer, system=system, image_last=image_last)
-        truth = [
-            cell_truth(scene, height, width)
-            for scene, (_, height, width) in zip(example.scenes, grid.tolist(), strict=True)
-        ]
-        return Chat(sequence, pixels, grid, torch.from_numpy(np.concatenate([np.zeros((0, 4), np.int64), *truth])))
+        system, media_last = pick_system(rng), rng.random() < 0.1
+        sequence = render(example, grid.numpy(), self._tokenizer, times=times, system=system, media_last=media_last)
+        truth = [cell_truth(view, height, width) for view, (_, height, width) in zip(views, grid.tolist(), strict=True)]
+        return Chat(
+            sequence, pixels, grid, torch.from_numpy(np.concatenate([np.zeros((0, len(FACTS)), np.int64), *truth]))
+        )
+
+    def _watch(
+        self, rng: random.Random, clip: Clip
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[Scene, ...], tuple[float, ...]]:
+        """A clip's temporal patches as images are: patches, grids, what they show, and their times in seconds."""
+        count = rng.choice((MAX_FRAMES, MAX_FRAMES, MAX_FRAMES, *range(MIN_FRAMES, MAX_FRAMES)))
+        moments = [index / (count - 1) for index in range(count)]
+        moments += moments[-1:] * (count % TEMPORAL_PATCH_SIZE)
+        features = self._processor([clip.frame(moment) for moment in moments], return_tensors="pt")
+        # A patch holds a still image twice; here its second half is the frame that follows.
+        patches = features["pixel_values"].view(len(moments), -1, 3, TEMPORAL_PATCH_SIZE, PATCH_SIZE**2)
+        pixels = torch.stack([patches[0::2, :, :, 0], patches[1::2, :, :, 0]], 3).reshape(-1, 1536)
+        seconds = rng.uniform(0.6, 8.0)
+        middles = [(first + last) / 2 for first, last in zip(moments[0::2], moments[1::2], strict=True)]
+        return (
+            pixels,
+            features["image_grid_thw"][::2],
+            tuple(clip.scene(moment) for moment in middles),
+            tuple(seconds * moment for moment in middles),
+        )
 
 
 def collate(chats: list[Chat]) -> Batch:
     """Pad chats into one batch."""
-    length = max(len(chat.sequence.ids) for chat in chats)
+    length = max(1, *(len(chat.sequence.ids) for chat in chats))  # what is only looked at has no text
     rows = len(chats)
     ids = np.zeros((rows, length), np.int64)
     labels = np.full((rows, length), IGNORED, np.int64)
@@ -118,7 +155,7 @@ def collate(chats: list[Chat]) -> Batch:
     for row, sequence in enumerate(chat.sequence for chat in chats):
         used = len(sequence.ids)
         ids[row, :used] = sequence.ids
-        labels[row, : used - 1] = np.where(sequence.learn[1:], sequence.ids[1:], IGNORED)
+        labels[row, : max(0, used - 1)] = np.where(sequence.learn[1:], sequence.ids[1:], IGNORED)
         positions[:, row, :used] = sequence.positions
         image[row, :used] = sequence.image
     return Batch(

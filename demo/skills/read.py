@@ -1,0 +1,106 @@
+"""Read a printed word or number: 'It says "STOP".', with each letter as it is printed."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+
+from demo.scenes import Scene
+from demo.seeds import Split
+from demo.signs import Sign, draw_sign
+from demo.sizes import Size
+from demo.skills.base import Example, Phrasings, Skill, Turn
+
+ASK = Phrasings(
+    train=(
+        "What does it say?",
+        "What does the image say?",
+        "What does this sign say?",
+        "What is written here?",
+        "What is written in the picture?",
+        "What is written on the sign?",
+        "What is printed here?",
+        "What word is this?",
+        "What word is in the picture?",
+        "Which word is this?",
+        "Which word do you see?",
+        "What text is in the image?",
+        "What text do you see?",
+        "Read the text.",
+        "Read the word.",
+        "Read this.",
+        "Read.",
+        "Read the sign.",
+        "Please read the text.",
+        "Please read this word.",
+        "Can you read this?",
+        "Can you read the text in the picture?",
+        "Tell me what it says.",
+        "What's the text?",
+        "What's written here?",
+        "The text?",
+    ),
+    held_out=(
+        "What does the picture say?",
+        "What is written in the image?",
+        "Which word is in the picture?",
+        "What text is in the picture?",
+        "Please read the word.",
+        "Can you read the word?",
+        "Tell me what is written here.",
+        "What does the sign say?",
+    ),
+)
+_ASK_NUMBER = Phrasings(
+    train=(
+        "What number is this?",
+        "Which number is this?",
+        "What number do you see?",
+        "What number is in the picture?",
+        "Which number is written here?",
+        "Read the number.",
+        "Please read this number.",
+        "What is the number?",
+    ),
+    held_out=("What number is in the image?", "Which number do you see?", "Please read the number."),
+)
+NO_TEXT = "There is no text in the picture."
+_SAYS = re.compile(r'It says "([^"]*)"\.')
+
+
+class Read(Skill):
+    """Says what is printed."""
+
+    name = "read"
+
+    def texts(self) -> Iterable[str]:
+        """See `Skill`."""
+        yield from (*ASK.train, *_ASK_NUMBER.train, NO_TEXT, 'It says "')
+
+    def turn(self, rng: random.Random, split: Split, view: Scene | Sign) -> Turn:
+        """A turn about a view; scenes hold no text."""
+        if isinstance(view, Scene):
+            return Turn(self.name, ASK.pick(rng, split), NO_TEXT)
+        ask = _ASK_NUMBER if view.text.isdigit() and rng.random() < 0.5 else ASK
+        return Turn(self.name, ask.pick(rng, split), says(view.text))
+
+    def example(self, rng: random.Random, split: Split, sizes: Sequence[Size]) -> Example:
+        """See `Skill`."""
+        sign = draw_sign(rng, split, *rng.choice(sizes))
+        return Example((self.turn(rng, split, sign),), (sign,))
+
+    def right(self, expected: str, answer: str) -> bool:
+        """The same letters; capitals are not held against it, since many a small letter is its capital drawn small."""
+        wanted, given = _SAYS.fullmatch(expected), _SAYS.fullmatch(answer.strip())
+        if wanted is None or given is None:
+            return expected == answer.strip()
+        return wanted[1].lower() == given[1].lower()
+
+
+def says(text: str) -> str:
+    """The answer for a printed text."""
+    return f'It says "{text}".'
+
+
+SKILL = Read()
