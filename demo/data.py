@@ -59,17 +59,18 @@ class Course:
     """What is learnt when: to see first, then to talk about a few shapes, then about more."""
 
     batch_size: int = 32
-    look_until: int = 1500  # steps that train the vision tower alone
+    look_until: int = 800  # steps that train the vision tower alone
     turns: int = 4  # about each scene
     small_share: float = 0.5  # of the batches that have images of at most 25 tokens, on which steps are fast
-    shapes_every: int = 80  # steps until one shape more is drawn
+    shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
-    looking: tuple[tuple[str, float], ...] = (("scene", 0.2), ("sign", 0.12), ("crowd", 0.2), ("page", 0.48))
+    looking: tuple[tuple[str, float], ...] = (("scene", 0.3), ("crowd", 0.4), ("sign", 0.06), ("page", 0.24))
     talking: tuple[tuple[str, float], ...] = (
-        ("scene", 0.44),
-        ("sign", 0.24),
-        ("pair", 0.13),
-        ("clip", 0.15),
+        ("scene", 0.56),
+        ("sign", 0.1),
+        ("page", 0.05),
+        ("pair", 0.12),
+        ("clip", 0.13),
         ("talk", 0.04),
     )
 

@@ -8,6 +8,7 @@ stands to the rest of the picture, the first DeepStack level says what shape it 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from demo.config import MERGE_SIZE
 from demo.scenes import COLOURS, MAX_SHAPES, PLACES, SHAPES, Scene
-from demo.signs import LETTERS, MAX_LETTERS, Sign
+from demo.signs import LETTERS, MAX_LETTERS, Letter, Sign
 
 UNSURE = -100
 _PLACES = [place for row in PLACES for place in row]
@@ -49,6 +50,11 @@ _FACTS = (
     Fact("letter 1", 1 + len(LETTERS), SECOND, 0.15),
     Fact("letter 2", 1 + len(LETTERS), SECOND, 0.15),
     Fact("letter 3", 1 + len(LETTERS), SECOND, 0.05),
+    # Which letter covers each of the cell's four patches, row by row.
+    Fact("upper left", 1 + len(LETTERS), SECOND, 0.15),
+    Fact("upper right", 1 + len(LETTERS), SECOND, 0.15),
+    Fact("lower left", 1 + len(LETTERS), SECOND, 0.15),
+    Fact("lower right", 1 + len(LETTERS), SECOND, 0.15),
     Fact("index", 1 + MAX_LETTERS, MAIN, 0.15),
     Fact("length", MAX_LETTERS, MAIN),  # of the word, less one; told only of cells that hold letters
 )
@@ -104,14 +110,20 @@ def _tell_shapes(truth: npt.NDArray[np.int64], scene: Scene, cell_height: float,
 def _tell_letters(truth: npt.NDArray[np.int64], sign: Sign, cell_height: float, cell_width: float) -> None:
     """Facts about letters, on a picture without shapes. A cell with letters of two words is left unsure of them."""
     slots = [FACTS[f"letter {number}"] for number in range(1, 1 + _LETTER_SLOTS)]
+    patches = [FACTS[name] for name in ("upper left", "upper right", "lower left", "lower right")]
     stated = [*slots, FACTS["index"]]
-    truth[..., stated] = 0
+    truth[..., [*stated, *patches]] = 0
     rows, columns, _ = truth.shape
     owners: dict[tuple[int, int], int] = {}
     for number, word in enumerate(sign.words):
         for index, letter in enumerate(word):
             row = min(rows - 1, max(0, int(letter.y / cell_height)))
             column = min(columns - 1, max(0, int(letter.x / cell_width)))
+            label = 1 + LETTERS.index(letter.letter)
+            for y, x in _covered(letter, cell_height / MERGE_SIZE, cell_width / MERGE_SIZE):
+                if y < MERGE_SIZE * rows and x < MERGE_SIZE * columns:
+                    patch = patches[MERGE_SIZE * (y % MERGE_SIZE) + x % MERGE_SIZE]
+                    truth[y // MERGE_SIZE, x // MERGE_SIZE, patch] = label
             cell = truth[row, column]
             if owners.setdefault((row, column), number) != number:
                 cell[[*stated, FACTS["length"]]] = UNSURE
@@ -121,7 +133,21 @@ def _tell_letters(truth: npt.NDArray[np.int64], sign: Sign, cell_height: float, 
                 cell[FACTS["length"]] = len(word) - 1
             free = [slot for slot in slots if cell[slot] == 0]
             if free:
-                cell[free[0]] = 1 + LETTERS.index(letter.letter)
+                cell[free[0]] = label
+
+
+def _covered(letter: Letter, height: float, width: float) -> list[tuple[int, int]]:
+    """Row and column of the patches whose middle the letter covers, or of the one that its own middle is in."""
+    rows = _within(letter.y, letter.height, height)
+    columns = _within(letter.x, letter.width, width)
+    return [(row, column) for row in rows for column in columns]
+
+
+def _within(middle: float, length: float, step: float) -> range:
+    first = max(0, math.ceil((middle - length / 2) / step - 0.5))
+    last = math.floor((middle + length / 2) / step - 0.5)
+    nearest = max(0, int(middle / step))
+    return range(first, last + 1) if first <= last else range(nearest, nearest + 1)
 
 
 class SightHeads(nn.Module):

@@ -29,11 +29,13 @@ _WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split
 
 @dataclass(frozen=True)
 class Letter:
-    """One printed letter and its middle."""
+    """One printed letter: its middle, how much of the line it takes, and how tall the line's ink is."""
 
     letter: str
     x: float
     y: float
+    width: float
+    height: float
 
 
 Word = tuple[Letter, ...]
@@ -91,11 +93,11 @@ def draw_sign(rng: random.Random, split: Split, width: int, height: int) -> Sign
         box = (ink_box[0] - pad, ink_box[1] - pad, ink_box[2] + pad, ink_box[3] + pad)
         ImageDraw.Draw(image).rounded_rectangle(box, radius=rng.choice((0.0, pad)), fill=panel)
         samples = [panel]
-    ink = _far_from(rng, samples, _MIN_CONTRAST)
+    ink = _ink(rng, samples)
     pen = ImageDraw.Draw(image)
     pen.fontmode = "L" if rng.random() < 0.93 else "1"
     pen.text((x, y), text, font=font, fill=ink)
-    word = _letters(font, text, x, (ink_box[1] + ink_box[3]) / 2)
+    word = _letters(font, text, (x, y))
     return Sign(width, height, (word,), as_photo(rng, image))
 
 
@@ -107,11 +109,11 @@ def draw_page(rng: random.Random, split: Split, width: int, height: int) -> Sign
     patch = _patch(width, height)
     y = rng.uniform(0, patch)
     while True:
-        font = pick_font(rng, split, max(8, round(patch * rng.uniform(1.2, 3.0))))
+        font = pick_font(rng, split, max(8, round(patch * rng.uniform(1.4, 3.0))))
         ascent, descent = font.getmetrics()
         if y + ascent + descent > height and words:
             return Sign(width, height, tuple(words), as_photo(rng, image))
-        ink = _far_from(rng, samples, _MIN_CONTRAST)
+        ink = _ink(rng, samples)
         x = rng.uniform(0, patch)
         while True:
             text = pick_text(rng, split)
@@ -120,19 +122,21 @@ def draw_page(rng: random.Random, split: Split, width: int, height: int) -> Sign
             if not text:
                 break
             pen.text((x, y), text, font=font, fill=ink)
-            _, top, _, bottom = font.getbbox(text)
-            words.append(_letters(font, text, x, y + (top + bottom) / 2))
+            words.append(_letters(font, text, (x, y)))
             x += font.getlength(text) + rng.uniform(0.7, 1.5) * patch
         y += ascent + descent + rng.uniform(0, 0.5 * patch)
         if y > height:
             return Sign(width, height, tuple(words), as_photo(rng, image))
 
 
-def _letters(font: Font, text: str, x: float, middle: float) -> Word:
-    """Where the letters of a text stand that is printed from x on."""
+def _letters(font: Font, text: str, start: tuple[float, float]) -> Word:
+    """Where the letters of a text stand that is printed from a point on."""
+    x, y = start
+    _, top, _, bottom = font.getbbox(text)
     edges = [x + font.getlength(text[:index]) for index in range(len(text) + 1)]
     return tuple(
-        Letter(letter, (start + end) / 2, middle) for letter, start, end in zip(text, edges, edges[1:], strict=False)
+        Letter(letter, (left + right) / 2, y + (top + bottom) / 2, right - left, bottom - top)
+        for letter, left, right in zip(text, edges, edges[1:], strict=False)
     )
 
 
@@ -146,7 +150,7 @@ def _fitting(rng: random.Random, split: Split, text: str, width: int, height: in
     """A font in which the text fits the image and its letters are neither tiny nor huge."""
     patch = _patch(width, height)
     while True:
-        size = max(8, round(patch * rng.uniform(1.2, 3.6)))
+        size = max(8, round(patch * rng.uniform(1.4, 3.4)))
         font = pick_font(rng, split, size)
         left, top, right, bottom = font.getbbox(text)
         shrink = min(1.0, 0.92 * width / (right - left), 0.8 * height / (bottom - top))
@@ -159,6 +163,15 @@ def _fitting(rng: random.Random, split: Split, text: str, width: int, height: in
             return font
         if len(text) * _LEAST_ADVANCE * patch > 0.85 * width:
             return font
+
+
+def _ink(rng: random.Random, samples: list[Rgb]) -> Rgb:
+    """Mostly black or white, whichever stands out more; now and then any colour that does."""
+    if rng.random() < 0.2:
+        return _far_from(rng, samples, _MIN_CONTRAST)
+    shade = rng.randint(0, 30)
+    dark, light = (shade,) * 3, (255 - shade,) * 3
+    return max(dark, light, key=lambda ink: min(math.dist(ink, sample) for sample in samples))
 
 
 def _far_from(rng: random.Random, samples: list[Rgb], distance: float) -> Rgb:
