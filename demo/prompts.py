@@ -53,6 +53,8 @@ def render(
     segments: list[tuple[str, bool]] = []
     if system is not None:
         segments.append((f"<|im_start|>system\n{system}<|im_end|>\n", False))
+    if not example.turns:
+        segments.append((shown, False))  # to be looked at only
     for index, turn in enumerate(example.turns):
         media = shown if index == 0 else ""
         question = turn.question + media if media_last else media + turn.question
