@@ -39,7 +39,7 @@ class Shape:
     context: int = 262144
 
 
-_VISION = {
+VISION: dict[str, Any] = {
     "depth": 24,
     "hidden_size": 1024,
     "num_heads": 16,
@@ -47,6 +47,7 @@ _VISION = {
     "deepstack_visual_indexes": [5, 11, 17],
     "num_position_embeddings": 2304,
 }
+"""The encoder of the published models, but for `out_hidden_size`."""
 
 
 def _text(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, int]:
@@ -61,8 +62,8 @@ def _text(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, 
 
 
 SHAPES = {
-    "2b": Shape(_text(2048, 28, 16, 6144), _VISION),
-    "4b": Shape(_text(2560, 36, 32, 9728), _VISION),
+    "2b": Shape(_text(2048, 28, 16, 6144), VISION),
+    "4b": Shape(_text(2560, 36, 32, 9728), VISION),
     # To try a benchmark in seconds: its figures say nothing of any model.
     "tiny": Shape(
         {**_text(64, 4, 2, 128), "num_key_value_heads": 1},

@@ -8,7 +8,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.cores import usable_cores
+from serving.cores import cpu_name, usable_cores
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _PACKAGES = ("triptych", "numpy", "onnxruntime", "onnxruntime-genai", "torch", "transformers", "grpcio")
@@ -45,7 +45,7 @@ class Machine:
         """
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls(
-            cpu=_cpu(cpu_info),
+            cpu=cpu_name(cpu_info),
             cores=usable_cores(),
             memory_gib=round(memory / (1 << 30), 1),
             load=round(os.getloadavg()[0], 2),
@@ -58,17 +58,6 @@ class Machine:
     def line(self) -> str:
         """Short, for the head of a table."""
         return f"{self.cpu}, {self.cores} cores, {self.memory_gib:g} GiB, load {self.load:g}"
-
-
-def _cpu(cpu_info: Path) -> str:
-    try:
-        for line in cpu_info.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -23,21 +23,14 @@ import torch
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
+from benchmarks.checkpoint import SHAPES, VISION
 from serving.bundle import Bundle, BundleError
 from serving.cores import usable_cores
 from vision_service.encoder import Encoder, load_model
 from vision_service.media import Grid, Medium
 from vision_service.tower import Tower
 
-PUBLISHED: dict[str, Any] = {
-    "depth": 24,
-    "hidden_size": 1024,
-    "num_heads": 16,
-    "intermediate_size": 4096,
-    "deepstack_visual_indexes": [5, 11, 17],
-    "num_position_embeddings": 2304,
-    "out_hidden_size": 2560,
-}
+PUBLISHED: dict[str, Any] = {**VISION, "out_hidden_size": SHAPES["4b"].text["hidden_size"]}
 """The encoder of the published 4B; that of the 2B differs in `out_hidden_size` alone."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, Medium
+from serving.recent import Recent
 
 
 def media_key(medium: Medium, options: bytes, encoder_fingerprint: str) -> str:
@@ -55,38 +55,12 @@ class Features:
     rows: NDArray[np.float32]
 
 
-class FeatureStore:
-    """Keeps the features that were used last, up to so many bytes. Belongs to one event loop.
+class FeatureStore(Recent[str, Features]):
+    """Keeps the features that were used last. Belongs to one event loop.
 
     Args:
         max_bytes: Most bytes of all rows together; 0 keeps nothing.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._kept: OrderedDict[str, Features] = OrderedDict()  # the least recently used first
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of all rows that are kept."""
-        return self._bytes
-
-    def get(self, key: str) -> Features | None:
-        """The features of that name, which count as just used."""
-        features = self._kept.get(key)
-        if features is not None:
-            self._kept.move_to_end(key)
-        return features
-
-    def put(self, key: str, features: Features) -> None:
-        """Keep features; those unused for longest make room. What is larger than the whole store is not kept."""
-        size = features.rows.nbytes
-        if size > self._max_bytes:
-            return
-        old = self._kept.pop(key, None)
-        self._bytes += size - (old.rows.nbytes if old else 0)
-        self._kept[key] = features
-        while self._bytes > self._max_bytes:
-            _, unused = self._kept.popitem(last=False)
-            self._bytes -= unused.rows.nbytes
+        super().__init__(max_bytes, lambda features: features.rows.nbytes)

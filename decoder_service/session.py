@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from decoder_service.core import Decoder
 from decoder_service.detokenizer import Detokenizer, StopStrings
 from decoder_service.engine import EngineRequest, FinishReason, Prefilled, TokenDrawn
+from decoder_service.engine.lifecycle import not_ready
 from decoder_service.feature_store import grid_keys
 from decoder_service.handshake import FeatureIntake
 from decoder_service.limits import check_room
 from decoder_service.logprobs import Position, positions
 from decoder_service.prompt import Prompt, Rendered
 from decoder_service.validation import Opening
-from serving.errors import unavailable
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
             engine is down; what `PromptBuilder.render` raises.
     """
     if not decoder.engine.ready:
-        raise unavailable("ENGINE_NOT_READY", "the engine is being started again")
+        raise not_ready()
     with decoder.admission.enter() as place:
         rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
         intake = FeatureIntake(decoder, rendered, opening.media_options, opening.generation.max_tokens, place)

@@ -1,11 +1,13 @@
-"""How many processors this process may use: what taskset and a container leave it, not what the machine has."""
+"""The processors: how many this process may use, by taskset and its container, and what they are called."""
 
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
@@ -20,3 +22,19 @@ def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
         return max(1, min(cores, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # no control groups, or no quota
         return cores
+
+
+def cpu_name(cpu_info: Path = _CPU_INFO) -> str:
+    """What the processor calls itself.
+
+    Args:
+        cpu_info: Where Linux tells its model.
+    """
+    try:
+        for line in cpu_info.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:  # not Linux
+        pass
+    return platform.processor() or platform.machine()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.bundle import Bundle
+from triptych.arguments import counts, positive
 from triptych.errors import CommandError
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def add_parser(commands: Any, open_bundle: Callable[[Path | None], Bundle]) -> N
     _drawn(decoder)
     decoder.add_argument("--prompts", type=counts, metavar="N,N", help="lengths of the prompts that are only read")
     decoder.add_argument("--streams", type=counts, metavar="N,N", help="how many requests write at once")
-    decoder.add_argument("--prompt-tokens", type=count, metavar="N", help="length of a stream's prompt")
-    decoder.add_argument("--new-tokens", type=count, metavar="N", help="length of a stream's answer")
-    decoder.add_argument("--arrivals", type=count, metavar="N", help="requests of the mixed workload")
+    decoder.add_argument("--prompt-tokens", type=positive, metavar="N", help="length of a stream's prompt")
+    decoder.add_argument("--new-tokens", type=positive, metavar="N", help="length of a stream's answer")
+    decoder.add_argument("--arrivals", type=positive, metavar="N", help="requests of the mixed workload")
     decoder.add_argument("--arrival-seconds", type=float, metavar="S", help="mean time between two of them")
-    decoder.add_argument("--stall-prompt", type=count, metavar="N", help="length of the prompt that interrupts")
+    decoder.add_argument("--stall-prompt", type=positive, metavar="N", help="length of the prompt that interrupts")
 
     vision = kinds.add_parser("vision", help="the encoder alone", allow_abbrev=False)
     _shared(vision, _vision, open_bundle)
@@ -50,8 +50,8 @@ def add_parser(commands: Any, open_bundle: Callable[[Path | None], Bundle]) -> N
     system.add_argument("--address", metavar="HOST:PORT", help="of a running gateway (default: start one)")
     system.add_argument("--sizes", type=counts, metavar="N,N", help="edges of the pictures, in pixels")
     system.add_argument("--streams", type=counts, metavar="N,N", help="how many conversations run at once")
-    system.add_argument("--stream-size", type=count, metavar="N", help="edge of their pictures")
-    system.add_argument("--new-tokens", type=count, metavar="N", help="length of their answers")
+    system.add_argument("--stream-size", type=positive, metavar="N", help="edge of their pictures")
+    system.add_argument("--new-tokens", type=positive, metavar="N", help="length of their answers")
 
 
 def _shared(
@@ -60,26 +60,13 @@ def _shared(
     open_bundle: Callable[[Path | None], Bundle],
 ) -> None:
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="the model (default: the demo model)")
-    parser.add_argument("--repeats", type=count, metavar="N", help="how often each thing is measured")
+    parser.add_argument("--repeats", type=positive, metavar="N", help="how often each thing is measured")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(command=_run, measure=measure, open_bundle=open_bundle, picture=None)
 
 
 def _drawn(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--picture", type=Path, metavar="PATH", help="draw the curves, too (.png, .svg)")
-
-
-def count(text: str) -> int:
-    """A number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
-    return value
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Numbers of at least 1, separated by commas."""
-    return tuple(count(part) for part in text.split(","))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -128,12 +115,12 @@ def _decoder(options: argparse.Namespace) -> Report:
 
 
 def _vision(options: argparse.Namespace) -> Report:
+    from benchmarks import vision  # noqa: PLC0415
     from benchmarks.report import Report, table_of  # noqa: PLC0415
 
-    vision = importlib.import_module("benchmarks.vision")
     bundle = options.open_bundle(options.bundle)
     given = {} if options.repeats is None else {"repeats": options.repeats}
-    results: Sequence[Any] = vision.run(bundle, **given)
+    results = vision.run(bundle, **given)
     return Report("vision", {"model": bundle.model.id}, given, results, [table_of("Encoder", results)])
 
 

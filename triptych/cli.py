@@ -19,6 +19,7 @@ from typing import TypeVar
 from serving.bundle import Bundle, BundleError
 from serving.errors import Code, ServiceError
 from triptych import bench, launcher
+from triptych.arguments import positive
 from triptych.bundles import demo_bundle
 from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
 from triptych.errors import CommandError
@@ -128,14 +129,6 @@ def port_number(text: str) -> int:
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{port} is not a port (0 to 65535)")
     return port
-
-
-def positive(text: str) -> int:
-    """A count of at least 1, from the command line."""
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{count} must be at least 1")
-    return count
 
 
 def phases(text: str) -> tuple[str, ...]:

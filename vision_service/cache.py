@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from serving.recent import Recent
 from vision_service.media import Grid, Kind, Options
 
 
@@ -55,7 +55,7 @@ class Encoded:
         return self.features.untyped_storage().nbytes()
 
 
-class FeatureCache:
+class FeatureCache(Recent[Key, Encoded]):
     """Keeps what was used last.
 
     Args:
@@ -63,36 +63,4 @@ class FeatureCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._entries: OrderedDict[Key, Encoded] = OrderedDict()  # the one used last at the end
-        self._nbytes = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def nbytes(self) -> int:
-        """What the features take now."""
-        return self._nbytes
-
-    def get(self, key: Key) -> Encoded | None:
-        """What is kept under the key; it counts as used."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
-        return entry
-
-    def put(self, key: Key, entry: Encoded) -> None:
-        """Keep features, in place of those not used for longest. What is larger than the whole cache is not kept."""
-        self._forget(key)
-        if entry.nbytes > self._max_bytes:
-            return
-        while self._nbytes + entry.nbytes > self._max_bytes:
-            self._forget(next(iter(self._entries)))
-        self._entries[key] = entry
-        self._nbytes += entry.nbytes
-
-    def _forget(self, key: Key) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._nbytes -= entry.nbytes
+        super().__init__(max_bytes, lambda encoded: encoded.nbytes)

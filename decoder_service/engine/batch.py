@@ -17,13 +17,11 @@ from collections.abc import AsyncGenerator, Callable
 import structlog
 
 from decoder_service.engine.interface import EngineError, EngineEvent, EngineFinished, EngineInfo, EngineRequest
+from decoder_service.engine.lifecycle import FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS, not_ready
 from decoder_service.engine.worker import BatchConfig, Call, CallOff, Inbox, Worker
 from serving.errors import ServiceError, too_large, unavailable
 
 log = structlog.get_logger()
-
-_FIRST_BACKOFF_SECONDS = 0.5
-_LAST_BACKOFF_SECONDS = 30.0
 
 
 class BatchEngine:
@@ -81,7 +79,7 @@ class BatchEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Continue a prompt: `Prefilled`, tokens, `EngineFinished`. See `Engine.generate`."""
         if not self._ready or self._max_tokens is None:
-            raise unavailable("ENGINE_NOT_READY", "the engine is being started again")
+            raise not_ready()
         need = request.token_ids.size + request.max_new_tokens
         if need > self._max_tokens:
             raise too_large(
@@ -134,10 +132,10 @@ class BatchEngine:
 
     async def _revive(self) -> None:
         """Load it until it loads, ever more slowly."""
-        backoff = _FIRST_BACKOFF_SECONDS
+        backoff = FIRST_BACKOFF_SECONDS
         while True:
             await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, _LAST_BACKOFF_SECONDS)
+            backoff = min(2 * backoff, LAST_BACKOFF_SECONDS)
             try:
                 await self._load()
             except EngineError as error:

@@ -33,6 +33,12 @@ from decoder_service.engine.interface import (
     EngineRequest,
     Prefilled,
 )
+from decoder_service.engine.lifecycle import (
+    FIRST_BACKOFF_SECONDS,
+    LAST_BACKOFF_SECONDS,
+    failed,
+    not_ready,
+)
 from decoder_service.engine.messages import (
     Cancel,
     CannotLoad,
@@ -46,15 +52,13 @@ from decoder_service.engine.messages import (
     ToParent,
     WorkerConfig,
 )
-from serving.errors import Code, ServiceError, unavailable
+from serving.errors import ServiceError, unavailable
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 log = structlog.get_logger()
 
-FIRST_BACKOFF_SECONDS = 0.5
-LAST_BACKOFF_SECONDS = 30.0
 _EXIT_SECONDS = 2.0
 
 
@@ -228,7 +232,7 @@ class GenaiEngine:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Continue a prompt: `Prefilled`, tokens, `EngineFinished`. See `Engine.generate`."""
         if not self._ready:
-            raise unavailable("ENGINE_NOT_READY", "the engine is being started again", retry_after=self._backoff)
+            raise not_ready(self._backoff)
         job = _Job(next(self._numbers), request, time.perf_counter())
         self._waiting.append(job)
         self._dispatch()
@@ -296,9 +300,7 @@ class GenaiEngine:
         self._backoff = FIRST_BACKOFF_SECONDS
         if ended.error is not None:
             log.error("request failed in the engine", request_id=job.request.request_id, traceback=ended.error)
-            job.events.put_nowait(
-                ServiceError(Code.INTERNAL, "ENGINE_FAILED", "the engine failed on this request; the log says more")
-            )
+            job.events.put_nowait(failed())
         elif ended.reason is not None:
             job.events.put_nowait(EngineFinished(ended.reason))
         self._dispatch()

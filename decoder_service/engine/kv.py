@@ -38,7 +38,7 @@ class KvCache:
         token = width * kind.itemsize
         self.granule = granule(width, kind)
         self.length = -(-length // self.granule) * self.granule
-        self.bytes_per_token = 2 * layers * heads * token
+        self.bytes_per_token = token_bytes(layers, heads, width, kind)
         self._stretch = self.length * token
         self._heads = heads
         self._token = token
@@ -72,6 +72,11 @@ class KvCache:
         for area in self._maps:
             for head in range(self._heads):
                 area.madvise(mmap.MADV_DONTNEED, (row * self._heads + head) * self._stretch + begin, size)
+
+
+def token_bytes(layers: int, heads: int, width: int, dtype: DTypeLike) -> int:
+    """Bytes that one token takes, keys and values of all layers together."""
+    return 2 * layers * heads * width * np.dtype(dtype).itemsize
 
 
 def granule(width: int, dtype: DTypeLike) -> int:

@@ -10,7 +10,6 @@ import bisect
 import hashlib
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import structlog
+
+from serving.cores import cpu_name
 
 log = structlog.get_logger()
 
@@ -155,14 +156,3 @@ class Measurements:
                 continue
             return
         log.info("measurements are not kept: no place for them can be written")
-
-
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What the processor calls itself."""
-    try:
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -22,13 +22,14 @@ from decoder_service.engine.interface import (
     Prefilled,
     TokenDrawn,
 )
+from decoder_service.engine.lifecycle import failed
 from decoder_service.engine.model import Model, Piece, Step
 from decoder_service.engine.pace import Pace
 from decoder_service.engine.positions import media_spans, mrope_positions
 from decoder_service.engine.prefix import Content
 from decoder_service.engine.sampler import Sampler, draw
 from decoder_service.engine.scheduler import Chunk, Scheduler, Task
-from serving.errors import Code, ServiceError
+from serving.errors import ServiceError
 
 log = structlog.get_logger()
 
@@ -261,11 +262,6 @@ class Stepper:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
         self._scheduler.remove(job, None)
         self._emit(job, failed())
-
-
-def failed() -> ServiceError:
-    """What a request gets that failed by itself."""
-    return ServiceError(Code.INTERNAL, "ENGINE_FAILED", "the engine failed on this request; the log says more")
 
 
 def _content(job: Job) -> Content | None:

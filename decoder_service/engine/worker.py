@@ -15,12 +15,13 @@ import structlog
 
 from decoder_service.engine.calibration import CHUNKS, calibrate, widths
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
-from decoder_service.engine.kv import KvCache, granule
+from decoder_service.engine.kv import KvCache, granule, token_bytes
+from decoder_service.engine.lifecycle import failed
 from decoder_service.engine.pace import Measurements, Pace, Speed
 from decoder_service.engine.runner import Runner
 from decoder_service.engine.scheduler import Scheduler
 from decoder_service.engine.slots import Slots
-from decoder_service.engine.stepper import Job, Shape, Stepper, failed
+from decoder_service.engine.stepper import Job, Shape, Stepper
 from serving.bundle import Bundle
 from serving.errors import ServiceError
 
@@ -203,7 +204,7 @@ def _load(config: BatchConfig) -> Runner:
 def _budget(config: BatchConfig, runner: Runner) -> int:
     """Tokens that may lie in memory, in whole pages."""
     text = config.bundle.text
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * runner.cache_dtype.itemsize
+    token = token_bytes(text.num_hidden_layers, text.num_key_value_heads, text.head_dim, runner.cache_dtype)
     step = granule(text.head_dim, runner.cache_dtype)
     budget = config.kv_bytes // token // step * step
     if budget < min(_SHORTEST_CONTEXT, config.context_length):

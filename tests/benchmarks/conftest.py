@@ -8,22 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import exporter
 from benchmarks.checkpoint import SHAPES, make
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
+from tests.threads import one_thread
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Models this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import vision
 from serving.bundle import Bundle
 from tests.system import triptych_system
 from triptych import cli
@@ -141,15 +141,23 @@ def test_vision_is_benched_by_its_own_module(
         asked.append((bundle, options))
         return [_Encoded(224, 300.0)]
 
-    module = types.ModuleType("benchmarks.vision")
-    module.run = measure  # type: ignore[attr-defined]  # that is what it is for
-    monkeypatch.setitem(sys.modules, "benchmarks.vision", module)
+    monkeypatch.setattr(vision, "run", measure)
     here("vision", "--bundle", str(tiny.root), "--repeats", "2", "--json")
     assert json.loads(capsys.readouterr().out)["results"] == [{"edge": 224, "patches_per_second": 300.0}]
     here("vision", "--bundle", str(tiny.root))
     assert "patches per second" in capsys.readouterr().out
     assert [options for _, options in asked] == [{"repeats": 2}, {}]
     assert {bundle.root for bundle, _ in asked} == {tiny.root}
+
+
+def test_the_encoder_is_benched(tiny: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each case is measured on both sides, which give the same features."""
+    here("vision", "--bundle", str(tiny.root), "--repeats", "1", "--json")
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [(case["images"], case["patches"]) for case in results] == [
+        (case.images, case.images * case.grid[0] * case.grid[1]) for case in vision.CASES
+    ]
+    assert all(case["transformers"] > 0 and case["triptych"] > 0 and case["difference"] < 1e-3 for case in results)
 
 
 def test_a_picture_without_matplotlib_is_refused_at_once(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
@@ -17,6 +15,7 @@ from decoder_service.prompt import PromptBuilder
 from serving.media import media_digest
 from tests.pictures import noise, png
 from tests.reference import Clip, Inputs, Reference, Turn
+from tests.threads import one_thread
 
 TOKENS = 24
 """Length of the answers that are compared."""
@@ -76,17 +75,6 @@ class Case:
             max_new_tokens=tokens,
             stop_token_ids=frozenset(),
         )
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """So small a model is fastest on one thread, above all where cores are scarce."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def make_case(reference: Reference, turns: Sequence[Turn]) -> Case:

@@ -25,7 +25,7 @@ from decoder_service.engine import (
 from decoder_service.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError
-from tests.decoder_service.cases import TOKENS, TURNS, Case, one_thread
+from tests.decoder_service.cases import TOKENS, TURNS, Case
 from tests.decoder_service.engines import (
     ENGINES,
     EngineName,
@@ -37,6 +37,7 @@ from tests.decoder_service.engines import (
     sampled,
     tokens_of,
 )
+from tests.threads import one_thread
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

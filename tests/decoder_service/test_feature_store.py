@@ -50,10 +50,10 @@ async def test_the_least_recently_used_make_room() -> None:
     assert store.get("first") is first
     store.put("third", third)
     assert [store.get(key) for key in ("first", "second", "third")] == [first, None, third]
-    assert store.held_bytes == 36
+    assert store.nbytes == 36
     store.put("fourth", features(10))
     assert [store.get(key) for key in ("first", "third")] == [None, None]
-    assert store.held_bytes == 40
+    assert store.nbytes == 40
 
 
 async def test_features_sent_twice_are_counted_once() -> None:
@@ -63,7 +63,7 @@ async def test_features_sent_twice_are_counted_once() -> None:
     store.put("one", features(6))
     store.put("one", again)
     assert store.get("one") is again
-    assert store.held_bytes == 24
+    assert store.nbytes == 24
 
 
 async def test_what_is_too_large_drives_nothing_out() -> None:

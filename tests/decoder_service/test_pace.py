@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from decoder_service.engine.calibration import widths
-from decoder_service.engine.pace import READING_STEP, Curve, Measurements, Pace, Speed, cpu_name
+from decoder_service.engine.pace import READING_STEP, Curve, Measurements, Pace, Speed
 
 # One that is good at few rows, and one that is good at many: about the 2B model's on two cores.
 NARROW = Speed(Curve((1, 4, 8), (0.07, 0.11, 0.20)), Curve((8, 32, 128), (0.18, 0.55, 2.2)))
@@ -100,14 +100,6 @@ def test_measurements_that_are_damaged_are_made_again(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     file.write_text(file.read_text()[:20])
     assert kept.load() is None
-
-
-def test_the_processor_has_a_name(tmp_path: Path) -> None:
-    """As Linux tells it, else as Python does."""
-    told = tmp_path / "cpuinfo"
-    told.write_text("processor : 0\nmodel name\t: A Processor 9\n")
-    assert cpu_name(told) == "A Processor 9"
-    assert cpu_name(tmp_path / "none")
 
 
 def test_all_slots_are_measured() -> None:

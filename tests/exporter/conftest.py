@@ -10,17 +10,16 @@ import transformers
 import exporter
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
+from tests.threads import one_thread
 
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Models this small are slower on several threads, all the more beside others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cores import usable_cores
+from serving.cores import cpu_name, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,11 @@ def test_affinity_is_respected(tmp_path: Path) -> None:
         assert usable_cores(tmp_path / "nowhere") == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_the_processor_has_a_name(tmp_path: Path) -> None:
+    """As Linux tells it, else as Python does."""
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor : 0\nmodel name\t: A Processor 9\n")
+    assert cpu_name(told) == "A Processor 9"
+    assert cpu_name(tmp_path / "none")

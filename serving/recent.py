@@ -1,0 +1,56 @@
+"""What was used last, bounded in bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """Keeps values by key; those not used for longest make room for new ones. For one thread.
+
+    Args:
+        max_bytes: Most that all values may take together; 0 keeps nothing.
+        size: The bytes of a value, always the same for the same one.
+    """
+
+    def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
+        self._max_bytes = max_bytes
+        self._size = size
+        self._entries: OrderedDict[K, V] = OrderedDict()  # the one used last at the end
+        self._nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def nbytes(self) -> int:
+        """What the values take now."""
+        return self._nbytes
+
+    def get(self, key: K) -> V | None:
+        """What is kept under the key; it counts as used."""
+        value = self._entries.get(key)
+        if value is not None:
+            self._entries.move_to_end(key)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        """Keep a value in place of the key's last one. What is larger than all there is room for is not kept."""
+        self._forget(key)
+        size = self._size(value)
+        if size > self._max_bytes:
+            return
+        while self._nbytes + size > self._max_bytes:
+            self._forget(next(iter(self._entries)))
+        self._entries[key] = value
+        self._nbytes += size
+
+    def _forget(self, key: K) -> None:
+        value = self._entries.pop(key, None)
+        if value is not None:
+            self._nbytes -= self._size(value)
