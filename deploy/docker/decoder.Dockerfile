@@ -27,10 +27,11 @@ LABEL org.opencontainers.image.title="Triptych decoder service" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# The owner of /bundle is the owner of an empty named volume that is mounted there.
+# The owner of a directory here is the owner of an empty named volume that is mounted there. In /var/cache/triptych the
+# engine keeps what it has measured of the machine; without a volume it measures anew at each start.
 RUN groupadd --gid 10001 triptych \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin triptych \
- && install -d -o 10001 -g 10001 /bundle
+ && install -d -o 10001 -g 10001 /bundle /var/cache/triptych
 COPY --from=builder /opt/venv /opt/venv
 # The root file system may be read-only; whatever a library wants to keep goes to /tmp. Nothing is fetched at run time,
 # and nothing is sent: the published builds of ONNX Runtime report how they are used unless they are told not to.
@@ -43,6 +44,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     DECODER_HOST=0.0.0.0 \
     DECODER_PORT=50062 \
     DECODER_BUNDLE=/bundle \
+    DECODER_CACHE_DIR=/var/cache/triptych \
     DECODER_LOG_FORMAT=json
 USER 10001:10001
 WORKDIR /tmp

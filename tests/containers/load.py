@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+from PIL import Image, PngImagePlugin
 
 import triptych
 
@@ -31,6 +34,8 @@ class Outcome:
 class Load:
     """Asks about a picture on several threads until it is left.
 
+    Every question brings the picture in a file of its own: one that was seen before would reach no encoder.
+
     Args:
         address: `host:port` of the gateway.
         picture: Bytes of an image file.
@@ -40,7 +45,8 @@ class Load:
     def __init__(self, address: str, picture: bytes, *, people: int = 4) -> None:
         self.outcomes: list[Outcome] = []
         self._address = address
-        self._picture = triptych.Image(picture)
+        self._picture = Image.open(io.BytesIO(picture))
+        self._picture.load()
         self._leaving = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(people)]
 
@@ -71,12 +77,20 @@ class Load:
         """What went wrong."""
         return [outcome for outcome in self.outcomes if outcome.error is not None]
 
+    def _file(self, comment: str) -> triptych.Image:
+        """The picture as a PNG file that holds a comment."""
+        info, out = PngImagePlugin.PngInfo(), io.BytesIO()
+        info.add_text("Comment", comment)
+        self._picture.save(out, "PNG", pnginfo=info)
+        return triptych.Image(out.getvalue())
+
     def _ask(self, number: int) -> None:
         with triptych.Client(self._address) as client:
             turn = 0
             while not self._leaving.is_set():
                 turn += 1
-                question = triptych.user(self._picture, f"What is in the picture, person {number}, turn {turn}?")
+                words = f"What is in the picture, person {number}, turn {turn}?"
+                question = triptych.user(self._file(f"{time.monotonic_ns()} {words}"), words)
                 began, tokens, failure = time.monotonic(), 0, None
                 try:
                     for event in client.chat([question], max_tokens=40, timeout=120):
