@@ -1,4 +1,4 @@
-"""The processors: how many this process may use, by taskset and its container, and what they are called."""
+"""The processors: how many this process may use, by taskset and its container, what they are called and can do."""
 
 from __future__ import annotations
 
@@ -30,11 +30,26 @@ def cpu_name(cpu_info: Path = _CPU_INFO) -> str:
     Args:
         cpu_info: Where Linux tells its model.
     """
+    return _told("model name", cpu_info) or platform.processor() or platform.machine()
+
+
+def lacks_vnni(cpu_info: Path = _CPU_INFO) -> bool:
+    """Whether this is an x86 processor that adds up products of bytes in 16 bits, where they can saturate.
+
+    Args:
+        cpu_info: Where Linux tells its flags. Where they are not told, no processor is said to lack anything.
+    """
+    flags = (_told("flags", cpu_info) or "").split()
+    return "sse2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
+def _told(what: str, cpu_info: Path) -> str | None:
+    """What Linux says of the first processor."""
     try:
         for line in cpu_info.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
-            if name.strip() == "model name":
+            if name.strip() == what:
                 return value.strip()
     except OSError:  # not Linux
         pass
-    return platform.processor() or platform.machine()
+    return None

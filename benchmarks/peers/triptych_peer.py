@@ -27,7 +27,7 @@ class TriptychPeer:
         self.versions = {name: importlib.metadata.version(name) for name in ("triptych", "onnxruntime")}
         self._runner = asyncio.Runner()
         self._stack = contextlib.AsyncExitStack()
-        opening = engines.running(Bundle.open(Path(options.model)), threads=options.threads)
+        opening = engines.running(Bundle.open(Path(options.model)), threads=options.threads, slots=options.streams)
         self._engine = self._runner.run(self._stack.enter_async_context(opening)).engine
 
     def prefill(self, prompt: Sequence[int]) -> None:

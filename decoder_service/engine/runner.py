@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Piece, Step
+from serving.cores import lacks_vnni
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
@@ -124,6 +125,9 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     # Each session has threads of its own, which would go on spinning after a run, in the way of another session's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if lacks_vnni():
+        # An exact way to multiply bytes. With VNNI every way is exact, and this one slower.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cores import cpu_name, usable_cores
+from serving.cores import cpu_name, lacks_vnni, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,15 @@ def test_the_processor_has_a_name(tmp_path: Path) -> None:
     told.write_text("processor : 0\nmodel name\t: A Processor 9\n")
     assert cpu_name(told) == "A Processor 9"
     assert cpu_name(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("sse2 avx2", True), ("sse2 avx512_vnni", False), ("sse2 avx2 avx_vnni", False), ("asimd", False)],
+)
+def test_vnni_is_told_by_its_flags(tmp_path: Path, flags: str, expected: bool) -> None:
+    """Either of its two forms counts; processors of other kinds, and silent systems, lack nothing."""
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"processor : 0\nflags\t\t: fpu {flags} fma\n")
+    assert lacks_vnni(told) is expected
+    assert not lacks_vnni(tmp_path / "none")
