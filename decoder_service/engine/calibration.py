@@ -12,7 +12,7 @@ from decoder_service.engine.pace import Curve, Speed
 from decoder_service.engine.runner import Runner
 
 # Between and beyond these, lines are drawn.
-CHUNKS = (8, 32, 128)
+CHUNKS = (2, 8, 32, 128)
 _CONTEXT = 32
 _REPEATS = 3
 

@@ -22,7 +22,7 @@ from serving.cores import cpu_name
 
 log = structlog.get_logger()
 
-# How long a step may take that only reads, in seconds: a request that comes, or is called off, waits for its end.
+# Most time to read in a step, in seconds: a request that comes, or is called off, waits for its end.
 READING_STEP = 1.0
 # How much the newest step counts in the running mean of how far measurements are off, and how far it may go.
 _WEIGHT = 0.2
@@ -69,7 +69,8 @@ class Pace:
     Args:
         speeds: Of each graph.
         chunk_tokens: Most tokens of a prompt to read in one step.
-        stall: While requests answer: most time to read in a step, in steps that only answer.
+        stall: While requests answer: most time to read in a step, in steps that only answer, for each prompt that
+            could be read.
     """
 
     def __init__(self, speeds: Mapping[str, Speed], *, chunk_tokens: int, stall: float) -> None:
@@ -86,13 +87,19 @@ class Pace:
         """The graph for a chunk of so many tokens."""
         return min(self._speeds, key=lambda name: self._speeds[name].prefill.at(tokens))
 
-    def room(self, answering: int) -> int:
+    def room(self, answering: int, prompts: int = 1) -> int:
         """Tokens of prompts to read in this step: at least one, so that every prompt is read at last.
+
+        One prompt that comes must not be felt much by those who answer. Where many come at once, far more is lost by
+        steps of a few answers, each of which reads all weights, than by letting those few wait a little.
 
         Args:
             answering: How many requests have their step beside it.
+            prompts: How many could be read.
         """
-        allowed = self._stall * self._decode(answering) * self._decode_factor if answering else READING_STEP
+        allowed = READING_STEP
+        if answering:
+            allowed = min(allowed, self._stall * prompts * self._decode(answering) * self._decode_factor)
         sizes = range(1, self._chunk_tokens + 1)
         return max(1, bisect.bisect_right(sizes, allowed / self._prefill_factor, key=self._prefill))
 

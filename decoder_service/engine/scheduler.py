@@ -88,6 +88,11 @@ class Scheduler(Generic[T]):
         """Those that get a token in the next step."""
         return list(self._answering)
 
+    @property
+    def readable(self) -> int:
+        """How many have a prompt to be read and a place, or a free place to come to."""
+        return (self._reading is not None) + min(len(self._waiting), self._slots.free)
+
     def add(self, task: T) -> None:
         """A request comes."""
         self._waiting.append(task)

@@ -82,6 +82,11 @@ class Slots:
         return [slot for slot in self._rows if slot is not None and slot.reserved]
 
     @property
+    def free(self) -> int:
+        """How many requests more may run, memory permitting."""
+        return self._most_running - len(self.running)
+
+    @property
     def caches(self) -> list[Slot]:
         """What finished requests left, least recently used first."""
         kept = [slot for slot in self._rows if slot is not None and not slot.reserved]
@@ -101,10 +106,9 @@ class Slots:
         Returns:
             The slot, of whose prompt `length` tokens are computed, all but one at most; None while there is no room.
         """
-        running = self.running
-        if len(running) >= self._most_running:
+        if not self.free:
             return None
-        if sum(self._whole(slot.reserved) for slot in running) + self._whole(need) > self._budget:
+        if sum(self._whole(slot.reserved) for slot in self.running) + self._whole(need) > self._budget:
             return None
         source, match = self._longest_match(prompt)
         slot = self._beside(source, match, prompt, need) or self._instead_of(source, match, prompt, need)

@@ -188,7 +188,7 @@ class Stepper:
                 for job in answering:
                     if job.slot is not None:  # else it had its last token
                         self._fail(job, traceback.format_exc())
-        room = self._pace.room(len(self._scheduler.answering))
+        room = self._pace.room(len(self._scheduler.answering), self._scheduler.readable)
         while (chunk := self._scheduler.next_chunk(room)) is not None:
             try:
                 self._read(chunk)

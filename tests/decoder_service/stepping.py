@@ -41,7 +41,7 @@ class SetPace(Pace):
     def prefill_graph(self, tokens: int) -> str:
         return next(self._turns)
 
-    def room(self, answering: int) -> int:
+    def room(self, answering: int, prompts: int = 1) -> int:
         return next(self._rooms)
 
 
