@@ -62,7 +62,8 @@ class DecoderSettings(ServerSettings):
         1.75,
         gt=0,
         description="While answers are running: most time to read prompts between two of their tokens, in steps "
-        "without reading. More lets new requests begin sooner and running ones stutter.",
+        "without reading, for each prompt that could be read; a second at most. More lets new requests begin sooner "
+        "and running ones stutter.",
     )
     int8: bool = Field(
         True,

@@ -41,7 +41,8 @@ class BatchConfig:
         context_length: Most tokens of a prompt and its answer.
         kv_bytes: Memory for keys and values, of running requests and of caches together.
         chunk_tokens: Most tokens of a prompt in one step.
-        stall: While requests answer: most time to read prompts in a step, in steps that only answer.
+        stall: While requests answer: most time to read prompts in a step, in steps that only answer, for each prompt
+            that could be read.
         cached_prompts: How many finished requests' keys and values are kept, beside those in free slots; 0: none at
             all.
         int8: Whether the bundle's int8 graph is used, too, where it has one.

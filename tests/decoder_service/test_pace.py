@@ -45,6 +45,15 @@ def test_answers_wait_no_longer_than_the_stall(answering: int) -> None:
     assert WIDE.prefill.at(room) <= allowed < WIDE.prefill.at(room + 1)
 
 
+def test_each_prompt_that_could_be_read_adds_to_the_stall() -> None:
+    """Up to what a step without answers may read."""
+    chosen = pace(int8=WIDE)
+    room = chosen.room(4, prompts=3)
+    assert WIDE.prefill.at(room) <= 3 * 1.5 * WIDE.decode.at(4) < WIDE.prefill.at(room + 1)
+    assert chosen.room(4, prompts=1) == chosen.room(4) < room
+    assert chosen.room(4, prompts=50) == chosen.room(0)
+
+
 def test_a_step_that_only_reads_is_short() -> None:
     """So that what comes or goes meanwhile does not wait long; never more than chunk_tokens, never nothing."""
     assert NARROW.prefill.at(pace(int4=NARROW).room(0)) <= READING_STEP

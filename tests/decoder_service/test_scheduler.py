@@ -57,6 +57,25 @@ def test_first_come_first_served() -> None:
     assert order == [tasks[0]] * 3 + tasks[1:]
 
 
+def test_those_that_could_be_read_are_counted() -> None:
+    """The one that is being read, and of those that wait as many as there are places free."""
+    queue = scheduler(running=3)
+    assert queue.readable == 0
+    for _ in range(5):
+        queue.add(task(10))
+    assert queue.readable == 3
+    chunk = queue.next_chunk(4)
+    assert chunk is not None
+    queue.has_read(chunk)
+    assert queue.readable == 3
+    chunk = queue.next_chunk(6)
+    assert chunk is not None
+    queue.has_read(chunk)
+    assert queue.readable == 2
+    read_all(queue)
+    assert (len(queue.answering), queue.readable) == (3, 0)
+
+
 def test_one_that_does_not_fit_is_not_overtaken() -> None:
     """A large request at the head waits for memory, and a small one behind it waits with it."""
     queue = scheduler(budget=100)
