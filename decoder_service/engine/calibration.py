@@ -1,4 +1,4 @@
-"""How fast the graphs are on this machine: a few steps and chunks of each, timed."""
+"""How fast the graphs are on this machine: a few steps and chunks of each, timed. And a first chunk, to warm up."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def _speed(runner: Runner, graph: str, steps: Sequence[int], chunks: Sequence[in
         lengths = np.full(width, min(_CONTEXT, chunks[-1] - 1), np.int64)
         runner.step(graph, Step(0, lengths, np.zeros(width, np.int32), lengths))
 
-    def chunk(size: int) -> None:
-        positions = np.broadcast_to(np.arange(size), (3, size))
-        features = np.empty((0, runner.feature_width), np.float32)
-        runner.read(graph, Piece(0, 0, np.zeros(size, np.int32), features, positions))
+    return Speed(_curve(step, steps), _curve(lambda size: read(runner, graph, size), chunks))
 
-    return Speed(_curve(step, steps), _curve(chunk, chunks))
+
+def read(runner: Runner, graph: str, size: int) -> None:
+    """Read a chunk of so many tokens into the first row. The first large one of all allocates what later ones use."""
+    positions = np.broadcast_to(np.arange(size), (3, size))
+    features = np.empty((0, runner.feature_width), np.float32)
+    runner.read(graph, Piece(0, 0, np.zeros(size, np.int32), features, positions))
 
 
 def _curve(run: Callable[[int], None], sizes: Sequence[int]) -> Curve:

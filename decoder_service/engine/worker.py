@@ -13,7 +13,7 @@ from pathlib import Path
 import onnxruntime
 import structlog
 
-from decoder_service.engine.calibration import CHUNKS, calibrate, widths
+from decoder_service.engine.calibration import CHUNKS, calibrate, read, widths
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
 from decoder_service.engine.kv import KvCache, granule, token_bytes
 from decoder_service.engine.lifecycle import failed
@@ -109,9 +109,12 @@ class Worker:
             dtype=runner.cache_dtype,
         )
         runner.use(cache)
-        speeds = _speeds(config, runner, self.max_tokens)
+        pace = Pace(_speeds(config, runner, self.max_tokens), chunk_tokens=config.chunk_tokens, stall=config.stall)
+        # Else the first long prompt would take half as long again, for memory that later ones find there.
+        largest = min(pace.room(0), self.max_tokens)
+        read(runner, pace.prefill_graph(largest), largest)
         for row in range(config.slots):
-            cache.release(row)  # what measuring has written
+            cache.release(row)  # what measuring and this have written
         slots = Slots(
             cache,
             rows=config.slots + config.cached_prompts,
@@ -121,7 +124,6 @@ class Worker:
         )
         self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
         self._vocabulary = runner.vocabulary
-        pace = Pace(speeds, chunk_tokens=config.chunk_tokens, stall=config.stall)
         self._stepper = Stepper(runner, Scheduler[Job](slots), pace, self._shape, self._hear)
         log.info("engine ready", threads=config.threads, slots=config.slots, kv_cache_tokens=budget)
 
