@@ -261,12 +261,14 @@ def waits(streams: Sequence[Sequence[float]], begin: float, end: float) -> tuple
         end: When it was over.
 
     Returns:
-        Every wait that was over by `begin`; and the longest of those that fell, with any part, between `begin` and
-        `end`, 0 where there is none.
+        Every wait that began when all of them wrote and was over by `begin`; and the longest of those that fell, with
+        any part, between `begin` and `end`, 0 where there is none.
     """
+    settled = max(times[0] for times in streams)
     pairs = [pair for times in streams for pair in itertools.pairwise(times)]
     during = (after - before for before, after in pairs if before < end and after > begin)
-    return [after - before for before, after in pairs if after <= begin], max(during, default=0.0)
+    quiet = [after - before for before, after in pairs if settled <= before and after <= begin]
+    return quiet, max(during, default=0.0)
 
 
 def tables(results: DecoderResults) -> list[Table]:
