@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PROTOS := $(wildcard protos/vlm/v1/*.proto)
 
-.PHONY: setup demo test lint format protos protos-check docs docs-check clean
+.PHONY: setup demo demo-model demo-eval test lint format protos protos-check docs docs-check clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,14 @@ $(STAMP): pyproject.toml
 
 demo: setup
 	$(BIN)/triptych demo
+
+# Trains the demo model from nothing, in an hour or two; goes on where it was interrupted.
+demo-model: setup
+	$(BIN)/python -m demo.train --out demo/checkpoint --state build/demo --resume
+
+# Scores the demo model on the held-out set, bundle by bundle, and puts the table into README.md.
+demo-eval: setup
+	$(BIN)/python -m demo.evaluate --into README.md
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -52,3 +53,14 @@ def save_checkpoint(model: Qwen3VLForConditionalGeneration, tokenizer: Tokenizer
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def silence_deepstack(checkpoint: Path, out: Path) -> Path:
+    """A copy of a checkpoint whose DeepStack levels give zeros: what it still sees, it sees by the main features."""
+    shutil.copytree(checkpoint, out)
+    weights = load_file(out / "model.safetensors")
+    silenced = [name for name in weights if ".deepstack_merger_list." in name and ".linear_fc2." in name]
+    for name in silenced:
+        weights[name].zero_()
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    return out

@@ -17,11 +17,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from demo.config import IMAGE_PREPROCESSOR
 from demo.prompts import Sequence, pick_system, render
-from demo.scenes import MAX_SHAPES
+from demo.scenes import MAX_SHAPES, compressed, draw_crowd
 from demo.seeds import Split, stream
-from demo.sight import cell_truth
+from demo.sight import Fact, cell_truth
 from demo.sizes import random_token_count, training_sizes
-from demo.skills import SKILLS, Example, scene_chat
+from demo.skills import SKILLS, Example, Turn, scene_chat
 
 IGNORED = -100
 
@@ -36,7 +36,7 @@ class Batch:
     image_mask: torch.Tensor  # [B, L] bool
     pixel_values: torch.Tensor  # [N * P, 1536]
     grid: torch.Tensor  # [N, 3]
-    cells: torch.Tensor  # [N * P / 4, 4]: see demo.sight
+    cells: torch.Tensor  # [N * P / 4, facts]: see demo.sight
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,12 @@ class Course:
     """What is learnt when: to see single shapes first, then to talk about more of them, then in larger images too."""
 
     batch_size: int = 32
-    look_until: int = 700  # steps that train the vision tower alone
+    look_until: int = 1000  # steps that train the vision tower alone
     turns: int = 4  # about each scene
-    small_until: int = 1700  # steps with images of at most 18 tokens
+    small_until: int = 2400  # steps with images of at most 18 tokens
     shapes_every: int = 60  # steps until one shape more is drawn
+    crowds: float = 0.5  # share of what is only looked at
+    photos: float = 0.15  # share of the images that have been through JPEG
 
     def most_shapes(self, step: int) -> int:
         """How many shapes a scene may hold by then: looking is learnt on full scenes, talking on few shapes first."""
@@ -88,15 +90,23 @@ class Batches(Dataset[Batch]):
 
     def _chat(self, step: int, row: int, sizes: list[tuple[int, int]]) -> Chat:
         rng = stream(Split.TRAIN, self._seed, step, row)
-        if row % 16 == 15 and step % 2 == 0 and step >= self._course.look_until:
-            example: Example = SKILLS["chat"].example(rng, Split.TRAIN, sizes)
+        course = self._course
+        look_only = step < course.look_until
+        if look_only and rng.random() < course.crowds:
+            crowd = draw_crowd(rng, *rng.choice(sizes))
+            example = Example((crowd.image,), (Turn("look", "", ""),), (crowd,))
+        elif row % 16 == 15 and step % 2 == 0 and not look_only:
+            example = SKILLS["chat"].example(rng, Split.TRAIN, sizes)
         else:
-            most = self._course.most_shapes(step)
-            count = min(most, rng.choice((1, 2, 3, 3, 4, 4)))
-            example = scene_chat(rng, Split.TRAIN, sizes, self._course.turns, count)
+            count = min(course.most_shapes(step), rng.choice((1, 2, 3, 3, 4, 4)))
+            example = scene_chat(rng, Split.TRAIN, sizes, course.turns, count)
         pixels, grid = torch.zeros(0, 1536), torch.zeros(0, 3, dtype=torch.long)
         if example.images:
-            features = self._processor(list(example.images), return_tensors="pt")
+            images = [
+                compressed(image, rng.randint(55, 95)) if rng.random() < course.photos else image
+                for image in example.images
+            ]
+            features = self._processor(images, return_tensors="pt")
             pixels, grid = features["pixel_values"], features["image_grid_thw"]
         system, image_last = pick_system(rng), rng.random() < 0.1
         sequence = render(example, grid.numpy(), self._tokenizer, system=system, image_last=image_last)
@@ -104,7 +114,9 @@ class Batches(Dataset[Batch]):
             cell_truth(scene, height, width)
             for scene, (_, height, width) in zip(example.scenes, grid.tolist(), strict=True)
         ]
-        return Chat(sequence, pixels, grid, torch.from_numpy(np.concatenate([np.zeros((0, 4), np.int64), *truth])))
+        return Chat(
+            sequence, pixels, grid, torch.from_numpy(np.concatenate([np.zeros((0, len(Fact)), np.int64), *truth]))
+        )
 
 
 def collate(chats: list[Chat]) -> Batch:

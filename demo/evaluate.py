@@ -1,16 +1,19 @@
-"""Score anything that answers questions about images, on examples that training never saw.
+"""Score the demo model on examples that training never saw.
 
-`python -m demo.evaluate` prints a table of skills by variants of a checkpoint.
-
-The held-out set has its own random stream, image sizes and phrasings. `held_out_cases` draws it and `evaluate` scores a
-callable `answer(images, question) -> str`, be it transformers, a bundle or the whole running system.
+The held-out set has its own random stream, image sizes and phrasings. `held_out_cases` draws it and
+`evaluate` scores anything that answers a case. `python -m demo.evaluate` scores a checkpoint as it is served: it
+exports its bundles, starts the three services on each, and prints a table of skills by bundles.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +25,8 @@ from demo.seeds import Split, stream
 from demo.sizes import random_size
 from demo.skills import SKILLS
 
-Answer = Callable[[Sequence[Image.Image], str], str]
+TABLE = "demo-eval"  # what marks the table in a Markdown file
+_ASKED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Case:
     def right(self, answer: str) -> bool:
         """Whether the skill accepts this answer."""
         return SKILLS[self.skill].right(self.expected, answer)
+
+
+Answer = Callable[[Case], str]
 
 
 @dataclass(frozen=True)
@@ -64,56 +71,78 @@ def held_out_cases(skill: str, count: int, seed: int = 0) -> list[Case]:
     return cases
 
 
-def score(cases: Sequence[Case], answers: Sequence[str]) -> Score:
-    """The score of answers already given, in the cases' order (all cases of one skill)."""
-    pairs = list(zip(cases, answers, strict=True))
-    return Score(cases[0].skill, len(cases), tuple(pair for pair in pairs if not pair[0].right(pair[1])))
-
-
 def evaluate(answer: Answer, skills: Iterable[str] = tuple(SKILLS), count: int = 200, seed: int = 0) -> list[Score]:
-    """Ask every held-out question of the skills, one after another, and score the answers."""
-    scores = []
-    for skill in skills:
-        cases = held_out_cases(skill, count, seed)
-        asked = tqdm(cases, desc=skill, unit="question", leave=False, disable=not sys.stderr.isatty())
-        scores.append(score(cases, [answer(case.images, case.question) for case in asked]))
-    return scores
+    """Ask every held-out question of the skills, some at once, and score the answers."""
+    return [score(answer, held_out_cases(skill, count, seed)) for skill in skills]
 
 
-VARIANTS = {
-    "fp32": {"int4": False, "deepstack": True},
-    "int4": {"int4": True, "deepstack": True},
-    "fp32-no-deepstack": {"int4": False, "deepstack": False},
-    "int4-no-deepstack": {"int4": True, "deepstack": False},
-}
+def score(answer: Answer, cases: Sequence[Case]) -> Score:
+    """The score on cases of one skill."""
+    skill = cases[0].skill
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        asked = tqdm(
+            pool.map(answer, cases),
+            desc=skill,
+            total=len(cases),
+            unit="question",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        pairs = [(case, given) for case, given in zip(cases, asked, strict=True) if not case.right(given)]
+    return Score(skill, len(cases), tuple(pairs))
+
+
+def table(results: dict[str, list[Score]]) -> str:
+    """Skills by bundles, in Markdown."""
+    rows = [("skill", *results), ("---",) * (1 + len(results))]
+    rows += [
+        (same[0].skill, *(f"{result.accuracy:.1%}" for result in same)) for same in zip(*results.values(), strict=True)
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def put_table(text: str, content: str) -> str:
+    """A Markdown text with the content between its marks for the table."""
+    begin, end = f"<!-- {TABLE} -->\n", f"<!-- /{TABLE} -->"
+    if begin not in text or end not in text:
+        raise SystemExit(f"there is no place for the table: put {begin.strip()} and {end} on lines of their own")
+    return re.sub(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", lambda _: content, text, flags=re.DOTALL)
 
 
 def main() -> None:
-    """The command line: a table of skills by variants of a checkpoint, run through transformers."""
-    from demo.local import LocalModel  # noqa: PLC0415  # torch is not needed to score a running system
+    """The command line."""
+    from demo.served import VARIANTS, bundle_of, serving  # noqa: PLC0415  # it needs all the services; drawing does not
 
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--count", type=int, default=200, help="held-out questions of each skill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skills", nargs="+", choices=list(SKILLS), default=list(SKILLS))
-    default = ["fp32", "int4", "int4-no-deepstack"]
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=default)
-    parser.add_argument("--show", type=int, default=0, help="print so many wrong answers of each kind")
+    parser.add_argument("--bundles", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--show", type=int, default=0, help="print so many wrong answers of each skill and bundle")
+    parser.add_argument("--json", action="store_true", help="print accuracies as JSON instead of a table")
+    parser.add_argument("--into", type=Path, help="put the table between its marks in this Markdown file, too")
     options = parser.parse_args()
 
-    tqdm.write(f"| skill | {' | '.join(options.variants)} |")
-    tqdm.write(f"|---|{'---|' * len(options.variants)}")
-    models = {name: LocalModel(options.checkpoint, **VARIANTS[name]) for name in options.variants}
-    for skill in options.skills:
-        cases = held_out_cases(skill, options.count, options.seed)
-        chats = [(case.images, case.question) for case in cases]
-        scores = {name: score(cases, model.answer_all(chats)) for name, model in models.items()}
-        tqdm.write(f"| {skill} | {' | '.join(f'{result.accuracy:.1%}' for result in scores.values())} |")
-        for name, result in scores.items():
-            for case, answer in result.wrong[: options.show]:
-                size = "x".join(map(str, case.images[0].size)) if case.images else "no image"
-                tqdm.write(f"  {name} {size}: {case.question!r}\n    right {case.expected!r}\n    given {answer!r}")
+    results: dict[str, list[Score]] = {}
+    for name in options.bundles:
+        with tempfile.TemporaryDirectory() as scratch:
+            bundle = bundle_of(options.checkpoint, VARIANTS[name], Path(scratch))
+            with serving(bundle) as answer:
+                results[name] = evaluate(answer, options.skills, options.count, options.seed)
+        for result in results[name]:
+            for case, answer_given in result.wrong[: options.show]:
+                shown = " and ".join("x".join(map(str, image.size)) for image in case.images) or "no image"
+                tqdm.write(f"{name}, {shown}: {case.question}", file=sys.stderr)
+                tqdm.write(f"    right: {case.expected}\n    given: {answer_given}", file=sys.stderr)
+    if options.json:
+        accuracies = {name: {s.skill: s.accuracy for s in scores} for name, scores in results.items()}
+        tqdm.write(json.dumps({"count": options.count, "seed": options.seed, "accuracy": accuracies}))
+    else:
+        tqdm.write(table(results), end="")
+    if options.into is not None:
+        text = options.into.read_text(encoding="utf-8")
+        options.into.write_text(put_table(text, table(results)), encoding="utf-8")
 
 
 if __name__ == "__main__":

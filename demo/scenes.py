@@ -8,6 +8,7 @@ are clearly left and right of each other.
 from __future__ import annotations
 
 import colorsys
+import io
 import math
 import random
 from collections.abc import Sequence
@@ -89,26 +90,55 @@ def draw_scene(
     """A scene of `count` shapes (1 to 4 when None; fewer if they do not fit) on a random background."""
     background, samples = draw_background(rng, width, height)
     wanted = count if count is not None else rng.choice((1, 2, 2, 3, 3, 4, 4))
-    usable = [colour for colour in COLOURS if _contrast(_typical(colour), samples) > _MIN_CONTRAST + 25]
-    circles = _layout(rng, width, height, wanted)
-    shapes = []
-    for x, y, radius in circles:
-        colour = rng.choice(usable)
-        rgb = pick_rgb(rng, colour)
-        while _contrast(rgb, samples) < _MIN_CONTRAST:
-            colour = rng.choice(usable)
-            rgb = pick_rgb(rng, colour)
-        kind = rng.choice(kinds)
-        turn = 0.0 if kind == "circle" or rng.random() < 0.5 else rng.uniform(-12, 12)
-        shapes.append(Shape(colour, kind, x, y, radius, turn, rgb))
+    shapes = [_pick_shape(rng, circle, samples, kinds) for circle in _layout(rng, width, height, wanted)]
     smooth = rng.random() < 0.7
     outline = rng.random() < 0.08
     for shape in shapes:
         draw_shape(background, shape, smooth=smooth, outline=outline)
     if rng.random() < 0.05:
         background = background.filter(ImageFilter.GaussianBlur(0.6))
-    ordered = sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x))
-    return Scene(width, height, tuple(ordered), background)
+    return Scene(width, height, _in_reading_order(shapes, height), background)
+
+
+def draw_crowd(rng: random.Random, width: int, height: int) -> Scene:
+    """Many shapes, of which nothing is asked but what they are: one picture teaches a dozen of them."""
+    image, samples = draw_background(rng, width, height)
+    side = min(width, height)
+    shapes: list[Shape] = []
+    for _ in range(60):
+        radius = max(6.0, rng.uniform(0.08, 0.19) * side)
+        margin = 1.2 * radius + 1
+        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+        if all(math.hypot(x - other.x, y - other.y) > 1.25 * (radius + other.radius) + 2 for other in shapes):
+            shapes.append(_pick_shape(rng, (x, y, radius), samples))
+    smooth = rng.random() < 0.7
+    for shape in shapes:
+        draw_shape(image, shape, smooth=smooth)
+    return Scene(width, height, _in_reading_order(shapes, height), image)
+
+
+def _in_reading_order(shapes: Sequence[Shape], height: int) -> tuple[Shape, ...]:
+    return tuple(sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x)))
+
+
+def compressed(image: Image.Image, quality: int) -> Image.Image:
+    """What JPEG makes of the image, its colours at half the resolution."""
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality, subsampling="4:2:0")
+    return Image.open(out).convert("RGB")
+
+
+def _pick_shape(rng: random.Random, circle: Circle, samples: Sequence[Rgb], kinds: Sequence[str] = SHAPES) -> Shape:
+    """A shape at that place, of a colour that stands out from the samples of the background."""
+    usable = [colour for colour in COLOURS if _contrast(_typical(colour), samples) > _MIN_CONTRAST + 25]
+    colour = rng.choice(usable)
+    rgb = pick_rgb(rng, colour)
+    while _contrast(rgb, samples) < _MIN_CONTRAST:
+        colour = rng.choice(usable)
+        rgb = pick_rgb(rng, colour)
+    kind = rng.choice(kinds)
+    turn = 0.0 if kind == "circle" or rng.random() < 0.5 else rng.uniform(-12, 12)
+    return Shape(colour, kind, *circle, turn, rgb)
 
 
 def pick_rgb(rng: random.Random, colour: str) -> Rgb:

@@ -1,8 +1,8 @@
 """Train the demo model from nothing: `python -m demo.train --out DIR`.
 
-The run keeps its state in DIR.run (weights, optimizers, step, history) every few minutes and goes on from there with
---resume. Batches depend on the seed and the step alone, so a resumed run is the run that was never interrupted. When it
-ends, DIR holds the checkpoint and DIR.run/loss.png the course of it.
+The run keeps its state (weights, optimizers, step, history) every few minutes and goes on from there with --resume.
+Batches depend on the seed and the step alone, so a resumed run is the run that was never interrupted. When it ends, DIR
+holds the checkpoint, and loss.png beside the state shows the course of it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
+STEPS = 5000
 _SIGHT_WEIGHT = 0.3
 _ROUNDED_FROM = 0.75  # share of the run after which weights are rounded to INT4 in the forward pass
 
@@ -108,12 +109,11 @@ def train(
     *,
     seed: int,
     steps: int,
-    minutes: float | None = None,
     state: Path | None = None,
     save_every: float = 120.0,
     workers: int = 1,
 ) -> None:
-    """Train until `steps` steps are done or `minutes` are over, whichever comes first; saves every so many seconds.
+    """Train until `steps` steps are done, and save every so many seconds.
 
     SIGTERM or Ctrl-C ends it after the step at hand, so that a resumed run can go on from there.
     """
@@ -124,11 +124,9 @@ def train(
     ):
         began = time.monotonic() - run.seconds
         for batch in batches(tokenizer, seed, course, first=run.step, last=steps, workers=workers):
-            progress = run.step / steps
-            if minutes is not None:
-                progress = max(progress, (time.monotonic() - began) / (60 * minutes))
-            if progress >= 1 or stopped:
+            if stopped:
                 break
+            progress = run.step / steps
             run.learn(batch, progress, look_only=run.step < course.look_until)
             run.seconds = time.monotonic() - began
             _, loss, accuracy = run.history[-1]
@@ -169,17 +167,17 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model from nothing.")
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
-    parser.add_argument("--steps", type=int, default=100_000, help="stop after so many steps")
-    parser.add_argument("--minutes", type=float, help="stop after so many minutes; the learning rate follows the time")
+    parser.add_argument("--state", type=Path, help="directory for what a resumed run needs; OUT.run unless it is given")
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
-    parser.add_argument("--resume", action="store_true", help="go on from the state kept in OUT.run")
+    parser.add_argument("--resume", action="store_true", help="go on from the state, if there is one")
     options = parser.parse_args()
 
     keep_memory()
     torch.set_num_threads(options.threads)
-    side = options.out.with_name(options.out.name + ".run")
+    side = options.state or options.out.with_name(options.out.name + ".run")
     state = side / "state.pt"
     tokenizer = recipe_tokenizer()
     run = new_run(tokenizer, options.seed)
@@ -191,7 +189,6 @@ def main() -> None:
         Course(),
         seed=options.seed,
         steps=options.steps,
-        minutes=options.minutes,
         state=state,
         workers=options.workers,
     )

@@ -7,9 +7,9 @@ import pytest
 
 from demo.evaluate import held_out_cases
 from demo.pictures import PICTURES
-from demo.scenes import COLOURS, MAX_SHAPES, PLACES, SHAPES, Scene, draw_scene
+from demo.scenes import COLOURS, MAX_SHAPES, PLACES, SHAPES, Scene, compressed, draw_crowd, draw_scene
 from demo.seeds import Split, stream
-from demo.sight import CENTRE, COLOUR, KIND, PLACE, cell_truth
+from demo.sight import UNSURE, Fact, cell_truth
 from demo.sizes import held_out, media_tokens, random_size, random_token_count, training_sizes
 from demo.skills import SKILLS, scene_chat
 
@@ -60,15 +60,44 @@ def test_cells_hold_what_is_drawn_there() -> None:
     """Each shape has one cell with its centre, and that cell names its colour and kind unless a neighbour is near."""
     for scene in scenes(40):
         rows, columns = 4, 6
-        cells = cell_truth(scene, 2 * rows, 2 * columns).reshape(rows, columns, 4)
+        cells = cell_truth(scene, 2 * rows, 2 * columns).reshape(rows, columns, len(Fact))
         centres = {(int(shape.y / scene.height * rows), int(shape.x / scene.width * columns)) for shape in scene.shapes}
-        assert set(zip(*np.nonzero(cells[..., CENTRE]), strict=True)) == centres
+        assert set(zip(*np.nonzero(cells[..., Fact.CENTRE]), strict=True)) == centres
         if len(centres) == len(scene.shapes):
             for shape in scene.shapes:
                 cell = cells[int(shape.y / scene.height * rows), int(shape.x / scene.width * columns)]
-                assert cell[COLOUR] == 1 + COLOURS.index(shape.colour)
-                assert cell[KIND] == 1 + SHAPES.index(shape.kind)
-                assert sum(PLACES, ())[cell[PLACE]] == scene.place(shape)
+                assert cell[Fact.COLOUR] == 1 + COLOURS.index(shape.colour)
+                assert cell[Fact.KIND] == 1 + SHAPES.index(shape.kind)
+                assert sum(PLACES, ())[cell[Fact.PLACE]] == scene.place(shape)
+                assert scene.shapes[cell[Fact.ORDER]] is shape
+                assert cell[Fact.SHAPES] == len(scene.shapes) - 1
+                assert cell[Fact.SAME_KIND] == sum(other.kind == shape.kind for other in scene.shapes) - 1
+                assert cell[Fact.SAME_COLOUR] == sum(other.colour == shape.colour for other in scene.shapes) - 1
+
+
+def test_of_a_crowd_only_shapes_are_told() -> None:
+    """None lies over another; where there are more than in a scene, nothing is said of places and numbers."""
+    crowds = [draw_crowd(stream(Split.TRAIN, 7, "crowd", index), 240, 160) for index in range(20)]
+    large = [crowd for crowd in crowds if len(crowd.shapes) > MAX_SHAPES]
+    assert len(large) > len(crowds) / 2
+    for crowd in large:
+        for position, shape in enumerate(crowd.shapes):
+            for other in crowd.shapes[position + 1 :]:
+                assert math.hypot(shape.x - other.x, shape.y - other.y) > shape.radius + other.radius
+        cells = cell_truth(crowd, 10, 12)
+        assert (cells[:, Fact.CENTRE] == 1).sum() > MAX_SHAPES / 2
+        assert (cells[:, Fact.PLACE :] == UNSURE).all()
+
+
+def test_what_jpeg_does_is_seen_and_small() -> None:
+    """The picture has its size, other pixels, and no colour that is far off in the middle of a shape."""
+    for scene in scenes(5):
+        photo = compressed(scene.image, 80)
+        assert photo.size == scene.image.size
+        assert photo.tobytes() != scene.image.tobytes()
+        for shape in scene.shapes:
+            if shape.radius > 12:
+                assert math.dist(photo.getpixel((int(shape.x), int(shape.y))), shape.rgb) < 40
 
 
 def test_all_words_occur() -> None:
