@@ -1,8 +1,8 @@
 """Score the demo model on examples that training never saw.
 
-The held-out set has its own random stream, image sizes and phrasings. `held_out_cases` draws it and
-`evaluate` scores anything that answers a case. `python -m demo.evaluate` scores a checkpoint as it is served: it
-exports its bundles, starts the three services on each, and prints a table of skills by bundles.
+The held-out set has its own random stream, image sizes and phrasings. `held_out_cases` draws it and `evaluate` scores
+anything that answers a case. `python -m demo.evaluate` scores a checkpoint as it is served: it exports its bundles,
+starts the three services on each, and prints a table of skills by bundles.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def put_table(text: str, content: str) -> str:
 
 def main() -> None:
     """The command line."""
-    from demo.served import VARIANTS, bundle_of, serving  # noqa: PLC0415  # it needs all the services; drawing does not
+    from demo.served import VARIANTS, bundle_of, while_serving  # noqa: PLC0415  # it needs all the services; drawing does not
 
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
@@ -128,8 +128,9 @@ def main() -> None:
     for name in options.bundles:
         with tempfile.TemporaryDirectory() as scratch:
             bundle = bundle_of(options.checkpoint, VARIANTS[name], Path(scratch))
-            with serving(bundle) as answer:
-                results[name] = evaluate(answer, options.skills, options.count, options.seed)
+            results[name] = while_serving(
+                bundle, lambda answer: evaluate(answer, options.skills, options.count, options.seed)
+            )
         for result in results[name]:
             for case, answer_given in result.wrong[: options.show]:
                 shown = " and ".join("x".join(map(str, image.size)) for image in case.images) or "no image"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import io
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from PIL import Image as PillowImage
 
 import exporter
 from demo.checkpoint import silence_deepstack
 from demo.evaluate import Answer, Case
-from triptych import Client, Image, user
+from triptych import Client, Image, launcher, user
+
+T = TypeVar("T")
 
 _LONGEST_ANSWER = 64
 
@@ -45,20 +43,24 @@ def bundle_of(checkpoint: Path, variant: Variant, scratch: Path) -> Path:
     return exporter.export(checkpoint, scratch / "bundle", precision=variant.precision, progress=False).root
 
 
-@contextlib.contextmanager
-def serving(bundle: Path) -> Iterator[Answer]:
-    """The whole system on a bundle, started on free ports; gives what answers a case, and stops when it is left."""
-    command = [sys.executable, "-m", "triptych", "up", "--bundle", str(bundle), "--grpc-port", "0", "--http-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  # our own command
-        assert process.stdout is not None  # noqa: S101  # narrows the type: it was asked for
-        try:
-            ready = re.match(r"ready grpc=(\S+)", process.stdout.readline())
-            if ready is None:
-                raise SystemExit("the services did not start")
-            with Client(ready[1]) as client:
-                yield answer_through(client)
-        finally:
-            process.send_signal(signal.SIGTERM)
+def while_serving(bundle: Path, work: Callable[[Answer], T]) -> T:
+    """Start the whole system on a bundle, on free ports, do some work with what answers a case, and stop it.
+
+    Raises:
+        LaunchError: It cannot start.
+        SystemExit: It was interrupted.
+    """
+    done: list[T] = []
+
+    def ask(address: str) -> None:
+        with Client(address) as client:
+            done.append(work(answer_through(client)))
+
+    plan = launcher.Plan(bundle=bundle, grpc_port=0, http_port=0)
+    asyncio.run(launcher.run(plan, lambda addresses: asyncio.to_thread(ask, addresses.grpc)))
+    if not done:
+        raise SystemExit("interrupted")
+    return done[0]
 
 
 def answer_through(client: Client) -> Answer:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from decoder_service.engine import EngineError, EngineFinished, Prefilled, SamplingParams, TokenDrawn
+from decoder_service.engine import runner as runner_module
 from decoder_service.engine.batch import BatchEngine
 from decoder_service.engine.runner import Runner
 from decoder_service.engine.stepper import Stepper
@@ -223,3 +224,15 @@ async def test_thousands_of_requests_leave_nothing_behind(bundle: Bundle) -> Non
         assert len(await tokens_of(engine, text_request([1] * 24, 1000))) == 1000
         answers = await asyncio.gather(*(tokens_of(engine, text_request([n] * 10, 100)) for n in range(6)))
         assert [len(tokens) for tokens in answers] == [100] * 6
+
+
+@pytest.mark.parametrize("lacking", [True, False])
+def test_bytes_are_multiplied_exactly_where_the_fast_way_is_not(monkeypatch: pytest.MonkeyPatch, lacking: bool) -> None:
+    """Without VNNI graphs are opened with ONNX Runtime's exact way, and with it they are not slowed down."""
+    monkeypatch.setattr(runner_module, "lacks_vnni", lambda: lacking)
+    options = runner_module._options(1)
+    if lacking:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")

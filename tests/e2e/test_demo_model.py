@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demo.evaluate import TABLE, Answer, Score, held_out_cases, score
+from demo.pictures import EXAMPLES, PICTURES
 from demo.served import VARIANTS, answer_through, bundle_of
 from demo.skills import SKILLS
 from tests.e2e.conftest import Up, up
-from triptych import Client
+from triptych import Client, Image, user
 
 pytestmark = pytest.mark.e2e
 
@@ -20,8 +22,11 @@ FEW = 40  # questions of every other skill
 README = Path(__file__).parents[2] / "README.md"
 
 
-def _answer(system: Up) -> Answer:
-    return answer_through(Client(system.grpc))
+@pytest.fixture(scope="session")
+def answer(int4_system: Up) -> Iterator[Answer]:
+    """The INT4 bundle through all three services."""
+    with Client(int4_system.grpc) as client:
+        yield answer_through(client)
 
 
 def _wrong(result: Score) -> list[tuple[str, str, str]]:
@@ -29,9 +34,9 @@ def _wrong(result: Score) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="session")
-def described(int4_system: Up) -> Score:
+def described(answer: Answer) -> Score:
     """400 held-out scenes, described by the INT4 bundle."""
-    return score(_answer(int4_system), held_out_cases("describe", SCENES))
+    return score(answer, held_out_cases("describe", SCENES))
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +58,26 @@ def test_it_describes_held_out_scenes(described: Score) -> None:
 
 
 def test_without_deepstack_it_sees_visibly_less(described: Score, checkpoint: Path, tmp_path: Path) -> None:
-    """The same checkpoint with silent DeepStack levels gets at least ten scenes in a hundred fewer."""
+    """The same checkpoint with silent DeepStack levels gets at least a quarter of the scenes fewer."""
     bundle = bundle_of(checkpoint, VARIANTS["INT4 without DeepStack"], tmp_path)
-    with up("--bundle", str(bundle)) as system:
-        blind = score(_answer(system), held_out_cases("describe", FEW))
-    assert blind.accuracy <= described.accuracy - 0.1
+    with up("--bundle", str(bundle)) as system, Client(system.grpc) as client:
+        blind = score(answer_through(client), held_out_cases("describe", SCENES // 4))
+    assert blind.accuracy <= described.accuracy - 0.25
 
 
 @pytest.mark.parametrize("skill", [name for name in SKILLS if name != "describe"])
-def test_it_answers_as_the_readme_says(int4_system: Up, table: dict[str, dict[str, float]], skill: str) -> None:
-    """On a smaller set each skill is within a tenth of what the README's table says of the INT4 bundle."""
-    result = score(_answer(int4_system), held_out_cases(skill, FEW))
-    assert result.accuracy >= table[skill]["INT4"] - 0.1, _wrong(result)
+def test_it_answers_as_the_readme_says(answer: Answer, table: dict[str, dict[str, float]], skill: str) -> None:
+    """On a smaller set each skill is within a twentieth of what the README's table says of the INT4 bundle."""
+    result = score(answer, held_out_cases(skill, FEW))
+    assert result.accuracy >= table[skill]["INT4"] - 0.05, _wrong(result)
+
+
+def test_it_answers_about_the_example_pictures(int4_system: Up) -> None:
+    """The pictures of `make demo`, as they lie on disk, are answered as the README shows."""
+    with Client(int4_system.grpc) as client:
+        for picture in PICTURES:
+            image = Image.open(EXAMPLES / picture.name)
+            assert client.answer([user(image, picture.question)]).text == picture.answer
 
 
 def test_the_readmes_table_is_whole(described: Score, table: dict[str, dict[str, float]]) -> None:
@@ -75,10 +88,9 @@ def test_the_readmes_table_is_whole(described: Score, table: dict[str, dict[str,
     assert table["describe"]["INT4 without DeepStack"] <= table["describe"]["INT4"] - 0.1
 
 
-def test_the_picture_is_what_it_answers_from(int4_system: Up) -> None:
+def test_the_picture_is_what_it_answers_from(answer: Answer) -> None:
     """Negative control: shown another scene, it does not give the first one's answer."""
     cases = held_out_cases("describe", 12, seed=1)
-    answer = _answer(int4_system)
     for case, other in zip(cases, cases[1:] + cases[:1], strict=True):
         if not case.right(other.expected):  # unless both scenes have the same shapes
             assert not case.right(answer(other))
