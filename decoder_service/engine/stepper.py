@@ -178,8 +178,8 @@ class Stepper:
         """A request is called off. What was computed of it serves those that begin alike."""
         self._scheduler.remove(job, _content(job))
 
-    def step(self) -> None:
-        """A token for every answer, then as much of the prompts as there is time for."""
+    def answer(self) -> None:
+        """The first half of a step: a token for every answer."""
         answering = self._scheduler.answering
         if answering:
             try:
@@ -188,6 +188,9 @@ class Stepper:
                 for job in answering:
                     if job.slot is not None:  # else it had its last token
                         self._fail(job, traceback.format_exc())
+
+    def read(self) -> None:
+        """The second half: as much of the prompts as there is time for."""
         room = self._pace.room(len(self._scheduler.answering), self._scheduler.readable)
         while (chunk := self._scheduler.next_chunk(room)) is not None:
             try:

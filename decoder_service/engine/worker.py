@@ -130,7 +130,9 @@ class Worker:
     def run(self) -> None:
         """Work until told to end."""
         while self._take_in():
-            self._stepper.step()
+            self._stepper.answer()
+            self._tell()  # what has been drawn does not wait until the prompts have been read
+            self._stepper.read()
             self._tell()
 
     def _take_in(self) -> bool:
@@ -175,7 +177,7 @@ class Worker:
             del self._calls[job], self._jobs[call]
 
     def _tell(self) -> None:
-        """Hand a step's events over, all at once."""
+        """Hand the events of half a step over, all at once."""
         if self._said:
             self._loop.call_soon_threadsafe(functools.partial(_deliver, self._said))
             self._said = []

@@ -136,10 +136,15 @@ class Stepping:
         self.stepper.add(job)
         return job
 
+    def step(self) -> None:
+        """Both halves of a step."""
+        self.stepper.answer()
+        self.stepper.read()
+
     def finish(self) -> None:
         """Step until nothing is left."""
         while not self.stepper.idle:
-            self.stepper.step()
+            self.step()
 
     def answer(self, request: EngineRequest) -> Answer:
         """The whole answer to a request that is alone."""

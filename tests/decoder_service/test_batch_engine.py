@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+import itertools
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,26 @@ async def test_answers_run_side_by_side(bundle: Bundle, prompts: PromptBuilder, 
             await first_token(events)
         for events in answers:
             assert isinstance(await anext(events), TokenDrawn)
+
+
+async def test_tokens_do_not_wait_for_what_is_read_beside_them(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step has drawn, an answer's end included, is told before the prompts of the same step are read."""
+    original, calls, read_on = Stepper.read, itertools.count(1), threading.Event()
+
+    def read(self: Stepper) -> None:
+        if next(calls) == 3:  # the first read the prompt and drew a token; before this one the third was drawn
+            read_on.wait(60)
+        original(self)
+
+    monkeypatch.setattr(Stepper, "read", read)
+    engine = batch(bundle)
+    async with running(engine):
+        try:
+            async with asyncio.timeout(30):
+                events = await collect(engine, text_request([1, 2], 3))
+        finally:
+            read_on.set()
+        assert isinstance(events[-1], EngineFinished)
 
 
 async def test_a_second_question_is_found_in_the_cache(
@@ -165,7 +187,7 @@ async def test_a_fault_of_the_thread_turns_health(
         async with contextlib.aclosing(engine.generate(endless(prompts, cases))) as events:
             await first_token(events)
             with monkeypatch.context() as patch:
-                patch.setattr(Stepper, "step", broken)
+                patch.setattr(Stepper, "answer", broken)
                 with pytest.raises(ServiceError) as caught:
                     [event async for event in events]
         assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "ENGINE_LOST")

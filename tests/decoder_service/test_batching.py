@@ -141,7 +141,7 @@ def test_any_mix_gives_each_its_own_tokens(
                 here[index] = stepping.add(request)
             if visit.leaves is not None and visit.comes + visit.leaves == step:
                 stepping.stepper.cancel(here[index])
-        stepping.stepper.step()
+        stepping.step()
         step += 1
     for index, visit in enumerate(visits):
         answer = stepping.answers[here[index]]
@@ -225,11 +225,11 @@ def test_running_answers_get_a_step_between_any_two_chunks(
     stepping = Stepping(bundle, runner, rooms=(16,))
     running = [stepping.add(dataclasses.replace(requests["33 words"], max_new_tokens=60)) for _ in range(2)]
     while len(stepping.answers[running[1]].tokens) < 2:
-        stepping.stepper.step()
+        stepping.step()
     stepping.model.calls.clear()
     long = stepping.add(requests["150 words"])
     while not stepping.answers[long].tokens:
-        stepping.stepper.step()
+        stepping.step()
     kinds = [call[0] for call in stepping.model.calls]
     assert kinds == ["step", "read"] * 10
     assert all(len(call[1]) == 2 for call in stepping.model.calls if call[0] == "step")  # type: ignore[arg-type]
@@ -243,11 +243,11 @@ def test_calling_off_frees_the_slot_at_once(
     stepping = Stepping(bundle, runner, slots=1, rooms=(20,))
     gone = stepping.add(requests["150 words"])
     for _ in range(steps):
-        stepping.stepper.step()
+        stepping.step()
     after = stepping.add(dataclasses.replace(requests["2 words"], max_new_tokens=1))
     stepping.stepper.cancel(gone)
     stepping.model.calls.clear()
-    stepping.stepper.step()
+    stepping.step()
     assert [call[0] for call in stepping.model.calls] == ["read"]
     assert stepping.answers[after].finished is not None
     assert stepping.stepper.idle
@@ -259,14 +259,14 @@ def test_a_step_that_fails_fails_those_in_it(
     """Whose fault it was cannot be told: all that answered get INTERNAL, nothing is kept of them, and it goes on."""
     stepping = Stepping(bundle, runner, caches=2)
     jobs = [stepping.add(requests[name]) for name in ("33 words", "150 words")]
-    stepping.stepper.step()
+    stepping.step()
 
     def broken(graph: str, step: Step) -> np.ndarray:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(stepping.model, "step", broken)
-        stepping.stepper.step()
+        stepping.step()
     for job in jobs:
         error = stepping.answers[job].error
         assert error is not None
