@@ -9,6 +9,7 @@ from transformers import Qwen3VLConfig
 PATCH_SIZE, MERGE_SIZE, TEMPORAL_PATCH_SIZE = 16, 2, 2
 # Limits on height x width after resizing, in pixels: 16 to 49 merged tokens for a square image.
 SHORTEST_EDGE, LONGEST_EDGE = 128 * 128, 224 * 224
+MIN_FRAMES, MAX_FRAMES = 4, 8
 CONTEXT_LENGTH = 4096
 
 IMAGE_PREPROCESSOR: dict[str, Any] = {
@@ -23,15 +24,16 @@ IMAGE_PREPROCESSOR: dict[str, Any] = {
 }
 # For videos the limits are on frames x height x width, in pixels over the whole clip.
 VIDEO_PREPROCESSOR: dict[str, Any] = {
-    "size": {"shortest_edge": 4 * 128 * 128, "longest_edge": 16 * 160 * 160},
+    "size": {"shortest_edge": 8 * 128 * 128, "longest_edge": 8 * 144 * 144},
     "patch_size": PATCH_SIZE,
     "temporal_patch_size": TEMPORAL_PATCH_SIZE,
     "merge_size": MERGE_SIZE,
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
-    "fps": 2.0,
-    "min_frames": 4,
-    "max_frames": 32,
+    # A clip of two seconds or more is seen as eight frames, in four temporal patches of 16 to 20 merged tokens.
+    "fps": 4.0,
+    "min_frames": MIN_FRAMES,
+    "max_frames": MAX_FRAMES,
     "processor_class": "Qwen3VLProcessor",
     "video_processor_type": "Qwen3VLVideoProcessor",
 }

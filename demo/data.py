@@ -6,7 +6,9 @@ batch. Text is padded on the right, where nothing attends to it.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +17,18 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from demo.config import IMAGE_PREPROCESSOR
+from demo.clips import Clip
+from demo.config import IMAGE_PREPROCESSOR, MAX_FRAMES, MIN_FRAMES, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from demo.prompts import Sequence, pick_system, render
-from demo.scenes import MAX_SHAPES, compressed, draw_crowd
+from demo.scenes import MAX_SHAPES, Scene
 from demo.seeds import Split, stream
 from demo.sight import Fact, cell_truth
-from demo.sizes import random_token_count, training_sizes
-from demo.skills import SKILLS, Example, Turn, scene_chat
+from demo.signs import Sign
+from demo.sizes import Size, media_tokens, random_token_count, training_sizes
+from demo.skills import lesson
 
 IGNORED = -100
+_CLIP_TOKENS = 25  # frames of a clip are small
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,37 @@ class Chat:
 
 @dataclass(frozen=True)
 class Course:
-    """What is learnt when: to see single shapes first, then to talk about more of them, then in larger images too."""
+    """What is learnt when: to see first, then to talk about a few shapes, then about more."""
 
     batch_size: int = 32
     look_until: int = 1000  # steps that train the vision tower alone
+    scenes_until: int = 5000  # steps after which everything else is asked, too
     turns: int = 4  # about each scene
     small_until: int = 2400  # steps with images of at most 18 tokens
+    small_share: float = 0.4  # of the batches after them that have images of at most 25 tokens, on which steps are fast
     shapes_every: int = 60  # steps until one shape more is drawn
-    crowds: float = 0.5  # share of what is only looked at
-    photos: float = 0.15  # share of the images that have been through JPEG
+    # How often a chat is of that kind.
+    looking: tuple[tuple[str, float], ...] = (("scene", 0.5), ("crowd", 0.5))
+    scenes: tuple[tuple[str, float], ...] = (("scene", 0.97), ("talk", 0.03))
+    everything: tuple[tuple[str, float], ...] = (
+        ("scene", 0.6),
+        ("sign", 0.04),
+        ("pair", 0.16),
+        ("clip", 0.16),
+        ("talk", 0.04),
+    )
+
+    def kinds(self, step: int) -> tuple[tuple[str, float], ...]:
+        """What chats are about by then, and how often."""
+        if step < self.look_until:
+            return self.looking
+        return self.scenes if step < self.scenes_until else self.everything
+
+    def most_tokens(self, step: int, rng: random.Random) -> int | None:
+        """How many tokens an image of that batch may take; None where any number is right."""
+        if step < self.small_until:
+            return 18
+        return _CLIP_TOKENS if rng.random() < self.small_share else None
 
     def most_shapes(self, step: int) -> int:
         """How many shapes a scene may hold by then: looking is learnt on full scenes, talking on few shapes first."""
@@ -85,43 +112,55 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         rng = stream(Split.TRAIN, self._seed, "batch", step)
-        sizes = training_sizes(random_token_count(rng, 18 if step < self._course.small_until else None))
+        sizes = training_sizes(random_token_count(rng, self._course.most_tokens(step, rng)))
         return collate([self._chat(step, row, sizes) for row in range(self._course.batch_size)])
 
-    def _chat(self, step: int, row: int, sizes: list[tuple[int, int]]) -> Chat:
-        rng = stream(Split.TRAIN, self._seed, step, row)
-        course = self._course
-        look_only = step < course.look_until
-        if look_only and rng.random() < course.crowds:
-            crowd = draw_crowd(rng, *rng.choice(sizes))
-            example = Example((crowd.image,), (Turn("look", "", ""),), (crowd,))
-        elif row % 16 == 15 and step % 2 == 0 and not look_only:
-            example = SKILLS["chat"].example(rng, Split.TRAIN, sizes)
-        else:
-            count = min(course.most_shapes(step), rng.choice((1, 2, 3, 3, 4, 4)))
-            example = scene_chat(rng, Split.TRAIN, sizes, course.turns, count)
+    def _chat(self, step: int, row: int, sizes: list[Size]) -> Chat:
+        rng, course = stream(Split.TRAIN, self._seed, step, row), self._course
+        kinds, weights = zip(*course.kinds(step), strict=True)
+        (kind,) = rng.choices(kinds, weights)
+        if kind == "clip" and media_tokens(sizes[0]) > _CLIP_TOKENS:
+            kind = "pair"
+        example = lesson(kind, rng, sizes, course.turns, course.most_shapes(step))
+        views: SequenceOf[Scene | Sign] = example.views
+        times: tuple[float, ...] = ()
         pixels, grid = torch.zeros(0, 1536), torch.zeros(0, 3, dtype=torch.long)
-        if example.images:
-            images = [
-                compressed(image, rng.randint(55, 95)) if rng.random() < course.photos else image
-                for image in example.images
-            ]
-            features = self._processor(images, return_tensors="pt")
+        if example.clip is not None:
+            pixels, grid, views, times = self._watch(rng, example.clip)
+        elif views:
+            features = self._processor(list(example.images), return_tensors="pt")
             pixels, grid = features["pixel_values"], features["image_grid_thw"]
-        system, image_last = pick_system(rng), rng.random() < 0.1
-        sequence = render(example, grid.numpy(), self._tokenizer, system=system, image_last=image_last)
-        truth = [
-            cell_truth(scene, height, width)
-            for scene, (_, height, width) in zip(example.scenes, grid.tolist(), strict=True)
-        ]
+        system, media_last = pick_system(rng), rng.random() < 0.1
+        sequence = render(example, grid.numpy(), self._tokenizer, times=times, system=system, media_last=media_last)
+        truth = [cell_truth(view, height, width) for view, (_, height, width) in zip(views, grid.tolist(), strict=True)]
         return Chat(
             sequence, pixels, grid, torch.from_numpy(np.concatenate([np.zeros((0, len(Fact)), np.int64), *truth]))
+        )
+
+    def _watch(
+        self, rng: random.Random, clip: Clip
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[Scene, ...], tuple[float, ...]]:
+        """A clip's temporal patches as images are: patches, grids, what they show, and their times in seconds."""
+        count = rng.choice((MAX_FRAMES, MAX_FRAMES, MAX_FRAMES, *range(MIN_FRAMES, MAX_FRAMES)))
+        moments = [index / (count - 1) for index in range(count)]
+        moments += moments[-1:] * (count % TEMPORAL_PATCH_SIZE)
+        features = self._processor([clip.frame(moment) for moment in moments], return_tensors="pt")
+        # A patch holds a still image twice; here its second half is the frame that follows.
+        patches = features["pixel_values"].view(len(moments), -1, 3, TEMPORAL_PATCH_SIZE, PATCH_SIZE**2)
+        pixels = torch.stack([patches[0::2, :, :, 0], patches[1::2, :, :, 0]], 3).reshape(-1, 1536)
+        seconds = rng.uniform(0.6, 8.0)
+        middles = [(first + last) / 2 for first, last in zip(moments[0::2], moments[1::2], strict=True)]
+        return (
+            pixels,
+            features["image_grid_thw"][::2],
+            tuple(clip.scene(moment) for moment in middles),
+            tuple(seconds * moment for moment in middles),
         )
 
 
 def collate(chats: list[Chat]) -> Batch:
     """Pad chats into one batch."""
-    length = max(len(chat.sequence.ids) for chat in chats)
+    length = max(1, *(len(chat.sequence.ids) for chat in chats))  # what is only looked at has no text
     rows = len(chats)
     ids = np.zeros((rows, length), np.int64)
     labels = np.full((rows, length), IGNORED, np.int64)
@@ -130,7 +169,7 @@ def collate(chats: list[Chat]) -> Batch:
     for row, sequence in enumerate(chat.sequence for chat in chats):
         used = len(sequence.ids)
         ids[row, :used] = sequence.ids
-        labels[row, : used - 1] = np.where(sequence.learn[1:], sequence.ids[1:], IGNORED)
+        labels[row, : max(0, used - 1)] = np.where(sequence.learn[1:], sequence.ids[1:], IGNORED)
         positions[:, row, :used] = sequence.positions
         image[row, :used] = sequence.image
     return Batch(

@@ -1,8 +1,8 @@
 """Score the demo model on examples that training never saw.
 
-The held-out set has its own random stream, image sizes and phrasings. `held_out_cases` draws it and `evaluate` scores
-anything that answers a case. `python -m demo.evaluate` scores a checkpoint as it is served: it exports its bundles,
-starts the three services on each, and prints a table of skills by bundles.
+The held-out set has its own random stream, image sizes, fonts, words and phrasings. `held_out_cases` draws it and
+`evaluate` scores anything that answers a case. `python -m demo.evaluate` scores a checkpoint as it is served: it
+exports its bundles, starts the three services on each, and prints a table of skills by bundles.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from demo.checkpoint import CHECKPOINT
+from demo.clips import Clip
 from demo.seeds import Split, stream
 from demo.sizes import random_size
 from demo.skills import SKILLS
@@ -35,7 +36,9 @@ class Case:
 
     skill: str
     images: tuple[Image.Image, ...]
-    question: str
+    clip: Clip | None
+    seconds: float  # how long the clip lasts
+    questions: tuple[str, ...]  # asked one after the other in one chat; the last is scored
     expected: str
 
     def right(self, answer: str) -> bool:
@@ -65,9 +68,15 @@ def held_out_cases(skill: str, count: int, seed: int = 0) -> list[Case]:
     cases = []
     for index in range(count):
         rng = stream(Split.HELD_OUT, seed, skill, index)
-        example = SKILLS[skill].example(rng, Split.HELD_OUT, [random_size(rng, Split.HELD_OUT)])
-        turn = example.turns[0]
-        cases.append(Case(skill, example.images, turn.question, turn.answer))
+        # Two sizes, since a skill may show two pictures. Video files want even ones.
+        sizes = [random_size(rng, Split.HELD_OUT) for _ in range(2)]
+        if skill == "watch":
+            sizes = [(width - width % 2, height - height % 2) for width, height in sizes]
+        example = SKILLS[skill].example(rng, Split.HELD_OUT, sizes)
+        questions = tuple(turn.question for turn in example.turns)
+        cases.append(
+            Case(skill, example.images, example.clip, rng.uniform(1.5, 4.0), questions, example.turns[-1].answer)
+        )
     return cases
 
 
@@ -134,7 +143,7 @@ def main() -> None:
         for result in results[name]:
             for case, answer_given in result.wrong[: options.show]:
                 shown = " and ".join("x".join(map(str, image.size)) for image in case.images) or "no image"
-                tqdm.write(f"{name}, {shown}: {case.question}", file=sys.stderr)
+                tqdm.write(f"{name}, {shown}: {' / '.join(case.questions)}", file=sys.stderr)
                 tqdm.write(f"    right: {case.expected}\n    given: {answer_given}", file=sys.stderr)
     if options.json:
         accuracies = {name: {s.skill: s.accuracy for s in scores} for name, scores in results.items()}

@@ -2,7 +2,8 @@
 
 The stock vision attention loops over images; batches hold images of one patch count, so here it is one dense call.
 Attention is spelt out as matrix products: for some hundred positions in bfloat16 on a CPU, the backward pass of
-PyTorch's fused kernel takes far longer. Logits are computed only where there is something to learn.
+PyTorch's fused kernel takes far longer. The patch embedding, a convolution that meets every pixel once, is a matrix
+product. Logits are computed only where there is something to learn.
 """
 
 from __future__ import annotations
@@ -73,6 +74,13 @@ def for_training(model: Qwen3VLForConditionalGeneration, enabled: bool = True) -
     ALL_ATTENTION_FUNCTIONS.register(_TEXT, _text_attention)
     model.model.visual.config._attn_implementation = _VISION if enabled else "sdpa"
     model.model.language_model.config._attn_implementation = _TEXT if enabled else "sdpa"
+    embedding = model.model.visual.patch_embed
+    if enabled:
+        embedding.forward = lambda pixels: functional.linear(
+            pixels, embedding.proj.weight.flatten(1), embedding.proj.bias
+        )
+    else:
+        vars(embedding).pop("forward", None)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,15 +35,29 @@ class Sequence:
 
 
 def render(
-    example: Example, grids: Ints, tokenizer: Tokenizer, *, system: str | None = None, image_last: bool = False
+    example: Example,
+    grids: Ints,
+    tokenizer: Tokenizer,
+    *,
+    times: Iterable[float] = (),
+    system: str | None = None,
+    media_last: bool = False,
 ) -> Sequence:
-    """The chat in Qwen's format; `grids` [images, 3] are the images' patch grids (time, height, width)."""
+    """The chat in Qwen's format.
+
+    `grids` [images, 3] are the patch grids (time, height, width) of the images, or of a clip's temporal patches, whose
+    `times` are in seconds. To the text model a temporal patch is an image after a written time: it stands here as one.
+    """
+    frames = "".join(f"<{time:.1f} seconds>{IMAGE}" for time in times)
+    shown = f"<|vision_start|>{frames}<|vision_end|>" if frames else IMAGE * len(example.views)
     segments: list[tuple[str, bool]] = []
     if system is not None:
         segments.append((f"<|im_start|>system\n{system}<|im_end|>\n", False))
+    if not example.turns:
+        segments.append((shown, False))  # to be looked at only
     for index, turn in enumerate(example.turns):
-        media = IMAGE * len(example.images) if index == 0 else ""
-        question = turn.question + media if image_last else media + turn.question
+        media = shown if index == 0 else ""
+        question = turn.question + media if media_last else media + turn.question
         segments.append((f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", False))
         segments.append((f"{turn.answer}<|im_end|>", True))
         segments.append(("\n", False))
@@ -62,7 +77,7 @@ def render(
 
 def mrope_positions(image: npt.NDArray[np.bool_], grids: Ints) -> Ints:
     """Positions [3, L]: text counts on; an image spreads over rows and columns and counts as its longer side."""
-    columns: list[Ints] = []
+    columns: list[Ints] = [np.zeros((3, 0), np.int64)]
     position, index = 0, 0
     left = iter(grids)
     while index < len(image):

@@ -12,7 +12,7 @@ import io
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,14 +90,16 @@ def draw_scene(
     """A scene of `count` shapes (1 to 4 when None; fewer if they do not fit) on a random background."""
     background, samples = draw_background(rng, width, height)
     wanted = count if count is not None else rng.choice((1, 2, 2, 3, 3, 4, 4))
-    shapes = [_pick_shape(rng, circle, samples, kinds) for circle in _layout(rng, width, height, wanted)]
+    circles = _layout(rng, width, height, wanted)
+    shapes = [pick_shape(rng, circle, samples, kinds) for circle in circles]
     smooth = rng.random() < 0.7
     outline = rng.random() < 0.08
     for shape in shapes:
         draw_shape(background, shape, smooth=smooth, outline=outline)
     if rng.random() < 0.05:
         background = background.filter(ImageFilter.GaussianBlur(0.6))
-    return Scene(width, height, _in_reading_order(shapes, height), background)
+    ordered = sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x))
+    return Scene(width, height, tuple(ordered), as_photo(rng, background))
 
 
 def draw_crowd(rng: random.Random, width: int, height: int) -> Scene:
@@ -110,15 +112,48 @@ def draw_crowd(rng: random.Random, width: int, height: int) -> Scene:
         margin = 1.2 * radius + 1
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         if all(math.hypot(x - other.x, y - other.y) > 1.25 * (radius + other.radius) + 2 for other in shapes):
-            shapes.append(_pick_shape(rng, (x, y, radius), samples))
+            shapes.append(pick_shape(rng, (x, y, radius), samples))
     smooth = rng.random() < 0.7
     for shape in shapes:
         draw_shape(image, shape, smooth=smooth)
-    return Scene(width, height, _in_reading_order(shapes, height), image)
+    return Scene(width, height, tuple(shapes), as_photo(rng, image))
 
 
-def _in_reading_order(shapes: Sequence[Shape], height: int) -> tuple[Shape, ...]:
-    return tuple(sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x)))
+def redraw(rng: random.Random, scene: Scene, width: int, height: int, *, change: bool = False) -> Scene:
+    """The scene in another size on a background of its own, with one shape made different if `change` is set."""
+    while True:
+        image, samples = draw_background(rng, width, height)
+        scale = min(width / scene.width, height / scene.height)
+        shapes = [
+            replace(
+                shape,
+                x=shape.x * width / scene.width,
+                y=shape.y * height / scene.height,
+                radius=shape.radius * scale,
+            )
+            for shape in scene.shapes
+        ]
+        if all(_contrast(shape.rgb, samples) >= _MIN_CONTRAST for shape in shapes):
+            break
+    if change:
+        index = rng.randrange(len(shapes))
+        old = shapes.pop(index)
+        if not shapes or rng.random() < 0.75:
+            new = pick_shape(rng, (old.x, old.y, old.radius), samples)
+            while new.name == old.name:
+                new = pick_shape(rng, (old.x, old.y, old.radius), samples)
+            if rng.random() < 0.7:
+                # Only the colour, or only the kind.
+                new = replace(new, colour=old.colour, rgb=old.rgb) if new.kind != old.kind else new
+            shapes.insert(index, new)
+    for shape in shapes:
+        draw_shape(image, shape)
+    return Scene(width, height, tuple(shapes), as_photo(rng, image))
+
+
+def as_photo(rng: random.Random, image: Image.Image) -> Image.Image:
+    """The image, or one time in six what JPEG makes of it."""
+    return compressed(image, rng.randint(55, 95)) if rng.random() < 0.16 else image
 
 
 def compressed(image: Image.Image, quality: int) -> Image.Image:
@@ -128,7 +163,7 @@ def compressed(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(out).convert("RGB")
 
 
-def _pick_shape(rng: random.Random, circle: Circle, samples: Sequence[Rgb], kinds: Sequence[str] = SHAPES) -> Shape:
+def pick_shape(rng: random.Random, circle: Circle, samples: Sequence[Rgb], kinds: Sequence[str] = SHAPES) -> Shape:
     """A shape at that place, of a colour that stands out from the samples of the background."""
     usable = [colour for colour in COLOURS if _contrast(_typical(colour), samples) > _MIN_CONTRAST + 25]
     colour = rng.choice(usable)

@@ -14,7 +14,9 @@ from PIL import Image as PillowImage
 import exporter
 from demo.checkpoint import silence_deepstack
 from demo.evaluate import Answer, Case
-from triptych import Client, Image, launcher, user
+from demo.video import encode_clip
+from triptych import Client, Image, Video, assistant, launcher, user
+from triptych.messages import Message
 
 T = TypeVar("T")
 
@@ -67,8 +69,17 @@ def answer_through(client: Client) -> Answer:
     """What answers a case by asking a running system."""
 
     def answer(case: Case) -> str:
-        parts = [Image(png(image)) for image in case.images]
-        return client.answer([user(*parts, case.question)], max_tokens=_LONGEST_ANSWER).text
+        parts: list[Image | Video] = [Image(png(image)) for image in case.images]
+        if case.clip is not None:
+            parts.append(Video(encode_clip(case.clip, case.seconds)))
+        messages: list[Message] = []
+        given = ""
+        for turn, question in enumerate(case.questions):
+            if turn > 0:
+                messages.append(assistant(given))
+            messages.append(user(*(parts if turn == 0 else ()), question))
+            given = client.answer(messages, max_tokens=_LONGEST_ANSWER).text
+        return given
 
     return answer
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from demo.config import MERGE_SIZE
 from demo.scenes import COLOURS, MAX_SHAPES, PLACES, SHAPES, Scene
+from demo.signs import Sign
 
 UNSURE = -100
 _PLACES = [place for row in PLACES for place in row]
@@ -41,19 +42,21 @@ _CLASSES = (2, 1 + len(COLOURS), 1 + len(SHAPES), len(_PLACES), *4 * (MAX_SHAPES
 _FROM_DEEPSTACK = (Fact.COLOUR, Fact.KIND)  # its first level; everything else is read from the main features
 
 
-def cell_truth(scene: Scene, height: int, width: int) -> npt.NDArray[np.int64]:
+def cell_truth(view: Scene | Sign, height: int, width: int) -> npt.NDArray[np.int64]:
     """What is in each cell, [rows * columns, facts], for a patch grid of height x width.
 
     A cell that a shape only touches with its rim is left UNSURE of colour and kind; so are all cells of a crowd of the
-    facts about the whole picture.
+    facts about the whole picture. On a sign there are no shapes.
     """
     rows, columns = height // MERGE_SIZE, width // MERGE_SIZE
-    cell_height, cell_width = scene.height / rows, scene.width / columns
+    cell_height, cell_width = view.height / rows, view.width / columns
     tops, lefts = np.arange(rows)[:, None] * cell_height, np.arange(columns)[None, :] * cell_width
     truth = np.full((rows, columns, len(Fact)), UNSURE, np.int64)
     truth[..., [Fact.CENTRE, Fact.COLOUR, Fact.KIND]] = 0
+    if isinstance(view, Sign):
+        return truth.reshape(-1, len(Fact))
     nearest = np.full((rows, columns), np.inf)
-    for shape in scene.shapes:
+    for shape in view.shapes:
         down = shape.y - np.clip(shape.y, tops, tops + cell_height)
         across = shape.x - np.clip(shape.x, lefts, lefts + cell_width)
         # From the shape's centre to the cell's nearest point, in radii.
@@ -64,14 +67,14 @@ def cell_truth(scene: Scene, height: int, width: int) -> npt.NDArray[np.int64]:
         truth[inside, Fact.COLOUR] = 1 + COLOURS.index(shape.colour)
         truth[inside, Fact.KIND] = 1 + SHAPES.index(shape.kind)
         nearest = np.minimum(nearest, distance)
-    kinds = [shape.kind for shape in scene.shapes]
-    colours = [shape.colour for shape in scene.shapes]
-    for order, shape in enumerate(scene.shapes):
+    kinds = [shape.kind for shape in view.shapes]
+    colours = [shape.colour for shape in view.shapes]
+    for order, shape in enumerate(view.shapes):
         cell = truth[int(shape.y / cell_height), int(shape.x / cell_width)]
         cell[Fact.CENTRE] = 1
         if len(kinds) > MAX_SHAPES:
             continue
-        cell[Fact.PLACE] = _PLACES.index(scene.place(shape))
+        cell[Fact.PLACE] = _PLACES.index(view.place(shape))
         cell[Fact.ORDER] = order
         cell[Fact.SHAPES] = len(kinds) - 1
         cell[Fact.SAME_KIND] = kinds.count(shape.kind) - 1
@@ -88,7 +91,7 @@ class SightHeads(nn.Module):
 
     def forward(self, main: torch.Tensor, deepstack: list[torch.Tensor], truth: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy; features are [tokens, width] and the truth is [tokens, facts]."""
-        losses = []
+        losses = [torch.zeros(())]
         for fact, head in zip(Fact, self.heads, strict=True):
             known = truth[:, fact] != UNSURE
             if known.any():  # of an empty set the mean would be NaN

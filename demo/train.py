@@ -36,7 +36,7 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 5000
+STEPS = 7700
 _SIGHT_WEIGHT = 0.3
 _ROUNDED_FROM = 0.75  # share of the run after which weights are rounded to INT4 in the forward pass
 

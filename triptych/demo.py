@@ -1,19 +1,19 @@
-"""`triptych demo`: the whole system looks at a picture, answers, and stops."""
+"""`triptych demo`: the whole system looks at pictures and a clip, answers, and stops."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
-from demo.pictures import EXAMPLES, PICTURES
+from demo.pictures import CONVERSATIONS, EXAMPLES
 from triptych import launcher
 from triptych.client import AsyncClient
 from triptych.events import Delta, Finished
-from triptych.messages import Image, user
+from triptych.messages import Image, Message, Video, assistant, user
 
 
 def run(bundle: Path) -> None:
-    """Start the services on free ports, ask about the example pictures, print the streamed answers, stop everything.
+    """Start the services on free ports, ask about the example files, print the streamed answers, stop everything.
 
     Args:
         bundle: The demo bundle.
@@ -31,21 +31,33 @@ def run(bundle: Path) -> None:
 async def _ask(address: str) -> None:
     print(f"ready at {address}", flush=True)  # noqa: T201
     async with AsyncClient(address) as client:
-        for picture in PICTURES:
-            print(f"\ndemo/examples/{picture.name}\n> {picture.question}\n  ", end="", flush=True)  # noqa: T201
-            image = Image.open(EXAMPLES / picture.name)
-            async for event in client.chat([user(image, picture.question)]):
-                match event:
-                    case Delta():
-                        print(event.text, end="", flush=True)  # noqa: T201
-                    case Finished():
-                        print(f"\n  {_summary(event)}", flush=True)  # noqa: T201
+        for conversation in CONVERSATIONS:
+            print("\n" + " and ".join(f"demo/examples/{name}" for name in conversation.files))  # noqa: T201
+            messages: list[Message] = []
+            shown: list[Image | Video] = [_open(EXAMPLES / name) for name in conversation.files]
+            for question, _ in conversation.turns:
+                print(f"> {question}\n  ", end="", flush=True)  # noqa: T201
+                messages.append(user(*shown, question))
+                said = ""
+                async for event in client.chat(messages):
+                    match event:
+                        case Delta():
+                            said += event.text
+                            print(event.text, end="", flush=True)  # noqa: T201
+                        case Finished():
+                            print(f"\n  {_summary(event)}", flush=True)  # noqa: T201
+                messages.append(assistant(said))
+                shown = []
+
+
+def _open(path: Path) -> Image | Video:
+    return Video.open(path) if path.suffix == ".mp4" else Image.open(path)
 
 
 def _summary(event: Finished) -> str:
     usage, timings = event.usage, event.timings
     return (
-        f"[{usage.prompt_tokens} prompt tokens, {usage.media_tokens} of them the picture; first token after "
+        f"[{usage.prompt_tokens} prompt tokens, {usage.media_tokens} of them for what is shown; first token after "
         f"{timings.time_to_first_token_seconds * 1000:.0f} ms, {usage.completion_tokens} tokens in "
         f"{timings.decode_seconds * 1000:.0f} ms more]"
     )

@@ -3,39 +3,101 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from demo.scenes import draw_scene
+from demo.clips import draw_clip
+from demo.scenes import draw_crowd, draw_scene
 from demo.seeds import Split
+from demo.signs import draw_sign
 from demo.sizes import Size
-from demo.skills import chat, colour, count, describe, place
+from demo.skills import chat, colour, compare, count, describe, exists, follow_up, place, watch, writing
 from demo.skills.base import Example, SceneSkill, Skill, Turn
 
-__all__ = ["SKILLS", "Example", "Skill", "Turn", "scene_chat", "texts"]
+__all__ = ["LESSONS", "SKILLS", "Example", "Skill", "Turn", "lesson", "scene_lesson", "texts"]
 
 # How often a turn about a scene is of that skill.
-_SCENE_SKILLS: dict[SceneSkill, float] = {describe.SKILL: 0.3, count.SKILL: 0.25, colour.SKILL: 0.2, place.SKILL: 0.25}
-SKILLS: dict[str, Skill] = {skill.name: skill for skill in (*_SCENE_SKILLS, chat.SKILL)}
+_SCENE_SKILLS: dict[SceneSkill, float] = {
+    describe.SKILL: 0.28,
+    count.SKILL: 0.24,
+    colour.SKILL: 0.14,
+    place.SKILL: 0.2,
+    exists.SKILL: 0.14,
+}
+SKILLS: dict[str, Skill] = {
+    skill.name: skill
+    for skill in (*_SCENE_SKILLS, writing.SKILL, compare.SKILL, follow_up.SKILL, watch.SKILL, chat.SKILL)
+}
 
 
-def scene_chat(
-    rng: random.Random, split: Split, sizes: Sequence[Size], turns: int, count: int | None = None
-) -> Example:
-    """A chat of several different turns about one scene (of `count` shapes): one look teaches several answers."""
-    scene = draw_scene(rng, *rng.choice(sizes), count=count)
+def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    """A chat of several different turns about one scene: one look teaches several answers."""
+    split = Split.TRAIN
+    scene = draw_scene(rng, *rng.choice(sizes), count=min(most, rng.choice((1, 2, 3, 3, 4, 4))))
     asked: dict[str, Turn] = {}
+    linked = follow_up.SKILL.turns(rng, split, scene) if rng.random() < 0.3 else None
+    for turn in linked or ():
+        asked.setdefault(turn.answer, turn)
     chosen = rng.choices(list(_SCENE_SKILLS), list(_SCENE_SKILLS.values()), k=2 * turns)
     # Some scenes allow no question of some skills; every scene can be described.
     for skill in (*chosen, describe.SKILL):
-        turn = skill.turn(rng, split, scene)
-        if turn is not None:
+        made = skill.turn(rng, split, scene)
+        if made is not None:
             # The answer is the key: no chat asks the same thing twice.
-            asked.setdefault(turn.answer, turn)
+            asked.setdefault(made.answer, made)
+    if rng.random() < 0.06:
+        asked.setdefault(writing.NO_TEXT, writing.SKILL.turn(rng, split, scene))
     kept = list(asked.values())[:turns]
-    if rng.random() < 0.7:
+    if linked is None and rng.random() < 0.7:
         # A description answers most other questions: said first, it would spare the model looking.
         kept.sort(key=lambda turn: turn.skill == describe.SKILL.name)
-    return Example((scene.image,), tuple(kept), (scene,))
+    return Example(tuple(kept), (scene,))
+
+
+def _sign_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    """A sign that is to be read, or is asked about as if it were a scene."""
+    sign = draw_sign(rng, Split.TRAIN, *rng.choice(sizes))
+    asked = [writing.SKILL.turn(rng, Split.TRAIN, sign)]
+    style = rng.random()
+    if style < 0.2:
+        asked.append(count.ask(rng, Split.TRAIN, "shapes", 0))
+    elif style < 0.5:
+        asked = [Turn(writing.SKILL.name, describe.ASK.pick(rng, Split.TRAIN), writing.CANNOT_READ)]
+    return Example(tuple(asked), (sign,))
+
+
+def _pair_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    pair = compare.draw_pair(rng, sizes, most)
+    return Example(compare.SKILL.turns(rng, Split.TRAIN, pair, 2), pair)
+
+
+def _clip_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    clip = draw_clip(rng, *rng.choice(sizes))
+    return Example(watch.SKILL.turns(rng, Split.TRAIN, clip, 2), clip=clip)
+
+
+def _talk_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    return chat.SKILL.example(rng, Split.TRAIN, sizes)
+
+
+def _crowd_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    """To be looked at only."""
+    return Example((), (draw_crowd(rng, *rng.choice(sizes)),))
+
+
+# What a training chat is about: drawn in some of the sizes, with so many turns about scenes of so many shapes.
+LESSONS: dict[str, Callable[[random.Random, Sequence[Size], int, int], Example]] = {
+    "scene": scene_lesson,
+    "sign": _sign_lesson,
+    "pair": _pair_lesson,
+    "clip": _clip_lesson,
+    "talk": _talk_lesson,
+    "crowd": _crowd_lesson,
+}
+
+
+def lesson(name: str, rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    """A training chat."""
+    return LESSONS[name](rng, sizes, turns, most)
 
 
 def texts() -> Iterable[str]:

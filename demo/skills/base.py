@@ -10,8 +10,10 @@ from typing import ClassVar
 
 from PIL import Image
 
+from demo.clips import Clip
 from demo.scenes import Scene, draw_scene
 from demo.seeds import Split
+from demo.signs import Sign
 from demo.sizes import Size
 
 
@@ -26,11 +28,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Example:
-    """A chat: images that come with the first question, then one or more turns about them."""
+    """A chat: what comes with the first question (images, or a clip), then one or more turns about it."""
 
-    images: tuple[Image.Image, ...]
     turns: tuple[Turn, ...]
-    scenes: tuple[Scene, ...] = ()  # what the images show, where they are drawn scenes
+    views: tuple[Scene | Sign, ...] = ()  # what the images show
+    clip: Clip | None = None
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The pictures of the views."""
+        return tuple(view.image for view in self.views)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class SceneSkill(Skill):
             scene = draw_scene(rng, *rng.choice(sizes))
             turn = self.turn(rng, split, scene)
             if turn is not None:
-                return Example((scene.image,), (turn,), (scene,))
+                return Example((turn,), (scene,))
 
 
 def careless(rng: random.Random, question: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from demo.scenes import COLOURS, SHAPES, Scene
+from demo.scenes import COLOURS, SHAPES, Scene, Shape
 from demo.seeds import Split
 from demo.skills.base import Phrasings, SceneSkill, Turn
 
-_ASK = Phrasings(
+ASK = Phrasings(
     train=(
         "What colour is the {}?",
         "What color is the {}?",
@@ -49,7 +49,7 @@ class Colour(SceneSkill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        for index, phrasing in enumerate(_ASK.train):
+        for index, phrasing in enumerate(ASK.train):
             yield phrasing.format(SHAPES[index % len(SHAPES)])
         for kind in SHAPES:
             for colour in COLOURS:
@@ -62,7 +62,12 @@ class Colour(SceneSkill):
         if not single:
             return None
         shape = rng.choice(single)
-        return Turn(self.name, _ASK.pick(rng, split).format(shape.kind), f"The {shape.kind} is {shape.colour}.")
+        return Turn(self.name, ASK.pick(rng, split).format(shape.kind), answer(shape))
+
+
+def answer(shape: Shape) -> str:
+    """The colour of a shape that is the only one of its kind."""
+    return f"The {shape.kind} is {shape.colour}."
 
 
 SKILL = Colour()

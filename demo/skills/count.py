@@ -10,7 +10,7 @@ from demo.seeds import Split
 from demo.skills.base import NUMBERS, Phrasings, SceneSkill, Turn, plural
 
 # {} stands for what is counted: "shapes", "circles" or "red shapes".
-_ASK = Phrasings(
+ASK = Phrasings(
     train=(
         "How many {} are there?",
         "How many {} do you see?",
@@ -46,7 +46,7 @@ class Count(SceneSkill):
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
         things = ["shapes", *map(plural, SHAPES), *(f"{colour} shapes" for colour in COLOURS)]
-        for index, phrasing in enumerate(_ASK.train):
+        for index, phrasing in enumerate(ASK.train):
             yield phrasing.format(things[index % len(things)])
         for thing in things:
             for number in range(len(NUMBERS)):
@@ -64,7 +64,12 @@ class Count(SceneSkill):
         else:
             colour = rng.choice(COLOURS) if rng.random() < 0.35 else rng.choice(scene.shapes).colour
             thing, number = f"{colour} shapes", sum(shape.colour == colour for shape in scene.shapes)
-        return Turn(self.name, _ASK.pick(rng, split).format(thing), answer(number, thing))
+        return ask(rng, split, thing, number)
+
+
+def ask(rng: random.Random, split: Split, things: str, number: int) -> Turn:
+    """The turn about a number of things given in the plural."""
+    return Turn(SKILL.name, ASK.pick(rng, split).format(things), answer(number, things))
 
 
 def answer(number: int, things: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from demo.scenes import COLOURS, SHAPES, Scene
 from demo.seeds import Split
 from demo.skills.base import Phrasings, SceneSkill, Turn, with_article
 
-_ASK = Phrasings(
+ASK = Phrasings(
     train=(
         "What is in the image?",
         "What is in this picture?",
@@ -64,14 +64,14 @@ class Describe(SceneSkill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        yield from _ASK.train
+        yield from ASK.train
         for kind in SHAPES:
             for colour in COLOURS:
                 yield f"A {colour} {kind} and a {colour} {kind}. An orange {kind}, an orange {kind}."
 
     def turn(self, rng: random.Random, split: Split, scene: Scene) -> Turn:
         """See `SceneSkill`."""
-        return Turn(self.name, _ASK.pick(rng, split), sentence([shape.name for shape in scene.shapes]))
+        return Turn(self.name, ASK.pick(rng, split), sentence([shape.name for shape in scene.shapes]))
 
     def right(self, expected: str, answer: str) -> bool:
         """A well-formed sentence that names the same shapes the same number of times, in any order."""
@@ -79,11 +79,16 @@ class Describe(SceneSkill):
         return _SENTENCE.fullmatch(answer) is not None and named(answer) == named(expected)
 
 
-def sentence(names: list[str]) -> str:
+def sentence(names: Sequence[str]) -> str:
     """Names joined into one sentence, as in "A red circle, a blue square and a green star."."""
-    nouns = [with_article(name) for name in names]
-    text = nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
+    text = listing(names)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def listing(names: Sequence[str]) -> str:
+    """Names with their articles, as in "a red circle, a blue square and a green star"."""
+    nouns = [with_article(name) for name in names]
+    return nouns[0] if len(nouns) == 1 else f"{', '.join(nouns[:-1])} and {nouns[-1]}"
 
 
 def named(text: str) -> Counter[tuple[str, str]]:

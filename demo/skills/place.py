@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from demo.scenes import COLOURS, PLACES, SHAPES, Scene
+from demo.scenes import COLOURS, PLACES, SHAPES, Scene, Shape
 from demo.seeds import Split
 from demo.skills.base import Phrasings, SceneSkill, Turn
 
-_ASK = Phrasings(
+ASK = Phrasings(
     train=(
         "Where is the {}?",
         "Where is the {} in the image?",
@@ -46,7 +46,7 @@ class Place(SceneSkill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        for index, phrasing in enumerate(_ASK.train):
+        for index, phrasing in enumerate(ASK.train):
             yield phrasing.format(SHAPES[index % len(SHAPES)])
         for row in PLACES:
             for place in row:
@@ -62,8 +62,13 @@ class Place(SceneSkill):
         if not single:
             return None
         called, shape = rng.choice(single)
-        place = scene.place(shape)
-        return Turn(self.name, _ASK.pick(rng, split).format(called), f"The {called} is {preposition(place)} {place}.")
+        return Turn(self.name, ASK.pick(rng, split).format(called), answer(scene, shape, called))
+
+
+def answer(scene: Scene, shape: Shape, called: str | None = None) -> str:
+    """The place of a shape, called by its kind unless told otherwise."""
+    place = scene.place(shape)
+    return f"The {called or shape.kind} is {preposition(place)} {place}."
 
 
 def preposition(place: str) -> str:

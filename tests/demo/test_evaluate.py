@@ -3,6 +3,7 @@
 import pytest
 
 from demo.evaluate import evaluate, held_out_cases, put_table, score, table
+from demo.skills import SKILLS
 
 
 def test_a_perfect_answerer_scores_all_and_a_stubborn_one_little() -> None:
@@ -13,6 +14,12 @@ def test_a_perfect_answerer_scores_all_and_a_stubborn_one_little() -> None:
     stubborn = score(lambda _: cases[0].expected, cases)
     assert 0 < stubborn.accuracy < 0.6
     assert all(not case.right(given) for case, given in stubborn.wrong)
+
+
+def test_follow_ups_are_asked_in_two_turns_and_others_in_one() -> None:
+    """Only follow-ups need the turn before."""
+    for name in SKILLS:
+        assert {len(case.questions) for case in held_out_cases(name, 5)} == {2 if name == "follow-up" else 1}
 
 
 def test_the_table_has_a_row_for_each_skill_and_replaces_the_old_one() -> None:

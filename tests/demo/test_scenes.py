@@ -1,17 +1,15 @@
 """Drawing: the same seed gives the same pixels, and the truth about a scene is what the pixels show."""
 
 import math
+from collections import Counter
 
 import numpy as np
-import pytest
 
-from demo.evaluate import held_out_cases
 from demo.pictures import PICTURES
-from demo.scenes import COLOURS, MAX_SHAPES, PLACES, SHAPES, Scene, compressed, draw_crowd, draw_scene
+from demo.scenes import COLOURS, MAX_SHAPES, PLACES, SHAPES, Scene, compressed, draw_crowd, draw_scene, redraw
 from demo.seeds import Split, stream
 from demo.sight import UNSURE, Fact, cell_truth
 from demo.sizes import held_out, media_tokens, random_size, random_token_count, training_sizes
-from demo.skills import SKILLS, scene_chat
 
 
 def scenes(count: int, split: Split = Split.TRAIN) -> list[Scene]:
@@ -31,14 +29,14 @@ def test_a_seed_draws_the_same_pixels_again() -> None:
 
 
 def test_a_shape_has_its_colour_at_its_centre() -> None:
-    """The pixels inside each shape are of the shape's own colour, give or take blur."""
+    """The pixels inside each shape are of the shape's own colour, give or take blur and JPEG."""
     for scene in scenes(40):
         pixels = np.asarray(scene.image, np.float32)
         assert pixels.shape == (scene.height, scene.width, 3)
         for shape in scene.shapes:
             assert shape.colour in COLOURS
             assert shape.kind in SHAPES
-            assert math.dist(pixels[int(shape.y), int(shape.x)], shape.rgb) < 12, shape
+            assert math.dist(pixels[int(shape.y), int(shape.x)], shape.rgb) < 24, shape
 
 
 def test_shapes_are_apart_and_in_reading_order() -> None:
@@ -57,22 +55,22 @@ def test_shapes_are_apart_and_in_reading_order() -> None:
 
 
 def test_cells_hold_what_is_drawn_there() -> None:
-    """Each shape has one cell with its centre, and that cell names its colour and kind unless a neighbour is near."""
+    """Each shape has one cell with its centre, and that cell states the shape and how it stands to the others."""
     for scene in scenes(40):
         rows, columns = 4, 6
         cells = cell_truth(scene, 2 * rows, 2 * columns).reshape(rows, columns, len(Fact))
         centres = {(int(shape.y / scene.height * rows), int(shape.x / scene.width * columns)) for shape in scene.shapes}
         assert set(zip(*np.nonzero(cells[..., Fact.CENTRE]), strict=True)) == centres
+        kinds = [shape.kind for shape in scene.shapes]
         if len(centres) == len(scene.shapes):
-            for shape in scene.shapes:
+            for order, shape in enumerate(scene.shapes):
                 cell = cells[int(shape.y / scene.height * rows), int(shape.x / scene.width * columns)]
                 assert cell[Fact.COLOUR] == 1 + COLOURS.index(shape.colour)
                 assert cell[Fact.KIND] == 1 + SHAPES.index(shape.kind)
                 assert sum(PLACES, ())[cell[Fact.PLACE]] == scene.place(shape)
-                assert scene.shapes[cell[Fact.ORDER]] is shape
+                assert cell[Fact.ORDER] == order
                 assert cell[Fact.SHAPES] == len(scene.shapes) - 1
-                assert cell[Fact.SAME_KIND] == sum(other.kind == shape.kind for other in scene.shapes) - 1
-                assert cell[Fact.SAME_COLOUR] == sum(other.colour == shape.colour for other in scene.shapes) - 1
+                assert cell[Fact.SAME_KIND] == kinds.count(shape.kind) - 1
 
 
 def test_of_a_crowd_only_shapes_are_told() -> None:
@@ -97,7 +95,21 @@ def test_what_jpeg_does_is_seen_and_small() -> None:
         assert photo.tobytes() != scene.image.tobytes()
         for shape in scene.shapes:
             if shape.radius > 12:
-                assert math.dist(photo.getpixel((int(shape.x), int(shape.y))), shape.rgb) < 40
+                assert math.dist(photo.getpixel((int(shape.x), int(shape.y))), shape.rgb) < 48
+
+
+def test_a_scene_drawn_anew_shows_the_same_unless_it_is_changed() -> None:
+    """Redrawn in another size, the shapes stay where and what they are; changed, exactly one is another or gone."""
+    for index, scene in enumerate(scenes(40)):
+        rng = stream(Split.TRAIN, 8, index)
+        same = redraw(rng, scene, 2 * scene.width, 2 * scene.height)
+        assert same.image.size == (2 * scene.width, 2 * scene.height)
+        assert [shape.name for shape in same.shapes] == [shape.name for shape in scene.shapes]
+        assert [same.place(shape) for shape in same.shapes] == [scene.place(shape) for shape in scene.shapes]
+        other = redraw(rng, scene, scene.width, scene.height, change=True)
+        lost = Counter(shape.name for shape in scene.shapes) - Counter(shape.name for shape in other.shapes)
+        assert lost.total() == 1
+        assert other.shapes
 
 
 def test_all_words_occur() -> None:
@@ -116,45 +128,7 @@ def test_sizes_of_a_group_take_the_same_number_of_tokens() -> None:
     assert not any(map(held_out, sizes))
 
 
-@pytest.mark.parametrize("name", list(SKILLS))
-def test_held_out_questions_are_never_trained_on(name: str) -> None:
-    """Held-out cases share no picture, size or phrasing with training; asking for more keeps the first ones."""
-    cases = held_out_cases(name, 20)
-    assert [case.question for case in cases[:5]] == [case.question for case in held_out_cases(name, 5)]
-    trained = set()
-    for index in range(60):
-        rng = stream(Split.TRAIN, 0, "test", index)
-        example = SKILLS[name].example(rng, Split.TRAIN, [random_size(rng, Split.TRAIN)])
-        trained.update(image.tobytes() for image in example.images)
-    for case in cases:
-        assert all(held_out(image.size) and image.tobytes() not in trained for image in case.images)
-        assert case.right(case.expected)
-        assert not case.right("I do not know.")
-
-
-def test_a_chat_asks_different_things_about_one_scene() -> None:
-    """Turns of one chat share the picture and differ in their answers."""
-    for index in range(20):
-        chat = scene_chat(stream(Split.TRAIN, 1, index), Split.TRAIN, [(200, 150)], turns=3)
-        answers = [turn.answer for turn in chat.turns]
-        assert len(chat.images) == 1
-        assert answers
-        assert len(set(answers)) == len(answers)
-
-
-def test_describing_is_judged_by_what_is_named() -> None:
-    """Any order is right; a shape missing, doubled, miscoloured or outside a sentence is not."""
-    right = SKILLS["describe"].right
-    expected = "A red circle, a blue square and an orange star."
-    assert right(expected, expected)
-    assert right(expected, "A blue square, an orange star and a red circle.")
-    assert not right(expected, "A red circle and a blue square.")
-    assert not right(expected, "A red circle, a red circle, a blue square and an orange star.")
-    assert not right(expected, "A red circle, a green square and an orange star.")
-    assert not right(expected, "red circle blue square orange star")
-
-
-def test_example_pictures_have_the_answers_they_claim() -> None:
+def test_example_pictures_show_what_they_claim() -> None:
     """Each example picture shows its shapes, coloured so, and no two pictures are alike."""
     for picture in PICTURES:
         image = picture.draw()

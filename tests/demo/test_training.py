@@ -1,23 +1,29 @@
 """The recipe on a tiny model: what it feeds is what the stock model expects, it learns, and it resumes exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
+from decoder_service.prompt import PromptBuilder
 from demo.checkpoint import save_checkpoint
 from demo.config import model_config
-from demo.data import Batches, Course, image_processor
+from demo.data import IGNORED, Batches, Course, image_processor
 from demo.forward import for_training, losses
 from demo.prompts import SYSTEM_PROMPTS, render
 from demo.quantize import BLOCK, imitate_int4, round_int4
 from demo.seeds import Split, stream
-from demo.skills import scene_chat
+from demo.sight import Fact
+from demo.skills import lesson
 from demo.train import Run, new_run, recipe_tokenizer, train
+from serving.bundle import TokenIds
 
 TOKENIZER = recipe_tokenizer()
-COURSE = Course(batch_size=4, turns=2, look_until=0)
+COURSE = Course(batch_size=4, turns=2, look_until=0, scenes_until=0)
 
 
 @pytest.fixture(autouse=True)
@@ -26,23 +32,65 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_prompts_are_the_chat_templates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["scene", "sign", "pair", "talk"])
+def test_prompts_are_the_chat_templates(tmp_path: Path, kind: str) -> None:
     """Training reads the very ids that rendering the chat with the template and expanding placeholders gives."""
     save_checkpoint(new_run(TOKENIZER, 0, tiny=True).model, TOKENIZER, tmp_path / "checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "checkpoint")
-    chat = scene_chat(stream(Split.TRAIN, 3), Split.TRAIN, [(200, 120)], turns=2)
-    grids = image_processor()(list(chat.images), return_tensors="np")["image_grid_thw"]
+    chat = lesson(kind, stream(Split.TRAIN, 3), [(200, 120)], 2, 4)
+    grids = np.zeros((0, 3), np.int64)
+    if chat.images:
+        grids = image_processor()(list(chat.images), return_tensors="np")["image_grid_thw"]
     messages = [{"role": "system", "content": SYSTEM_PROMPTS[0]}]
     for index, turn in enumerate(chat.turns):
-        media = [{"type": "image"}] if index == 0 else []
+        media = [{"type": "image"} for _ in chat.images] if index == 0 else []
         messages.append({"role": "user", "content": [*media, {"type": "text", "text": turn.question}]})
         messages.append({"role": "assistant", "content": turn.answer})
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    text = text.replace("<|image_pad|>", "<|image_pad|>" * (int(grids.prod()) // 4))
+    before, *after = text.split("<|image_pad|>")
+    text = before + "".join(
+        "<|image_pad|>" * (int(grid.prod()) // 4) + rest for grid, rest in zip(grids, after, strict=True)
+    )
     sequence = render(chat, grids, TOKENIZER, system=SYSTEM_PROMPTS[0])
     assert sequence.ids.tolist() == tokenizer(text)["input_ids"]
     learnt = TOKENIZER.decode(sequence.ids[sequence.learn].tolist(), skip_special_tokens=False)
     assert learnt == "".join(f"{turn.answer}<|im_end|>" for turn in chat.turns)
+
+
+def test_clips_are_written_as_videos_are(tmp_path: Path) -> None:
+    """A clip's prompt is what the decoder service makes of it: each temporal patch after its time."""
+    save_checkpoint(new_run(TOKENIZER, 0, tiny=True).model, TOKENIZER, tmp_path / "checkpoint")
+    config = model_config(TOKENIZER.get_vocab(), tiny=True)
+    tokens = TokenIds(
+        image=config.image_token_id,
+        video=config.video_token_id,
+        vision_start=config.vision_start_token_id,
+        vision_end=config.vision_end_token_id,
+        eos=(0,),
+    )
+    prompts = PromptBuilder.load(tmp_path / "checkpoint", tokens)
+    chat = lesson("clip", stream(Split.TRAIN, 3), [(160, 128)], 1, 4)
+    chat = replace(chat, turns=chat.turns[:1])
+    video = Medium(MediaKind.VIDEO, "sha256:" + "0" * 64)
+    rendered = prompts.render([Message(Role.USER, (video, Text(chat.turns[0].question)))])
+    served = prompts.expand(rendered, [Layout(video, (2, 8, 10), 40, (0.25, 1.5))])
+    sequence = render(chat, served.grids, TOKENIZER, times=(0.25, 1.5))
+    assert sequence.ids[: len(served.engine_token_ids)].tolist() == served.engine_token_ids.tolist()
+    assert TOKENIZER.decode(sequence.ids[len(served.engine_token_ids) :].tolist()) == chat.turns[0].answer + "\n"
+
+
+def test_a_clips_patches_hold_the_frames_one_after_the_other() -> None:
+    """The two halves of a temporal patch are the stock patches of its two frames."""
+    batches, processor = Batches(TOKENIZER, 0, COURSE), image_processor()
+    clip = lesson("clip", stream(Split.TRAIN, 3), [(160, 128)], 1, 4).clip
+    assert clip is not None
+    pixels, grids, views, times = batches._watch(stream(Split.TRAIN, 4), clip)
+    assert len(grids) == len(views) == len(times)
+    assert len(pixels) == grids.prod(-1).sum()
+    patches = pixels.view(len(grids), -1, 3, 2, 256)
+    for half, time in ((patches[0, :, :, 0], 0.0), (patches[-1, :, :, 1], 1.0)):
+        stock = processor([clip.frame(time)], return_tensors="pt")["pixel_values"].view(-1, 3, 2, 256)
+        assert torch.equal(half, stock[:, :, 0])
 
 
 def test_positions_and_loss_are_the_stock_models() -> None:
@@ -59,6 +107,15 @@ def test_positions_and_loss_are_the_stock_models() -> None:
     for_training(model)
     ours = losses(model, batch).answers
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+def test_the_course_goes_from_looking_to_scenes_to_everything() -> None:
+    """Shapes are there to look at from the first step; then come scenes alone, then clips and pairs, too."""
+    batches = Batches(TOKENIZER, 0, Course(batch_size=8, look_until=1, scenes_until=2, small_until=0))
+    looking, scenes, *everything = (batches[step] for step in range(8))
+    assert (looking.cells[:, Fact.CENTRE] == 1).any()
+    assert len(scenes.grid) <= 8 < max(len(batch.grid) for batch in everything)
+    assert all((batch.labels != IGNORED).any() for batch in (scenes, *everything))
 
 
 def test_a_few_steps_lower_the_loss() -> None:

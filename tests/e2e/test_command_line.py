@@ -11,13 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from demo.pictures import EXAMPLES, PICTURES
+from demo.pictures import CLIP, CONVERSATIONS, EXAMPLES
 from tests.e2e.conftest import TRIPTYCH, Up, run, up
 from tests.reference import Reference
 from triptych import Client, user
 
 pytestmark = pytest.mark.e2e
-PICTURE = EXAMPLES / PICTURES[0].name
+(_NAME,) = CONVERSATIONS[0].files
+PICTURE = EXAMPLES / _NAME
 
 
 def _one_line(finished: subprocess.CompletedProcess[str], code: int) -> str:
@@ -32,7 +33,15 @@ def test_ask_answers_in_words(int4_system: Up) -> None:
     answer = int4_system.ask("What is in the picture?", "--image", str(PICTURE))
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == ""
-    assert answer.stdout == f"{PICTURES[0].answer}\n"
+    assert answer.stdout == f"{CONVERSATIONS[0].turns[0][1]}\n"
+
+
+def test_ask_takes_videos(int4_system: Up) -> None:
+    """A question about a clip."""
+    (conversation,) = (one for one in CONVERSATIONS if one.files == (CLIP,))
+    ((question, expected),) = conversation.turns
+    answer = int4_system.ask(question, "--video", str(EXAMPLES / CLIP))
+    assert (answer.returncode, answer.stdout) == (0, f"{expected}\n"), answer.stderr
 
 
 def test_ask_json_has_the_tokens_of_transformers(fp32_system: Up, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo model sees, through the bundles and all three services, and sees less without DeepStack."""
+"""The demo model sees, compares and watches, through all three services, and sees less without DeepStack."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from demo.evaluate import TABLE, Answer, Score, held_out_cases, score
-from demo.pictures import EXAMPLES, PICTURES
+from demo.pictures import CLIP, CONVERSATIONS, EXAMPLES, Conversation
 from demo.served import VARIANTS, answer_through, bundle_of
 from demo.skills import SKILLS
 from tests.e2e.conftest import Up, up
-from triptych import Client, Image, user
+from triptych import Client, Image, Video, assistant, user
+from triptych.messages import Message
 
 pytestmark = pytest.mark.e2e
 
@@ -29,8 +30,8 @@ def answer(int4_system: Up) -> Iterator[Answer]:
         yield answer_through(client)
 
 
-def _wrong(result: Score) -> list[tuple[str, str, str]]:
-    return [(case.question, case.expected, answer) for case, answer in result.wrong]
+def _wrong(result: Score) -> list[tuple[tuple[str, ...], str, str]]:
+    return [(case.questions, case.expected, answer) for case, answer in result.wrong]
 
 
 @pytest.fixture(scope="session")
@@ -72,12 +73,19 @@ def test_it_answers_as_the_readme_says(answer: Answer, table: dict[str, dict[str
     assert result.accuracy >= table[skill]["INT4"] - 0.05, _wrong(result)
 
 
-def test_it_answers_about_the_example_pictures(int4_system: Up) -> None:
-    """The pictures of `make demo`, as they lie on disk, are answered as the README shows."""
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda one: " ".join(one.files))
+def test_it_answers_about_the_example_files(int4_system: Up, conversation: Conversation) -> None:
+    """What `make demo` asks about the files on disk is answered as the README shows, turn by turn."""
+    shown: list[Image | Video] = [
+        (Video if name == CLIP else Image).open(EXAMPLES / name) for name in conversation.files
+    ]
+    messages: list[Message] = []
     with Client(int4_system.grpc) as client:
-        for picture in PICTURES:
-            image = Image.open(EXAMPLES / picture.name)
-            assert client.answer([user(image, picture.question)]).text == picture.answer
+        for question, expected in conversation.turns:
+            messages.append(user(*shown, question))
+            assert client.answer(messages).text == expected
+            messages.append(assistant(expected))
+            shown = []
 
 
 def test_the_readmes_table_is_whole(described: Score, table: dict[str, dict[str, float]]) -> None:

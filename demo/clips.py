@@ -1,0 +1,114 @@
+"""Short clips: a drawn scene in which one thing happens, together with the truth about it.
+
+A clip is a function of time (0 at its start, 1 at its end), so that it can be drawn at any frame rate.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from PIL import Image
+
+from demo.scenes import Rgb, Scene, Shape, compressed, draw_background, draw_shape, pick_shape
+
+_LEAST_TRAVEL = 0.33  # of the width or the height
+
+
+class Event(StrEnum):
+    """What happens in a clip, as answers say it."""
+
+    LEFT = "moves to the left"
+    RIGHT = "moves to the right"
+    UP = "moves up"
+    DOWN = "moves down"
+    APPEARS = "appears"
+    DISAPPEARS = "disappears"
+
+    @property
+    def is_motion(self) -> bool:
+        """Whether something moves."""
+        return self not in (Event.APPEARS, Event.DISAPPEARS)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A background, shapes that stay, and one actor."""
+
+    width: int
+    height: int
+    background: Image.Image
+    still: tuple[Shape, ...]
+    actor: Shape  # where it is at the start
+    end: tuple[float, float]  # where it is at the end, in pixels
+    event: Event
+    moment: float  # when it appears or disappears
+    jpeg_quality: int | None
+
+    def shapes(self, time: float) -> tuple[Shape, ...]:
+        """The shapes that are there at a time."""
+        if self.event is Event.APPEARS and time < self.moment:
+            return self.still
+        if self.event is Event.DISAPPEARS and time >= self.moment:
+            return self.still
+        x, y = (a + (b - a) * time for a, b in zip((self.actor.x, self.actor.y), self.end, strict=True))
+        return (*self.still, replace(self.actor, x=x, y=y))
+
+    def frame(self, time: float) -> Image.Image:
+        """The picture at a time."""
+        image = self.background.copy()
+        for shape in self.shapes(time):
+            draw_shape(image, shape)
+        return image if self.jpeg_quality is None else compressed(image, self.jpeg_quality)
+
+    def scene(self, time: float) -> Scene:
+        """The picture at a time, with its shapes."""
+        return Scene(self.width, self.height, self.shapes(time), self.background)
+
+
+def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
+    """A clip of that size: something moves, appears or disappears, with or without another shape that stays."""
+    background, samples = draw_background(rng, width, height)
+    event = rng.choice((*list(Event), Event.LEFT, Event.RIGHT, Event.UP, Event.DOWN))
+    while True:
+        radius = rng.uniform(0.1, 0.2) * min(width, height)
+        margin = 1.2 * radius + 1
+        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+        end = x, y
+        if event.is_motion:
+            along_x = event in (Event.LEFT, Event.RIGHT)
+            length, at = (width, x) if along_x else (height, y)
+            to = rng.uniform(margin, length - margin)
+            forwards = event in (Event.RIGHT, Event.DOWN)
+            if (to - at) * (1 if forwards else -1) < _LEAST_TRAVEL * length:
+                continue
+            drift = rng.uniform(-0.06, 0.06) * min(width, height) if rng.random() < 0.3 else 0.0
+            end = (
+                (to, min(max(y + drift, margin), height - margin))
+                if along_x
+                else (min(max(x + drift, margin), width - margin), to)
+            )
+        actor = pick_shape(rng, (x, y, radius), samples)
+        still = _bystander(rng, (width, height), actor, end, samples) if rng.random() < 0.5 else ()
+        quality = rng.randint(50, 92) if rng.random() < 0.5 else None
+        return Clip(width, height, background, still, actor, end, event, rng.uniform(0.3, 0.7), quality)
+
+
+def _bystander(
+    rng: random.Random, size: tuple[int, int], actor: Shape, end: tuple[float, float], samples: Sequence[Rgb]
+) -> tuple[Shape, ...]:
+    """A shape of another name out of the actor's way, where there is room for one."""
+    width, height = size
+    for _ in range(60):
+        radius = rng.uniform(0.1, 0.18) * min(width, height)
+        margin = 1.2 * radius + 1
+        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+        path = [(actor.x + (end[0] - actor.x) * t / 10, actor.y + (end[1] - actor.y) * t / 10) for t in range(11)]
+        if min((x - a) ** 2 + (y - b) ** 2 for a, b in path) < (1.3 * (radius + actor.radius) + 2) ** 2:
+            continue
+        shape = pick_shape(rng, (x, y, radius), samples)
+        if shape.name != actor.name:
+            return (shape,)
+    return ()

@@ -1,0 +1,92 @@
+"""Say whether something is there, also when the question takes for granted that it is."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from demo.scenes import COLOURS, SHAPES, Scene
+from demo.seeds import Split
+from demo.skills import colour, place
+from demo.skills.base import Phrasings, SceneSkill, Turn, with_article
+
+# {} stands for a shape with its article, as in "a red circle".
+_ASK = Phrasings(
+    train=(
+        "Is there {}?",
+        "Is there {} in the picture?",
+        "Is there {} in this image?",
+        "Do you see {}?",
+        "Do you see {} in the picture?",
+        "Can you see {}?",
+        "Does the image show {}?",
+        "Does this picture have {}?",
+        "Is {} in the image?",
+        "Tell me if there is {}.",
+        "{}?",
+    ),
+    held_out=(
+        "Is there {} in the image?",
+        "Can you see {} in the picture?",
+        "Does the picture show {}?",
+        "Do you see {} in this image?",
+        "Tell me if you see {}.",
+    ),
+)
+
+
+class Exists(SceneSkill):
+    """Answers yes or no, and refuses to tell of what is not there."""
+
+    name = "exists"
+
+    def texts(self) -> Iterable[str]:
+        """See `Skill`."""
+        for phrasing in _ASK.train:
+            yield phrasing.format("a red circle")
+        for name in ("red circle", "orange star"):
+            yield f"Yes, there is {with_article(name)}."
+            yield f"No, there is no {name}."
+            yield missing(name)
+
+    def turn(self, rng: random.Random, split: Split, scene: Scene) -> Turn:
+        """See `SceneSkill`."""
+        names = [shape.name for shape in scene.shapes]
+        kinds = [shape.kind for shape in scene.shapes]
+        absent_kinds = [kind for kind in SHAPES if kind not in kinds]
+        name = _absent_name(rng, scene)
+        style = rng.random()
+        if style < 0.2 and absent_kinds:
+            kind = rng.choice(absent_kinds)
+            return Turn(self.name, colour.ASK.pick(rng, split).format(kind), missing(kind))
+        if style < 0.45:
+            called = rng.choice(absent_kinds) if absent_kinds and rng.random() < 0.3 else name
+            return Turn(self.name, place.ASK.pick(rng, split).format(called), missing(called))
+        if style < 0.7:
+            called = rng.choice(kinds if rng.random() < 0.3 else names)
+            answer = f"Yes, there is {with_article(called)}."
+        else:
+            called = rng.choice(absent_kinds) if absent_kinds and rng.random() < 0.3 else name
+            answer = f"No, there is no {called}."
+        return Turn(self.name, _ASK.pick(rng, split).format(with_article(called)), answer)
+
+
+def _absent_name(rng: random.Random, scene: Scene) -> str:
+    """A shape that is not there; often one of whose colour or kind there is something."""
+    names = {shape.name for shape in scene.shapes}
+    near = rng.random() < 0.6
+    while True:
+        name = f"{rng.choice(COLOURS)} {rng.choice(SHAPES)}"
+        if near:
+            shape = rng.choice(scene.shapes)
+            name = rng.choice((f"{shape.colour} {rng.choice(SHAPES)}", f"{rng.choice(COLOURS)} {shape.kind}"))
+        if name not in names:
+            return name
+
+
+def missing(name: str) -> str:
+    """The answer where a question takes for granted what is not there."""
+    return f"There is no {name} in the picture."
+
+
+SKILL = Exists()

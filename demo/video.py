@@ -1,0 +1,29 @@
+"""Write a clip as a video file, as a camera or a drawing program would."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+
+from demo.clips import Clip
+
+_FRAMES_PER_SECOND = 12
+
+
+def encode_clip(clip: Clip, seconds: float) -> bytes:
+    """The clip as an MP4 file (H.264, so its width and height must be even) that lasts so many seconds."""
+    count = max(2, round(seconds * _FRAMES_PER_SECOND))
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=_FRAMES_PER_SECOND, options={"crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, "yuv420p"
+        for index in range(count):
+            frame = av.VideoFrame.from_ndarray(np.asarray(clip.frame(index / (count - 1))), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, _FRAMES_PER_SECOND)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return out.getvalue()

@@ -1,0 +1,155 @@
+"""Skills: what they ask has one right answer, and other answers are told from it."""
+
+import re
+
+import pytest
+
+from demo.clips import Event, draw_clip
+from demo.evaluate import held_out_cases
+from demo.scenes import SHAPES, draw_scene
+from demo.seeds import Split, stream
+from demo.sizes import held_out, random_size
+from demo.skills import LESSONS, SKILLS, compare, exists, follow_up, lesson, scene_lesson, watch, writing
+
+NOT_AN_ANSWER = "I do not know."
+
+
+@pytest.mark.parametrize("name", list(SKILLS))
+def test_held_out_questions_are_never_trained_on(name: str) -> None:
+    """Held-out cases share no picture, size or phrasing with training; asking for more keeps the first ones."""
+    cases = held_out_cases(name, 20)
+    assert [case.questions for case in cases[:5]] == [case.questions for case in held_out_cases(name, 5)]
+    trained, asked = set(), set()
+    for index in range(200):
+        rng = stream(Split.TRAIN, 0, "test", index)
+        example = SKILLS[name].example(rng, Split.TRAIN, [random_size(rng, Split.TRAIN)])
+        trained.update(image.tobytes() for image in example.images)
+        asked.update(turn.question.rstrip("?.").lower() for turn in example.turns)
+    for case in cases:
+        assert all(image.tobytes() not in trained for image in case.images)
+        if name != "compare":  # whose second picture may take the first one's shape
+            assert all(held_out(image.size) for image in case.images)
+        assert not {question.rstrip("?.").lower() for question in case.questions} & asked
+        assert case.right(case.expected)
+        assert not case.right(NOT_AN_ANSWER)
+
+
+ASKED = [name for name in LESSONS if name != "crowd"]  # which is only looked at
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_lessons_ask_different_things_about_one_thing(name: str) -> None:
+    """Turns of one training chat share what is shown and differ in their answers."""
+    for index in range(30):
+        chat = lesson(name, stream(Split.TRAIN, 1, index), [(200, 150)], 3, 4)
+        answers = [turn.answer for turn in chat.turns]
+        assert answers
+        assert len(set(answers)) == len(answers)
+        assert (chat.clip is not None) == (name == "clip")
+        assert len(chat.images) == {"scene": 1, "sign": 1, "pair": 2, "clip": 0, "talk": 0}[name]
+
+
+def test_scene_lessons_ask_follow_ups_right_after_what_they_follow() -> None:
+    """A follow-up is never the first turn, and only one is asked."""
+    followed = 0
+    for index in range(60):
+        skills = [turn.skill for turn in scene_lesson(stream(Split.TRAIN, 2, index), [(200, 150)], 4, 4).turns]
+        assert skills[0] != follow_up.SKILL.name
+        assert skills.count(follow_up.SKILL.name) <= 1
+        followed += follow_up.SKILL.name in skills
+    assert followed > 5
+
+
+def test_describing_is_judged_by_what_is_named() -> None:
+    """Any order is right; a shape missing, doubled, miscoloured or outside a sentence is not."""
+    right = SKILLS["describe"].right
+    expected = "A red circle, a blue square and an orange star."
+    assert right(expected, expected)
+    assert right(expected, "A blue square, an orange star and a red circle.")
+    assert not right(expected, "A red circle and a blue square.")
+    assert not right(expected, "A red circle, a red circle, a blue square and an orange star.")
+    assert not right(expected, "A red circle, a green square and an orange star.")
+    assert not right(expected, "red circle blue square orange star")
+
+
+def test_of_a_sign_it_is_said_that_it_cannot_be_read() -> None:
+    """Asked to read, or what there is: a sign holds text, and a scene none."""
+    for index in range(60):
+        chat = lesson("sign", stream(Split.TRAIN, 9, index), [(200, 150)], 3, 4)
+        assert {turn.answer for turn in chat.turns} <= {writing.CANNOT_READ, "There are no shapes."}
+        assert chat.turns[0].answer == writing.CANNOT_READ
+    scene = draw_scene(stream(Split.TRAIN, 9), 200, 150)
+    assert writing.SKILL.turn(stream(Split.TRAIN, 9), Split.TRAIN, scene).answer == writing.NO_TEXT
+
+
+def test_comparing_is_judged_by_both_pictures_and_the_verdict() -> None:
+    """Shapes may come in any order within their own picture; nothing else may differ."""
+    right = compare.SKILL.right
+    expected = compare.verdict(["red circle", "blue square"], ["red circle"])
+    assert right(expected, compare.verdict(["blue square", "red circle"], ["red circle"]))
+    assert not right(expected, compare.verdict(["red circle"], ["red circle", "blue square"]))
+    assert not right(expected, expected.replace("different", "the same"))
+    assert right(compare.has("first", "star"), compare.has("first", "star"))
+    assert not right(compare.has("first", "star"), compare.has("second", "star"))
+
+
+def test_which_picture_is_asked_of_what_only_one_has() -> None:
+    """The picture named by the answer has the shape asked for, and the other has not."""
+    asked = 0
+    for index in range(200):
+        rng = stream(Split.TRAIN, 5, index)
+        pair = compare.draw_pair(rng, [(160, 160), (200, 160)])
+        for turn in compare.SKILL.turns(rng, Split.TRAIN, pair, 2):
+            found = re.fullmatch(r"The (first|second) picture has the (.*)\.", turn.answer)
+            if found is None:
+                continue
+            asked += 1
+            here, there = pair if found[1] == "first" else pair[::-1]
+            names = [{name for shape in scene.shapes for name in (shape.name, shape.kind)} for scene in (here, there)]
+            assert found[2] in names[0] - names[1]
+    assert asked > 20
+
+
+def test_what_is_asked_for_in_vain_is_not_there() -> None:
+    """Every "no" names a shape or kind that the scene lacks, and every "yes" one that it has."""
+    seen = set()
+    for index in range(200):
+        rng = stream(Split.TRAIN, 6, index)
+        scene = draw_scene(rng, 200, 150)
+        turn = exists.SKILL.turn(rng, Split.TRAIN, scene)
+        names = {name for shape in scene.shapes for name in (shape.name, shape.kind)}
+        found = re.fullmatch(r"(Yes, there is an?|No, there is no|There is no) (.*?)( in the picture)?\.", turn.answer)
+        assert found is not None, turn.answer
+        seen.add(found[1])
+        assert (found[2] in names) == found[1].startswith("Yes")
+    assert len(seen) >= 3
+
+
+def test_follow_ups_answer_what_the_turn_before_was_about() -> None:
+    """A follow-up about another kind names that kind; one about "it" names the kind of the turn before."""
+    for index in range(200):
+        rng = stream(Split.TRAIN, 7, index)
+        turns = follow_up.SKILL.turns(rng, Split.TRAIN, draw_scene(rng, 200, 150))
+        if turns is None:
+            continue
+        before, after = turns
+        if re.search(r"\bit\b|\bits\b", after.question.lower()):
+            kind = next(kind for kind in SHAPES if f" {kind}" in before.answer)
+            assert f" {kind} is" in after.answer
+        elif found := re.search("|".join(SHAPES), after.question.lower()):
+            assert found[0] in after.answer
+        assert after.answer != before.answer
+
+
+def test_watching_is_answered_by_the_event() -> None:
+    """Answers name the actor and what it does, or that nothing of the kind asked for happens."""
+    for index in range(150):
+        rng = stream(Split.TRAIN, 8, index)
+        clip = draw_clip(rng, 160, 128)
+        for turn in watch.SKILL.turns(rng, Split.TRAIN, clip, 2):
+            if turn.answer.startswith("Nothing"):
+                assert str(clip.event).split()[0] != turn.answer.split()[1].rstrip(".")
+            else:
+                assert turn.answer.endswith(f" {clip.event}.")
+                assert clip.actor.kind in turn.answer
+        assert clip.event in Event
