@@ -126,9 +126,7 @@ def write_examples(directory: Path = EXAMPLES) -> list[Path]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.pictures", description="Write the example files."
-    )
+    parser = argparse.ArgumentParser(prog="python -m demo.pictures", description="Write the example files.")
     parser.add_argument("directory", type=Path, nargs="?", default=EXAMPLES)
     for path in write_examples(parser.parse_args().directory):
         tqdm.write(str(path))
