@@ -68,9 +68,9 @@ def test_without_deepstack_it_sees_visibly_less(described: Score, checkpoint: Pa
 
 @pytest.mark.parametrize("skill", [name for name in SKILLS if name != "describe"])
 def test_it_answers_as_the_readme_says(answer: Answer, table: dict[str, dict[str, float]], skill: str) -> None:
-    """On a smaller set each skill is within a twentieth of what the README's table says of the INT4 bundle."""
+    """On a smaller set each skill is within a tenth of what the README's table says of the INT4 bundle."""
     result = score(answer, held_out_cases(skill, FEW))
-    assert result.accuracy >= table[skill]["INT4"] - 0.05, _wrong(result)
+    assert result.accuracy >= table[skill]["INT4"] - 0.1, _wrong(result)
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda one: " ".join(one.files))
