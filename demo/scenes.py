@@ -84,14 +84,12 @@ def _third(value: float, length: int) -> int:
     return min(2, int(3 * value / length))
 
 
-def draw_scene(
-    rng: random.Random, width: int, height: int, count: int | None = None, kinds: Sequence[str] = SHAPES
-) -> Scene:
+def draw_scene(rng: random.Random, width: int, height: int, count: int | None = None) -> Scene:
     """A scene of `count` shapes (1 to 4 when None; fewer if they do not fit) on a random background."""
     background, samples = draw_background(rng, width, height)
     wanted = count if count is not None else rng.choice((1, 2, 2, 3, 3, 4, 4))
     circles = _layout(rng, width, height, wanted)
-    shapes = [pick_shape(rng, circle, samples, kinds) for circle in circles]
+    shapes = [pick_shape(rng, circle, samples) for circle in circles]
     smooth = rng.random() < 0.7
     outline = rng.random() < 0.08
     for shape in shapes:
@@ -133,7 +131,7 @@ def redraw(rng: random.Random, scene: Scene, width: int, height: int, *, change:
             )
             for shape in scene.shapes
         ]
-        if all(_contrast(shape.rgb, samples) >= _MIN_CONTRAST for shape in shapes):
+        if all(contrast(shape.rgb, samples) >= _MIN_CONTRAST for shape in shapes):
             break
     if change:
         index = rng.randrange(len(shapes))
@@ -163,15 +161,15 @@ def compressed(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(out).convert("RGB")
 
 
-def pick_shape(rng: random.Random, circle: Circle, samples: Sequence[Rgb], kinds: Sequence[str] = SHAPES) -> Shape:
+def pick_shape(rng: random.Random, circle: Circle, samples: Sequence[Rgb]) -> Shape:
     """A shape at that place, of a colour that stands out from the samples of the background."""
-    usable = [colour for colour in COLOURS if _contrast(_typical(colour), samples) > _MIN_CONTRAST + 25]
+    usable = [colour for colour in COLOURS if contrast(_typical(colour), samples) > _MIN_CONTRAST + 25]
     colour = rng.choice(usable)
     rgb = pick_rgb(rng, colour)
-    while _contrast(rgb, samples) < _MIN_CONTRAST:
+    while contrast(rgb, samples) < _MIN_CONTRAST:
         colour = rng.choice(usable)
         rgb = pick_rgb(rng, colour)
-    kind = rng.choice(kinds)
+    kind = rng.choice(SHAPES)
     turn = 0.0 if kind == "circle" or rng.random() < 0.5 else rng.uniform(-12, 12)
     return Shape(colour, kind, *circle, turn, rgb)
 
@@ -189,7 +187,8 @@ def _typical(colour: str) -> Rgb:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _contrast(rgb: Rgb, samples: Sequence[Rgb]) -> float:
+def contrast(rgb: Rgb, samples: Sequence[Rgb]) -> float:
+    """How far a colour is from the nearest of some samples: Euclidean distance in RGB."""
     return min(math.dist(rgb, sample) for sample in samples)
 
 

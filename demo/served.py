@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -72,16 +72,22 @@ def answer_through(client: Client) -> Answer:
         parts: list[Image | Video] = [Image(png(image)) for image in case.images]
         if case.clip is not None:
             parts.append(Video(encode_clip(case.clip, case.seconds)))
-        messages: list[Message] = []
-        given = ""
-        for turn, question in enumerate(case.questions):
-            if turn > 0:
-                messages.append(assistant(given))
-            messages.append(user(*(parts if turn == 0 else ()), question))
-            given = client.answer(messages, max_tokens=_LONGEST_ANSWER).text
-        return given
+        return converse(client, parts, case.questions)[-1]
 
     return answer
+
+
+def converse(client: Client, shown: Iterable[Image | Video], questions: Iterable[str]) -> list[str]:
+    """Ask one question after the other about what is shown with the first; gives the answers."""
+    messages: list[Message] = []
+    answers: list[str] = []
+    parts = tuple(shown)
+    for question in questions:
+        messages.append(user(*parts, question))
+        answers.append(client.answer(messages, max_tokens=_LONGEST_ANSWER).text)
+        messages.append(assistant(answers[-1]))
+        parts = ()
+    return answers
 
 
 def png(image: PillowImage.Image) -> bytes:

@@ -91,7 +91,7 @@ class SightHeads(nn.Module):
 
     def forward(self, main: torch.Tensor, deepstack: list[torch.Tensor], truth: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy; features are [tokens, width] and the truth is [tokens, facts]."""
-        losses = [torch.zeros(())]
+        losses = [torch.zeros(())]  # a batch may show nothing at all
         for fact, head in zip(Fact, self.heads, strict=True):
             known = truth[:, fact] != UNSURE
             if known.any():  # of an empty set the mean would be NaN

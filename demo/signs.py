@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import string
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from demo.fonts import Font, pick_font
-from demo.scenes import Rgb, as_photo, draw_background
+from demo.scenes import Rgb, as_photo, contrast, draw_background
 from demo.seeds import Split
 
 _LONGEST = 8
@@ -61,6 +60,6 @@ def _ink(rng: random.Random, samples: list[Rgb]) -> Rgb:
     """Black or white, whichever stands out more; now and then any colour that does."""
     while rng.random() < 0.3:
         colour = (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))
-        if min(math.dist(colour, sample) for sample in samples) >= _MIN_CONTRAST:
+        if contrast(colour, samples) >= _MIN_CONTRAST:
             return colour
-    return max((0, 0, 0), (255, 255, 255), key=lambda ink: min(math.dist(ink, sample) for sample in samples))
+    return max((0, 0, 0), (255, 255, 255), key=lambda ink: contrast(ink, samples))

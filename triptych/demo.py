@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from demo.pictures import CONVERSATIONS, EXAMPLES
+from demo.pictures import CLIP, CONVERSATIONS, EXAMPLES
 from triptych import launcher
 from triptych.client import AsyncClient
 from triptych.events import Delta, Finished
@@ -34,7 +34,7 @@ async def _ask(address: str) -> None:
         for conversation in CONVERSATIONS:
             print("\n" + " and ".join(f"demo/examples/{name}" for name in conversation.files))  # noqa: T201
             messages: list[Message] = []
-            shown: list[Image | Video] = [_open(EXAMPLES / name) for name in conversation.files]
+            shown: list[Image | Video] = [open_example(name) for name in conversation.files]
             for question, _ in conversation.turns:
                 print(f"> {question}\n  ", end="", flush=True)  # noqa: T201
                 messages.append(user(*shown, question))
@@ -50,8 +50,9 @@ async def _ask(address: str) -> None:
                 shown = []
 
 
-def _open(path: Path) -> Image | Video:
-    return Video.open(path) if path.suffix == ".mp4" else Image.open(path)
+def open_example(name: str) -> Image | Video:
+    """A file of `demo/examples`."""
+    return (Video if name == CLIP else Image).open(EXAMPLES / name)
 
 
 def _summary(event: Finished) -> str:

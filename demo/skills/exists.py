@@ -60,15 +60,20 @@ class Exists(SceneSkill):
             kind = rng.choice(absent_kinds)
             return Turn(self.name, colour.ASK.pick(rng, split).format(kind), missing(kind))
         if style < 0.45:
-            called = rng.choice(absent_kinds) if absent_kinds and rng.random() < 0.3 else name
+            called = _in_vain(rng, absent_kinds, name)
             return Turn(self.name, place.ASK.pick(rng, split).format(called), missing(called))
         if style < 0.7:
             called = rng.choice(kinds if rng.random() < 0.3 else names)
             answer = f"Yes, there is {with_article(called)}."
         else:
-            called = rng.choice(absent_kinds) if absent_kinds and rng.random() < 0.3 else name
+            called = _in_vain(rng, absent_kinds, name)
             answer = f"No, there is no {called}."
         return Turn(self.name, _ASK.pick(rng, split).format(with_article(called)), answer)
+
+
+def _in_vain(rng: random.Random, kinds: list[str], name: str) -> str:
+    """What to ask for that is not there: mostly the name, else one of the kinds."""
+    return rng.choice(kinds) if kinds and rng.random() < 0.3 else name
 
 
 def _absent_name(rng: random.Random, scene: Scene) -> str:
