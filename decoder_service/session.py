@@ -19,6 +19,7 @@ from decoder_service.feature_store import grid_keys
 from decoder_service.handshake import FeatureIntake
 from decoder_service.limits import check_room
 from decoder_service.logprobs import Position, positions
+from decoder_service.metrics import Progress
 from decoder_service.prompt import Prompt, Rendered
 from decoder_service.validation import Opening
 
@@ -100,15 +101,24 @@ class Session:
         rendered: Its conversation.
         intake: Takes in the features.
         arrived: When the request came, by `time.perf_counter`.
+        progress: Counts it.
     """
 
     def __init__(
-        self, decoder: Decoder, opening: Opening, rendered: Rendered, intake: FeatureIntake, arrived: float
+        self,
+        decoder: Decoder,
+        opening: Opening,
+        rendered: Rendered,
+        intake: FeatureIntake,
+        *,
+        arrived: float,
+        progress: Progress,
     ) -> None:
         self._decoder = decoder
         self._opening = opening
         self._rendered = rendered
         self._arrived = arrived
+        self._progress = progress
         self.intake = intake
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -141,10 +151,12 @@ class Session:
             async for event in engine_events:
                 if isinstance(event, Prefilled):
                     prefilled = event
+                    self._progress.prefilled(prompt_tokens, event.cached_tokens, event.queue_seconds)
                 elif isinstance(event, TokenDrawn):
                     last = time.perf_counter()
                     first = last if drawn == 0 else first
                     drawn += 1
+                    self._progress.token(last - self._arrived)
                     # The end of the turn is not text.
                     is_text = event.token_id not in decoder.model.end_tokens
                     text = stops.push(detokenizer.push(event.token_id)) if is_text else ""
@@ -160,6 +172,7 @@ class Session:
                 rest += stops.flush()
             if rest:
                 yield Delta(rest, ())
+        self._progress.finished(last - first)
         yield Finished(
             reason,
             Usage(prompt_tokens, drawn, prompt.media_tokens, prefilled.cached_tokens),
@@ -196,7 +209,7 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
     """
     if not decoder.engine.ready:
         raise not_ready()
-    with decoder.admission.enter() as place:
+    with decoder.admission.enter() as place, Progress() as progress:
         rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
         intake = FeatureIntake(decoder, rendered, opening.media_options, opening.generation.max_tokens, place)
-        yield Session(decoder, opening, rendered, intake, arrived)
+        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress)
