@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 demo: setup
 	$(BIN)/triptych demo
 
-# Trains the demo model from nothing, in about three hours; goes on where it was interrupted.
+# Trains the demo model from nothing, in about three and a half hours; goes on where it was interrupted.
 demo-model: setup
 	$(BIN)/python -m demo.train --out demo/checkpoint --state build/demo --resume
 

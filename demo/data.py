@@ -7,7 +7,7 @@ batch. Text is padded on the right, where nothing attends to it.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -59,21 +59,26 @@ class Course:
     """What is learnt when: to see first, then to talk about a few shapes, then about more."""
 
     batch_size: int = 32
-    look_until: int = 1000  # steps that train the vision tower alone
-    scenes_until: int = 5000  # steps after which everything else is asked, too
+    look_until: int = 6250  # steps that train the vision tower alone
+    scenes_until: int = 9250  # steps after which everything else is asked, too
     turns: int = 4  # about each scene
-    small_until: int = 2400  # steps with images of at most 18 tokens
-    small_share: float = 0.4  # of the batches after them that have images of at most 25 tokens, on which steps are fast
+    small_until: int = 7650  # steps until which pictures that are talked about take at most 18 tokens
+    small_share: float = 0.4  # of the other batches that have images of at most 25 tokens, on which steps are fast
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
-    looking: tuple[tuple[str, float], ...] = (("scene", 0.5), ("crowd", 0.5))
+    looking: tuple[tuple[str, float], ...] = (
+        ("scene", 0.22),
+        ("crowd", 0.2),
+        ("page", 0.48),
+        ("sign", 0.1),
+    )
     scenes: tuple[tuple[str, float], ...] = (("scene", 0.97), ("talk", 0.03))
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.6),
-        ("sign", 0.04),
-        ("pair", 0.16),
-        ("clip", 0.16),
-        ("talk", 0.04),
+        ("scene", 0.32),
+        ("sign", 0.43),
+        ("pair", 0.11),
+        ("clip", 0.11),
+        ("talk", 0.03),
     )
 
     def kinds(self, step: int) -> tuple[tuple[str, float], ...]:
@@ -82,9 +87,14 @@ class Course:
             return self.looking
         return self.scenes if step < self.scenes_until else self.everything
 
+    def progress(self, step: int, steps: int) -> float:
+        """The share of looking, and after it of talking, that is over: in each, learning rates fall to zero."""
+        begin, end = (0, self.look_until) if step < self.look_until else (self.look_until, steps)
+        return (step - begin) / (end - begin)
+
     def most_tokens(self, step: int, rng: random.Random) -> int | None:
         """How many tokens an image of that batch may take; None where any number is right."""
-        if step < self.small_until:
+        if self.look_until <= step < self.small_until:
             return 18
         return _CLIP_TOKENS if rng.random() < self.small_share else None
 
@@ -183,7 +193,9 @@ def collate(chats: list[Chat]) -> Batch:
     )
 
 
-def batches(tokenizer: Tokenizer, seed: int, course: Course, *, first: int, last: int, workers: int) -> Iterator[Batch]:
+def batches(
+    tokenizer: Tokenizer, seed: int, course: Course, *, first: int, last: int, workers: int
+) -> Generator[Batch, None, None]:
     """Batches of the steps from `first` up to but not including `last`, drawn ahead by worker processes."""
     dataset = Batches(tokenizer, seed, course)
     loader = DataLoader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from functools import cache
 from pathlib import Path
@@ -12,31 +13,55 @@ from PIL import ImageFont
 
 from demo.seeds import Split
 
-_DEFAULT = "Pillow's own"
-# By the names of matplotlib's files.
-_TRAIN = (
-    _DEFAULT,
-    "DejaVuSans.ttf",
-    "DejaVuSans-Bold.ttf",
-    "DejaVuSans-Oblique.ttf",
-    "DejaVuSansMono.ttf",
-    "DejaVuSerif.ttf",
-    "DejaVuSerif-Bold.ttf",
-    "cmss10.ttf",
-)
-_HELD_OUT = ("STIXGeneral.ttf", "STIXGeneralBol.ttf", "cmr10.ttf")
+# Font files by where they come from: matplotlib's own, and packages that hold one family each.
+FAMILIES: dict[Split, dict[str, tuple[str, ...]]] = {
+    Split.TRAIN: {
+        "matplotlib": (
+            "DejaVuSans.ttf",
+            "DejaVuSans-Bold.ttf",
+            "DejaVuSans-Oblique.ttf",
+            "DejaVuSansMono.ttf",
+            "DejaVuSansMono-Bold.ttf",
+            "DejaVuSerif.ttf",
+            "DejaVuSerif-Bold.ttf",
+            "STIXGeneral.ttf",
+            "STIXGeneralBol.ttf",
+            "cmss10.ttf",
+            "cmr10.ttf",
+        ),
+        "font_roboto": ("Roboto-Regular.ttf", "Roboto-Medium.ttf", "Roboto-Bold.ttf", "Roboto-Black.ttf"),
+        "font_source_sans_pro": ("SourceSansPro-Regular.ttf", "SourceSansPro-Black.ttf", "SourceSansPro-It.ttf"),
+        "font_caladea": ("Caladea-Regular.ttf", "Caladea-Bold.ttf"),
+        "pillow": ("default",),
+    },
+    Split.HELD_OUT: {
+        "font_lato": ("Lato-Regular.ttf", "Lato-Bold.ttf"),
+        "font_source_serif_pro": ("SourceSerifPro-Regular.ttf", "SourceSerifPro-Bold.ttf"),
+    },
+}
 
 Font = ImageFont.FreeTypeFont
 
 
 def pick_font(rng: random.Random, split: Split, size: int) -> Font:
     """A font of the split, `size` pixels to the em."""
-    return _load(rng.choice(_TRAIN if split is Split.TRAIN else _HELD_OUT), size)
+    package, name = rng.choice([(package, name) for package, names in FAMILIES[split].items() for name in names])
+    return _load(package, name, size)
 
 
 @cache
-def _load(name: str, size: int) -> Font:
-    if name == _DEFAULT:
+def _load(package: str, name: str, size: int) -> Font:
+    if package == "pillow":
         # Pillow's wheels are built with FreeType, and then its default font is of this class.
         return cast("Font", ImageFont.load_default(size))
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+    return ImageFont.truetype(str(_directory(package) / name), size)
+
+
+@cache
+def _directory(package: str) -> Path:
+    if package == "matplotlib":
+        return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"the package {package.replace('_', '-')} is missing: install triptych[demo]")
+    return Path(spec.origin).parent / "files"

@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, AdamW for everything else, and how their rates change over a run."""
+"""Muon for the hidden matrices, AdamW for everything else, and how their rates change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 _MUON_RATE, _ADAM_RATE = 0.02, 2e-3
 _WARM_UP = 40  # steps
-_COOL_DOWN = 0.5  # share of the run over which the rates fall to zero, at its end
+_COOL_DOWN = 0.5  # share of looking, and of talking, over which the rates fall to zero, at its end
 
 
 class Optimizers:
@@ -26,7 +26,7 @@ class Optimizers:
         self._adam = torch.optim.AdamW(rest, lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(self, step: int, progress: float) -> None:
-        """One update; `progress` is the share of the run that is over."""
+        """One update; `progress` is the share of looking, or of talking, that is over."""
         factor = rate_factor(step, progress)
         for optimizer, rate in ((self._muon, _MUON_RATE), (self._adam, _ADAM_RATE)):
             for group in optimizer.param_groups:

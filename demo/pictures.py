@@ -9,7 +9,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from demo.clips import Clip, Event
@@ -35,11 +35,15 @@ class Picture:
     name: str
     size: tuple[int, int]  # width, height in pixels
     background: Rgb
-    shapes: tuple[tuple[str, str, float, float, float], ...]  # colour, kind, x, y, radius in pixels
+    shapes: tuple[tuple[str, str, float, float, float], ...] = ()  # colour, kind, x, y, radius in pixels
+    word: str = ""  # printed in the middle
 
     def draw(self) -> Image.Image:
         """The picture itself."""
         image = Image.new("RGB", self.size, self.background)
+        width, height = self.size
+        font = ImageFont.load_default(height // 3)
+        ImageDraw.Draw(image).text((width / 2, height / 2), self.word, (20, 20, 20), font, anchor="mm")
         for colour, kind, x, y, radius in self.shapes:
             draw_shape(image, Shape(colour, kind, x, y, radius, 0.0, _RGB[colour]))
         return image
@@ -64,6 +68,7 @@ PICTURES = (
         (225, 232, 240),
         (("purple", "triangle", 66, 76, 40), ("green", "square", 210, 74, 34), ("red", "star", 356, 78, 42)),
     ),
+    Picture("sign.png", (300, 180), (250, 214, 90), word="OPEN"),
 )
 
 
@@ -91,6 +96,7 @@ CONVERSATIONS = (
     Conversation(
         ("tall.png", "wide.png"), (("Which picture has the red star?", "The second picture has the red star."),)
     ),
+    Conversation(("sign.png",), (("What does the sign say?", 'It says "OPEN".'),)),
     Conversation((CLIP,), (("What happens in the video?", "A blue circle moves to the right."),)),
 )
 

@@ -56,7 +56,7 @@ def render(
     if not example.turns:
         segments.append((shown, False))  # to be looked at only
     for index, turn in enumerate(example.turns):
-        media = shown if index == 0 else ""
+        media = IMAGE if example.one_each else shown if index == 0 else ""
         question = turn.question + media if media_last else media + turn.question
         segments.append((f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", False))
         segments.append((f"{turn.answer}<|im_end|>", True))

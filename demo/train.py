@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,9 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 7700
+STEPS = 12000
 _SIGHT_WEIGHT = 0.3
-_ROUNDED_FROM = 0.75  # share of the run after which weights are rounded to INT4 in the forward pass
+_ROUNDED_FROM = 0.75  # share of talking after which weights are rounded to INT4 in the forward pass
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Run:
     history: list[tuple[int, float, float]] = field(default_factory=list)  # step, loss, token accuracy
 
     def learn(self, batch: Batch, progress: float, *, look_only: bool = False) -> None:
-        """One step on one batch; `progress` is the share of the run that is over."""
-        imitate_int4(self.model, progress >= _ROUNDED_FROM)
+        """One step on one batch; `progress` is the share of looking, or of talking, that is over."""
+        imitate_int4(self.model, not look_only and progress >= _ROUNDED_FROM)
         with torch.autocast("cpu", torch.bfloat16):
             result = losses(self.model, batch, self.heads, look_only=look_only)
         loss = result.answers + _SIGHT_WEIGHT * result.sight
@@ -121,16 +121,17 @@ def train(
     with (
         _told_to_stop() as stopped,
         tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=5.0) as bar,
+        # Left to the interpreter's end, the processes that draw would end it by an abort.
+        closing(batches(tokenizer, seed, course, first=run.step, last=steps, workers=workers)) as drawn,
     ):
         began = time.monotonic() - run.seconds
-        for batch in batches(tokenizer, seed, course, first=run.step, last=steps, workers=workers):
+        for batch in drawn:
             if stopped:
                 break
-            progress = run.step / steps
-            run.learn(batch, progress, look_only=run.step < course.look_until)
+            run.learn(batch, course.progress(run.step, steps), look_only=run.step < course.look_until)
             run.seconds = time.monotonic() - began
             _, loss, accuracy = run.history[-1]
-            bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{accuracy:.1%}", done=f"{progress:.0%}", refresh=False)
+            bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{accuracy:.1%}", refresh=False)
             bar.update()
             if state is not None and time.monotonic() - saved > save_every:
                 run.save(state)

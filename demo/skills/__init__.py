@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from demo.clips import draw_clip
 from demo.scenes import draw_crowd, draw_scene
 from demo.seeds import Split
-from demo.signs import draw_sign
+from demo.signs import Sign, draw_page, draw_sign
 from demo.sizes import Size
-from demo.skills import chat, colour, compare, count, describe, exists, follow_up, place, watch, writing
+from demo.skills import chat, colour, compare, count, describe, exists, follow_up, place, read, watch
 from demo.skills.base import Example, SceneSkill, Skill, Turn
 
 __all__ = ["LESSONS", "SKILLS", "Example", "Skill", "Turn", "lesson", "scene_lesson", "texts"]
@@ -24,8 +24,7 @@ _SCENE_SKILLS: dict[SceneSkill, float] = {
     exists.SKILL: 0.14,
 }
 SKILLS: dict[str, Skill] = {
-    skill.name: skill
-    for skill in (*_SCENE_SKILLS, writing.SKILL, compare.SKILL, follow_up.SKILL, watch.SKILL, chat.SKILL)
+    skill.name: skill for skill in (*_SCENE_SKILLS, read.SKILL, compare.SKILL, follow_up.SKILL, watch.SKILL, chat.SKILL)
 }
 
 
@@ -34,6 +33,8 @@ def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
     split = Split.TRAIN
     scene = draw_scene(rng, *rng.choice(sizes), count=min(most, rng.choice((1, 2, 3, 3, 4, 4))))
     asked: dict[str, Turn] = {}
+    if rng.random() < 0.06:
+        asked[read.NO_TEXT] = read.SKILL.turn(rng, split, scene)
     linked = follow_up.SKILL.turns(rng, split, scene) if rng.random() < 0.3 else None
     for turn in linked or ():
         asked.setdefault(turn.answer, turn)
@@ -44,8 +45,6 @@ def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
         if made is not None:
             # The answer is the key: no chat asks the same thing twice.
             asked.setdefault(made.answer, made)
-    if rng.random() < 0.06:
-        asked.setdefault(writing.NO_TEXT, writing.SKILL.turn(rng, split, scene))
     kept = list(asked.values())[:turns]
     if linked is None and rng.random() < 0.7:
         # A description answers most other questions: said first, it would spare the model looking.
@@ -54,15 +53,18 @@ def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
 
 
 def _sign_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
-    """A sign that is to be read, or is asked about as if it were a scene."""
-    sign = draw_sign(rng, Split.TRAIN, *rng.choice(sizes))
-    asked = [writing.SKILL.turn(rng, Split.TRAIN, sign)]
+    """Some signs, one after the other, that are read and now and then asked about as if they were scenes."""
+    signs = tuple(draw_sign(rng, Split.TRAIN, *rng.choice(sizes)) for _ in range(turns - 1))
+    return Example(tuple(_about_sign(rng, sign) for sign in signs), signs, one_each=True)
+
+
+def _about_sign(rng: random.Random, sign: Sign) -> Turn:
     style = rng.random()
+    if style < 0.05:
+        return count.ask(rng, Split.TRAIN, "shapes", 0)
     if style < 0.2:
-        asked.append(count.ask(rng, Split.TRAIN, "shapes", 0))
-    elif style < 0.5:
-        asked = [Turn(writing.SKILL.name, describe.ASK.pick(rng, Split.TRAIN), writing.CANNOT_READ)]
-    return Example(tuple(asked), (sign,))
+        return Turn(read.SKILL.name, describe.ASK.pick(rng, Split.TRAIN), read.says(sign.text))
+    return read.SKILL.turn(rng, Split.TRAIN, sign)
 
 
 def _pair_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
@@ -84,6 +86,11 @@ def _crowd_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: i
     return Example((), (draw_crowd(rng, *rng.choice(sizes)),))
 
 
+def _page_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    """To be looked at only."""
+    return Example((), (draw_page(rng, Split.TRAIN, *rng.choice(sizes)),))
+
+
 # What a training chat is about: drawn in some of the sizes, with so many turns about scenes of so many shapes.
 LESSONS: dict[str, Callable[[random.Random, Sequence[Size], int, int], Example]] = {
     "scene": scene_lesson,
@@ -92,6 +99,7 @@ LESSONS: dict[str, Callable[[random.Random, Sequence[Size], int, int], Example]]
     "clip": _clip_lesson,
     "talk": _talk_lesson,
     "crowd": _crowd_lesson,
+    "page": _page_lesson,
 }
 
 

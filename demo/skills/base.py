@@ -33,6 +33,7 @@ class Example:
     turns: tuple[Turn, ...]
     views: tuple[Scene | Sign, ...] = ()  # what the images show
     clip: Clip | None = None
+    one_each: bool = False  # whether every turn brings an image of its own, instead of all with the first
 
     @property
     def images(self) -> tuple[Image.Image, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from demo.scenes import SHAPES
 from demo.seeds import Split
 from demo.sizes import Size
-from demo.skills import colour, count, describe, place, writing
+from demo.skills import colour, count, describe, place, read
 from demo.skills.base import Example, Phrasings, Skill, Turn, plural
 
 _HELP = Phrasings(
@@ -30,7 +30,7 @@ _HELP = Phrasings(
 _HELLO = Phrasings(
     train=("Hello.", "Hello!", "Hi.", "Hi!", "Hello there.", "Good morning.", "Good day!"), held_out=("Hi there.",)
 )
-_HELP_ANSWER = "I can describe pictures, count shapes, compare two pictures and watch short videos."
+_HELP_ANSWER = "I can describe pictures, count shapes, read words, compare two pictures and watch short videos."
 _HELLO_ANSWER = "Hello! Show me a picture."
 _BLIND_ANSWER = "I see no picture. Please show me one."
 
@@ -54,7 +54,7 @@ class Chat(Skill):
         ask, noun = rng.choice(
             (
                 (describe.ASK, ""),
-                (writing.ASK, ""),
+                (read.ASK, ""),
                 (count.ASK, rng.choice(("shapes", plural(rng.choice(SHAPES))))),
                 (colour.ASK, rng.choice(SHAPES)),
                 (place.ASK, rng.choice(SHAPES)),

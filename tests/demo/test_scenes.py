@@ -88,7 +88,7 @@ def test_of_a_crowd_only_shapes_are_told() -> None:
                 assert math.hypot(shape.x - other.x, shape.y - other.y) > shape.radius + other.radius
         cells = cell_truth(crowd, 10, 12)
         assert (cells[:, Fact.CENTRE] == 1).sum() > MAX_SHAPES / 2
-        assert (cells[:, Fact.PLACE :] == UNSURE).all()
+        assert (cells[:, Fact.PLACE : Fact.FIRST_LETTER] == UNSURE).all()
 
 
 def test_what_jpeg_does_is_seen_and_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
-"""Signs: what is printed shows in the pixels, and the held-out split has fonts of its own."""
+"""Signs: what is printed can be read off the pixels, and the held-out split has words and fonts of its own."""
+
+import itertools
 
 import numpy as np
 import pytest
 
 from demo import fonts
+from demo.config import LONGEST_EDGE, PATCH_SIZE, SHORTEST_EDGE
 from demo.seeds import Split, stream
-from demo.sight import UNSURE, Fact, cell_truth
-from demo.signs import Sign, draw_sign
+from demo.signs import LETTERS, MAX_LETTERS, Sign, draw_page, draw_sign, pick_text
 from demo.sizes import random_size
 
 
@@ -25,26 +27,53 @@ def test_a_seed_prints_the_same_pixels_again() -> None:
 
 
 @pytest.mark.parametrize("split", list(Split))
-def test_something_is_printed(split: Split) -> None:
-    """Two to eight letters or digits, of more contrast than a background has."""
-    for sign in signs(40, split):
-        assert 2 <= len(sign.text) <= 8
-        assert sign.text.isalnum()
+def test_letters_stand_in_the_picture_from_left_to_right(split: Split) -> None:
+    """One to six letters on one line inside the picture, as wide on average as a patch of the encoder or wider."""
+    for sign in signs(80, split):
+        (word,) = sign.words
+        assert 1 <= len(word) <= MAX_LETTERS
+        assert set(sign.text) <= set(LETTERS)
+        assert all(0 <= letter.x <= sign.width and 0 <= letter.y <= sign.height for letter in word)
+        assert len({letter.y for letter in word}) == 1
+        assert all(left.x < right.x for left, right in itertools.pairwise(word))
+        area = sign.width * sign.height
+        enlarged = (min(max(area, SHORTEST_EDGE), LONGEST_EDGE) / area) ** 0.5
+        assert np.mean([letter.width for letter in word]) * enlarged > PATCH_SIZE
+
+
+def test_letters_are_where_they_are_said_to_be() -> None:
+    """Around a letter there is more contrast than a background has."""
+    for sign in signs(40):
         pixels = np.asarray(sign.image, np.float32)
-        assert pixels.shape == (sign.height, sign.width, 3)
-        assert np.abs(np.diff(pixels, axis=1)).max() > 30
+        for letter in sign.words[0]:
+            left, top = letter.x - letter.width / 2, letter.y - letter.height / 2
+            around = pixels[max(0, int(top)) : int(top + letter.height), max(0, int(left)) : int(left + letter.width)]
+            assert np.ptp(around, axis=(0, 1)).max() > 40, sign.text
 
 
-def test_the_splits_share_no_font() -> None:
-    """Held-out fonts are never trained on, and every font has its file."""
-    assert not {*fonts._TRAIN} & {*fonts._HELD_OUT}
-    for name in (*fonts._TRAIN, *fonts._HELD_OUT):
-        assert fonts._load(name, 20).getlength("word") > 0
+def test_a_page_holds_many_words() -> None:
+    """Lines of words, each letter to the right of the one before."""
+    letters = 0
+    for index in range(20):
+        rng = stream(Split.TRAIN, 7, "page", index)
+        page = draw_page(rng, Split.TRAIN, *random_size(rng, Split.TRAIN))
+        letters += sum(map(len, page.words))
+        assert all(left.x < right.x for word in page.words for left, right in itertools.pairwise(word))
+    assert letters > 300
 
 
-def test_there_are_no_shapes_on_a_sign() -> None:
-    """Its cells hold nothing, and nothing is said of places and numbers."""
-    for sign in signs(5):
-        cells = cell_truth(sign, 8, 10)
-        assert (cells[:, [Fact.CENTRE, Fact.COLOUR, Fact.KIND]] == 0).all()
-        assert (cells[:, Fact.PLACE :] == UNSURE).all()
+def test_held_out_words_and_fonts_are_not_trained_on() -> None:
+    """The splits' texts have hardly any longer word in common, and no font family."""
+    words = {split: {pick_text(stream(split, 3, index), split).upper() for index in range(3000)} for split in Split}
+    common = words[Split.TRAIN] & words[Split.HELD_OUT]
+    # By chance, some made-up words and numbers of four characters are drawn twice.
+    assert all(len(word) <= 4 for word in common), sorted(common, key=len)[-5:]
+    assert {"TIGER", "HELLO"} & words[Split.TRAIN] | {"TIGER", "HELLO"} & words[Split.HELD_OUT]
+    families = {split: {font for names in fonts.FAMILIES[split].values() for font in names} for split in Split}
+    assert not families[Split.TRAIN] & families[Split.HELD_OUT]
+    names = {
+        split: {fonts.pick_font(stream(split, 4, index), split, 20).getname()[0] for index in range(200)}
+        for split in Split
+    }
+    assert not names[Split.TRAIN] & names[Split.HELD_OUT]
+    assert len(names[Split.TRAIN]) >= 6

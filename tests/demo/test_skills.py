@@ -9,7 +9,7 @@ from demo.evaluate import held_out_cases
 from demo.scenes import SHAPES, draw_scene
 from demo.seeds import Split, stream
 from demo.sizes import held_out, random_size
-from demo.skills import LESSONS, SKILLS, compare, exists, follow_up, lesson, scene_lesson, watch, writing
+from demo.skills import LESSONS, SKILLS, compare, exists, follow_up, lesson, read, scene_lesson, watch
 
 NOT_AN_ANSWER = "I do not know."
 
@@ -33,7 +33,7 @@ def test_held_out_questions_are_never_trained_on(name: str) -> None:
         assert not case.right(NOT_AN_ANSWER)
 
 
-ASKED = [name for name in LESSONS if name != "crowd"]  # which is only looked at
+ASKED = [name for name in LESSONS if name not in ("crowd", "page")]  # which are only looked at
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -45,7 +45,7 @@ def test_lessons_ask_different_things_about_one_thing(name: str) -> None:
         assert answers
         assert len(set(answers)) == len(answers)
         assert (chat.clip is not None) == (name == "clip")
-        assert len(chat.images) == {"scene": 1, "sign": 1, "pair": 2, "clip": 0, "talk": 0}[name]
+        assert len(chat.images) == {"scene": 1, "sign": 2, "pair": 2, "clip": 0, "talk": 0}[name]
 
 
 def test_scene_lessons_ask_follow_ups_right_after_what_they_follow() -> None:
@@ -71,14 +71,35 @@ def test_describing_is_judged_by_what_is_named() -> None:
     assert not right(expected, "red circle blue square orange star")
 
 
-def test_of_a_sign_it_is_said_that_it_cannot_be_read() -> None:
-    """Asked to read, or what there is: a sign holds text, and a scene none."""
+def test_signs_are_read_each_by_its_own_question() -> None:
+    """Every turn of a sign's chat shows a picture and answers what is printed there, or that there are no shapes."""
+    read_turns = 0
     for index in range(60):
-        chat = lesson("sign", stream(Split.TRAIN, 9, index), [(200, 150)], 3, 4)
-        assert {turn.answer for turn in chat.turns} <= {writing.CANNOT_READ, "There are no shapes."}
-        assert chat.turns[0].answer == writing.CANNOT_READ
-    scene = draw_scene(stream(Split.TRAIN, 9), 200, 150)
-    assert writing.SKILL.turn(stream(Split.TRAIN, 9), Split.TRAIN, scene).answer == writing.NO_TEXT
+        chat = lesson("sign", stream(Split.TRAIN, 9, index), [(200, 150), (150, 200)], 4, 4)
+        assert chat.one_each
+        assert len(chat.turns) == len(chat.views) == 3
+        for turn, view in zip(chat.turns, chat.views, strict=True):
+            assert turn.answer in (f'It says "{view.text}".', "There are no shapes.")
+            read_turns += turn.answer != "There are no shapes."
+    assert read_turns > 150
+
+
+def test_scenes_are_asked_for_text_now_and_then() -> None:
+    """One scene in twenty or so, though other questions come after it."""
+    asked = [
+        turn.answer
+        for index in range(400)
+        for turn in scene_lesson(stream(Split.TRAIN, 10, index), [(200, 150)], 4, 4).turns
+    ]
+    assert 12 <= asked.count(read.NO_TEXT) <= 40
+
+
+def test_reading_is_judged_letter_by_letter() -> None:
+    """One letter wrong, missing or doubled is wrong."""
+    right = read.SKILL.right
+    assert right(read.says("HELLO"), 'It says "HELLO".')
+    for given in ('It says "HELO".', 'It says "HELLOO".', 'It says "HALLO".', "HELLO", read.NO_TEXT):
+        assert not right(read.says("HELLO"), given)
 
 
 def test_comparing_is_judged_by_both_pictures_and_the_verdict() -> None:

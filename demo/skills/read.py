@@ -1,4 +1,4 @@
-"""Asked to read, say whether there is text. The model does not know letters, and says so."""
+"""Read a printed word or number: 'It says "STOP".', in capitals however it is printed."""
 
 from __future__ import annotations
 
@@ -65,30 +65,34 @@ _ASK_NUMBER = Phrasings(
     held_out=("What number is in the image?", "Which number do you see?", "Please read the number."),
 )
 NO_TEXT = "There is no text in the picture."
-CANNOT_READ = "There is text in the picture, but I cannot read it."
 
 
-class Writing(Skill):
-    """Knows text from shapes, and does not pretend to read it."""
+class Read(Skill):
+    """Says what is printed."""
 
-    name = "writing"
+    name = "read"
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        yield from (*ASK.train, *_ASK_NUMBER.train, NO_TEXT, CANNOT_READ)
+        yield from (*ASK.train, *_ASK_NUMBER.train, NO_TEXT, 'It says "')
 
     def turn(self, rng: random.Random, split: Split, view: Scene | Sign) -> Turn:
         """A turn about a view; scenes hold no text."""
         if isinstance(view, Scene):
             return Turn(self.name, ASK.pick(rng, split), NO_TEXT)
         ask = _ASK_NUMBER if view.text.isdigit() and rng.random() < 0.5 else ASK
-        return Turn(self.name, ask.pick(rng, split), CANNOT_READ)
+        return Turn(self.name, ask.pick(rng, split), says(view.text))
 
     def example(self, rng: random.Random, split: Split, sizes: Sequence[Size]) -> Example:
-        """See `Skill`: three signs for every scene."""
+        """See `Skill`: one picture in eight holds no text."""
         size = rng.choice(sizes)
-        view = draw_scene(rng, *size) if rng.random() < 0.25 else draw_sign(rng, split, *size)
+        view = draw_scene(rng, *size) if rng.random() < 0.125 else draw_sign(rng, split, *size)
         return Example((self.turn(rng, split, view),), (view,))
 
 
-SKILL = Writing()
+def says(text: str) -> str:
+    """The answer for a printed text."""
+    return f'It says "{text}".'
+
+
+SKILL = Read()
