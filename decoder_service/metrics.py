@@ -37,7 +37,6 @@ class Progress:
 
     def __init__(self) -> None:
         self._state = "waiting"
-        self._tokens = 0
 
     def __enter__(self) -> Progress:
         REQUESTS.labels(self._state).inc()
@@ -57,14 +56,15 @@ class Progress:
         PROMPT_TOKENS.labels("cache").inc(cached_tokens)
         QUEUE_SECONDS.observe(queue_seconds)
 
-    def token(self, seconds: float) -> None:
-        """A token has come, so long after the request."""
-        if self._tokens == 0:
-            FIRST_TOKEN_SECONDS.observe(seconds)
-        self._tokens += 1
+    def first_token(self, seconds: float) -> None:
+        """The first token comes, so long after the request."""
+        FIRST_TOKEN_SECONDS.observe(seconds)
+
+    def token(self) -> None:
+        """A token has come, be it the first one."""
         COMPLETION_TOKENS.inc()
 
-    def finished(self, decode_seconds: float) -> None:
-        """The answer is whole, so long after its first token."""
-        if self._tokens > 1:
-            TOKEN_SECONDS.observe(decode_seconds / (self._tokens - 1))
+    def finished(self, tokens: int, decode_seconds: float) -> None:
+        """The answer is whole: so many tokens, and so long from the first of them to the last."""
+        if tokens > 1:
+            TOKEN_SECONDS.observe(decode_seconds / (tokens - 1))

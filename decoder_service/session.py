@@ -154,9 +154,11 @@ class Session:
                     self._progress.prefilled(prompt_tokens, event.cached_tokens, event.queue_seconds)
                 elif isinstance(event, TokenDrawn):
                     last = time.perf_counter()
-                    first = last if drawn == 0 else first
+                    if drawn == 0:
+                        first = last
+                        self._progress.first_token(first - self._arrived)
                     drawn += 1
-                    self._progress.token(last - self._arrived)
+                    self._progress.token()
                     # The end of the turn is not text.
                     is_text = event.token_id not in decoder.model.end_tokens
                     text = stops.push(detokenizer.push(event.token_id)) if is_text else ""
@@ -172,7 +174,7 @@ class Session:
                 rest += stops.flush()
             if rest:
                 yield Delta(rest, ())
-        self._progress.finished(last - first)
+        self._progress.finished(drawn, last - first)
         yield Finished(
             reason,
             Usage(prompt_tokens, drawn, prompt.media_tokens, prefilled.cached_tokens),

@@ -7,7 +7,7 @@ batch. Text is padded on the right, where nothing attends to it.
 from __future__ import annotations
 
 import random
-from collections.abc import Generator
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -193,9 +193,7 @@ def collate(chats: list[Chat]) -> Batch:
     )
 
 
-def batches(
-    tokenizer: Tokenizer, seed: int, course: Course, *, first: int, last: int, workers: int
-) -> Generator[Batch, None, None]:
+def batches(tokenizer: Tokenizer, seed: int, course: Course, *, first: int, last: int, workers: int) -> Iterator[Batch]:
     """Batches of the steps from `first` up to but not including `last`, drawn ahead by worker processes."""
     dataset = Batches(tokenizer, seed, course)
     loader = DataLoader(

@@ -40,13 +40,17 @@ FAMILIES: dict[Split, dict[str, tuple[str, ...]]] = {
     },
 }
 
+_FILES = {
+    split: [(package, name) for package, names in families.items() for name in names]
+    for split, families in FAMILIES.items()
+}
+
 Font = ImageFont.FreeTypeFont
 
 
 def pick_font(rng: random.Random, split: Split, size: int) -> Font:
     """A font of the split, `size` pixels to the em."""
-    package, name = rng.choice([(package, name) for package, names in FAMILIES[split].items() for name in names])
-    return _load(package, name, size)
+    return _load(*rng.choice(_FILES[split]), size)
 
 
 @cache

@@ -26,7 +26,12 @@ _LEAST_ADVANCE = 1.2
 _SMALLEST, _LARGEST = 1.8, 5.0
 _MIN_CONTRAST = 110.0
 
-_WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
+_ALL_WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
+# One word in five is kept for evaluation.
+WORDS = {
+    Split.TRAIN: [word for index, word in enumerate(_ALL_WORDS) if index % 5],
+    Split.HELD_OUT: _ALL_WORDS[::5],
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,7 @@ def pick_text(rng: random.Random, split: Split) -> str:
     if style < 0.25:
         return "".join(rng.choice(string.digits) for _ in range(length))
     if style < 0.6:
-        # One word in five is kept for evaluation.
-        word = rng.choice([word for index, word in enumerate(_WORDS) if (index % 5 == 0) == (split is Split.HELD_OUT)])
+        word = rng.choice(WORDS[split])
     elif style < 0.85:
         word = "".join(rng.choice("BCDFGHJKLMNPQRSTVWXZ" if (i + length) % 2 else "AEIOUY") for i in range(length))
     else:

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,9 @@ def train(
     with (
         _told_to_stop() as stopped,
         tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=5.0) as bar,
-        # Left to the interpreter's end, the processes that draw would end it by an abort.
-        closing(batches(tokenizer, seed, course, first=run.step, last=steps, workers=workers)) as drawn,
     ):
         began = time.monotonic() - run.seconds
-        for batch in drawn:
+        for batch in batches(tokenizer, seed, course, first=run.step, last=steps, workers=workers):
             if stopped:
                 break
             run.learn(batch, course.progress(run.step, steps), look_only=run.step < course.look_until)

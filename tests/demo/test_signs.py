@@ -8,7 +8,7 @@ import pytest
 from demo import fonts
 from demo.config import LONGEST_EDGE, PATCH_SIZE, SHORTEST_EDGE
 from demo.seeds import Split, stream
-from demo.signs import LETTERS, MAX_LETTERS, Sign, draw_page, draw_sign, pick_text
+from demo.signs import LETTERS, MAX_LETTERS, WORDS, Sign, draw_page, draw_sign, pick_text
 from demo.sizes import random_size
 
 
@@ -45,6 +45,7 @@ def test_letters_are_where_they_are_said_to_be() -> None:
     """Around a letter there is more contrast than a background has."""
     for sign in signs(40):
         pixels = np.asarray(sign.image, np.float32)
+        assert pixels.shape == (sign.height, sign.width, 3)
         for letter in sign.words[0]:
             left, top = letter.x - letter.width / 2, letter.y - letter.height / 2
             around = pixels[max(0, int(top)) : int(top + letter.height), max(0, int(left)) : int(left + letter.width)]
@@ -68,9 +69,13 @@ def test_held_out_words_and_fonts_are_not_trained_on() -> None:
     common = words[Split.TRAIN] & words[Split.HELD_OUT]
     # By chance, some made-up words and numbers of four characters are drawn twice.
     assert all(len(word) <= 4 for word in common), sorted(common, key=len)[-5:]
-    assert {"TIGER", "HELLO"} & words[Split.TRAIN] | {"TIGER", "HELLO"} & words[Split.HELD_OUT]
+    assert all(set(WORDS[split]) <= words[split] for split in Split)
+    assert not set(WORDS[Split.TRAIN]) & set(WORDS[Split.HELD_OUT])
     families = {split: {font for names in fonts.FAMILIES[split].values() for font in names} for split in Split}
     assert not families[Split.TRAIN] & families[Split.HELD_OUT]
+    for split in Split:
+        for package, name in fonts._FILES[split]:
+            assert fonts._load(package, name, 20).getlength("word") > 0
     names = {
         split: {fonts.pick_font(stream(split, 4, index), split, 20).getname()[0] for index in range(200)}
         for split in Split
