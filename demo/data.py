@@ -7,9 +7,10 @@ batch. Text is padded on the right, where nothing attends to it.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -80,6 +81,12 @@ class Course:
         ("clip", 0.11),
         ("talk", 0.03),
     )
+    glances: tuple[tuple[str, float], ...] = (("page", 0.65), ("sign", 0.35))
+
+    @property
+    def beside(self) -> Course:
+        """What is only looked at, a batch in each step, while everything is talked about: letters need more looking."""
+        return replace(self, look_until=sys.maxsize, looking=self.glances)
 
     def kinds(self, step: int) -> tuple[tuple[str, float], ...]:
         """What chats are about by then, and how often."""

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from PIL import Image as PillowImage
 
@@ -25,15 +25,23 @@ _LONGEST_ANSWER = 64
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to export a checkpoint."""
+    """A way to export a checkpoint.
 
-    precision: Literal["fp32", "int4"]
+    Attributes:
+        precision: Of the decoder's first graph.
+        phases: The graphs of an INT4 bundle; None: those that an export makes unless told otherwise.
+        deepstack: Whether the DeepStack features say anything.
+    """
+
+    precision: exporter.Precision
+    phases: tuple[exporter.Phase, ...] | None = None
     deepstack: bool = True
 
 
 VARIANTS = {
     "fp32": Variant("fp32"),
     "INT4": Variant("int4"),
+    "INT4 alone": Variant("int4", phases=("int4",)),
     "INT4 without DeepStack": Variant("int4", deepstack=False),
 }
 
@@ -42,7 +50,10 @@ def bundle_of(checkpoint: Path, variant: Variant, scratch: Path) -> Path:
     """The bundle of a checkpoint, made in a scratch directory."""
     if not variant.deepstack:
         checkpoint = silence_deepstack(checkpoint, scratch / "checkpoint")
-    return exporter.export(checkpoint, scratch / "bundle", precision=variant.precision, progress=False).root
+    bundle = exporter.export(
+        checkpoint, scratch / "bundle", precision=variant.precision, phases=variant.phases, progress=False
+    )
+    return bundle.root
 
 
 def while_serving(bundle: Path, work: Callable[[Answer], T]) -> T:

@@ -58,11 +58,20 @@ class Run:
         with torch.autocast("cpu", torch.bfloat16):
             result = losses(self.model, batch, self.heads, look_only=look_only)
         loss = result.answers + _SIGHT_WEIGHT * result.sight
+        self._descend(loss, progress)
+        self.step += 1
+        self.history.append((self.step, loss.item(), result.accuracy.item()))
+
+    def glance(self, batch: Batch, progress: float) -> None:
+        """Look at a batch beside the step that comes: only the vision tower learns from it."""
+        with torch.autocast("cpu", torch.bfloat16):
+            result = losses(self.model, batch, self.heads, look_only=True)
+        self._descend(_SIGHT_WEIGHT * result.sight, progress)
+
+    def _descend(self, loss: torch.Tensor, progress: float) -> None:
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizers.step(self.step, progress)
-        self.step += 1
-        self.history.append((self.step, loss.item(), result.accuracy.item()))
 
     def save(self, path: Path) -> None:
         """Keep everything that the next step depends on; an interrupted save leaves the last one intact."""
@@ -123,10 +132,15 @@ def train(
         tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=5.0) as bar,
     ):
         began = time.monotonic() - run.seconds
+        first = max(run.step, course.scenes_until)
+        glances = batches(tokenizer, seed + 1, course.beside, first=first, last=steps, workers=workers)
         for batch in batches(tokenizer, seed, course, first=run.step, last=steps, workers=workers):
             if stopped:
                 break
-            run.learn(batch, course.progress(run.step, steps), look_only=run.step < course.look_until)
+            progress = course.progress(run.step, steps)
+            if run.step >= course.scenes_until:
+                run.glance(next(glances), progress)
+            run.learn(batch, progress, look_only=run.step < course.look_until)
             run.seconds = time.monotonic() - began
             _, loss, accuracy = run.history[-1]
             bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{accuracy:.1%}", refresh=False)

@@ -118,6 +118,19 @@ def test_the_course_goes_from_looking_to_scenes_to_everything() -> None:
     assert all((batch.labels != IGNORED).any() for batch in (scenes, *everything))
 
 
+def test_beside_talking_letters_are_looked_at() -> None:
+    """A glance shows letters and teaches the vision tower alone."""
+    glances = Batches(TOKENIZER, 1, COURSE.beside)
+    batch = glances[500]
+    assert (batch.cells[:, Fact.FIRST_LETTER] > 0).any()
+    run = new_run(TOKENIZER, 0, tiny=True)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.glance(batch, 0.0)
+    changed = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("visual" in name for name in changed)
+
+
 def test_rates_fall_in_looking_and_again_in_talking() -> None:
     """Each part of the course begins at nought and comes near its whole."""
     course = Course(look_until=10)
@@ -127,7 +140,7 @@ def test_rates_fall_in_looking_and_again_in_talking() -> None:
 def test_a_few_steps_lower_the_loss() -> None:
     """The tiny model begins to answer and to see within a few dozen steps: both losses fall on a batch it never saw."""
     run = new_run(TOKENIZER, 0, tiny=True)
-    batch = Batches(TOKENIZER, 1, COURSE)[0]
+    batch = Batches(TOKENIZER, 2, COURSE)[0]
 
     def both() -> tuple[float, float]:
         with torch.no_grad():
@@ -153,8 +166,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     train(whole, TOKENIZER, COURSE, seed=0, steps=6, workers=0)
 
     first = new_run(TOKENIZER, 0, tiny=True)
-    batches = Batches(TOKENIZER, 0, COURSE)
+    batches, glances = Batches(TOKENIZER, 0, COURSE), Batches(TOKENIZER, 1, COURSE.beside)
     for step in range(3):
+        first.glance(glances[step], step / 6)
         first.learn(batches[step], step / 6)
     first.save(tmp_path / "state.pt")
     second = new_run(TOKENIZER, 1, tiny=True)
