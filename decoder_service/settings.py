@@ -59,7 +59,7 @@ class DecoderSettings(ServerSettings):
         "take over a second, or while answers are running.",
     )
     chunk_stall: float = Field(
-        1.25,
+        1.5,
         gt=0,
         description="While answers are running: most time to read prompts between two of their tokens, in steps "
         "without reading, for each prompt that could be read; a second at most. More lets new requests begin sooner "

@@ -55,7 +55,7 @@ class BatchConfig:
     context_length: int = 32768
     kv_bytes: int = 4 << 30
     chunk_tokens: int = 512
-    stall: float = 1.25
+    stall: float = 1.5
     cached_prompts: int = 8
     int8: bool = True
     cache_dir: Path | None = None
