@@ -181,6 +181,24 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_letters_are_looked_at_once_everything_is_asked() -> None:
+    """A run through all three parts is its steps taken by hand, with a glance before each step of the last part."""
+    course = replace(COURSE, look_until=1, scenes_until=2)
+    whole = new_run(TOKENIZER, 0, tiny=True)
+    train(whole, TOKENIZER, course, seed=0, steps=4, workers=0)
+
+    by_hand = new_run(TOKENIZER, 0, tiny=True)
+    batches, glances = Batches(TOKENIZER, 0, course), Batches(TOKENIZER, 1, course.beside)
+    for step in range(4):
+        if step >= 2:
+            by_hand.glance(glances[step], course.progress(step, 4))
+        by_hand.learn(batches[step], course.progress(step, 4), look_only=step < 1)
+
+    assert by_hand.history == whole.history
+    taken = by_hand.model.state_dict()
+    assert all(torch.equal(value, taken[name]) for name, value in whole.model.state_dict().items())
+
+
 def test_int4_rounding_keeps_sixteen_levels_a_block() -> None:
     """Rounded weights stay close, take at most 16 values a block, and rounding them again changes nothing."""
     weight = torch.randn(8, 4 * BLOCK, generator=torch.Generator().manual_seed(0))
