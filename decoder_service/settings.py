@@ -59,11 +59,11 @@ class DecoderSettings(ServerSettings):
         "take over a second, or while answers are running.",
     )
     chunk_stall: float = Field(
-        1.5,
+        0.75,
         gt=0,
-        description="While answers are running: most time to read prompts between two of their tokens, in steps "
-        "without reading, for each prompt that could be read; a second at most. More lets new requests begin sooner "
-        "and running ones stutter.",
+        description="While answers are running: how much longer a step may take because it also reads prompts, in "
+        "steps that do not, for each prompt that could be read; the whole step a second at most. More lets new "
+        "requests begin sooner and running ones stutter.",
     )
     int8: bool = Field(
         True,

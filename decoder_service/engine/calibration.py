@@ -37,7 +37,7 @@ def calibrate(runner: Runner, slots: int, room: int) -> dict[str, Speed]:
 def _speed(runner: Runner, graph: str, steps: Sequence[int], chunks: Sequence[int]) -> Speed:
     def step(width: int) -> None:
         lengths = np.full(width, min(_CONTEXT, chunks[-1] - 1), np.int64)
-        runner.step(graph, Step(0, lengths, np.zeros(width, np.int32), lengths))
+        runner.run(graph, step=Step(0, lengths, np.zeros(width, np.int32), lengths))
 
     return Speed(_curve(step, steps), _curve(lambda size: read(runner, graph, size), chunks))
 
@@ -46,7 +46,7 @@ def read(runner: Runner, graph: str, size: int) -> None:
     """Read a chunk of so many tokens into the first row. The first large one of all allocates what later ones use."""
     positions = np.broadcast_to(np.arange(size), (3, size))
     features = np.empty((0, runner.feature_width), np.float32)
-    runner.read(graph, Piece(0, 0, np.zeros(size, np.int32), features, positions))
+    runner.run(graph, piece=Piece(0, 0, np.zeros(size, np.int32), features, positions))
 
 
 def _curve(run: Callable[[int], None], sizes: Sequence[int]) -> Curve:

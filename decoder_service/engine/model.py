@@ -48,8 +48,10 @@ class Step:
 class Model(Protocol):
     """Computes on one of its graphs, over keys and values that it keeps."""
 
-    def read(self, graph: str, piece: Piece) -> NDArray[np.float32]:
-        """Compute a chunk; gives the logits after its last token, float32 [1, vocab], for the caller to keep."""
+    def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
+        """Compute a step of answers, a chunk, or both in one run.
 
-    def step(self, graph: str, step: Step) -> NDArray[np.float32]:
-        """Compute a step; gives the logits after each token, float32 [n, vocab], for the caller to keep."""
+        Returns:
+            For the caller to keep, float32 [n, vocab]: the logits after each answer's token, in their order, and after
+            them those after the chunk's last token.
+        """

@@ -22,7 +22,7 @@ from serving.cores import cpu_name
 
 log = structlog.get_logger()
 
-# Most time to read in a step, in seconds: a request that comes, or is called off, waits for its end.
+# How long a step that reads may take, in seconds: a request that comes, or is called off, waits for its end.
 READING_STEP = 1.0
 # How much the newest step counts in the running mean of how far measurements are off, and how far it may go.
 _WEIGHT = 0.2
@@ -69,8 +69,8 @@ class Pace:
     Args:
         speeds: Of each graph.
         chunk_tokens: Most tokens of a prompt to read in one step.
-        stall: While requests answer: most time to read in a step, in steps that only answer, for each prompt that
-            could be read.
+        stall: While requests answer: how much longer a step may take because it also reads, in steps that only
+            answer, for each prompt that could be read.
     """
 
     def __init__(self, speeds: Mapping[str, Speed], *, chunk_tokens: int, stall: float) -> None:
@@ -79,13 +79,9 @@ class Pace:
         self._stall = stall
         self._decode_factor = self._prefill_factor = 1.0
 
-    def decode_graph(self, width: int) -> str:
-        """The graph for a step of so many requests."""
-        return min(self._speeds, key=lambda name: self._speeds[name].decode.at(width))
-
-    def prefill_graph(self, tokens: int) -> str:
-        """The graph for a chunk of so many tokens."""
-        return min(self._speeds, key=lambda name: self._speeds[name].prefill.at(tokens))
+    def graph(self, answers: int, tokens: int) -> str:
+        """The graph for a run of so many answers, and of a chunk of so many tokens."""
+        return min(self._speeds, key=lambda name: _seconds(self._speeds[name], answers, tokens))
 
     def room(self, answering: int, prompts: int = 1) -> int:
         """Tokens of prompts to read in this step: at least one, so that every prompt is read at last.
@@ -99,23 +95,27 @@ class Pace:
         """
         allowed = READING_STEP
         if answering:
-            allowed = min(allowed, self._stall * prompts * self._decode(answering) * self._decode_factor)
+            longest = 1 + self._stall * prompts
+            allowed = min(allowed, longest * self._expected(answering, 0) * self._decode_factor)
+        allowed /= self._prefill_factor
         sizes = range(1, self._chunk_tokens + 1)
-        return max(1, bisect.bisect_right(sizes, allowed / self._prefill_factor, key=self._prefill))
+        return max(1, bisect.bisect_right(sizes, allowed, key=lambda size: self._expected(answering, size)))
 
-    def decoded(self, width: int, seconds: float) -> None:
-        """A step of so many requests took so long."""
-        self._decode_factor = _follow(self._decode_factor, seconds / self._decode(width))
+    def took(self, answers: int, tokens: int, seconds: float) -> None:
+        """A run of so many answers, and of a chunk of so many tokens, took so long."""
+        ratio = seconds / self._expected(answers, tokens)
+        if answers:
+            self._decode_factor = _follow(self._decode_factor, ratio)
+        if tokens:
+            self._prefill_factor = _follow(self._prefill_factor, ratio)
 
-    def read(self, tokens: int, seconds: float) -> None:
-        """A chunk of so many tokens took so long."""
-        self._prefill_factor = _follow(self._prefill_factor, seconds / self._prefill(tokens))
+    def _expected(self, answers: int, tokens: int) -> float:
+        return min(_seconds(speed, answers, tokens) for speed in self._speeds.values())
 
-    def _decode(self, width: int) -> float:
-        return min(speed.decode.at(width) for speed in self._speeds.values())
 
-    def _prefill(self, tokens: int) -> float:
-        return min(speed.prefill.at(tokens) for speed in self._speeds.values())
+def _seconds(speed: Speed, answers: int, tokens: int) -> float:
+    """A run of both takes as long as a chunk of them all: they go through the same matrices."""
+    return speed.prefill.at(answers + tokens) if tokens else speed.decode.at(answers)
 
 
 def _follow(factor: float, seen: float) -> float:

@@ -1,13 +1,15 @@
 """The graphs on ONNX Runtime, over one cache of keys and values.
 
 A slot's row is bound as past and as present at once, so ONNX Runtime writes new keys and values in place and copies
-nothing. Each request's length is the number of ones in its row of `attention_mask`. A prompt is read in chunks of any
-size in its own row; a step of several answers takes neighbouring rows, each of its own length. `GroupQueryAttention`
-of ONNX Runtime 1.32 refuses to read several prompts at once behind a past, so chunks run one by one.
+nothing. A run computes a token of each of several answers, which lie in neighbouring rows, each of its own length; or
+a chunk of a prompt in a row of its own; or both, and then reads the weights once (see `packing`). The number of ones
+in a row of a mask is its length. `GroupQueryAttention` of ONNX Runtime 1.32 refuses to read several prompts at once
+behind a past, so there is one chunk in a run.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ from numpy.typing import NDArray
 
 from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Piece, Step
+from decoder_service.engine.packing import CHUNK, LOGITS_INDICES, packed
 from serving.cores import lacks_vnni
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 class Runner:
-    """Reads chunks and makes steps.
+    """Computes on any of its graphs.
 
     Args:
         embedding: Path of the graph that turns ids and features into embeddings.
@@ -35,23 +38,21 @@ class Runner:
         self._threads = threads
         self._embedding = onnxruntime.InferenceSession(embedding, _options(1), _PROVIDERS)
         self.feature_width = int(self._embedding.get_outputs()[0].shape[-1])
-        self._inputs = [f"past_key_values.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-        self._outputs = [f"present.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+        self._tensors = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._cache: KvCache | None = None
-        self._bindings: dict[tuple[str, int, int], Any] = {}
+        self._bindings: dict[str, _Binding] = {}
+        self._buffers: list[NDArray[Any]] = []
 
     def load(self, name: str, path: Path) -> None:
         """Load a graph. All have the same inputs, outputs and cache; the first one says what they are."""
-        session = self._sessions[name] = onnxruntime.InferenceSession(path, _options(self._threads), _PROVIDERS)
+        options = _options(self._threads)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        session = self._sessions[name] = onnxruntime.InferenceSession(packed(path), options, _PROVIDERS)
         if len(self._sessions) > 1:
             return
         kinds = {value.name: value.type for value in session.get_inputs()}
-        self.cache_dtype = np.dtype(_NUMPY_TYPES[kinds[self._inputs[0]]])
-        logits = session.get_outputs()[0]
-        self.vocabulary = int(logits.shape[-1])
-        # Older bundles have graphs that give the logits of all positions.
-        self._last_only = logits.shape[1] == 1
+        self.cache_dtype = np.dtype(_NUMPY_TYPES[kinds[f"past_key_values.{self._tensors[0]}"]])
+        self.vocabulary = int(session.get_outputs()[0].shape[-1])
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -60,60 +61,84 @@ class Runner:
 
     def use(self, cache: KvCache) -> None:
         """Bind the graphs to a cache of keys and values."""
-        self._cache = cache
-        self._bindings.clear()
+        self._buffers = cache.buffers
+        self._bindings = {name: _Binding(session.io_binding()) for name, session in self._sessions.items()}
 
-    def read(self, graph: str, piece: Piece) -> NDArray[np.float32]:
-        """Compute a chunk; see `Model.read`."""
-        mask = np.ones((1, piece.start + piece.token_ids.size), np.int64)
-        embeddings = self._embed(piece.token_ids[None], piece.features)
-        return self._run(graph, piece.row, embeddings, mask, piece.positions[:, None])
+    def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
+        """Compute a step of answers, a chunk, or both in one run; see `Model.run`."""
+        answers = step.lengths.size if step is not None else 0
+        size = piece.token_ids.size if piece is not None else 0
+        # All tokens lie in one row, but for answers that are alone, of which each has its own.
+        layout = (1, answers + size) if size else (answers, 1)
+        wanted = [*range(answers), *([answers + size - 1] if size else [])]
+        logits = np.empty((len(wanted), 1, self.vocabulary), np.float32)
+        first, second = (step, piece) if step is not None else (piece, None)
+        (mask, rows), (chunk_mask, chunk_rows) = _rows(first), _rows(second)
+        inputs: dict[str, NDArray[Any]] = {
+            "inputs_embeds": self._embed(step, piece).reshape(*layout, -1),
+            "position_ids": _positions(step, piece).reshape(3, *layout),
+            "attention_mask": mask,
+            f"{CHUNK}attention_mask": chunk_mask,
+            LOGITS_INDICES: np.array(wanted, np.int64),
+        }
+        binding = self._bindings[graph]
+        self._bind_cache(binding, "", rows)
+        self._bind_cache(binding, CHUNK, chunk_rows)
+        for name, value in inputs.items():
+            _bind(binding.of.bind_input, name, value)
+        _bind(binding.of.bind_output, "logits", logits)
+        self._sessions[graph].run_with_iobinding(binding.of)
+        return logits[:, 0]
 
-    def step(self, graph: str, step: Step) -> NDArray[np.float32]:
-        """Compute a step; see `Model.step`."""
-        lengths = step.lengths
-        mask = (np.arange(int(lengths.max()) + 1) <= lengths[:, None]).astype(np.int64)
-        # The ids of an answer are text, also where the model draws a media token: there are no features for it.
-        embeddings = self._embed(step.token_ids[:, None], np.empty((0, self.feature_width), np.float32))
-        positions = np.broadcast_to(step.positions[None, :, None], (3, lengths.size, 1))
-        return self._run(graph, step.row, embeddings, mask, positions)
+    def _embed(self, step: Step | None, piece: Piece | None) -> NDArray[np.float32]:
+        """Embeddings of all tokens, the answers' first: [1, n, width]."""
+        parts = []
+        if step is not None:
+            # The ids of an answer are text, also where the model draws a media token: there are no features for it.
+            parts.append((step.token_ids, np.empty((0, self.feature_width), np.float32)))
+        if piece is not None:
+            parts.append((piece.token_ids, piece.features))
+        feeds = [{"input_ids": ids[None].astype(np.int64), "image_features": rows} for ids, rows in parts]
+        found = [self._embedding.run(["inputs_embeds"], feed)[0] for feed in feeds]
+        return np.concatenate(found, 1) if len(found) > 1 else np.asarray(found[0])
 
-    def _embed(self, token_ids: NDArray[np.int32], features: NDArray[np.float32]) -> NDArray[np.float32]:
-        feed = {"input_ids": token_ids.astype(np.int64), "image_features": features}
-        (embeddings,) = self._embedding.run(["inputs_embeds"], feed)
-        return np.asarray(embeddings)
+    def _bind_cache(self, binding: _Binding, prefix: str, rows: slice) -> None:
+        """Bind rows as past and as present, unless they are: that is 144 calls for 36 layers."""
+        if binding.rows.get(prefix) == rows:
+            return
+        for tensor, buffer in zip(self._tensors, self._buffers, strict=True):
+            _bind(binding.of.bind_input, f"{prefix}past_key_values.{tensor}", buffer[rows])
+            _bind(binding.of.bind_output, f"{prefix}present.{tensor}", buffer[rows])
+        binding.rows[prefix] = rows
 
-    def _run(
-        self,
-        graph: str,
-        row: int,
-        embeddings: NDArray[np.float32],
-        mask: NDArray[np.int64],
-        positions: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        count, size, _ = embeddings.shape
-        logits = np.empty((count, 1 if self._last_only else size, self.vocabulary), np.float32)
-        positions = np.ascontiguousarray(positions)
-        binding = self._binding(graph, row, count)
-        _bind(binding.bind_input, "inputs_embeds", embeddings)
-        _bind(binding.bind_input, "attention_mask", mask)
-        _bind(binding.bind_input, "position_ids", positions)
-        _bind(binding.bind_output, "logits", logits)
-        self._sessions[graph].run_with_iobinding(binding)
-        return logits[:, -1]
 
-    def _binding(self, graph: str, row: int, count: int) -> Any:
-        """A binding whose keys and values are bound already: that is 144 calls for 36 layers."""
-        key = (graph, row, count)
-        if key not in self._bindings:
-            assert self._cache is not None  # noqa: S101  # `use` comes first
-            binding = self._sessions[graph].io_binding()
-            for past, present, buffer in zip(self._inputs, self._outputs, self._cache.buffers, strict=True):
-                rows = buffer[row : row + count]
-                _bind(binding.bind_input, past, rows)
-                _bind(binding.bind_output, present, rows)
-            self._bindings[key] = binding
-        return self._bindings[key]
+@dataclass(eq=False)
+class _Binding:
+    """A graph's inputs and outputs, and to which rows of the cache its keys and values are bound, by prefix."""
+
+    of: Any
+    rows: dict[str, slice] = field(default_factory=dict)
+
+
+def _positions(step: Step | None, piece: Piece | None) -> NDArray[np.int64]:
+    """M-RoPE positions of all tokens, the answers' first: [3, n]."""
+    answers = step.positions if step is not None else np.empty(0, np.int64)
+    chunk = piece.positions if piece is not None else np.empty((3, 0), np.int64)
+    positions = np.empty((3, answers.size + chunk.shape[1]), np.int64)
+    positions[:, : answers.size], positions[:, answers.size :] = answers, chunk
+    return positions
+
+
+def _rows(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:
+    """The mask of a part, as long as each row will be, and the rows of the cache that it lies in."""
+    match part:
+        case Step():
+            mask = (np.arange(int(part.lengths.max()) + 1) <= part.lengths[:, None]).astype(np.int64)
+        case Piece():
+            mask = np.ones((1, part.start + part.token_ids.size), np.int64)
+        case None:
+            return np.empty((0, 1), np.int64), slice(0, 0)
+    return mask, slice(part.row, part.row + len(mask))
 
 
 _PROVIDERS = ["CPUExecutionProvider"]

@@ -1,4 +1,4 @@
-"""The engine's work, one step after another: a token for every answer, then a piece of the prompts that wait.
+"""The engine's work, one step after another: a token for every answer, and a piece of the prompts that wait.
 
 No threads and no clocks but for measuring: whoever owns it calls it, and hears through `emit` what came of it.
 """
@@ -159,6 +159,7 @@ class Stepper:
         self._pace = pace
         self._shape = shape
         self._emit = emit
+        self._room = 0  # tokens of prompts that this step may still read
 
     @property
     def idle(self) -> bool:
@@ -179,69 +180,68 @@ class Stepper:
         self._scheduler.remove(job, _content(job))
 
     def answer(self) -> None:
-        """The first half of a step: a token for every answer."""
-        answering = self._scheduler.answering
+        """The first half of a step: a token for every answer and, in the same run, a piece of a prompt."""
+        answering = len(self._scheduler.answering)
+        self._room = self._pace.room(answering, self._scheduler.readable)
         if answering:
-            try:
-                self._answer()
-            except Exception:  # noqa: BLE001  # whose fault it was cannot be told; the engine goes on without them
-                for job in answering:
-                    if job.slot is not None:  # else it had its last token
-                        self._fail(job, traceback.format_exc())
+            self._compute(self._scheduler.next_chunk(self._room), answering=True)
 
     def read(self) -> None:
-        """The second half: as much of the prompts as there is time for."""
-        room = self._pace.room(len(self._scheduler.answering), self._scheduler.readable)
-        while (chunk := self._scheduler.next_chunk(room)) is not None:
+        """The second half: as much more of the prompts as there is time for."""
+        while (chunk := self._scheduler.next_chunk(self._room)) is not None:
+            self._compute(chunk, answering=False)
+
+    def _compute(self, chunk: Chunk[Job] | None, *, answering: bool) -> None:
+        row, jobs = self._scheduler.decode_order() if answering else (0, [])
+        piece = None
+        if chunk is not None:
+            self._room -= chunk.stop - chunk.start
             try:
-                self._read(chunk)
+                piece = self._piece(chunk)
             except Exception:  # noqa: BLE001  # one request's failure is its own
                 self._fail(chunk.task, traceback.format_exc())
-            room -= chunk.stop - chunk.start
+                chunk = None
+        if not jobs and piece is None:
+            return
+        try:
+            self._run(_step(row, jobs) if jobs else None, jobs, piece, chunk)
+        except Exception:  # noqa: BLE001  # whose fault it was cannot be told; the engine goes on without them
+            for job in [*jobs, *([chunk.task] if chunk is not None else [])]:
+                if job.slot is not None:  # else it had its last token
+                    self._fail(job, traceback.format_exc())
 
-    def _answer(self) -> None:
-        row, jobs = self._scheduler.decode_order()
+    def _run(self, step: Step | None, jobs: list[Job], piece: Piece | None, chunk: Chunk[Job] | None) -> None:
         # Measured from here: moving rows is rare, and no property of the graph.
         started = time.perf_counter()
-        lengths = np.array([job.place.length for job in jobs], np.int64)
-        logits = self._model.step(
-            self._pace.decode_graph(len(jobs)),
-            Step(
-                row=row,
-                lengths=lengths,
-                token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
-                positions=np.array([job.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
-            ),
-        )
+        size = chunk.stop - chunk.start if chunk is not None else 0
+        logits = self._model.run(self._pace.graph(len(jobs), size), step=step, piece=piece)
         for job in jobs:
             job.place.length += 1
-        self._draw(jobs, logits)
-        self._pace.decoded(len(jobs), time.perf_counter() - started)
+        drawing = list(jobs)
+        if chunk is not None:
+            job = chunk.task
+            job.started_at = job.started_at or started
+            self._scheduler.has_read(chunk)
+            if chunk.completes:
+                job.features = Features((), self._shape.feature_width)
+                reading = time.perf_counter() - job.started_at
+                self._emit(job, Prefilled(job.started_at - job.queued_at, reading, job.place.cached))
+                drawing.append(job)
+        self._draw(drawing, logits[: len(drawing)])
+        self._pace.took(len(jobs), size, time.perf_counter() - started)
 
-    def _read(self, chunk: Chunk[Job]) -> None:
-        job, size = chunk.task, chunk.stop - chunk.start
-        started = time.perf_counter()
-        job.started_at = job.started_at or started
+    def _piece(self, chunk: Chunk[Job]) -> Piece:
+        job = chunk.task
         ids = job.request.token_ids
         before = int((ids[: chunk.start] == self._shape.image_token).sum())
         inside = int((ids[chunk.start : chunk.stop] == self._shape.image_token).sum())
-        logits = self._model.read(
-            self._pace.prefill_graph(size),
-            Piece(
-                row=job.place.row,
-                start=chunk.start,
-                token_ids=ids[chunk.start : chunk.stop],
-                features=job.features.rows(before, before + inside),
-                positions=job.positions[:, chunk.start : chunk.stop],
-            ),
+        return Piece(
+            row=job.place.row,
+            start=chunk.start,
+            token_ids=ids[chunk.start : chunk.stop],
+            features=job.features.rows(before, before + inside),
+            positions=job.positions[:, chunk.start : chunk.stop],
         )
-        self._scheduler.has_read(chunk)
-        ended = time.perf_counter()
-        self._pace.read(size, ended - started)
-        if chunk.completes:
-            job.features = Features((), self._shape.feature_width)
-            self._emit(job, Prefilled(job.started_at - job.queued_at, ended - job.started_at, job.place.cached))
-            self._draw([job], logits)
 
     def _draw(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
         for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits), strict=True):
@@ -265,6 +265,16 @@ class Stepper:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
         self._scheduler.remove(job, None)
         self._emit(job, failed())
+
+
+def _step(row: int, jobs: Sequence[Job]) -> Step:
+    """The next token of each of those who answer, who lie in neighbouring rows from `row` on."""
+    return Step(
+        row=row,
+        lengths=np.array([job.place.length for job in jobs], np.int64),
+        token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
+        positions=np.array([job.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
+    )
 
 
 def _content(job: Job) -> Content | None:

@@ -41,8 +41,8 @@ class BatchConfig:
         context_length: Most tokens of a prompt and its answer.
         kv_bytes: Memory for keys and values, of running requests and of caches together.
         chunk_tokens: Most tokens of a prompt in one step.
-        stall: While requests answer: most time to read prompts in a step, in steps that only answer, for each prompt
-            that could be read.
+        stall: While requests answer: how much longer a step may take because it also reads, in steps that only
+            answer, for each prompt that could be read.
         cached_prompts: How many finished requests' keys and values are kept, beside those in free slots; 0: none at
             all.
         int8: Whether the bundle's int8 graph is used, too, where it has one.
@@ -55,7 +55,7 @@ class BatchConfig:
     context_length: int = 32768
     kv_bytes: int = 4 << 30
     chunk_tokens: int = 512
-    stall: float = 1.5
+    stall: float = 0.75
     cached_prompts: int = 8
     int8: bool = True
     cache_dir: Path | None = None
@@ -112,7 +112,7 @@ class Worker:
         pace = Pace(_speeds(config, runner, self.max_tokens), chunk_tokens=config.chunk_tokens, stall=config.stall)
         # Else the first long prompt would take half as long again, for memory that later ones find there.
         largest = min(pace.room(0), self.max_tokens)
-        read(runner, pace.prefill_graph(largest), largest)
+        read(runner, pace.graph(0, largest), largest)
         for row in range(config.slots):
             cache.release(row)  # what measuring and this have written
         slots = Slots(

@@ -36,7 +36,7 @@ OURS = {"serving", "vision_service", "decoder_service", "gateway", "exporter", "
 HEAVY = {"torch", "onnxruntime", "onnxruntime_genai", "onnx"}
 CONTENT = {
     "vision": {"serving", "vision_service", "torch"},
-    "decoder": {"serving", "decoder_service", "onnxruntime", "onnxruntime_genai"},
+    "decoder": {"serving", "decoder_service", "onnx", "onnxruntime", "onnxruntime_genai"},
     "gateway": {"serving", "gateway"},
     "export": {"serving", "exporter", "triptych", "demo", "torch", "onnxruntime", "onnxruntime_genai", "onnx"},
 }

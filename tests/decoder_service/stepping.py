@@ -35,30 +35,36 @@ class SetPace(Pace):
         self._turns = itertools.cycle(graphs)
         self._rooms = itertools.cycle(rooms)
 
-    def decode_graph(self, width: int) -> str:
-        return next(self._turns)
-
-    def prefill_graph(self, tokens: int) -> str:
+    def graph(self, answers: int, tokens: int) -> str:
         return next(self._turns)
 
     def room(self, answering: int, prompts: int = 1) -> int:
         return next(self._rooms)
 
 
+@dataclass(frozen=True)
+class Call:
+    """A run: the rows of the answers in it, and from where to where it read a prompt."""
+
+    rows: tuple[int, ...]
+    read: tuple[int, int] | None
+
+
 @dataclass
 class Watched:
-    """A model that remembers what it was asked for: ("read", row, start, stop) and ("step", rows)."""
+    """A model that remembers what it was asked for."""
 
     model: Model
-    calls: list[tuple[object, ...]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
-    def read(self, graph: str, piece: Piece) -> NDArray[np.float32]:
-        self.calls.append(("read", piece.row, piece.start, piece.start + piece.token_ids.size))
-        return self.model.read(graph, piece)
-
-    def step(self, graph: str, step: Step) -> NDArray[np.float32]:
-        self.calls.append(("step", tuple(range(step.row, step.row + step.lengths.size))))
-        return self.model.step(graph, step)
+    def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
+        self.calls.append(
+            Call(
+                tuple(range(step.row, step.row + step.lengths.size)) if step is not None else (),
+                (piece.start, piece.start + piece.token_ids.size) if piece is not None else None,
+            )
+        )
+        return self.model.run(graph, step=step, piece=piece)
 
 
 @dataclass

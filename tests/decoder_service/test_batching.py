@@ -18,7 +18,7 @@ from serving.bundle import Bundle
 from serving.errors import Code
 from tests.decoder_service.cases import TURNS, Case
 from tests.decoder_service.engines import text_request
-from tests.decoder_service.stepping import Stepping
+from tests.decoder_service.stepping import Call, Stepping
 
 LONGEST = 20
 
@@ -167,17 +167,29 @@ def test_ragged_rows_have_the_logits_of_single_ones(bundle: Bundle, runner: Runn
     def positions(start: int, stop: int) -> np.ndarray:
         return np.broadcast_to(np.arange(start, stop), (3, stop - start))
 
-    expected = [runner.read("one", Piece(3, 0, ids, nothing, positions(0, ids.size)))[0] for ids in prompts]
+    def read(row: int, ids: np.ndarray, start: int, stop: int) -> Piece:
+        return Piece(row, start, ids[start:stop], nothing, positions(start, stop))
+
+    expected = np.stack([runner.run("one", piece=read(3, ids, 0, ids.size))[0] for ids in prompts])
     for row, ids in enumerate(prompts):
-        runner.read("one", Piece(row, 0, ids[:2], nothing, positions(0, 2)))
+        runner.run("one", piece=read(row, ids, 0, 2))
         if ids.size > 3:
-            runner.read("other", Piece(row, 2, ids[2:-1], nothing, positions(2, ids.size - 1)))
+            runner.run("other", piece=read(row, ids, 2, ids.size - 1))
     lengths = np.array([ids.size - 1 for ids in prompts])
-    logits = runner.step("one", Step(0, lengths, np.array([ids[-1] for ids in prompts], np.int32), lengths))
-    np.testing.assert_allclose(logits, np.stack(expected), atol=1e-4)
-    # Negative control: a length that is one too long lets a stranger's key in.
-    wrong = runner.step("one", Step(0, lengths + 1, np.array([ids[-1] for ids in prompts], np.int32), lengths))
-    assert np.abs(wrong - np.stack(expected)).max() > 1e-2
+    last = np.array([ids[-1] for ids in prompts], np.int32)
+    np.testing.assert_allclose(runner.run("one", step=Step(0, lengths, last, lengths)), expected, atol=1e-4)
+    # Two of them beside a chunk of the third's prompt, in one run.
+    two = Step(0, lengths[:2], last[:2], lengths[:2])
+    runner.run("one", piece=read(2, prompts[2], 0, 5))
+    logits = runner.run("other", step=two, piece=read(2, prompts[2], 5, prompts[2].size))
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    # Negative controls: a length that is one too long lets a stranger's key in, and another row a stranger's prompt.
+    wrong = runner.run("one", step=Step(0, lengths + 1, last, lengths))
+    assert np.abs(wrong - expected).max() > 1e-2
+    runner.run("one", piece=read(3, prompts[0], 0, 5))
+    wrong = runner.run("one", step=two, piece=read(3, prompts[2], 5, prompts[2].size))
+    np.testing.assert_allclose(wrong[:2], expected[:2], atol=1e-4)
+    assert np.abs(wrong[2] - expected[2]).max() > 1e-2
 
 
 def test_a_follow_up_is_computed_from_where_it_differs(
@@ -194,7 +206,7 @@ def test_a_follow_up_is_computed_from_where_it_differs(
         assert answer.prefilled is not None
         known = first.token_ids.size + 9  # the tenth token was drawn, and never computed
         assert answer.prefilled.cached_tokens == known
-        assert stepping.model.calls[0][2:] == (known, known + 3)
+        assert stepping.model.calls[0].read == (known, known + 3)
 
 
 def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
@@ -221,7 +233,7 @@ def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
 def test_running_answers_get_a_step_between_any_two_chunks(
     bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest]
 ) -> None:
-    """While a long prompt is read, those that answer have a token after every chunk of it."""
+    """While a long prompt is read, those that answer have a token with every chunk of it, in the same run."""
     stepping = Stepping(bundle, runner, rooms=(16,))
     running = [stepping.add(dataclasses.replace(requests["33 words"], max_new_tokens=60)) for _ in range(2)]
     while len(stepping.answers[running[1]].tokens) < 2:
@@ -230,9 +242,9 @@ def test_running_answers_get_a_step_between_any_two_chunks(
     long = stepping.add(requests["150 words"])
     while not stepping.answers[long].tokens:
         stepping.step()
-    kinds = [call[0] for call in stepping.model.calls]
-    assert kinds == ["step", "read"] * 10
-    assert all(len(call[1]) == 2 for call in stepping.model.calls if call[0] == "step")  # type: ignore[arg-type]
+    calls = stepping.model.calls
+    assert [call.read for call in calls] == [(start, min(start + 16, 150)) for start in range(0, 150, 16)]
+    assert all(len(call.rows) == 2 for call in calls)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 12])
@@ -248,28 +260,48 @@ def test_calling_off_frees_the_slot_at_once(
     stepping.stepper.cancel(gone)
     stepping.model.calls.clear()
     stepping.step()
-    assert [call[0] for call in stepping.model.calls] == ["read"]
+    assert stepping.model.calls == [Call((), (0, 2))]
     assert stepping.answers[after].finished is not None
     assert stepping.stepper.idle
 
 
-def test_a_step_that_fails_fails_those_in_it(
-    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("room", [10_000, 40])
+def test_a_run_that_fails_fails_those_in_it(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    """Whose fault it was cannot be told: all that answered get INTERNAL, nothing is kept of them, and it goes on."""
-    stepping = Stepping(bundle, runner, caches=2)
+    """Whose fault it was cannot be told: all that were in it get INTERNAL, nothing is kept of them, and it goes on.
+
+    Both requests answer by then, or one of them and a piece of the other's prompt are in one run.
+    """
+    stepping = Stepping(bundle, runner, caches=2, rooms=(room,))
     jobs = [stepping.add(requests[name]) for name in ("33 words", "150 words")]
     stepping.step()
+    assert bool(stepping.answers[jobs[1]].tokens) == (room > 183)
 
-    def broken(graph: str, step: Step) -> np.ndarray:
+    def broken(graph: str, **parts: object) -> np.ndarray:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stepping.model, "step", broken)
-        stepping.step()
+        patch.setattr(stepping.model, "run", broken)
+        stepping.stepper.answer()
     for job in jobs:
         error = stepping.answers[job].error
         assert error is not None
         assert (error.code, error.reason) == (Code.INTERNAL, "ENGINE_FAILED")
+    assert stepping.stepper.idle
     assert stepping.slots.running == stepping.slots.caches == []
     assert len(stepping.answer(requests["33 words"]).tokens) == LONGEST
+
+
+def test_features_that_are_not_finite_fail_their_own_request(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """Also where they would have been in one run with another's answer, which goes on as if alone."""
+    stepping = Stepping(bundle, runner)
+    running = stepping.add(requests["33 words"])
+    stepping.step()
+    good = requests["one image"]
+    bad = stepping.add(dataclasses.replace(good, features=(np.full_like(good.features[0], np.nan),)))
+    stepping.finish()
+    assert stepping.answers[bad].error is not None
+    assert stepping.answers[running].tokens == alone["33 words", "greedy"]

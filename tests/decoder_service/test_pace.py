@@ -30,28 +30,27 @@ def test_curves_are_lines() -> None:
 def test_each_step_takes_the_faster_graph() -> None:
     """The narrow one for one answer, the wide one for many and for prompts; a single graph does everything."""
     both = pace(int4=NARROW, int8=WIDE)
-    assert [both.decode_graph(n) for n in (1, 8)] == ["int4", "int8"]
-    assert both.prefill_graph(128) == "int8"
+    assert [both.graph(n, 0) for n in (1, 8)] == ["int4", "int8"]
+    assert both.graph(0, 128) == both.graph(1, 30) == "int8"
     alone = pace(int4=NARROW)
-    assert (alone.decode_graph(8), alone.prefill_graph(128)) == ("int4", "int4")
+    assert (alone.graph(8, 0), alone.graph(0, 128)) == ("int4", "int4")
 
 
 @pytest.mark.parametrize("answering", [1, 4, 8])
 def test_answers_wait_no_longer_than_the_stall(answering: int) -> None:
-    """What is read beside answers takes at most `stall` of their own steps, and about that where it can."""
+    """A step that also reads takes at most `stall` of their own steps more, and about that where it can."""
     chosen = pace(int8=WIDE)
-    room = chosen.room(answering)
-    allowed = 1.5 * WIDE.decode.at(answering)
-    assert WIDE.prefill.at(room) <= allowed < WIDE.prefill.at(room + 1)
+    together = answering + chosen.room(answering)
+    assert WIDE.prefill.at(together) <= 2.5 * WIDE.decode.at(answering) < WIDE.prefill.at(together + 1)
 
 
 def test_each_prompt_that_could_be_read_adds_to_the_stall() -> None:
     """Up to what a step without answers may read."""
     chosen = pace(int8=WIDE)
     room = chosen.room(4, prompts=3)
-    assert WIDE.prefill.at(room) <= 3 * 1.5 * WIDE.decode.at(4) < WIDE.prefill.at(room + 1)
+    assert WIDE.prefill.at(4 + room) <= (1 + 3 * 1.5) * WIDE.decode.at(4) < WIDE.prefill.at(4 + room + 1)
     assert chosen.room(4, prompts=1) == chosen.room(4) < room
-    assert chosen.room(4, prompts=50) == chosen.room(0)
+    assert chosen.room(4, prompts=50) == chosen.room(0) - 4
 
 
 def test_a_step_that_only_reads_is_short() -> None:
@@ -69,13 +68,16 @@ def test_real_steps_correct_the_measurements() -> None:
     chosen = pace(int8=WIDE)
     before = chosen.room(4)
     for _ in range(20):
-        chosen.read(before, 2 * WIDE.prefill.at(before))
+        chosen.took(0, before, 2 * WIDE.prefill.at(before))
     assert chosen.room(4) < before
     for _ in range(20):
-        chosen.decoded(4, 2 * WIDE.decode.at(4))
+        chosen.took(4, 0, 2 * WIDE.decode.at(4))
+    assert abs(chosen.room(4) - before) <= 1
+    for _ in range(20):
+        chosen.took(4, before, 3 * WIDE.prefill.at(4 + before))  # the whole machine is slower
     assert abs(chosen.room(4) - before) <= 1
     for _ in range(100):
-        chosen.decoded(4, 1e9)
+        chosen.took(4, 0, 1e9)
     assert chosen.room(4) <= 512
 
 
