@@ -70,6 +70,11 @@ class DecoderSettings(ServerSettings):
         description="Use the bundle's int8 graph, too, where it has one: for wide steps and prompts, if it is faster "
         "there. The log tells what memory it adds. Without it a request is computed alike under any load.",
     )
+    int4_kernel: bool = Field(
+        True,
+        description="Compute 4-bit matmuls with Triptych's own operator, where the processor has AVX-512 VNNI; the log "
+        "tells whether it does. Otherwise ONNX Runtime's is used.",
+    )
     cache_dir: Path = Field(
         Path("~/.cache/triptych"),
         description="Where the batch engine keeps what it measured of this machine, if the bundle cannot be written.",

@@ -39,8 +39,17 @@ def lacks_vnni(cpu_info: Path = _CPU_INFO) -> bool:
     Args:
         cpu_info: Where Linux tells its flags. Where they are not told, no processor is said to lack anything.
     """
-    flags = (_told("flags", cpu_info) or "").split()
-    return "sse2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+    flags = cpu_flags(cpu_info)
+    return "sse2" in flags and not {"avx512_vnni", "avx_vnni"} & flags
+
+
+def cpu_flags(cpu_info: Path = _CPU_INFO) -> set[str]:
+    """What an x86 processor can do, in Linux's words; nothing where it is not told.
+
+    Args:
+        cpu_info: Where Linux tells it.
+    """
+    return set((_told("flags", cpu_info) or "").split())
 
 
 def _told(what: str, cpu_info: Path) -> str | None:

@@ -20,11 +20,9 @@ and to the outputs `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. Besid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 CHUNK = "chunk_"
@@ -39,21 +37,12 @@ _CHUNK_LENGTHS, _CHUNK_LONGEST = "packed/chunk/lengths", "packed/chunk/longest"
 _ZERO, _ONE, _END = "packed/zero", "packed/one", "packed/end"
 
 
-def packed(path: Path) -> bytes:
-    """The graph of a file, packed; its weights stay in the data file beside it.
-
-    Args:
-        path: A decoder graph as the exporter writes it.
+def pack(graph: GraphProto) -> None:
+    """Pack a decoder graph as the exporter writes it.
 
     Raises:
         ValueError: The graph has no attention that could be packed.
     """
-    model = onnx.load(path, load_external_data=False)
-    _pack(model.graph)
-    return model.SerializeToString()
-
-
-def _pack(graph: GraphProto) -> None:
     nodes: list[NodeProto] = []
     inputs: list[ValueInfoProto] = []
     outputs: list[ValueInfoProto] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import mmap
 import queue
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import onnxruntime
 import structlog
 
+from decoder_service import kernel
 from decoder_service.engine.calibration import CHUNKS, calibrate, read, widths
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
 from decoder_service.engine.kv import KvCache, granule, token_bytes
@@ -46,6 +48,7 @@ class BatchConfig:
         cached_prompts: How many finished requests' keys and values are kept, beside those in free slots; 0: none at
             all.
         int8: Whether the bundle's int8 graph is used, too, where it has one.
+        int4_kernel: Whether our own 4-bit matmul is used, where the processor has what it needs.
         cache_dir: Where measurements are kept if the bundle cannot be written.
     """
 
@@ -58,6 +61,7 @@ class BatchConfig:
     stall: float = 0.75
     cached_prompts: int = 8
     int8: bool = True
+    int4_kernel: bool = True
     cache_dir: Path | None = None
 
 
@@ -125,7 +129,13 @@ class Worker:
         self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
         self._vocabulary = runner.vocabulary
         self._stepper = Stepper(runner, Scheduler[Job](slots), pace, self._shape, self._hear)
-        log.info("engine ready", threads=config.threads, slots=config.slots, kv_cache_tokens=budget)
+        log.info(
+            "engine ready",
+            threads=config.threads,
+            slots=config.slots,
+            kv_cache_tokens=budget,
+            int4_kernel=_kernel(config) is not None,
+        )
 
     def run(self) -> None:
         """Work until told to end."""
@@ -193,17 +203,27 @@ def _load(config: BatchConfig) -> Runner:
     bundle = config.bundle
     own = bundle.decoder.precision
     names = [own, *(["int8"] if config.int8 and "int8" in bundle.decoder.graphs else [])]
-    runner = Runner(bundle.decoder_dir / "embedding.onnx", threads=config.threads, layers=bundle.text.num_hidden_layers)
+    runner = Runner(
+        bundle.decoder_dir / "embedding.onnx",
+        threads=config.threads,
+        layers=bundle.text.num_hidden_layers,
+        kernel=_kernel(config),
+    )
     for name in names:
-        started, before = time.perf_counter(), _resident_bytes()
+        started, before = time.perf_counter(), _own_bytes()
         runner.load(name, bundle.graph_path(name))
         log.info(
             "graph loaded",
             precision=name,
             seconds=round(time.perf_counter() - started, 2),
-            adds_mib=(_resident_bytes() - before) >> 20,
+            adds_mib=(_own_bytes() - before) >> 20,
         )
     return runner
+
+
+def _kernel(config: BatchConfig) -> Path | None:
+    """The library of our own 4-bit matmul, if it is wanted and can be used here."""
+    return kernel.library() if config.int4_kernel else None
 
 
 def _budget(config: BatchConfig, runner: Runner) -> int:
@@ -219,10 +239,11 @@ def _budget(config: BatchConfig, runner: Runner) -> int:
     return budget
 
 
-def _resident_bytes() -> int:
-    """Memory of this process; 0 where it is not told."""
+def _own_bytes() -> int:
+    """Memory of this process, without pages of files, which the kernel may take back; 0 where it is not told."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+        _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
+        return (resident - of_files) * mmap.PAGESIZE
     except OSError:
         return 0
 
@@ -235,6 +256,7 @@ def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
         "graphs": {name: bundle.files[bundle.decoder.graphs[name]].sha256 for name in runner.graphs},
         "threads": config.threads,
         "onnxruntime": onnxruntime.__version__,
+        "kernel": hashlib.sha256(library.read_bytes()).hexdigest() if (library := _kernel(config)) else None,
         "widths": widths(config.slots),
         "chunks": [size for size in CHUNKS if size <= room],
     }

@@ -10,7 +10,7 @@ RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 # The dependencies alone first, without any of our own code: this layer lasts until pyproject.toml changes.
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml hatch_build.py LICENSE ./
 RUN touch README.md && pip install '.[decoder]'
 COPY protos/vlm protos/vlm
 COPY serving serving

@@ -14,7 +14,7 @@ from onnx import helper
 import exporter
 from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Piece, Step
-from decoder_service.engine.packing import packed
+from decoder_service.engine.packing import pack
 from decoder_service.engine.runner import Runner
 from serving.bundle import Bundle
 
@@ -112,18 +112,15 @@ def test_graphs_that_give_all_logits_serve_too(bundle: Bundle, tmp_path: Path) -
     np.testing.assert_array_equal(runner.run("before", piece=piece), runner.run("now", piece=piece))
 
 
-def test_what_cannot_be_packed_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+def test_what_cannot_be_packed_is_refused(bundle: Bundle) -> None:
     """A graph of another kind, or attention with more inputs than are known, would compute something else."""
-    path = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(helper.make_graph([], "nothing", [], [])), path)
     with pytest.raises(ValueError, match="no GroupQueryAttention"):
-        packed(path)
+        pack(helper.make_graph([], "nothing", [], []))
     model = onnx.load(bundle.graph_path("fp32"), load_external_data=False)
     attention = next(node for node in model.graph.node if node.op_type == "GroupQueryAttention")
     attention.input[7] = "cos_cache"
-    onnx.save(model, path)
     with pytest.raises(ValueError, match=r"GroupQueryAttention has inputs .*cos_cache"):
-        packed(path)
+        pack(model.graph)
 
 
 def _cache(bundle: Bundle, runner: Runner) -> KvCache:

@@ -1,0 +1,293 @@
+// triptych.MatMulNBits: what com.microsoft.MatMulNBits computes at 4 bits and accuracy level 4 (activations rounded to
+// 8 bits, a scale for each row and block), several times as fast where there are several rows. For AVX-512 with VNNI.
+//
+//   A       float [..., K]
+//   B       uint8 [N, K / block, block / 2], two weights a byte, their zero point 8; a constant
+//   scales  float [N, K / block]; a constant
+//   Y       float [..., N]
+//
+// Sixteen output channels lie side by side in the lanes of a register, so that no sum across lanes is ever needed and
+// every weight that was unpacked serves up to eight rows. Weights stay unsigned (0..15) and activations signed, as the
+// instruction wants them: sum((w - 8) x) = sum(w x) - 8 sum(x), and what is subtracted is known from the activations.
+//
+// A tile holds the weights of sixteen channels:
+//
+//   K / 8 x 16 words of 8 weights, as B has them: the low halves of a word's bytes are its weights 0, 2, 4 and 6
+//   K / block x 16 scales, float16, as shares of the channel's largest
+//   16 largest scales, float
+
+#include <immintrin.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "onnxruntime_abi.h"
+
+namespace {
+
+constexpr size_t kLanes = 16;
+constexpr size_t kMostRows = 8;         // that one pass over a tile computes: 2 x 8 of 32 registers hold sums
+constexpr size_t kPrefetch = 4096;      // bytes ahead of the weights in use
+constexpr size_t kItemBytes = 1 << 17;  // of weights that a thread takes at a time, about
+
+size_t up(size_t value, size_t step) { return (value + step - 1) / step * step; }
+
+struct Weights {
+  const OrtApi* api;
+  size_t n, k, block;
+  char* tiles;
+
+  size_t blocks() const { return k / block; }
+  size_t tile_bytes() const { return up(k * 8 + blocks() * 32, 64) + 64; }
+  size_t tile_count() const { return up(n, kLanes) / kLanes; }
+};
+
+// Rows of activations, rounded: a row's bytes in the order of the weights, the scale of each of its blocks, and -8
+// times the sum of each.
+struct Rounded {
+  size_t rows;
+  int8_t* bytes;
+  float* scales;
+  int32_t* corrections;
+};
+
+struct Job {
+  const Weights* weights;
+  Rounded rounded;
+  const float* a;
+  float* y;
+  size_t tiles_per_item;
+};
+
+void pack_tile(const Weights& weights, size_t first, const uint8_t* b, const float* scales, char* tile) {
+  const size_t blocks = weights.blocks(), words = weights.k / 8, row_bytes = weights.k / 2;
+  const size_t used = weights.n - first < kLanes ? weights.n - first : kLanes;
+  memset(tile, 0, weights.tile_bytes());
+  for (size_t word = 0; word < words; ++word)
+    for (size_t lane = 0; lane < used; ++lane)
+      memcpy(tile + (word * kLanes + lane) * 4, b + (first + lane) * row_bytes + word * 4, 4);
+  char* shares = tile + weights.k * 8;
+  float* largest = reinterpret_cast<float*>(tile + weights.tile_bytes() - 64);
+  for (size_t lane = 0; lane < used; ++lane) {
+    const float* own = scales + (first + lane) * blocks;
+    float most = 0;
+    for (size_t i = 0; i < blocks; ++i) most = __builtin_fabsf(own[i]) > most ? __builtin_fabsf(own[i]) : most;
+    largest[lane] = most;
+    for (size_t i = 0; i < blocks; ++i) {
+      const uint16_t share = _cvtss_sh(most > 0 ? own[i] / most : 0, _MM_FROUND_TO_NEAREST_INT);
+      memcpy(shares + (i * kLanes + lane) * 2, &share, 2);
+    }
+  }
+}
+
+void round_row(void* argument, size_t row) {
+  const Job& job = *static_cast<Job*>(argument);
+  const size_t k = job.weights->k, block = job.weights->block, blocks = job.weights->blocks();
+  const float* a = job.a + row * k;
+  int8_t* bytes = job.rounded.bytes + row * k;
+  // Of eight activations the even ones come first.
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  for (size_t i = 0; i < blocks; ++i, a += block, bytes += block) {
+    __m512 most = _mm512_setzero_ps();
+    for (size_t j = 0; j < block; j += kLanes) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(a + j)));
+    const float scale = _mm512_reduce_max_ps(most) / 127;
+    const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1 / scale : 0);
+    __m512i sum = _mm512_setzero_si512();
+    for (size_t j = 0; j < block; j += kLanes) {
+      const __m512i values = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(a + j), inverse));
+      sum = _mm512_add_epi32(sum, values);
+      const __m128i packed = _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(values), order);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + j), packed);
+    }
+    job.rounded.scales[row * blocks + i] = scale;
+    job.rounded.corrections[row * blocks + i] = -8 * _mm512_reduce_add_epi32(sum);
+  }
+}
+
+// Sixteen channels of `R` rows from `row` on.
+template <int R>
+void compute_tile(const Job& job, const char* tile, size_t row, size_t first) {
+  const Weights& weights = *job.weights;
+  const size_t k = weights.k, block = weights.block, blocks = weights.blocks();
+  const int8_t* bytes = job.rounded.bytes + row * k;
+  const float* scales = job.rounded.scales + row * blocks;
+  const int32_t* corrections = job.rounded.corrections + row * blocks;
+  const char* shares = tile + k * 8;
+  const __m512i low = _mm512_set1_epi8(15);
+  __m512 total[R];
+  for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
+  for (size_t i = 0; i < blocks; ++i) {
+    __m512i sum[R];
+    for (int r = 0; r < R; ++r) sum[r] = _mm512_set1_epi32(corrections[r * blocks + i]);
+    for (size_t j = i * block; j < (i + 1) * block; j += 8) {
+      const char* words = tile + j * 8;
+      _mm_prefetch(words + kPrefetch, _MM_HINT_T0);
+      const __m512i both = _mm512_load_si512(words);
+      const __m512i even = _mm512_and_si512(both, low), odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+      for (int r = 0; r < R; ++r) {
+        int32_t x[2];
+        memcpy(x, bytes + r * k + j, 8);
+        sum[r] = _mm512_dpbusd_epi32(sum[r], even, _mm512_set1_epi32(x[0]));
+        sum[r] = _mm512_dpbusd_epi32(sum[r], odd, _mm512_set1_epi32(x[1]));
+      }
+    }
+    const __m512 share = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(shares + i * 32)));
+    for (int r = 0; r < R; ++r) {
+      const __m512 scale = _mm512_mul_ps(share, _mm512_set1_ps(scales[r * blocks + i]));
+      total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), scale, total[r]);
+    }
+  }
+  const __m512 largest = _mm512_load_ps(tile + weights.tile_bytes() - 64);
+  const size_t left = weights.n - first;
+  const __mmask16 used = left < kLanes ? (1u << left) - 1 : 0xffff;
+  for (int r = 0; r < R; ++r)
+    _mm512_mask_storeu_ps(job.y + (row + r) * weights.n + first, used, _mm512_mul_ps(total[r], largest));
+}
+
+void compute_item(void* argument, size_t item) {
+  const Job& job = *static_cast<Job*>(argument);
+  const Weights& weights = *job.weights;
+  size_t tile = item * job.tiles_per_item;
+  size_t end = tile + job.tiles_per_item;
+  if (end > weights.tile_count()) end = weights.tile_count();
+  for (; tile < end; ++tile) {
+    const char* packed = weights.tiles + tile * weights.tile_bytes();
+    for (size_t row = 0; row < job.rounded.rows; row += kMostRows) {
+      const size_t rows = job.rounded.rows - row;
+      switch (rows < kMostRows ? rows : kMostRows) {
+        case 1: compute_tile<1>(job, packed, row, tile * kLanes); break;
+        case 2: compute_tile<2>(job, packed, row, tile * kLanes); break;
+        case 3: compute_tile<3>(job, packed, row, tile * kLanes); break;
+        case 4: compute_tile<4>(job, packed, row, tile * kLanes); break;
+        case 5: compute_tile<5>(job, packed, row, tile * kLanes); break;
+        case 6: compute_tile<6>(job, packed, row, tile * kLanes); break;
+        case 7: compute_tile<7>(job, packed, row, tile * kLanes); break;
+        default: compute_tile<8>(job, packed, row, tile * kLanes);
+      }
+    }
+  }
+}
+
+constexpr size_t kMostDimensions = 8;
+
+OrtStatus* shape_of(const OrtApi& api, const OrtValue* value, int64_t* dimensions, size_t* rank) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  OrtStatus* status = api.shape_info(value, &info);
+  if (status) return status;
+  status = api.rank(info, rank);
+  if (!status && *rank > kMostDimensions) status = api.create_status(kOrtInvalidArgument, "MatMulNBits: too many axes");
+  if (!status) status = api.dimensions(info, dimensions, *rank);
+  api.release_shape_info(info);
+  return status;
+}
+
+OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+  const OrtValue* constants[2];
+  void* data[2];
+  for (size_t i = 0; i < 2; ++i) {
+    int is_constant = 0;
+    if (OrtStatus* status = api->constant_input(info, i + 1, &is_constant, &constants[i])) return status;
+    if (!is_constant) return api->create_status(kOrtInvalidArgument, "MatMulNBits: B and scales have to be constants");
+    if (OrtStatus* status = api->data(constants[i], &data[i])) return status;
+  }
+  int64_t shape[kMostDimensions];
+  size_t rank = 0;
+  if (OrtStatus* status = shape_of(*api, constants[0], shape, &rank)) return status;
+  if (rank != 3 || shape[2] % 16)
+    return api->create_status(kOrtInvalidArgument, "MatMulNBits: B has to be [N, K / block, block / 2], block a multiple of 32");
+  const size_t block = static_cast<size_t>(shape[2]) * 2;
+  Weights* weights = static_cast<Weights*>(malloc(sizeof(Weights)));
+  if (!weights) return api->create_status(kOrtFail, "MatMulNBits: out of memory");
+  *weights = {api, static_cast<size_t>(shape[0]), static_cast<size_t>(shape[1]) * block, block, nullptr};
+  const size_t bytes = weights->tile_count() * weights->tile_bytes();
+  weights->tiles = static_cast<char*>(aligned_alloc(64, bytes));
+  if (!weights->tiles) {
+    free(weights);
+    return api->create_status(kOrtFail, "MatMulNBits: out of memory");
+  }
+  for (size_t tile = 0; tile < weights->tile_count(); ++tile)
+    pack_tile(*weights, tile * kLanes, static_cast<uint8_t*>(data[0]), static_cast<float*>(data[1]),
+              weights->tiles + tile * weights->tile_bytes());
+  *kernel = weights;
+  return nullptr;
+}
+
+void destroy(void* kernel) {
+  free(static_cast<Weights*>(kernel)->tiles);
+  free(kernel);
+}
+
+OrtStatus* compute(void* kernel, OrtKernelContext* context) {
+  const Weights& weights = *static_cast<Weights*>(kernel);
+  const OrtApi& api = *weights.api;
+  const OrtValue* input = nullptr;
+  OrtValue* output = nullptr;
+  int64_t shape[kMostDimensions];
+  size_t rank = 0;
+  void *a = nullptr, *y = nullptr;
+  if (OrtStatus* status = api.input(context, 0, &input)) return status;
+  if (OrtStatus* status = shape_of(api, input, shape, &rank)) return status;
+  if (!rank || static_cast<size_t>(shape[rank - 1]) != weights.k)
+    return api.create_status(kOrtInvalidArgument, "MatMulNBits: A's last axis is not as long as B's rows");
+  if (OrtStatus* status = api.data(input, &a)) return status;
+  size_t rows = 1;
+  for (size_t i = 0; i + 1 < rank; ++i) rows *= static_cast<size_t>(shape[i]);
+  shape[rank - 1] = static_cast<int64_t>(weights.n);
+  if (OrtStatus* status = api.output(context, 0, shape, rank, &output)) return status;
+  if (!rows) return nullptr;
+  if (OrtStatus* status = api.data(output, &y)) return status;
+
+  const size_t blocks = weights.blocks();
+  char* scratch = static_cast<char*>(malloc(rows * (weights.k + blocks * 8)));
+  if (!scratch) return api.create_status(kOrtFail, "MatMulNBits: out of memory");
+  float* scales = reinterpret_cast<float*>(scratch);
+  int32_t* corrections = reinterpret_cast<int32_t*>(scales + rows * blocks);
+  int8_t* bytes = reinterpret_cast<int8_t*>(corrections + rows * blocks);
+  const size_t tiles_per_item = up(kItemBytes, weights.tile_bytes()) / weights.tile_bytes();
+  Job job{&weights, {rows, bytes, scales, corrections}, static_cast<float*>(a), static_cast<float*>(y), tiles_per_item};
+  OrtStatus* status = nullptr;
+  if (rows < kMostRows)
+    for (size_t row = 0; row < rows; ++row) round_row(&job, row);
+  else
+    status = api.parallel_for(context, round_row, rows, 0, &job);
+  const size_t items = up(weights.tile_count(), tiles_per_item) / tiles_per_item;
+  if (!status) status = api.parallel_for(context, compute_item, items, items, &job);
+  free(scratch);
+  return status;
+}
+
+const OrtCustomOp kOp = {
+    16,
+    nullptr,
+    [](const OrtCustomOp*) { return "MatMulNBits"; },
+    [](const OrtCustomOp*) -> const char* { return nullptr; },  // the CPU's
+    [](const OrtCustomOp*, size_t index) -> int { return index == 1 ? kOrtUint8 : kOrtFloat; },
+    [](const OrtCustomOp*) -> size_t { return 3; },
+    [](const OrtCustomOp*, size_t) -> int { return kOrtFloat; },
+    [](const OrtCustomOp*) -> size_t { return 1; },
+    nullptr,
+    destroy,
+    [](const OrtCustomOp*, size_t) { return 0; },  // every input is required
+    [](const OrtCustomOp*, size_t) { return 0; },
+    [](const OrtCustomOp*, size_t) { return 0; },  // in ordinary memory
+    [](const OrtCustomOp*) { return 1; },
+    [](const OrtCustomOp*) { return 1; },
+    [](const OrtCustomOp*) { return 1; },
+    [](const OrtCustomOp*) { return 1; },
+    create,
+    compute,
+};
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
+                                                                               const OrtApiBase* base) {
+  const OrtApi& api = *base->get_api(kOp.version);
+  static OrtCustomOpDomain* domain = nullptr;  // for as long as the process lives: sessions refer to it
+  if (!domain) {
+    OrtCustomOpDomain* made = nullptr;
+    if (OrtStatus* status = api.create_domain("triptych", &made)) return status;
+    if (OrtStatus* status = api.add_op(made, &kOp)) return status;
+    domain = made;
+  }
+  return api.add_domain(options, domain);
+}
