@@ -1,7 +1,7 @@
-"""Compiles the decoder's 4-bit matmul when the package is built or installed; Zig's C++ compiler comes from PyPI.
+"""Compiles the decoder's own operators when the package is built or installed; Zig's C++ compiler comes from PyPI.
 
 Nothing is compiled for other systems and processors, nor where the sources are left out, as in the images of the other
-services: the decoder then uses ONNX Runtime's own operator.
+services: the decoder then uses ONNX Runtime's.
 """
 
 from __future__ import annotations
@@ -14,16 +14,25 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_FOLDER = Path("decoder_service/kernel")
+_FOLDER = Path("decoder_service/operators")
 _FLAGS = (
     # Any Linux with a C library of 2018 or later, and any processor that has what the sources use.
     *("-target", "x86_64-linux-gnu.2.28", "-mcpu=cascadelake"),
     *("-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror"),
-    *("-shared", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-nostdlib++", "-fno-sanitize=all"),
+    *(
+        "-shared",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fno-exceptions",
+        "-fno-rtti",
+        "-fno-threadsafe-statics",
+        "-nostdlib++",
+        "-fno-sanitize=all",
+    ),
 )
 
 
-class KernelHook(BuildHookInterface):  # type: ignore[type-arg, misc]  # hatchling is there only while it builds
+class OperatorsHook(BuildHookInterface):  # type: ignore[type-arg, misc]  # hatchling is there only while it builds
     """Called by hatchling."""
 
     PLUGIN_NAME = "custom"
@@ -42,9 +51,9 @@ class KernelHook(BuildHookInterface):  # type: ignore[type-arg, misc]  # hatchli
         if not self._wanted:
             return
         compiler = (sys.executable, "-m", "ziglang", "c++")
-        files = ("matmul_nbits.cc", "-o", "matmul_nbits.so")
+        sources = sorted(path.name for path in (Path(self.root) / _FOLDER).glob("*.cc"))
         subprocess.run(  # noqa: S603  # every word of it is above
-            [*compiler, *_FLAGS, *files], cwd=Path(self.root) / _FOLDER, check=True
+            [*compiler, *_FLAGS, *sources, "-o", "operators.so"], cwd=Path(self.root) / _FOLDER, check=True
         )
         build_data["artifacts"].append(f"{_FOLDER}/*.so")
         build_data["pure_python"] = False

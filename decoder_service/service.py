@@ -146,7 +146,7 @@ def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
             stall=settings.chunk_stall,
             cached_prompts=settings.cached_prompts,
             int8=settings.int8,
-            int4_kernel=settings.int4_kernel,
+            operators=settings.operators,
             cache_dir=settings.measurements_dir,
         )
     )

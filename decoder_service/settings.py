@@ -70,10 +70,10 @@ class DecoderSettings(ServerSettings):
         description="Use the bundle's int8 graph, too, where it has one: for wide steps and prompts, if it is faster "
         "there. The log tells what memory it adds. Without it a request is computed alike under any load.",
     )
-    int4_kernel: bool = Field(
+    operators: bool = Field(
         True,
-        description="Compute 4-bit matmuls with Triptych's own operator, where the processor has AVX-512 VNNI; the log "
-        "tells whether it does. Otherwise ONNX Runtime's is used.",
+        description="Compute 4-bit matmuls, attention and rounding with Triptych's own operators, where the processor "
+        "has AVX-512 VNNI; the log tells whether it does. Otherwise ONNX Runtime's are used.",
     )
     cache_dir: Path = Field(
         Path("~/.cache/triptych"),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.packing import CHUNK, LOGITS_INDICES, pack
-from decoder_service.kernel import substitute
+from decoder_service.operators import substitute
 from serving.cores import lacks_vnni
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
@@ -34,12 +34,16 @@ class Runner:
         embedding: Path of the graph that turns ids and features into embeddings.
         threads: Threads for one operator.
         layers: Layers of the model.
-        kernel: The library of our own 4-bit matmul; without one, ONNX Runtime's is used.
+        head_size: Width of an attention head.
+        operators: The library of our own operators; without one, ONNX Runtime's are used.
     """
 
-    def __init__(self, embedding: Path, *, threads: int, layers: int, kernel: Path | None = None) -> None:
+    def __init__(
+        self, embedding: Path, *, threads: int, layers: int, head_size: int, operators: Path | None = None
+    ) -> None:
         self._threads = threads
-        self._kernel = kernel
+        self._head_size = head_size
+        self._operators = operators
         self._embedding = onnxruntime.InferenceSession(embedding, _options(1), _PROVIDERS)
         self.feature_width = int(self._embedding.get_outputs()[0].shape[-1])
         self._tensors = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
@@ -52,9 +56,9 @@ class Runner:
         options = _options(self._threads)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         model = onnx.load(path, load_external_data=False)
+        if self._operators is not None and substitute(model, head_size=self._head_size):
+            options.register_custom_ops_library(str(self._operators))
         pack(model.graph)
-        if self._kernel is not None and substitute(model):
-            options.register_custom_ops_library(str(self._kernel))
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, _PROVIDERS)
         self._sessions[name] = session
         if len(self._sessions) > 1:

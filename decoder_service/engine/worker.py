@@ -14,7 +14,7 @@ from pathlib import Path
 import onnxruntime
 import structlog
 
-from decoder_service import kernel
+from decoder_service import operators
 from decoder_service.engine.calibration import CHUNKS, calibrate, read, widths
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
 from decoder_service.engine.kv import KvCache, granule, token_bytes
@@ -48,7 +48,7 @@ class BatchConfig:
         cached_prompts: How many finished requests' keys and values are kept, beside those in free slots; 0: none at
             all.
         int8: Whether the bundle's int8 graph is used, too, where it has one.
-        int4_kernel: Whether our own 4-bit matmul is used, where the processor has what it needs.
+        operators: Whether our own operators are used, where the processor has what they need.
         cache_dir: Where measurements are kept if the bundle cannot be written.
     """
 
@@ -61,7 +61,7 @@ class BatchConfig:
     stall: float = 0.75
     cached_prompts: int = 8
     int8: bool = True
-    int4_kernel: bool = True
+    operators: bool = True
     cache_dir: Path | None = None
 
 
@@ -134,7 +134,7 @@ class Worker:
             threads=config.threads,
             slots=config.slots,
             kv_cache_tokens=budget,
-            int4_kernel=_kernel(config) is not None,
+            own_operators=_operators(config) is not None,
         )
 
     def run(self) -> None:
@@ -207,7 +207,8 @@ def _load(config: BatchConfig) -> Runner:
         bundle.decoder_dir / "embedding.onnx",
         threads=config.threads,
         layers=bundle.text.num_hidden_layers,
-        kernel=_kernel(config),
+        head_size=bundle.text.head_dim,
+        operators=_operators(config),
     )
     for name in names:
         started, before = time.perf_counter(), _own_bytes()
@@ -221,9 +222,9 @@ def _load(config: BatchConfig) -> Runner:
     return runner
 
 
-def _kernel(config: BatchConfig) -> Path | None:
-    """The library of our own 4-bit matmul, if it is wanted and can be used here."""
-    return kernel.library() if config.int4_kernel else None
+def _operators(config: BatchConfig) -> Path | None:
+    """The library of our own operators, if they are wanted and can be used here."""
+    return operators.library() if config.operators else None
 
 
 def _budget(config: BatchConfig, runner: Runner) -> int:
@@ -256,7 +257,7 @@ def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
         "graphs": {name: bundle.files[bundle.decoder.graphs[name]].sha256 for name in runner.graphs},
         "threads": config.threads,
         "onnxruntime": onnxruntime.__version__,
-        "kernel": hashlib.sha256(library.read_bytes()).hexdigest() if (library := _kernel(config)) else None,
+        "operators": hashlib.sha256(library.read_bytes()).hexdigest() if (library := _operators(config)) else None,
         "widths": widths(config.slots),
         "chunks": [size for size in CHUNKS if size <= room],
     }

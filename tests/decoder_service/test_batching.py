@@ -26,7 +26,12 @@ LONGEST = 20
 @pytest.fixture(scope="module")
 def runner(bundle: Bundle) -> Runner:
     """The fp32 graph under two names, as if it were two graphs over one cache."""
-    runner = Runner(bundle.decoder_dir / "embedding.onnx", threads=1, layers=bundle.text.num_hidden_layers)
+    runner = Runner(
+        bundle.decoder_dir / "embedding.onnx",
+        threads=1,
+        layers=bundle.text.num_hidden_layers,
+        head_size=bundle.text.head_dim,
+    )
     for name in ("one", "other"):
         runner.load(name, bundle.graph_path("fp32"))
     return runner

@@ -59,7 +59,9 @@ class Exported:
 def test_it_computes_what_was_exported(bundle: Bundle, rounded: Bundle, precision: str) -> None:
     """Two answers, a chunk with a picture's features, and both at once; wrong features are felt by the chunk alone."""
     used = bundle if precision == "fp32" else rounded
-    runner = Runner(used.decoder_dir / "embedding.onnx", threads=1, layers=used.text.num_hidden_layers)
+    runner = Runner(
+        used.decoder_dir / "embedding.onnx", threads=1, layers=used.text.num_hidden_layers, head_size=used.text.head_dim
+    )
     runner.load("it", used.graph_path(precision))
     runner.use(_cache(used, runner))
     exported = Exported(used, precision)
@@ -102,7 +104,12 @@ def test_graphs_that_give_all_logits_serve_too(bundle: Bundle, tmp_path: Path) -
         model.graph.node.remove(node)
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "sequence_length"
     onnx.save(model, tmp_path / "model.onnx")
-    runner = Runner(bundle.decoder_dir / "embedding.onnx", threads=1, layers=bundle.text.num_hidden_layers)
+    runner = Runner(
+        bundle.decoder_dir / "embedding.onnx",
+        threads=1,
+        layers=bundle.text.num_hidden_layers,
+        head_size=bundle.text.head_dim,
+    )
     runner.load("now", bundle.graph_path("fp32"))
     runner.load("before", tmp_path / "model.onnx")
     runner.use(_cache(bundle, runner))

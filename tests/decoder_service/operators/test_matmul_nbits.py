@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
-import exporter
-from decoder_service import kernel
-from decoder_service.engine.kv import KvCache
-from decoder_service.engine.model import Piece
-from decoder_service.engine.runner import Runner
-from serving.bundle import Bundle
-from serving.cores import cpu_flags
-
-needs_avx512_vnni = pytest.mark.skipif("avx512_vnni" not in cpu_flags(), reason="this processor has no AVX-512 VNNI")
+from decoder_service import operators
+from tests.decoder_service.operators.graphs import both, model_of, needs_avx512_vnni, session
 
 
 def one_matmul(
@@ -42,43 +32,18 @@ def one_matmul(
         inputs = ["a", "b", "scales", "", "order"]
     given = {"K": k, "N": n, "bits": 4, "block_size": block, "accuracy_level": 4, **attributes}
     node = helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", **given)
-    graph = helper.make_graph(
+    return model_of(
         [node],
-        "one",
         [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["batch", "sequence", k])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "sequence", n])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        constants,
     )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def session(model: ModelProto, *, threads: int = 1) -> ort.InferenceSession:
-    """A graph as it is, or with our operator where it is substituted."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    if any(node.domain == kernel.DOMAIN for node in model.graph.node):
-        options.register_custom_ops_library(str(kernel.library()))
-    return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-
-
-def both(model: ModelProto) -> tuple[ort.InferenceSession, ort.InferenceSession]:
-    """ONNX Runtime's operator and ours."""
-    theirs = session(model)
-    assert kernel.substitute(model) == 1
-    return theirs, session(model)
 
 
 def run(used: ort.InferenceSession, a: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a graph of one matmul gives."""
+    """What it gives."""
     (y,) = used.run(["y"], {"a": a})
     return np.asarray(y)
-
-
-@needs_avx512_vnni
-def test_it_is_there_where_it_can_run() -> None:
-    """Installing has compiled it."""
-    assert kernel.library() is not None
 
 
 @needs_avx512_vnni
@@ -115,7 +80,7 @@ def test_a_row_is_what_it_is_alone() -> None:
 def test_what_does_not_fit_is_said() -> None:
     """Rows of another length, and weights that are not constants, end in an error, not in a crash."""
     model = one_matmul(16, 64, 32)
-    kernel.substitute(model)
+    operators.substitute(model, head_size=32)
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "any"
     with pytest.raises(Exception, match="A's last axis is not as long as B's rows"):
         run(session(model), np.zeros((1, 1, 32), np.float32))
@@ -141,40 +106,5 @@ def test_what_does_not_fit_is_said() -> None:
 def test_it_takes_nothing_that_it_computes_otherwise(other: ModelProto) -> None:
     """What is not the very same matmul stays ONNX Runtime's."""
     before = other.SerializeToString()
-    assert kernel.substitute(other) == 0
+    assert operators.substitute(other, head_size=32) == 0
     assert other.SerializeToString() == before
-
-
-def test_other_processors_use_onnx_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One instruction set that is missing is enough."""
-    monkeypatch.setattr(kernel, "cpu_flags", lambda: {"sse2", "avx2", "avx512f", "avx512_vnni"})
-    assert kernel.library() is None
-
-
-@needs_avx512_vnni
-def test_a_whole_graph_computes_with_it(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
-    """Every 4-bit matmul of an exported graph is taken, and the logits are as near to float32's as before."""
-    rounded = exporter.export(checkpoint, tmp_path / "bundle", progress=False)
-    graph = onnx.load(rounded.graph_path("int4"), load_external_data=False)
-    matmuls = sum(node.op_type == "MatMulNBits" for node in graph.graph.node)
-    assert kernel.substitute(graph) == matmuls > 0
-    ids = np.random.default_rng(3).integers(0, 250, 30).astype(np.int32)
-
-    def logits(used: Bundle, precision: str, library: Path | None) -> NDArray[np.float32]:
-        text = used.text
-        embedding = used.decoder_dir / "embedding.onnx"
-        runner = Runner(embedding, threads=1, layers=text.num_hidden_layers, kernel=library)
-        runner.load(precision, used.graph_path(precision))
-        shape = {"heads": text.num_key_value_heads, "length": 64, "width": text.head_dim}
-        runner.use(KvCache(layers=text.num_hidden_layers, rows=1, dtype=runner.cache_dtype, **shape))
-        nothing = np.zeros((0, used.feature_width), np.float32)
-        return runner.run(precision, piece=Piece(0, 0, ids, nothing, np.broadcast_to(np.arange(30), (3, 30))))
-
-    def distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-        return float(np.sqrt(np.mean((one - other) ** 2)))
-
-    exact = logits(bundle, "fp32", None)
-    theirs, ours = (logits(rounded, "int4", library) for library in (None, kernel.library()))
-    assert distance(ours, exact) < 1.1 * distance(theirs, exact)
-    # They differ, since other roundings follow from the least difference; but by far less than both do from float32.
-    assert 0 < distance(ours, theirs) < 0.2 * distance(theirs, exact)

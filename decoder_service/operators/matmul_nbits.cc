@@ -20,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "onnxruntime_abi.h"
+#include "operator.h"
 
 namespace {
 
@@ -167,19 +167,6 @@ void compute_item(void* argument, size_t item) {
   }
 }
 
-constexpr size_t kMostDimensions = 8;
-
-OrtStatus* shape_of(const OrtApi& api, const OrtValue* value, int64_t* dimensions, size_t* rank) {
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  OrtStatus* status = api.shape_info(value, &info);
-  if (status) return status;
-  status = api.rank(info, rank);
-  if (!status && *rank > kMostDimensions) status = api.create_status(kOrtInvalidArgument, "MatMulNBits: too many axes");
-  if (!status) status = api.dimensions(info, dimensions, *rank);
-  api.release_shape_info(info);
-  return status;
-}
-
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
   const OrtValue* constants[2];
   void* data[2];
@@ -189,15 +176,15 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
     if (!is_constant) return api->create_status(kOrtInvalidArgument, "MatMulNBits: B and scales have to be constants");
     if (OrtStatus* status = api->data(constants[i], &data[i])) return status;
   }
-  int64_t shape[kMostDimensions];
-  size_t rank = 0;
-  if (OrtStatus* status = shape_of(*api, constants[0], shape, &rank)) return status;
-  if (rank != 3 || shape[2] % 16)
+  Shape shape;
+  if (OrtStatus* status = shape_of(*api, constants[0], &shape)) return status;
+  if (shape.rank != 3 || shape.dimensions[2] % 16)
     return api->create_status(kOrtInvalidArgument, "MatMulNBits: B has to be [N, K / block, block / 2], block a multiple of 32");
-  const size_t block = static_cast<size_t>(shape[2]) * 2;
+  const size_t block = static_cast<size_t>(shape.dimensions[2]) * 2;
   Weights* weights = static_cast<Weights*>(malloc(sizeof(Weights)));
   if (!weights) return api->create_status(kOrtFail, "MatMulNBits: out of memory");
-  *weights = {api, static_cast<size_t>(shape[0]), static_cast<size_t>(shape[1]) * block, block, nullptr};
+  *weights = {api, static_cast<size_t>(shape.dimensions[0]), static_cast<size_t>(shape.dimensions[1]) * block, block,
+              nullptr};
   const size_t bytes = weights->tile_count() * weights->tile_bytes();
   weights->tiles = static_cast<char*>(aligned_alloc(64, bytes));
   if (!weights->tiles) {
@@ -219,22 +206,16 @@ void destroy(void* kernel) {
 OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   const Weights& weights = *static_cast<Weights*>(kernel);
   const OrtApi& api = *weights.api;
-  const OrtValue* input = nullptr;
-  OrtValue* output = nullptr;
-  int64_t shape[kMostDimensions];
-  size_t rank = 0;
-  void *a = nullptr, *y = nullptr;
-  if (OrtStatus* status = api.input(context, 0, &input)) return status;
-  if (OrtStatus* status = shape_of(api, input, shape, &rank)) return status;
-  if (!rank || static_cast<size_t>(shape[rank - 1]) != weights.k)
+  Shape shape;
+  const float* a = nullptr;
+  float* y = nullptr;
+  if (OrtStatus* status = read_input(api, context, 0, &shape, &a)) return status;
+  if (!shape.rank || static_cast<size_t>(shape.dimensions[shape.rank - 1]) != weights.k)
     return api.create_status(kOrtInvalidArgument, "MatMulNBits: A's last axis is not as long as B's rows");
-  if (OrtStatus* status = api.data(input, &a)) return status;
-  size_t rows = 1;
-  for (size_t i = 0; i + 1 < rank; ++i) rows *= static_cast<size_t>(shape[i]);
-  shape[rank - 1] = static_cast<int64_t>(weights.n);
-  if (OrtStatus* status = api.output(context, 0, shape, rank, &output)) return status;
+  const size_t rows = shape.product(shape.rank - 1);
+  shape.dimensions[shape.rank - 1] = static_cast<int64_t>(weights.n);
+  if (OrtStatus* status = make_output(api, context, 0, shape, &y)) return status;
   if (!rows) return nullptr;
-  if (OrtStatus* status = api.data(output, &y)) return status;
 
   const size_t blocks = weights.blocks();
   char* scratch = static_cast<char*>(malloc(rows * (weights.k + blocks * 8)));
@@ -243,7 +224,7 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   int32_t* corrections = reinterpret_cast<int32_t*>(scales + rows * blocks);
   int8_t* bytes = reinterpret_cast<int8_t*>(corrections + rows * blocks);
   const size_t tiles_per_item = up(kItemBytes, weights.tile_bytes()) / weights.tile_bytes();
-  Job job{&weights, {rows, bytes, scales, corrections}, static_cast<float*>(a), static_cast<float*>(y), tiles_per_item};
+  Job job{&weights, {rows, bytes, scales, corrections}, a, y, tiles_per_item};
   OrtStatus* status = nullptr;
   if (rows < kMostRows)
     for (size_t row = 0; row < rows; ++row) round_row(&job, row);
@@ -255,39 +236,9 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   return status;
 }
 
-const OrtCustomOp kOp = {
-    16,
-    nullptr,
-    [](const OrtCustomOp*) { return "MatMulNBits"; },
-    [](const OrtCustomOp*) -> const char* { return nullptr; },  // the CPU's
-    [](const OrtCustomOp*, size_t index) -> int { return index == 1 ? kOrtUint8 : kOrtFloat; },
-    [](const OrtCustomOp*) -> size_t { return 3; },
-    [](const OrtCustomOp*, size_t) -> int { return kOrtFloat; },
-    [](const OrtCustomOp*) -> size_t { return 1; },
-    nullptr,
-    destroy,
-    [](const OrtCustomOp*, size_t) { return 0; },  // every input is required
-    [](const OrtCustomOp*, size_t) { return 0; },
-    [](const OrtCustomOp*, size_t) { return 0; },  // in ordinary memory
-    [](const OrtCustomOp*) { return 1; },
-    [](const OrtCustomOp*) { return 1; },
-    [](const OrtCustomOp*) { return 1; },
-    [](const OrtCustomOp*) { return 1; },
-    create,
-    compute,
-};
-
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
-                                                                               const OrtApiBase* base) {
-  const OrtApi& api = *base->get_api(kOp.version);
-  static OrtCustomOpDomain* domain = nullptr;  // for as long as the process lives: sessions refer to it
-  if (!domain) {
-    OrtCustomOpDomain* made = nullptr;
-    if (OrtStatus* status = api.create_domain("triptych", &made)) return status;
-    if (OrtStatus* status = api.add_op(made, &kOp)) return status;
-    domain = made;
-  }
-  return api.add_domain(options, domain);
+const Operator& matmul_nbits() {
+  static const Operator op("MatMulNBits", {kOrtFloat, kOrtUint8, kOrtFloat}, {kOrtFloat}, create, compute, destroy);
+  return op;
 }

@@ -1,7 +1,7 @@
-// The part of ONNX Runtime's C interface that a custom operator needs.
+// The part of ONNX Runtime's C interface that custom operators need.
 //
 // The Python wheel comes without headers. The interface is a table of functions to which releases only append, so a
-// function's place in it never changes; tests/decoder_service/test_kernel.py notices if one did.
+// function's place in it never changes; the tests of the operators notice if one did.
 
 #pragma once
 
@@ -17,7 +17,7 @@ struct OrtValue;
 struct OrtTensorTypeAndShapeInfo;
 
 enum { kOrtFail = 1, kOrtInvalidArgument = 2 };       // OrtErrorCode
-enum { kOrtFloat = 1, kOrtUint8 = 2 };                // ONNXTensorElementDataType
+enum { kOrtFloat = 1, kOrtUint8 = 2, kOrtInt32 = 6 };  // ONNXTensorElementDataType
 
 struct OrtApi {
   void* functions[275];
@@ -44,6 +44,12 @@ struct OrtApi {
   }
   OrtStatus* shape_info(const OrtValue* value, OrtTensorTypeAndShapeInfo** info) const {
     return call<OrtStatus*>(65, value, info);
+  }
+  OrtStatus* attribute(const OrtKernelInfo* info, const char* name, float* value) const {
+    return call<OrtStatus*>(85, info, name, value);
+  }
+  OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int64_t* value) const {
+    return call<OrtStatus*>(86, info, name, value);
   }
   OrtStatus* input(const OrtKernelContext* context, size_t index, const OrtValue** value) const {
     return call<OrtStatus*>(90, context, index, value);

@@ -1,0 +1,125 @@
+"""Operators of our own, for x86 processors with AVX-512 VNNI: whether they can be used, and how graphs use them.
+
+Each `.cc` file says what its operator computes and how; `hatch_build.py`, beside pyproject.toml, compiles them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto, NodeProto, helper
+
+from serving.cores import cpu_flags
+
+DOMAIN = "triptych"
+_LIBRARY = Path(__file__).with_name("operators.so")
+# What the compiler was told that it may use.
+_FLAGS = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "bmi2", "f16c", "fma"}
+
+_LANES = 16  # float32 values in a register
+_WIDEST_HEAD = 256
+_LARGEST_GROUP = 32
+_ATTENTION_INPUTS = 7  # query, key, value, past keys, past values, lengths, longest
+# The exporter's way to round rows (exporter/int8.py), from its end to its beginning.
+_ROUNDING = ("QuantizeLinear", "Div", "Max", "ReduceMax", "Abs")
+
+
+def library() -> Path | None:
+    """The compiled operators, where they were compiled and this processor can run them."""
+    return _LIBRARY if _LIBRARY.exists() and cpu_flags() >= _FLAGS else None
+
+
+def substitute(model: ModelProto, *, head_size: int) -> int:
+    """Let our operators take the place of ONNX Runtime's wherever they compute the same.
+
+    Args:
+        model: A decoder graph; it is changed.
+        head_size: Width of an attention head.
+
+    Returns:
+        How many nodes are ours now.
+    """
+    taken = _round_rows(model)
+    for node in model.graph.node:
+        if node.domain != "com.microsoft":
+            continue
+        if node.op_type == "MatMulNBits" and _is_our_matmul(node):
+            _take(node)
+        elif node.op_type == "GroupQueryAttention" and _is_our_attention(node, head_size):
+            _take(node, "num_heads", "kv_num_heads", "scale")
+        else:
+            continue
+        taken += 1
+    if taken:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return taken
+
+
+def _take(node: NodeProto, *attributes: str) -> None:
+    """Make it ours; it keeps these attributes."""
+    node.domain = DOMAIN
+    kept = [attribute for attribute in node.attribute if attribute.name in attributes]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    while node.input and not node.input[-1]:
+        node.input.pop()
+
+
+def _is_our_matmul(node: NodeProto) -> bool:
+    """Whether it is a matmul of 4 bits in blocks of whole registers, without zero points, an order or a bias."""
+    known = _attributes(node)
+    size = known["block_size"]
+    return bool(
+        known.get("bits", 4) == 4
+        and known.get("accuracy_level", 0) == 4
+        and size % 32 == 0
+        and known["K"] % size == 0
+        and not any(node.input[3:])
+    )
+
+
+def _is_our_attention(node: NodeProto, head_size: int) -> bool:
+    """Whether it is plain causal attention in float32, of heads that fill whole registers."""
+    known = _attributes(node)
+    plain = {"do_rotary": 0, "local_window_size": -1, "softcap": 0.0, "smooth_softmax": 0, "qk_output": 0}
+    used = {name for name, value in known.items() if name not in plain or value != plain[name]}
+    return bool(
+        used <= {"num_heads", "kv_num_heads", "scale", "rotary_interleaved"}
+        and known.get("scale", 0) > 0
+        and known["num_heads"] <= _LARGEST_GROUP * known["kv_num_heads"]
+        and head_size % _LANES == 0
+        and head_size <= _WIDEST_HEAD
+        and not any(node.input[_ATTENTION_INPUTS:])
+        and len(node.output) == 3
+    )
+
+
+def _round_rows(model: ModelProto) -> int:
+    """Put one of our operators in the place of the five with which the exporter rounds rows to 8 bits."""
+    nodes = {node.output[0]: node for node in model.graph.node}
+    rounded = 0
+    for last in [node for node in nodes.values() if node.name.endswith("/int8/Round")]:
+        division = nodes[last.input[0]]
+        floor = nodes[division.input[1]]
+        largest = nodes[floor.input[0]]
+        chain = [last, division, floor, largest, nodes[largest.input[0]]]
+        first = chain[-1]
+        if tuple(node.op_type for node in chain) != _ROUNDING or first.input[0] != division.input[0]:
+            continue
+        ours = helper.make_node(
+            "RoundRows",
+            [first.input[0]],
+            [last.output[0], floor.output[0]],
+            name=last.name,
+            domain=DOMAIN,
+        )
+        model.graph.node.insert(list(model.graph.node).index(first), ours)
+        for node in chain:
+            model.graph.node.remove(node)
+        rounded += 1
+    return rounded
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

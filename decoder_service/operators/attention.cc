@@ -1,0 +1,286 @@
+// triptych.GroupQueryAttention: causal attention of one or more new tokens of each row over a cache of keys and values,
+// as com.microsoft.GroupQueryAttention computes it in float32 without rotation, window, cap or bias.
+//
+//   query              [batch, sequence, heads x width]
+//   key, value         [batch, sequence, kv_heads x width]
+//   past_key, _value   [batch, kv_heads, capacity, width]
+//   seqlens_k          int32 [batch]: keys of each row, the new ones included, less one
+//   total_sequence_length  int32 []: the most of them
+//   output             as query
+//   present_key, _value  as past, new keys and values in their places; often the same memory
+//
+// A task is up to 32 queries of one key head: neighbouring tokens, with all query heads of the group. It goes through
+// the keys once, 32 at a time, with the softmax carried along, and no further than its last query sees; so nothing is
+// computed that the causal mask would hide, and scores never leave the nearest cache. Queries lie in the lanes of
+// registers: the softmax then needs no sum across lanes. Where there are but a few queries, which is when answers are
+// written, keys are read as rows instead: memory decides then.
+
+#include <immintrin.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "operator.h"
+
+namespace {
+
+constexpr size_t kLanes = 16;
+constexpr size_t kQueries = 32;     // in a task
+constexpr size_t kKeys = 32;        // at a time
+constexpr size_t kMostWidth = 256;  // of a head
+constexpr size_t kFew = 8;          // queries for which keys are read as rows
+
+struct Attention {
+  const OrtApi* api;
+  size_t heads, kv_heads;
+  float scale;
+
+  size_t group() const { return heads / kv_heads; }
+};
+
+struct Job {
+  const Attention* attention;
+  size_t sequence, width, past_capacity, capacity;
+  size_t tokens_per_task, tasks_per_head;
+  const float *query, *key, *value, *past_keys, *past_values;
+  const int32_t* last;
+  float *output, *keys, *values;
+
+  size_t past(size_t row) const { return static_cast<size_t>(last[row]) + 1 - sequence; }
+};
+
+// New keys and values of one row and key head go to their places.
+void append(void* argument, size_t item) {
+  const Job& job = *static_cast<Job*>(argument);
+  const size_t kv_heads = job.attention->kv_heads, row = item / kv_heads, head = item % kv_heads;
+  const size_t past = job.past(row), bytes = job.width * sizeof(float);
+  const auto place = [&](const float* fresh, const float* before, float* all) {
+    float* own = all + item * job.capacity * job.width;
+    const float* held = before + item * job.past_capacity * job.width;
+    if (own != held) memcpy(own, held, past * bytes);
+    for (size_t i = 0; i < job.sequence; ++i)
+      memcpy(own + (past + i) * job.width, fresh + ((row * job.sequence + i) * kv_heads + head) * job.width, bytes);
+  };
+  place(job.key, job.past_keys, job.keys);
+  place(job.value, job.past_values, job.values);
+}
+
+// e to the power of x, for x <= 0, to the last bit or two; 0 where that is below the smallest normal number.
+inline __m512 exponential(__m512 x) {
+  const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);  // log 2 in two parts
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+  constexpr float kTerms[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  __m512 sum = _mm512_set1_ps(1.0f / 5040);
+  for (const float term : kTerms) sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(term));
+  return _mm512_maskz_scalef_ps(normal, sum, n);
+}
+
+// Scores [keys, queries] of `K` keys: their products with queries that lie side by side, [width, queries].
+template <int K>
+void score(const float* keys, const float* queries, size_t width, float* scores) {
+  __m512 sum[K][2];
+  for (int i = 0; i < K; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+  for (size_t d = 0; d < width; ++d) {
+    const __m512 low = _mm512_load_ps(queries + d * kQueries), high = _mm512_load_ps(queries + d * kQueries + kLanes);
+    for (int i = 0; i < K; ++i) {
+      const __m512 key = _mm512_set1_ps(keys[i * width + d]);
+      sum[i][0] = _mm512_fmadd_ps(key, low, sum[i][0]);
+      sum[i][1] = _mm512_fmadd_ps(key, high, sum[i][1]);
+    }
+  }
+  for (int i = 0; i < K; ++i) {
+    _mm512_store_ps(scores + i * kQueries, sum[i][0]);
+    _mm512_store_ps(scores + i * kQueries + kLanes, sum[i][1]);
+  }
+}
+
+// The same of few queries, which lie one after the other, [queries, width].
+void score_few(const float* key, const float* queries, size_t count, size_t width, float* scores) {
+  for (size_t q = 0; q < count; ++q) {
+    __m512 sum = _mm512_setzero_ps();
+    for (size_t d = 0; d < width; d += kLanes)
+      sum = _mm512_fmadd_ps(_mm512_loadu_ps(key + d), _mm512_load_ps(queries + q * width + d), sum);
+    scores[q] = _mm512_reduce_add_ps(sum);
+  }
+}
+
+// Adds to `Q` sums, `V` registers of each from a place on, the values of `count` keys by their weights.
+template <int Q, int V>
+void add_values(const float* values, size_t count, size_t width, const float* weights, const float* factors,
+                float* sums) {
+  __m512 sum[Q][V];
+  for (int q = 0; q < Q; ++q)
+    for (int v = 0; v < V; ++v)
+      sum[q][v] = _mm512_mul_ps(_mm512_set1_ps(factors[q]), _mm512_load_ps(sums + q * width + v * kLanes));
+  for (size_t i = 0; i < count; ++i) {
+    __m512 value[V];
+    for (int v = 0; v < V; ++v) value[v] = _mm512_loadu_ps(values + i * width + v * kLanes);
+    for (int q = 0; q < Q; ++q) {
+      const __m512 weight = _mm512_set1_ps(weights[i * kQueries + q]);
+      for (int v = 0; v < V; ++v) sum[q][v] = _mm512_fmadd_ps(weight, value[v], sum[q][v]);
+    }
+  }
+  for (int q = 0; q < Q; ++q)
+    for (int v = 0; v < V; ++v) _mm512_store_ps(sums + q * width + v * kLanes, sum[q][v]);
+}
+
+template <int Q>
+void add_values(const float* values, size_t count, size_t width, const float* weights, const float* factors,
+                float* sums) {
+  size_t d = 0;
+  for (; d + 4 * kLanes <= width; d += 4 * kLanes) add_values<Q, 4>(values + d, count, width, weights, factors, sums + d);
+  for (; d < width; d += kLanes) add_values<Q, 1>(values + d, count, width, weights, factors, sums + d);
+}
+
+void attend(void* argument, size_t item) {
+  const Job& job = *static_cast<Job*>(argument);
+  const Attention& attention = *job.attention;
+  const size_t width = job.width, group = attention.group();
+  const size_t task = item % job.tasks_per_head, row_and_head = item / job.tasks_per_head;
+  const size_t row = row_and_head / attention.kv_heads, head = row_and_head % attention.kv_heads;
+  const size_t first = task * job.tokens_per_task, past = job.past(row);
+  const size_t tokens = job.sequence - first < job.tokens_per_task ? job.sequence - first : job.tokens_per_task;
+  const size_t count = tokens * group;
+  const bool few = count <= kFew;
+  const auto place = [&](size_t q) {
+    return ((row * job.sequence + first + q / group) * attention.heads + head * group + q % group) * width;
+  };
+
+  alignas(64) float queries[kQueries * kMostWidth];  // [count, width], or [width, count] if they are not few
+  alignas(64) float sums[kQueries * kMostWidth];     // [count, width]
+  alignas(64) float scores[kKeys * kQueries];        // [keys, count]
+  alignas(64) float most[kQueries], total[kQueries], factors[kQueries];
+  alignas(64) int32_t visible[kQueries];  // keys that each sees
+  if (!few) memset(queries, 0, width * kQueries * sizeof(float));
+  memset(scores, 0, sizeof(scores));
+  memset(sums, 0, count * width * sizeof(float));
+  for (size_t q = 0; q < kQueries; ++q) {
+    most[q] = -__builtin_inff();
+    total[q] = 0;
+    visible[q] = q < count ? static_cast<int32_t>(past + first + q / group + 1) : 1;
+    if (q >= count) continue;
+    const float* query = job.query + place(q);
+    for (size_t d = 0; d < width; ++d)
+      queries[few ? q * width + d : d * kQueries + q] = query[d] * attention.scale;
+  }
+
+  const float* keys = job.keys + row_and_head * job.capacity * width;
+  const float* values = job.values + row_and_head * job.capacity * width;
+  const size_t end = past + first + tokens;
+  for (size_t from = 0; from < end; from += kKeys) {
+    const size_t now = end - from < kKeys ? end - from : kKeys;
+    size_t i = 0;
+    if (few)
+      for (; i < now; ++i) score_few(keys + (from + i) * width, queries, count, width, scores + i * kQueries);
+    for (; i + 8 <= now; i += 8) score<8>(keys + (from + i) * width, queries, width, scores + i * kQueries);
+    for (; i < now; ++i) score<1>(keys + (from + i) * width, queries, width, scores + i * kQueries);
+    for (size_t half = 0; half < count; half += kLanes) {
+      const __m512i sees = _mm512_load_si512(visible + half);
+      const __m512 before = _mm512_load_ps(most + half);
+      __m512 greatest = before;
+      for (i = 0; i < now; ++i) {
+        float* own = scores + i * kQueries + half;
+        const __mmask16 seen = _mm512_cmpgt_epi32_mask(sees, _mm512_set1_epi32(static_cast<int>(from + i)));
+        const __m512 masked = _mm512_mask_load_ps(_mm512_set1_ps(-__builtin_inff()), seen, own);
+        _mm512_store_ps(own, masked);
+        greatest = _mm512_max_ps(greatest, masked);
+      }
+      const __m512 factor = exponential(_mm512_sub_ps(before, greatest));
+      __m512 sum = _mm512_mul_ps(factor, _mm512_load_ps(total + half));
+      for (i = 0; i < now; ++i) {
+        float* own = scores + i * kQueries + half;
+        const __m512 weight = exponential(_mm512_sub_ps(_mm512_load_ps(own), greatest));
+        _mm512_store_ps(own, weight);
+        sum = _mm512_add_ps(sum, weight);
+      }
+      _mm512_store_ps(most + half, greatest);
+      _mm512_store_ps(total + half, sum);
+      _mm512_store_ps(factors + half, factor);
+    }
+    size_t q = 0;
+    for (; q + 4 <= count; q += 4)
+      add_values<4>(values + from * width, now, width, scores + q, factors + q, sums + q * width);
+    for (; q + 2 <= count; q += 2)
+      add_values<2>(values + from * width, now, width, scores + q, factors + q, sums + q * width);
+    for (; q < count; ++q)
+      add_values<1>(values + from * width, now, width, scores + q, factors + q, sums + q * width);
+  }
+
+  for (size_t q = 0; q < count; ++q) {
+    const __m512 share = _mm512_set1_ps(1 / total[q]);
+    float* output = job.output + place(q);
+    for (size_t d = 0; d < width; d += kLanes)
+      _mm512_storeu_ps(output + d, _mm512_mul_ps(share, _mm512_load_ps(sums + q * width + d)));
+  }
+}
+
+OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+  int64_t heads = 0, kv_heads = 0;
+  float scale = 0;
+  if (OrtStatus* status = api->attribute(info, "num_heads", &heads)) return status;
+  if (OrtStatus* status = api->attribute(info, "kv_num_heads", &kv_heads)) return status;
+  if (OrtStatus* status = api->attribute(info, "scale", &scale)) return status;
+  if (kv_heads < 1 || heads < kv_heads || heads % kv_heads || heads / kv_heads > static_cast<int64_t>(kQueries))
+    return api->create_status(kOrtInvalidArgument, "GroupQueryAttention: at most 32 heads may share a key head");
+  Attention* attention = static_cast<Attention*>(malloc(sizeof(Attention)));
+  if (!attention) return api->create_status(kOrtFail, "GroupQueryAttention: out of memory");
+  *attention = {api, static_cast<size_t>(heads), static_cast<size_t>(kv_heads), scale};
+  *kernel = attention;
+  return nullptr;
+}
+
+OrtStatus* compute(void* kernel, OrtKernelContext* context) {
+  const Attention& attention = *static_cast<Attention*>(kernel);
+  const OrtApi& api = *attention.api;
+  Shape query, key, value, past, past_values, lengths, none;
+  const int32_t* longest = nullptr;
+  Job job{};
+  job.attention = &attention;
+  if (OrtStatus* status = read_input(api, context, 0, &query, &job.query)) return status;
+  if (OrtStatus* status = read_input(api, context, 1, &key, &job.key)) return status;
+  if (OrtStatus* status = read_input(api, context, 2, &value, &job.value)) return status;
+  if (OrtStatus* status = read_input(api, context, 3, &past, &job.past_keys)) return status;
+  if (OrtStatus* status = read_input(api, context, 4, &past_values, &job.past_values)) return status;
+  if (OrtStatus* status = read_input(api, context, 5, &lengths, &job.last)) return status;
+  if (OrtStatus* status = read_input(api, context, 6, &none, &longest)) return status;
+  if (query.rank != 3 || key.rank != 3 || past.rank != 4)
+    return api.create_status(kOrtInvalidArgument, "GroupQueryAttention: an input has too few axes or too many");
+  const size_t batch = query.product(1), width = static_cast<size_t>(past.dimensions[3]);
+  job.sequence = static_cast<size_t>(query.dimensions[1]);
+  job.width = width;
+  job.past_capacity = static_cast<size_t>(past.dimensions[2]);
+  job.capacity = job.past_capacity;
+  if (static_cast<size_t>(longest[0]) > job.capacity) job.capacity = static_cast<size_t>(longest[0]);
+  if (width % kLanes || width > kMostWidth || query.dimensions[2] != static_cast<int64_t>(attention.heads * width) ||
+      key.dimensions[2] != static_cast<int64_t>(attention.kv_heads * width) || value != key || past_values != past ||
+      past.dimensions[1] != static_cast<int64_t>(attention.kv_heads) || past.product(1) != batch ||
+      lengths.product(lengths.rank) != batch || key.dimensions[0] != query.dimensions[0] ||
+      key.dimensions[1] != query.dimensions[1])
+    return api.create_status(kOrtInvalidArgument, "GroupQueryAttention: shapes that do not belong together");
+  for (size_t row = 0; row < batch; ++row) {
+    const size_t keys = static_cast<size_t>(job.last[row]) + 1;
+    if (job.last[row] < 0 || keys < job.sequence || keys > job.capacity || keys - job.sequence > job.past_capacity)
+      return api.create_status(kOrtInvalidArgument, "GroupQueryAttention: a row of seqlens_k does not fit the cache");
+  }
+  past.dimensions[2] = static_cast<int64_t>(job.capacity);
+  if (OrtStatus* status = make_output(api, context, 0, query, &job.output)) return status;
+  if (OrtStatus* status = make_output(api, context, 1, past, &job.keys)) return status;
+  if (OrtStatus* status = make_output(api, context, 2, past, &job.values)) return status;
+  const size_t rows_and_heads = batch * attention.kv_heads;
+  if (!rows_and_heads || !job.sequence) return nullptr;
+  if (OrtStatus* status = api.parallel_for(context, append, rows_and_heads, 0, &job)) return status;
+  job.tokens_per_task = kQueries / attention.group();
+  job.tasks_per_head = (job.sequence + job.tokens_per_task - 1) / job.tokens_per_task;
+  const size_t tasks = rows_and_heads * job.tasks_per_head;
+  return api.parallel_for(context, attend, tasks, tasks, &job);
+}
+
+}  // namespace
+
+const Operator& attention() {
+  static const Operator op("GroupQueryAttention",
+                           {kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat, kOrtInt32, kOrtInt32},
+                           {kOrtFloat, kOrtFloat, kOrtFloat}, create, compute, free);
+  return op;
+}
