@@ -21,6 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from demo.clips import Clip
 from demo.config import IMAGE_PREPROCESSOR, MAX_FRAMES, MIN_FRAMES, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from demo.prompts import Sequence, pick_system, render
+from demo.ranks import Ranks
 from demo.scenes import MAX_SHAPES, Scene
 from demo.seeds import Split, stream
 from demo.sight import Fact, cell_truth
@@ -119,18 +120,20 @@ def image_processor() -> Qwen2VLImageProcessorPil:
 
 
 class Batches(Dataset[Batch]):
-    """Maps a step to its batch."""
+    """Maps a step to its batch, or to a rank's share of it: every so many rows of it, in images of the same size."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, course: Course) -> None:
+    def __init__(self, tokenizer: Tokenizer, seed: int, course: Course, ranks: Ranks | None = None) -> None:
         self._tokenizer = tokenizer
         self._seed = seed
         self._course = course
+        self._ranks = ranks or Ranks()
         self._processor = image_processor()
 
     def __getitem__(self, step: int) -> Batch:
         rng = stream(Split.TRAIN, self._seed, "batch", step)
         sizes = training_sizes(random_token_count(rng, self._course.most_tokens(step, rng)))
-        return collate([self._chat(step, row, sizes) for row in range(self._course.batch_size)])
+        rows = range(self._ranks.rank, self._course.batch_size, self._ranks.world_size)
+        return collate([self._chat(step, row, sizes) for row in rows])
 
     def _chat(self, step: int, row: int, sizes: list[Size]) -> Chat:
         rng, course = stream(Split.TRAIN, self._seed, step, row), self._course
@@ -200,9 +203,8 @@ def collate(chats: list[Chat]) -> Batch:
     )
 
 
-def batches(tokenizer: Tokenizer, seed: int, course: Course, *, first: int, last: int, workers: int) -> Iterator[Batch]:
+def batches(dataset: Batches, *, first: int, last: int, workers: int) -> Iterator[Batch]:
     """Batches of the steps from `first` up to but not including `last`, drawn ahead by worker processes."""
-    dataset = Batches(tokenizer, seed, course)
     loader = DataLoader(
         dataset,
         batch_size=None,

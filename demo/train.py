@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,19 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from demo.checkpoint import save_checkpoint
 from demo.config import model_config
-from demo.data import Batch, Course, batches
+from demo.data import Batch, Batches, Course, batches
 from demo.forward import for_training, losses
 from demo.optim import Optimizers
 from demo.picture import draw_history
 from demo.prompts import SYSTEM_PROMPTS
 from demo.quantize import imitate_int4
+from demo.ranks import Ranks, joined, meet
 from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
 STEPS = 12000
+RANKS = 2
 _SIGHT_WEIGHT = 0.3
 _ROUNDED_FROM = 0.75  # share of talking after which weights are rounded to INT4 in the forward pass
 
@@ -51,6 +53,7 @@ class Run:
     step: int = 0
     seconds: float = 0.0
     history: list[tuple[int, float, float]] = field(default_factory=list)  # step, loss, token accuracy
+    ranks: Ranks = field(default_factory=Ranks)
 
     def learn(self, batch: Batch, progress: float, *, look_only: bool = False) -> None:
         """One step on one batch; `progress` is the share of looking, or of talking, that is over."""
@@ -60,7 +63,8 @@ class Run:
         loss = result.answers + _SIGHT_WEIGHT * result.sight
         self._descend(loss, progress)
         self.step += 1
-        self.history.append((self.step, loss.item(), result.accuracy.item()))
+        loss_value, accuracy = self.ranks.mean(loss.item(), result.accuracy.item())
+        self.history.append((self.step, loss_value, accuracy))
 
     def glance(self, batch: Batch, progress: float) -> None:
         """Look at a batch beside the step that comes: only the vision tower learns from it."""
@@ -70,6 +74,7 @@ class Run:
 
     def _descend(self, loss: torch.Tensor, progress: float) -> None:
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        self.ranks.average([*self.model.parameters(), *self.heads.parameters()])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizers.step(self.step, progress)
 
@@ -124,18 +129,27 @@ def train(
 ) -> None:
     """Train until `steps` steps are done, and save every so many seconds.
 
-    SIGTERM or Ctrl-C ends it after the step at hand, so that a resumed run can go on from there.
+    SIGTERM or Ctrl-C, to any rank, ends it after the step at hand, so that a resumed run can go on from there.
     """
     saved = time.monotonic()
     with (
         _told_to_stop() as stopped,
-        tqdm(total=steps, initial=run.step, unit="step", dynamic_ncols=True, mininterval=5.0) as bar,
+        tqdm(
+            total=steps,
+            initial=run.step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=5.0,
+            disable=run.ranks.rank > 0,
+        ) as bar,
     ):
         began = time.monotonic() - run.seconds
         first = max(run.step, course.scenes_until)
-        glances = batches(tokenizer, seed + 1, course.beside, first=first, last=steps, workers=workers)
-        for batch in batches(tokenizer, seed, course, first=run.step, last=steps, workers=workers):
-            if stopped:
+        beside = Batches(tokenizer, seed + 1, course.beside, run.ranks)
+        glances = batches(beside, first=first, last=steps, workers=workers)
+        for batch in batches(Batches(tokenizer, seed, course, run.ranks), first=run.step, last=steps, workers=workers):
+            (told,) = run.ranks.mean(len(stopped))
+            if told:
                 break
             progress = course.progress(run.step, steps)
             if run.step >= course.scenes_until:
@@ -150,7 +164,7 @@ def train(
                 saved = time.monotonic()
     if state is not None:
         run.save(state)
-    if stopped:
+    if run.step < steps:
         raise SystemExit(f"stopped after step {run.step}; go on with --resume")
 
 
@@ -176,6 +190,35 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asks for."""
+
+    steps: int
+    seed: int
+    workers: int
+    resume: bool
+    state: Path
+
+
+def carry_out(plan: Plan, tokenizer: Tokenizer, ranks: Ranks) -> Run:
+    """A rank's part of the run; the first one keeps the state."""
+    keep_memory()
+    torch.set_num_threads(1)
+    run = new_run(tokenizer, plan.seed)
+    run.ranks = ranks
+    if plan.resume and plan.state.exists():
+        run.load(plan.state)
+    state = plan.state if ranks.rank == 0 else None
+    train(run, tokenizer, Course(), seed=plan.seed, steps=plan.steps, state=state, workers=plan.workers)
+    return run
+
+
+def _other_rank(plan: Plan, ranks: Ranks, store: Path) -> None:
+    with meet(ranks, store):
+        carry_out(plan, recipe_tokenizer(), ranks)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model from nothing.")
@@ -183,28 +226,16 @@ def main() -> None:
     parser.add_argument("--state", type=Path, help="directory for what a resumed run needs; OUT.run unless it is given")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument("--ranks", type=int, default=RANKS, help="processes that train; another number, another model")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each that trains")
     parser.add_argument("--resume", action="store_true", help="go on from the state, if there is one")
     options = parser.parse_args()
 
-    keep_memory()
-    torch.set_num_threads(options.threads)
     side = options.state or options.out.with_name(options.out.name + ".run")
-    state = side / "state.pt"
+    plan = Plan(options.steps, options.seed, options.workers, options.resume, side / "state.pt")
     tokenizer = recipe_tokenizer()
-    run = new_run(tokenizer, options.seed)
-    if options.resume and state.exists():
-        run.load(state)
-    train(
-        run,
-        tokenizer,
-        Course(),
-        seed=options.seed,
-        steps=options.steps,
-        state=state,
-        workers=options.workers,
-    )
+    with joined(partial(_other_rank, plan), options.ranks) as ranks:
+        run = carry_out(plan, tokenizer, ranks)
     save_checkpoint(run.model, tokenizer, options.out)
     draw_history(run.history, side / "loss.png")
     tqdm.write(f"{run.step} steps in {run.seconds / 60:.0f} minutes; the checkpoint is in {options.out}")

@@ -1,0 +1,81 @@
+"""Data parallelism: several processes with a thread each learn from a share of every batch and keep one model.
+
+Operations of this size gain nothing from a second thread; from a second process they do
+(docs/decisions/0021-demo-recipe.md has the figures).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import distributed, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together; one alone needs nobody."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make each gradient the mean over all ranks; a rank on whose share it does not depend counts as zero."""
+        if self.world_size == 1:
+            return
+        known = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float32)
+        distributed.all_reduce(known)
+        learning = [parameter for parameter, ranks in zip(parameters, known.tolist(), strict=True) if ranks]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learning]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.world_size
+        parts = torch.split(flat, [parameter.numel() for parameter in learning])
+        for parameter, part in zip(learning, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def mean(self, *values: float) -> list[float]:
+        """Each value's mean over all ranks."""
+        if self.world_size == 1:
+            return list(values)
+        means = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(means)
+        return [float(mean) for mean in means / self.world_size]
+
+
+@contextmanager
+def joined(work: Callable[[Ranks, Path], None], world_size: int) -> Iterator[Ranks]:
+    """This process as rank 0 beside others, who call `work`; the block is left when they have returned.
+
+    Args:
+        work: What the other ranks do, each given its place and the file for `meet`.
+        world_size: How many there are, this one included.
+    """
+    if world_size == 1:
+        yield Ranks()
+        return
+    context = multiprocessing.get_context("spawn")
+    with TemporaryDirectory() as directory:
+        store = Path(directory) / "store"
+        others = [context.Process(target=work, args=(Ranks(rank, world_size), store)) for rank in range(1, world_size)]
+        for other in others:
+            other.start()
+        with meet(Ranks(0, world_size), store) as ranks:
+            yield ranks
+        for other in others:
+            other.join()
+
+
+@contextmanager
+def meet(ranks: Ranks, store: Path) -> Iterator[Ranks]:
+    """Take this rank's place; if another is lost, what it does together with the others raises RuntimeError."""
+    distributed.init_process_group("gloo", init_method=store.as_uri(), rank=ranks.rank, world_size=ranks.world_size)
+    try:
+        yield ranks
+    finally:
+        distributed.destroy_process_group()

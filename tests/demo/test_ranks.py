@@ -1,0 +1,134 @@
+"""Ranks that train together stay one model, learn from the whole batch, and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from demo.data import Batches, Course
+from demo.ranks import Ranks, joined, meet
+from demo.train import Run, new_run, recipe_tokenizer, train
+
+TOKENIZER = recipe_tokenizer()
+COURSE = Course(batch_size=4, turns=2, look_until=1, scenes_until=2)
+
+
+def _parameters(rank: int) -> list[nn.Parameter]:
+    """Three with gradients: known to all, to the second rank alone, and to nobody."""
+    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(5))]
+    parameters[0].grad = torch.full((2, 3), 1.0 + 2.0 * rank)
+    if rank == 1:
+        parameters[1].grad = torch.arange(4.0)
+    return parameters
+
+
+def _averaged(ranks: Ranks) -> list[torch.Tensor | None]:
+    parameters = _parameters(ranks.rank)
+    ranks.average(parameters)
+    return [parameter.grad for parameter in parameters]
+
+
+def _average_beside(ranks: Ranks, store: Path) -> None:
+    with meet(ranks, store):
+        _averaged(ranks)
+        ranks.mean(5.0)
+
+
+def test_gradients_and_values_are_averaged() -> None:
+    """A gradient that one rank has not counts as zero there, and what nobody learns stays without."""
+    with joined(_average_beside, 2) as ranks:
+        first, second, third = _averaged(ranks)
+        (mean,) = ranks.mean(2.0)
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first, torch.full((2, 3), 2.0))
+    assert torch.equal(second, torch.arange(4.0) / 2)
+    assert third is None
+    assert mean == 3.5
+
+
+def test_one_alone_needs_nobody() -> None:
+    """Without others nothing changes, and no process is started."""
+    with joined(_average_beside, 1) as ranks:
+        first, second, _ = _averaged(ranks)
+        assert ranks.mean(2.0, 4.0) == [2.0, 4.0]
+    assert torch.equal(first, torch.ones(2, 3))  # type: ignore[arg-type]
+    assert second is None
+
+
+def test_shares_are_the_batch() -> None:
+    """Two ranks' chats are the whole batch's, each in one share only, and in images of the same size."""
+    whole = Batches(TOKENIZER, 0, COURSE)[5]
+    shares = [Batches(TOKENIZER, 0, COURSE, Ranks(rank, 2))[5] for rank in range(2)]
+    for rank, share in enumerate(shares):
+        assert len(share.input_ids) == 2
+        for ours, theirs in zip(share.input_ids, whole.input_ids[rank::2], strict=True):
+            length = min(len(ours), len(theirs))
+            assert torch.equal(ours[:length], theirs[:length])
+    assert sum(len(share.pixel_values) for share in shares) == len(whole.pixel_values)
+    assert {int(grid.prod()) for share in shares for grid in share.grid} == {int(grid.prod()) for grid in whole.grid}
+
+
+def _trained(ranks: Ranks, *, keep: Path | None = None, steps: int = 4) -> Run:
+    torch.set_num_threads(1)
+    run = new_run(TOKENIZER, 0, tiny=True)
+    run.ranks = ranks
+    train(run, TOKENIZER, COURSE, seed=0, steps=steps, state=keep, workers=0)
+    return run
+
+
+def _train_beside(out: Path, ranks: Ranks, store: Path) -> None:
+    with meet(ranks, store):
+        _trained(ranks, keep=out)
+
+
+def test_all_ranks_have_the_same_model(tmp_path: Path) -> None:
+    """Bit for bit, through looking, scenes and everything with glances; and it is not what one share alone gives."""
+    other_state = tmp_path / "other.pt"
+    with joined(partial(_train_beside, other_state), 2) as ranks:
+        ours = _trained(ranks)
+    other = new_run(TOKENIZER, 1, tiny=True)
+    other.load(other_state)
+    assert other.history == ours.history
+    theirs = other.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.model.state_dict().items())
+
+    alone = new_run(TOKENIZER, 0, tiny=True)
+    share = replace(COURSE, batch_size=1)  # the first chat of the first rank's share
+    train(alone, TOKENIZER, share, seed=0, steps=4, workers=0)
+    assert any(not torch.equal(value, theirs[name]) for name, value in alone.model.state_dict().items())
+
+
+def _stopped_beside(out: Path, ranks: Ranks, store: Path) -> None:
+    """Told to stop in its second step, it leaves where all do."""
+    learn = Run.learn
+
+    def stop(run: Run, *args: object, **options: object) -> None:
+        learn(run, *args, **options)  # type: ignore[arg-type]
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Run.learn = stop  # type: ignore[method-assign]  # this process is its own
+    with meet(ranks, store), pytest.raises(SystemExit):
+        _trained(ranks, keep=out, steps=50)
+
+
+def test_whoever_is_told_to_stop_all_stop(tmp_path: Path) -> None:
+    """After the same step, with what a resumed run needs."""
+    state = tmp_path / "state.pt"
+    with (
+        joined(partial(_stopped_beside, tmp_path / "other.pt"), 2) as ranks,
+        pytest.raises(SystemExit, match="after step 2; go on with --resume"),
+    ):
+        _trained(ranks, keep=state, steps=50)
+    for path in (state, tmp_path / "other.pt"):
+        run = new_run(TOKENIZER, 1, tiny=True)
+        run.load(path)
+        assert run.step == 2
