@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.packing import CHUNK, LOGITS_INDICES, pack
+from decoder_service.engine.pages import let_go
 from decoder_service.operators import substitute
 from serving.cores import lacks_vnni
 
@@ -61,6 +62,9 @@ class Runner:
         pack(model.graph)
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, _PROVIDERS)
         self._sessions[name] = session
+        data = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+        for file in {entry.value for entry in data if entry.key == "location"}:
+            let_go(path.parent / file)
         if len(self._sessions) > 1:
             return
         kinds = {value.name: value.type for value in session.get_inputs()}
