@@ -102,12 +102,16 @@ class Pace:
         return max(1, bisect.bisect_right(sizes, allowed, key=lambda size: self._expected(answering, size)))
 
     def took(self, answers: int, tokens: int, seconds: float) -> None:
-        """A run of so many answers, and of a chunk of so many tokens, took so long."""
+        """A run of so many answers, and of a chunk of so many tokens, took so long.
+
+        What a run of both took longer is laid on the chunk. Laid on the answers, too, it would allow the next run more
+        time, and a chunk that is too large would stay so.
+        """
         ratio = seconds / self._expected(answers, tokens)
-        if answers:
-            self._decode_factor = _follow(self._decode_factor, ratio)
         if tokens:
             self._prefill_factor = _follow(self._prefill_factor, ratio)
+        else:
+            self._decode_factor = _follow(self._decode_factor, ratio)
 
     def _expected(self, answers: int, tokens: int) -> float:
         return min(_seconds(speed, answers, tokens) for speed in self._speeds.values())

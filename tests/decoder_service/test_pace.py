@@ -74,7 +74,10 @@ def test_real_steps_correct_the_measurements() -> None:
         chosen.took(4, 0, 2 * WIDE.decode.at(4))
     assert abs(chosen.room(4) - before) <= 1
     for _ in range(20):
-        chosen.took(4, before, 3 * WIDE.prefill.at(4 + before))  # the whole machine is slower
+        chosen.took(4, before, 3 * WIDE.prefill.at(4 + before))  # slower than answers alone are: 3 instead of 2
+    assert chosen.room(4) < before
+    for _ in range(20):
+        chosen.took(4, before, 2 * WIDE.prefill.at(4 + before))
     assert abs(chosen.room(4) - before) <= 1
     for _ in range(100):
         chosen.took(4, 0, 1e9)
