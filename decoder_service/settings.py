@@ -59,7 +59,7 @@ class DecoderSettings(ServerSettings):
         "take over a second, or while answers are running.",
     )
     chunk_stall: float = Field(
-        0.75,
+        0.5,
         gt=0,
         description="While answers are running: how much longer a step may take because it also reads prompts, in "
         "steps that do not, for each prompt that could be read; the whole step a second at most. More lets new "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from decoder_service.engine.runner import Runner
 # Between and beyond these, lines are drawn.
 CHUNKS = (2, 8, 32, 128)
 _CONTEXT = 32
-_REPEATS = 3
+_ROUNDS = 4
 
 
 def widths(slots: int) -> tuple[int, ...]:
@@ -26,20 +27,54 @@ def widths(slots: int) -> tuple[int, ...]:
 def calibrate(runner: Runner, slots: int, room: int) -> dict[str, Speed]:
     """Time every graph. Writes over the cache of keys and values.
 
+    All of them in each round: what disturbs the machine for a while disturbs all alike, and only that round.
+
     Args:
         runner: The graphs.
         slots: Most requests in one step.
         room: Tokens that a row holds.
     """
-    return {graph: _speed(runner, graph, widths(slots), [n for n in CHUNKS if n <= room]) for graph in runner.graphs}
+    steps, chunks = widths(slots), [size for size in CHUNKS if size <= room]
+    timings = [_Timing(runner, graph, steps, chunks) for graph in runner.graphs]
+    for timing in timings:
+        timing.warm_up()
+    for _ in range(_ROUNDS):
+        for timing in timings:
+            timing.go_round()
+    return {timing.graph: timing.speed() for timing in timings}
 
 
-def _speed(runner: Runner, graph: str, steps: Sequence[int], chunks: Sequence[int]) -> Speed:
-    def step(width: int) -> None:
-        lengths = np.full(width, min(_CONTEXT, chunks[-1] - 1), np.int64)
-        runner.run(graph, step=Step(0, lengths, np.zeros(width, np.int32), lengths))
+class _Timing:
+    """What runs of a graph took so far."""
 
-    return Speed(_curve(step, steps), _curve(lambda size: read(runner, graph, size), chunks))
+    def __init__(self, runner: Runner, graph: str, steps: Sequence[int], chunks: Sequence[int]) -> None:
+        self._runner = runner
+        self.graph = graph
+        self._context = min(_CONTEXT, chunks[-1] - 1)
+        self._steps = dict.fromkeys(steps, math.inf)
+        self._chunks = dict.fromkeys(chunks, math.inf)
+
+    def warm_up(self) -> None:
+        """The first runs of all allocate."""
+        self._step(next(iter(self._steps)))
+        self._chunk(next(iter(self._chunks)))
+
+    def go_round(self) -> None:
+        """Time each width and each length once."""
+        for best, run in ((self._steps, self._step), (self._chunks, self._chunk)):
+            for size, seconds in best.items():
+                best[size] = min(seconds, _timed(run, size))
+
+    def speed(self) -> Speed:
+        """By the best of the rounds, since what disturbs a run only makes it longer."""
+        return Speed(_curve(self._steps), _curve(self._chunks))
+
+    def _step(self, width: int) -> None:
+        lengths = np.full(width, self._context, np.int64)
+        self._runner.run(self.graph, step=Step(0, lengths, np.zeros(width, np.int32), lengths))
+
+    def _chunk(self, size: int) -> None:
+        read(self._runner, self.graph, size)
 
 
 def read(runner: Runner, graph: str, size: int) -> None:
@@ -49,11 +84,10 @@ def read(runner: Runner, graph: str, size: int) -> None:
     runner.run(graph, piece=Piece(0, 0, np.zeros(size, np.int32), features, positions))
 
 
-def _curve(run: Callable[[int], None], sizes: Sequence[int]) -> Curve:
-    """The best of a few runs each: what disturbs a run only makes it longer. More of something never takes less."""
-    run(sizes[0])  # the first run of all allocates
-    seconds = [min(_timed(run, size) for _ in range(_REPEATS)) for size in sizes]
-    return Curve(tuple(sizes), tuple(np.maximum.accumulate(seconds).tolist()))
+def _curve(best: Mapping[int, float]) -> Curve:
+    """Less never takes longer than more: where it seems to, it was disturbed."""
+    seconds = np.minimum.accumulate([*best.values()][::-1])[::-1]
+    return Curve(tuple(best), tuple(seconds.tolist()))
 
 
 def _timed(run: Callable[[int], None], size: int) -> float:

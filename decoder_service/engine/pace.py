@@ -24,9 +24,12 @@ log = structlog.get_logger()
 
 # How long a step that reads may take, in seconds: a request that comes, or is called off, waits for its end.
 READING_STEP = 1.0
-# How much the newest step counts in the running mean of how far measurements are off, and how far it may go.
-_WEIGHT = 0.2
-_LEAST_FACTOR, _GREATEST_FACTOR = 0.25, 8.0
+# How much the newest run counts in the running mean of how far its graph's measurements are off, and the other graphs';
+# and how far that may go.
+_WEIGHT, _WEIGHT_OF_OTHERS = 0.2, 0.02
+_FACTORS = (0.25, 8.0)
+# Of runs: whether there are answers in them, and whether there is a chunk.
+_KINDS = ((True, False), (False, True), (True, True))
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class Pace:
         self._speeds = dict(speeds)
         self._chunk_tokens = chunk_tokens
         self._stall = stall
-        self._decode_factor = self._prefill_factor = 1.0
+        self._factors = {(name, kind): 1.0 for name in speeds for kind in _KINDS}
 
     def graph(self, answers: int, tokens: int) -> str:
         """The graph for a run of so many answers, and of a chunk of so many tokens."""
-        return min(self._speeds, key=lambda name: _seconds(self._speeds[name], answers, tokens))
+        return min(self._speeds, key=lambda name: self._expected(name, answers, tokens))
 
     def room(self, answering: int, prompts: int = 1) -> int:
         """Tokens of prompts to read in this step: at least one, so that every prompt is read at last.
@@ -95,35 +98,38 @@ class Pace:
         """
         allowed = READING_STEP
         if answering:
-            longest = 1 + self._stall * prompts
-            allowed = min(allowed, longest * self._expected(answering, 0) * self._decode_factor)
-        allowed /= self._prefill_factor
+            allowed = min(allowed, (1 + self._stall * prompts) * self._least(answering, 0))
         sizes = range(1, self._chunk_tokens + 1)
-        return max(1, bisect.bisect_right(sizes, allowed, key=lambda size: self._expected(answering, size)))
+        return max(1, bisect.bisect_right(sizes, allowed, key=lambda size: self._least(answering, size)))
 
-    def took(self, answers: int, tokens: int, seconds: float) -> None:
-        """A run of so many answers, and of a chunk of so many tokens, took so long.
+    def took(self, graph: str, answers: int, tokens: int, seconds: float) -> None:
+        """A run of so many answers, and of a chunk of so many tokens, took so long on that graph.
 
-        What a run of both took longer is laid on the chunk. Laid on the answers, too, it would allow the next run more
-        time, and a chunk that is too large would stay so.
+        Answers, chunks, and both at once are corrected apart. Were what both took longer laid on the answers, too, the
+        next run would be allowed more time, and a chunk that is too large would stay so. A graph that is not chosen
+        would never be corrected: what holds for the chosen one slowly comes to hold for it, and so it is tried again.
         """
-        ratio = seconds / self._expected(answers, tokens)
-        if tokens:
-            self._prefill_factor = _follow(self._prefill_factor, ratio)
-        else:
-            self._decode_factor = _follow(self._decode_factor, ratio)
+        kind = _kind(answers, tokens)
+        ratio = seconds / _seconds(self._speeds[graph], answers, tokens)
+        for name in self._speeds:
+            factor = self._factors[name, kind]
+            weight = _WEIGHT if name == graph else _WEIGHT_OF_OTHERS
+            self._factors[name, kind] = float(np.clip(factor + weight * (ratio - factor), *_FACTORS))
 
-    def _expected(self, answers: int, tokens: int) -> float:
-        return min(_seconds(speed, answers, tokens) for speed in self._speeds.values())
+    def _expected(self, graph: str, answers: int, tokens: int) -> float:
+        return self._factors[graph, _kind(answers, tokens)] * _seconds(self._speeds[graph], answers, tokens)
+
+    def _least(self, answers: int, tokens: int) -> float:
+        return min(self._expected(graph, answers, tokens) for graph in self._speeds)
+
+
+def _kind(answers: int, tokens: int) -> tuple[bool, bool]:
+    return answers > 0, tokens > 0
 
 
 def _seconds(speed: Speed, answers: int, tokens: int) -> float:
     """A run of both takes as long as a chunk of them all: they go through the same matrices."""
     return speed.prefill.at(answers + tokens) if tokens else speed.decode.at(answers)
-
-
-def _follow(factor: float, seen: float) -> float:
-    return float(np.clip(factor + _WEIGHT * (seen - factor), _LEAST_FACTOR, _GREATEST_FACTOR))
 
 
 class Measurements:
@@ -135,7 +141,7 @@ class Measurements:
     """
 
     def __init__(self, folders: Iterable[Path], of: Mapping[str, object]) -> None:
-        described = {**of, "cpu": cpu_name(), "version": 1}
+        described = {**of, "cpu": cpu_name(), "version": 2}
         name = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
         self._paths = [folder / f"speeds-{name}.json" for folder in folders]
 

@@ -8,7 +8,8 @@ answers first, the weights are read once for all of them, and attention alone te
                                                                                              Concat
     chunk (any length) ──────── GroupQueryAttention over its own row ───────────────────────────┘
 
-Without a chunk beside them, answers are computed as before, and so is a chunk that is alone. To the inputs are added
+Without a chunk beside them, answers are computed as before, and so is a chunk that is alone. Our own operator, where it
+has taken the place of ONNX Runtime's, does all of this itself: it is given both caches. To the inputs are added
 
 - `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk beside answers, or none;
 - `logits_indices` [n], which of all tokens' logits are wanted;
@@ -24,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from decoder_service.operators import DOMAIN
 
 CHUNK = "chunk_"
 LOGITS_INDICES = "logits_indices"
@@ -53,7 +56,11 @@ def pack(graph: GraphProto) -> None:
             continue
         if any(node.input[_INPUTS_OF_ATTENTION:]):
             raise ValueError(f"{node.name} has inputs that packing does not know: {list(node.input)}")
-        nodes.append(_attention(node))
+        if node.domain == DOMAIN:
+            _give_chunk(node)
+            nodes.append(node)
+        else:
+            nodes.append(_split(node))
         inputs += [_of_chunk(known[name]) for name in node.input[3:5]]
         outputs += [_of_chunk(known[name]) for name in node.output[1:3]]
     if not inputs:
@@ -61,9 +68,11 @@ def pack(graph: GraphProto) -> None:
     _pick_logits(nodes)
     read = {name for node in nodes for name in node.input}
     nodes = [node for node in nodes if node.op_type != "Constant" or node.output[0] in read]
+    is_split = any(node.op_type == "If" for node in nodes)
     del graph.node[:], graph.value_info[:]  # shapes inside are found anew
-    graph.node.extend([*_lengths(), *nodes])
-    for name, value in {_ZERO: 0, _ONE: 1, _END: np.iinfo(np.int64).max}.items():
+    graph.node.extend([*_lengths(), *(_division() if is_split else ()), *nodes])
+    constants = {_ONE: 1, **({_ZERO: 0, _END: np.iinfo(np.int64).max} if is_split else {})}
+    for name, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
     graph.input.extend(
         [
@@ -81,12 +90,9 @@ def pack(graph: GraphProto) -> None:
 
 
 def _lengths() -> list[NodeProto]:
-    """How many answers there are, whether there is a chunk beside them, and how long its row is with it."""
+    """How long the chunk's row is with it, as the operator wants to be told."""
     mask = CHUNK + _MASK
     return [
-        _node("Shape", [_MASK], _ANSWERS, start=0, end=1),
-        _node("Shape", [mask], "packed/chunks", start=0, end=1),
-        _node("Cast", ["packed/chunks"], _HAS_CHUNK, to=TensorProto.BOOL),
         _node("ReduceSum", [mask, _ONE], "packed/chunk/ones", keepdims=1),
         _node("Sub", ["packed/chunk/ones", _ONE], "packed/chunk/last"),
         _node("Cast", ["packed/chunk/last"], _CHUNK_LENGTHS, to=TensorProto.INT32),
@@ -95,10 +101,31 @@ def _lengths() -> list[NodeProto]:
     ]
 
 
-def _attention(node: NodeProto) -> NodeProto:
+def _division() -> list[NodeProto]:
+    """How many answers there are, and whether there is a chunk beside them."""
+    return [
+        _node("Shape", [_MASK], _ANSWERS, start=0, end=1),
+        _node("Shape", [CHUNK + _MASK], "packed/chunks", start=0, end=1),
+        _node("Cast", ["packed/chunks"], _HAS_CHUNK, to=TensorProto.BOOL),
+    ]
+
+
+def _give_chunk(node: NodeProto) -> None:
+    """Give our operator the chunk's cache, too."""
+    past, present = _names_of_chunk(node)
+    node.input.extend([*past, _CHUNK_LENGTHS, _CHUNK_LONGEST])
+    node.output.extend(present)
+
+
+def _names_of_chunk(node: NodeProto) -> tuple[list[str], list[str]]:
+    """Past and present keys and values of the chunk."""
+    return [CHUNK + name for name in node.input[3:5]], [CHUNK + name for name in node.output[1:3]]
+
+
+def _split(node: NodeProto) -> NodeProto:
     """`node` where there is no chunk beside answers; else one for each, and their results side by side."""
     alone, beside = f"{node.name}/alone", f"{node.name}/beside"
-    past, present = ([CHUNK + name for name in names] for names in (node.input[3:5], node.output[1:3]))
+    past, present = _names_of_chunk(node)
     as_before = [
         _operator(node, node.input, alone),
         *(_node("Identity", [held], f"{alone}/chunk_{index}") for index, held in enumerate(past)),  # of no rows

@@ -22,7 +22,7 @@ from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.packing import CHUNK, LOGITS_INDICES, pack
 from decoder_service.engine.pages import let_go
-from decoder_service.operators import substitute
+from decoder_service.operators import is_rounded, substitute
 from serving.cores import lacks_vnni
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
@@ -36,7 +36,8 @@ class Runner:
         threads: Threads for one operator.
         layers: Layers of the model.
         head_size: Width of an attention head.
-        operators: The library of our own operators; without one, ONNX Runtime's are used.
+        operators: The library of our own operators, for graphs with rounded weights; without one, ONNX Runtime's are
+            used.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Runner:
         options = _options(self._threads)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         model = onnx.load(path, load_external_data=False)
-        if self._operators is not None and substitute(model, head_size=self._head_size):
+        if self._operators is not None and is_rounded(model) and substitute(model, head_size=self._head_size):
             options.register_custom_ops_library(str(self._operators))
         pack(model.graph)
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, _PROVIDERS)

@@ -214,7 +214,8 @@ class Stepper:
         # Measured from here: moving rows is rare, and no property of the graph.
         started = time.perf_counter()
         size = chunk.stop - chunk.start if chunk is not None else 0
-        logits = self._model.run(self._pace.graph(len(jobs), size), step=step, piece=piece)
+        graph = self._pace.graph(len(jobs), size)
+        logits = self._model.run(graph, step=step, piece=piece)
         for job in jobs:
             job.place.length += 1
         drawing = list(jobs)
@@ -228,7 +229,7 @@ class Stepper:
                 self._emit(job, Prefilled(job.started_at - job.queued_at, reading, job.place.cached))
                 drawing.append(job)
         self._draw(drawing, logits[: len(drawing)])
-        self._pace.took(len(jobs), size, time.perf_counter() - started)
+        self._pace.took(graph, len(jobs), size, time.perf_counter() - started)
 
     def _piece(self, chunk: Chunk[Job]) -> Piece:
         job = chunk.task

@@ -58,7 +58,7 @@ class BatchConfig:
     context_length: int = 32768
     kv_bytes: int = 4 << 30
     chunk_tokens: int = 512
-    stall: float = 0.75
+    stall: float = 0.5
     cached_prompts: int = 8
     int8: bool = True
     operators: bool = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from serving.cores import cpu_flags
 
@@ -21,6 +21,7 @@ _LANES = 16  # float32 values in a register
 _WIDEST_HEAD = 256
 _LARGEST_GROUP = 32
 _ATTENTION_INPUTS = 7  # query, key, value, past keys, past values, lengths, longest
+_ROUNDED_MATMULS = {"MatMulNBits", "MatMulIntegerToFloat"}
 # The exporter's way to round rows (exporter/int8.py), from its end to its beginning.
 _ROUNDING = ("QuantizeLinear", "Div", "Max", "ReduceMax", "Abs")
 
@@ -30,8 +31,15 @@ def library() -> Path | None:
     return _LIBRARY if _LIBRARY.exists() and cpu_flags() >= _FLAGS else None
 
 
+def is_rounded(model: ModelProto) -> bool:
+    """Whether a graph's weights are. One in float32 is what others are measured by, and keeps its operators."""
+    return any(node.op_type in _ROUNDED_MATMULS for node in model.graph.node)
+
+
 def substitute(model: ModelProto, *, head_size: int) -> int:
-    """Let our operators take the place of ONNX Runtime's wherever they compute the same.
+    """Let our operators take the place of ONNX Runtime's wherever they compute the same, but for roundings.
+
+    With our attention, a graph's keys and values become float16, its inputs and outputs included.
 
     Args:
         model: A decoder graph; it is changed.
@@ -41,6 +49,7 @@ def substitute(model: ModelProto, *, head_size: int) -> int:
         How many nodes are ours now.
     """
     taken = _round_rows(model)
+    halved: set[str] = set()
     for node in model.graph.node:
         if node.domain != "com.microsoft":
             continue
@@ -48,11 +57,15 @@ def substitute(model: ModelProto, *, head_size: int) -> int:
             _take(node)
         elif node.op_type == "GroupQueryAttention" and _is_our_attention(node, head_size):
             _take(node, "num_heads", "kv_num_heads", "scale")
+            halved.update((*node.input[3:5], *node.output[1:3]))
         else:
             continue
         taken += 1
     if taken:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.name in halved:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
     return taken
 
 

@@ -3,11 +3,17 @@
 //
 //   query              [batch, sequence, heads x width]
 //   key, value         [batch, sequence, kv_heads x width]
-//   past_key, _value   [batch, kv_heads, capacity, width]
+//   past_key, _value   [batch, kv_heads, capacity, width], in 16 bits
 //   seqlens_k          int32 [batch]: keys of each row, the new ones included, less one
 //   total_sequence_length  int32 []: the most of them
 //   output             as query
 //   present_key, _value  as past, new keys and values in their places; often the same memory
+//
+// Keys and values are kept in float16: what limits attention to them is memory. Everything is computed in float32.
+//
+// The last four inputs and two outputs may come once more, for a chunk beside answers (see engine/packing.py): a cache
+// of one row, or of none where there is no chunk. Beside a chunk, query, key and value are [1, tokens, ..]: a token of
+// each row of the first cache, and then the chunk's.
 //
 // A task is up to 32 queries of one key head: neighbouring tokens, with all query heads of the group. It goes through
 // the keys once, 32 at a time, with the softmax carried along, and no further than its last query sees; so nothing is
@@ -29,6 +35,17 @@ constexpr size_t kKeys = 32;        // at a time
 constexpr size_t kMostWidth = 256;  // of a head
 constexpr size_t kFew = 8;          // queries for which keys are read as rows
 
+using Half = uint16_t;  // the bits of a float16
+
+inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
+inline __m512 load(const Half* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+inline void store(Half* to, __m512 values) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+}
+
 struct Attention {
   const OrtApi* api;
   size_t heads, kv_heads;
@@ -39,26 +56,36 @@ struct Attention {
 
 struct Job {
   const Attention* attention;
-  size_t sequence, width, past_capacity, capacity;
+  size_t rows, sequence, width, past_capacity, capacity;
   size_t tokens_per_task, tasks_per_head;
-  const float *query, *key, *value, *past_keys, *past_values;
+  const float *query, *key, *value;
+  const Half *past_keys, *past_values;
   const int32_t* last;
-  float *output, *keys, *values;
+  float* output;
+  Half *keys, *values;
 
   size_t past(size_t row) const { return static_cast<size_t>(last[row]) + 1 - sequence; }
+  size_t rows_and_heads() const { return rows * attention->kv_heads; }
+  size_t tasks() const { return rows_and_heads() * tasks_per_head; }
+};
+
+// The rows, and the chunk beside them.
+struct Jobs {
+  Job job[2];
 };
 
 // New keys and values of one row and key head go to their places.
-void append(void* argument, size_t item) {
-  const Job& job = *static_cast<Job*>(argument);
+void append(const Job& job, size_t item) {
   const size_t kv_heads = job.attention->kv_heads, row = item / kv_heads, head = item % kv_heads;
-  const size_t past = job.past(row), bytes = job.width * sizeof(float);
-  const auto place = [&](const float* fresh, const float* before, float* all) {
-    float* own = all + item * job.capacity * job.width;
-    const float* held = before + item * job.past_capacity * job.width;
-    if (own != held) memcpy(own, held, past * bytes);
-    for (size_t i = 0; i < job.sequence; ++i)
-      memcpy(own + (past + i) * job.width, fresh + ((row * job.sequence + i) * kv_heads + head) * job.width, bytes);
+  const size_t past = job.past(row), width = job.width;
+  const auto place = [&](const float* fresh, const Half* before, Half* all) {
+    Half* own = all + item * job.capacity * width;
+    const Half* held = before + item * job.past_capacity * width;
+    if (own != held) memcpy(own, held, past * width * sizeof(Half));
+    for (size_t i = 0; i < job.sequence; ++i) {
+      const float* from = fresh + ((row * job.sequence + i) * kv_heads + head) * width;
+      for (size_t d = 0; d < width; d += kLanes) store(own + (past + i) * width + d, _mm512_loadu_ps(from + d));
+    }
   };
   place(job.key, job.past_keys, job.keys);
   place(job.value, job.past_values, job.values);
@@ -95,19 +122,35 @@ void score(const float* keys, const float* queries, size_t width, float* scores)
   }
 }
 
-// The same of few queries, which lie one after the other, [queries, width].
-void score_few(const float* key, const float* queries, size_t count, size_t width, float* scores) {
-  for (size_t q = 0; q < count; ++q) {
-    __m512 sum = _mm512_setzero_ps();
-    for (size_t d = 0; d < width; d += kLanes)
-      sum = _mm512_fmadd_ps(_mm512_loadu_ps(key + d), _mm512_load_ps(queries + q * width + d), sum);
-    scores[q] = _mm512_reduce_add_ps(sum);
+// The same of one key and `Q` queries, which lie one after the other, [queries, width].
+template <int Q>
+void score_few(const Half* key, const float* queries, size_t width, float* scores) {
+  __m512 sum[Q];
+  for (int q = 0; q < Q; ++q) sum[q] = _mm512_setzero_ps();
+  for (size_t d = 0; d < width; d += kLanes) {
+    const __m512 part = load(key + d);
+    for (int q = 0; q < Q; ++q) sum[q] = _mm512_fmadd_ps(part, _mm512_load_ps(queries + q * width + d), sum[q]);
   }
+  for (int q = 0; q < Q; ++q) scores[q] = _mm512_reduce_add_ps(sum[q]);
+}
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+// Calls `work` with a number of queries that is known when this is compiled, and the first of them, until all are done.
+template <typename Work>
+void by_fours(size_t count, Work work) {
+  size_t q = 0;
+  for (; q + 4 <= count; q += 4) work(Number<4>(), q);
+  if (q + 2 <= count) work(Number<2>(), q), q += 2;
+  if (q < count) work(Number<1>(), q);
 }
 
 // Adds to `Q` sums, `V` registers of each from a place on, the values of `count` keys by their weights.
-template <int Q, int V>
-void add_values(const float* values, size_t count, size_t width, const float* weights, const float* factors,
+template <int Q, int V, typename T>
+void add_values(const T* values, size_t count, size_t width, const float* weights, const float* factors,
                 float* sums) {
   __m512 sum[Q][V];
   for (int q = 0; q < Q; ++q)
@@ -115,7 +158,7 @@ void add_values(const float* values, size_t count, size_t width, const float* we
       sum[q][v] = _mm512_mul_ps(_mm512_set1_ps(factors[q]), _mm512_load_ps(sums + q * width + v * kLanes));
   for (size_t i = 0; i < count; ++i) {
     __m512 value[V];
-    for (int v = 0; v < V; ++v) value[v] = _mm512_loadu_ps(values + i * width + v * kLanes);
+    for (int v = 0; v < V; ++v) value[v] = load(values + i * width + v * kLanes);
     for (int q = 0; q < Q; ++q) {
       const __m512 weight = _mm512_set1_ps(weights[i * kQueries + q]);
       for (int v = 0; v < V; ++v) sum[q][v] = _mm512_fmadd_ps(weight, value[v], sum[q][v]);
@@ -125,16 +168,15 @@ void add_values(const float* values, size_t count, size_t width, const float* we
     for (int v = 0; v < V; ++v) _mm512_store_ps(sums + q * width + v * kLanes, sum[q][v]);
 }
 
-template <int Q>
-void add_values(const float* values, size_t count, size_t width, const float* weights, const float* factors,
+template <int Q, typename T>
+void add_values(const T* values, size_t count, size_t width, const float* weights, const float* factors,
                 float* sums) {
   size_t d = 0;
   for (; d + 4 * kLanes <= width; d += 4 * kLanes) add_values<Q, 4>(values + d, count, width, weights, factors, sums + d);
   for (; d < width; d += kLanes) add_values<Q, 1>(values + d, count, width, weights, factors, sums + d);
 }
 
-void attend(void* argument, size_t item) {
-  const Job& job = *static_cast<Job*>(argument);
+void attend(const Job& job, size_t item) {
   const Attention& attention = *job.attention;
   const size_t width = job.width, group = attention.group();
   const size_t task = item % job.tasks_per_head, row_and_head = item / job.tasks_per_head;
@@ -165,21 +207,33 @@ void attend(void* argument, size_t item) {
       queries[few ? q * width + d : d * kQueries + q] = query[d] * attention.scale;
   }
 
-  const float* keys = job.keys + row_and_head * job.capacity * width;
-  const float* values = job.values + row_and_head * job.capacity * width;
+  const Half* all_keys = job.keys + row_and_head * job.capacity * width;
+  const Half* all_values = job.values + row_and_head * job.capacity * width;
+  alignas(64) float keys[kKeys * kMostWidth], values[kKeys * kMostWidth];
   const size_t end = past + first + tokens;
   for (size_t from = 0; from < end; from += kKeys) {
     const size_t now = end - from < kKeys ? end - from : kKeys;
-    size_t i = 0;
-    if (few)
-      for (; i < now; ++i) score_few(keys + (from + i) * width, queries, count, width, scores + i * kQueries);
-    for (; i + 8 <= now; i += 8) score<8>(keys + (from + i) * width, queries, width, scores + i * kQueries);
-    for (; i < now; ++i) score<1>(keys + (from + i) * width, queries, width, scores + i * kQueries);
+    const Half *own_keys = all_keys + from * width, *own_values = all_values + from * width;
+    if (few) {
+      for (size_t i = 0; i < now; ++i)
+        by_fours(count, [&](auto n, size_t q) {
+          score_few<n.value>(own_keys + i * width, queries + q * width, width, scores + i * kQueries + q);
+        });
+    } else {
+      // As many queries as this go through them that it pays to unpack them first.
+      for (size_t d = 0; d < now * width; d += kLanes) {
+        _mm512_store_ps(keys + d, load(own_keys + d));
+        _mm512_store_ps(values + d, load(own_values + d));
+      }
+      size_t i = 0;
+      for (; i + 8 <= now; i += 8) score<8>(keys + i * width, queries, width, scores + i * kQueries);
+      for (; i < now; ++i) score<1>(keys + i * width, queries, width, scores + i * kQueries);
+    }
     for (size_t half = 0; half < count; half += kLanes) {
       const __m512i sees = _mm512_load_si512(visible + half);
       const __m512 before = _mm512_load_ps(most + half);
       __m512 greatest = before;
-      for (i = 0; i < now; ++i) {
+      for (size_t i = 0; i < now; ++i) {
         float* own = scores + i * kQueries + half;
         const __mmask16 seen = _mm512_cmpgt_epi32_mask(sees, _mm512_set1_epi32(static_cast<int>(from + i)));
         const __m512 masked = _mm512_mask_load_ps(_mm512_set1_ps(-__builtin_inff()), seen, own);
@@ -188,7 +242,7 @@ void attend(void* argument, size_t item) {
       }
       const __m512 factor = exponential(_mm512_sub_ps(before, greatest));
       __m512 sum = _mm512_mul_ps(factor, _mm512_load_ps(total + half));
-      for (i = 0; i < now; ++i) {
+      for (size_t i = 0; i < now; ++i) {
         float* own = scores + i * kQueries + half;
         const __m512 weight = exponential(_mm512_sub_ps(_mm512_load_ps(own), greatest));
         _mm512_store_ps(own, weight);
@@ -198,13 +252,12 @@ void attend(void* argument, size_t item) {
       _mm512_store_ps(total + half, sum);
       _mm512_store_ps(factors + half, factor);
     }
-    size_t q = 0;
-    for (; q + 4 <= count; q += 4)
-      add_values<4>(values + from * width, now, width, scores + q, factors + q, sums + q * width);
-    for (; q + 2 <= count; q += 2)
-      add_values<2>(values + from * width, now, width, scores + q, factors + q, sums + q * width);
-    for (; q < count; ++q)
-      add_values<1>(values + from * width, now, width, scores + q, factors + q, sums + q * width);
+    by_fours(count, [&](auto n, size_t q) {
+      if (few)
+        add_values<n.value>(own_values, now, width, scores + q, factors + q, sums + q * width);
+      else
+        add_values<n.value>(values, now, width, scores + q, factors + q, sums + q * width);
+    });
   }
 
   for (size_t q = 0; q < count; ++q) {
@@ -230,57 +283,103 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
   return nullptr;
 }
 
+// A cache: four inputs and two outputs from these places on.
+OrtStatus* read_cache(OrtKernelContext* context, size_t input, size_t output, Job* job) {
+  const OrtApi& api = *job->attention->api;
+  Shape past, past_values, lengths, none;
+  const int32_t* longest = nullptr;
+  if (OrtStatus* status = read_input(api, context, input, &past, &job->past_keys)) return status;
+  if (OrtStatus* status = read_input(api, context, input + 1, &past_values, &job->past_values)) return status;
+  if (OrtStatus* status = read_input(api, context, input + 2, &lengths, &job->last)) return status;
+  if (OrtStatus* status = read_input(api, context, input + 3, &none, &longest)) return status;
+  if (past.rank != 4 || past_values != past || past.dimensions[1] != static_cast<int64_t>(job->attention->kv_heads) ||
+      lengths.product(lengths.rank) != past.product(1))
+    return api.create_status(kOrtInvalidArgument, "GroupQueryAttention: shapes that do not belong together");
+  job->rows = past.product(1);
+  job->past_capacity = static_cast<size_t>(past.dimensions[2]);
+  job->width = static_cast<size_t>(past.dimensions[3]);
+  job->capacity = job->past_capacity;
+  if (static_cast<size_t>(longest[0]) > job->capacity) job->capacity = static_cast<size_t>(longest[0]);
+  past.dimensions[2] = static_cast<int64_t>(job->capacity);
+  if (OrtStatus* status = make_output(api, context, output, past, &job->keys)) return status;
+  return make_output(api, context, output + 1, past, &job->values);
+}
+
+// So many new tokens of each of its rows, from one on.
+OrtStatus* plan(size_t sequence, size_t from, Job* job) {
+  const Attention& attention = *job->attention;
+  for (size_t row = 0; row < job->rows; ++row) {
+    const size_t keys = static_cast<size_t>(job->last[row]) + 1;
+    if (job->last[row] < 0 || keys < sequence || keys > job->capacity || keys - sequence > job->past_capacity)
+      return attention.api->create_status(kOrtInvalidArgument,
+                                          "GroupQueryAttention: a row of seqlens_k does not fit the cache");
+  }
+  job->sequence = sequence;
+  job->query += from * attention.heads * job->width;
+  job->key += from * attention.kv_heads * job->width;
+  job->value += from * attention.kv_heads * job->width;
+  job->output += from * attention.heads * job->width;
+  job->tokens_per_task = kQueries / attention.group();
+  job->tasks_per_head = (sequence + job->tokens_per_task - 1) / job->tokens_per_task;
+  return nullptr;
+}
+
 OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   const Attention& attention = *static_cast<Attention*>(kernel);
   const OrtApi& api = *attention.api;
-  Shape query, key, value, past, past_values, lengths, none;
-  const int32_t* longest = nullptr;
-  Job job{};
-  job.attention = &attention;
-  if (OrtStatus* status = read_input(api, context, 0, &query, &job.query)) return status;
-  if (OrtStatus* status = read_input(api, context, 1, &key, &job.key)) return status;
-  if (OrtStatus* status = read_input(api, context, 2, &value, &job.value)) return status;
-  if (OrtStatus* status = read_input(api, context, 3, &past, &job.past_keys)) return status;
-  if (OrtStatus* status = read_input(api, context, 4, &past_values, &job.past_values)) return status;
-  if (OrtStatus* status = read_input(api, context, 5, &lengths, &job.last)) return status;
-  if (OrtStatus* status = read_input(api, context, 6, &none, &longest)) return status;
-  if (query.rank != 3 || key.rank != 3 || past.rank != 4)
-    return api.create_status(kOrtInvalidArgument, "GroupQueryAttention: an input has too few axes or too many");
-  const size_t batch = query.product(1), width = static_cast<size_t>(past.dimensions[3]);
-  job.sequence = static_cast<size_t>(query.dimensions[1]);
-  job.width = width;
-  job.past_capacity = static_cast<size_t>(past.dimensions[2]);
-  job.capacity = job.past_capacity;
-  if (static_cast<size_t>(longest[0]) > job.capacity) job.capacity = static_cast<size_t>(longest[0]);
-  if (width % kLanes || width > kMostWidth || query.dimensions[2] != static_cast<int64_t>(attention.heads * width) ||
-      key.dimensions[2] != static_cast<int64_t>(attention.kv_heads * width) || value != key || past_values != past ||
-      past.dimensions[1] != static_cast<int64_t>(attention.kv_heads) || past.product(1) != batch ||
-      lengths.product(lengths.rank) != batch || key.dimensions[0] != query.dimensions[0] ||
-      key.dimensions[1] != query.dimensions[1])
+  const auto refuse = [&] {
     return api.create_status(kOrtInvalidArgument, "GroupQueryAttention: shapes that do not belong together");
-  for (size_t row = 0; row < batch; ++row) {
-    const size_t keys = static_cast<size_t>(job.last[row]) + 1;
-    if (job.last[row] < 0 || keys < job.sequence || keys > job.capacity || keys - job.sequence > job.past_capacity)
-      return api.create_status(kOrtInvalidArgument, "GroupQueryAttention: a row of seqlens_k does not fit the cache");
-  }
-  past.dimensions[2] = static_cast<int64_t>(job.capacity);
-  if (OrtStatus* status = make_output(api, context, 0, query, &job.output)) return status;
-  if (OrtStatus* status = make_output(api, context, 1, past, &job.keys)) return status;
-  if (OrtStatus* status = make_output(api, context, 2, past, &job.values)) return status;
-  const size_t rows_and_heads = batch * attention.kv_heads;
-  if (!rows_and_heads || !job.sequence) return nullptr;
-  if (OrtStatus* status = api.parallel_for(context, append, rows_and_heads, 0, &job)) return status;
-  job.tokens_per_task = kQueries / attention.group();
-  job.tasks_per_head = (job.sequence + job.tokens_per_task - 1) / job.tokens_per_task;
-  const size_t tasks = rows_and_heads * job.tasks_per_head;
-  return api.parallel_for(context, attend, tasks, tasks, &job);
+  };
+  Shape query, key, value;
+  size_t inputs = 0;
+  Jobs jobs{};
+  Job &rows = jobs.job[0], &chunk = jobs.job[1];
+  rows.attention = &attention;
+  if (OrtStatus* status = api.input_count(context, &inputs)) return status;
+  if (OrtStatus* status = read_input(api, context, 0, &query, &rows.query)) return status;
+  if (OrtStatus* status = read_input(api, context, 1, &key, &rows.key)) return status;
+  if (OrtStatus* status = read_input(api, context, 2, &value, &rows.value)) return status;
+  if (OrtStatus* status = make_output(api, context, 0, query, &rows.output)) return status;
+  chunk = rows;
+  if (OrtStatus* status = read_cache(context, 3, 1, &rows)) return status;
+  if (inputs > 7)
+    if (OrtStatus* status = read_cache(context, 7, 3, &chunk)) return status;
+  const size_t width = rows.width;
+  if (query.rank != 3 || key.rank != 3 || value != key || width % kLanes || width > kMostWidth ||
+      query.dimensions[2] != static_cast<int64_t>(attention.heads * width) ||
+      key.dimensions[2] != static_cast<int64_t>(attention.kv_heads * width) || query.product(2) != key.product(2))
+    return refuse();
+  const size_t tokens = query.product(2);
+  const bool beside = chunk.rows > 0;
+  if (beside ? chunk.rows > 1 || chunk.width != width || query.dimensions[0] != 1 || tokens <= rows.rows
+             : query.product(1) != rows.rows || key.dimensions[0] != query.dimensions[0])
+    return refuse();
+  if (!tokens) return nullptr;
+  if (OrtStatus* status = plan(beside ? 1 : tokens / rows.rows, 0, &rows)) return status;
+  if (beside)
+    if (OrtStatus* status = plan(tokens - rows.rows, rows.rows, &chunk)) return status;
+  const size_t places = rows.rows_and_heads() + chunk.rows_and_heads(), tasks = rows.tasks() + chunk.tasks();
+  const auto append_one = [](void* argument, size_t item) {
+    const Jobs& all = *static_cast<Jobs*>(argument);
+    const size_t first = all.job[0].rows_and_heads();
+    item < first ? append(all.job[0], item) : append(all.job[1], item - first);
+  };
+  const auto attend_one = [](void* argument, size_t item) {
+    const Jobs& all = *static_cast<Jobs*>(argument);
+    const size_t first = all.job[0].tasks();
+    item < first ? attend(all.job[0], item) : attend(all.job[1], item - first);
+  };
+  if (OrtStatus* status = api.parallel_for(context, append_one, places, 0, &jobs)) return status;
+  return api.parallel_for(context, attend_one, tasks, tasks, &jobs);
 }
 
 }  // namespace
 
 const Operator& attention() {
   static const Operator op("GroupQueryAttention",
-                           {kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat, kOrtInt32, kOrtInt32},
-                           {kOrtFloat, kOrtFloat, kOrtFloat}, create, compute, free);
+                           {kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat16, kOrtFloat16, kOrtInt32, kOrtInt32,
+                            kOrtFloat16, kOrtFloat16, kOrtInt32, kOrtInt32},
+                           {kOrtFloat, kOrtFloat16, kOrtFloat16, kOrtFloat16, kOrtFloat16}, create, compute, free, 7,
+                           3);
   return op;
 }

@@ -17,7 +17,8 @@ struct OrtValue;
 struct OrtTensorTypeAndShapeInfo;
 
 enum { kOrtFail = 1, kOrtInvalidArgument = 2 };       // OrtErrorCode
-enum { kOrtFloat = 1, kOrtUint8 = 2, kOrtInt32 = 6 };  // ONNXTensorElementDataType
+enum { kOrtRequired = 0, kOrtOptional = 1 };           // OrtCustomOpInputOutputCharacteristic
+enum { kOrtFloat = 1, kOrtUint8 = 2, kOrtInt32 = 6, kOrtFloat16 = 10 };  // ONNXTensorElementDataType
 
 struct OrtApi {
   void* functions[275];
@@ -50,6 +51,9 @@ struct OrtApi {
   }
   OrtStatus* attribute(const OrtKernelInfo* info, const char* name, int64_t* value) const {
     return call<OrtStatus*>(86, info, name, value);
+  }
+  OrtStatus* input_count(const OrtKernelContext* context, size_t* count) const {
+    return call<OrtStatus*>(88, context, count);
   }
   OrtStatus* input(const OrtKernelContext* context, size_t index, const OrtValue** value) const {
     return call<OrtStatus*>(90, context, index, value);

@@ -59,17 +59,24 @@ OrtStatus* make_output(const OrtApi& api, OrtKernelContext* context, size_t inde
   return nullptr;
 }
 
-// An operator's name and the types of its inputs and outputs, zero after the last.
+// An operator's name and the types of its inputs and outputs, zero after the last; the later ones may be left out.
 struct Operator : OrtCustomOp {
   const char* own_name;
-  int inputs[9], outputs[5];
+  int inputs[12], outputs[6];
+  size_t needed_inputs, needed_outputs;
 
   using Create = OrtStatus* (*)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void**);
 
   template <size_t N, size_t M>
   Operator(const char* own_name, const int (&in)[N], const int (&out)[M], Create create,
-           OrtStatus* (*compute)(void*, OrtKernelContext*), void (*destroy)(void*))
-      : OrtCustomOp{}, own_name(own_name), inputs{}, outputs{} {
+           OrtStatus* (*compute)(void*, OrtKernelContext*), void (*destroy)(void*), size_t needed_inputs = N,
+           size_t needed_outputs = M)
+      : OrtCustomOp{},
+        own_name(own_name),
+        inputs{},
+        outputs{},
+        needed_inputs(needed_inputs),
+        needed_outputs(needed_outputs) {
     for (size_t i = 0; i < N; ++i) inputs[i] = in[i];
     for (size_t i = 0; i < M; ++i) outputs[i] = out[i];
     version = 16;
@@ -79,7 +86,9 @@ struct Operator : OrtCustomOp {
     input_count = [](const OrtCustomOp* op) { return count(self(op).inputs); };
     output_type = [](const OrtCustomOp* op, size_t index) { return self(op).outputs[index]; };
     output_count = [](const OrtCustomOp* op) { return count(self(op).outputs); };
-    input_characteristic = output_characteristic = input_memory = [](const OrtCustomOp*, size_t) { return 0; };
+    input_characteristic = [](const OrtCustomOp* op, size_t index) { return optional(index >= self(op).needed_inputs); };
+    output_characteristic = [](const OrtCustomOp* op, size_t index) { return optional(index >= self(op).needed_outputs); };
+    input_memory = [](const OrtCustomOp*, size_t) { return 0; };  // the CPU's
     variadic_input_arity = variadic_input_homogeneity = [](const OrtCustomOp*) { return 1; };
     variadic_output_arity = variadic_output_homogeneity = [](const OrtCustomOp*) { return 1; };
     this->create_kernel = create;
@@ -89,6 +98,7 @@ struct Operator : OrtCustomOp {
 
  private:
   static const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
+  static int optional(bool may_be_left_out) { return may_be_left_out ? kOrtOptional : kOrtRequired; }
   static size_t count(const int* types) {
     size_t n = 0;
     while (types[n]) ++n;

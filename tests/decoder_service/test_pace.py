@@ -66,22 +66,44 @@ def test_a_step_that_only_reads_is_short() -> None:
 def test_real_steps_correct_the_measurements() -> None:
     """Chunks that take longer than measured become smaller, and steps that do let them grow; within bounds."""
     chosen = pace(int8=WIDE)
-    before = chosen.room(4)
-    for _ in range(20):
-        chosen.took(0, before, 2 * WIDE.prefill.at(before))
-    assert chosen.room(4) < before
-    for _ in range(20):
-        chosen.took(4, 0, 2 * WIDE.decode.at(4))
-    assert abs(chosen.room(4) - before) <= 1
-    for _ in range(20):
-        chosen.took(4, before, 3 * WIDE.prefill.at(4 + before))  # slower than answers alone are: 3 instead of 2
-    assert chosen.room(4) < before
-    for _ in range(20):
-        chosen.took(4, before, 2 * WIDE.prefill.at(4 + before))
-    assert abs(chosen.room(4) - before) <= 1
+    alone, beside = chosen.room(0), chosen.room(4)
+
+    def takes(factor: float, answers: int, tokens: int) -> None:
+        for _ in range(20):
+            expected = WIDE.prefill.at(answers + tokens) if tokens else WIDE.decode.at(answers)
+            chosen.took("int8", answers, tokens, factor * expected)
+
+    takes(2, 0, alone)
+    assert chosen.room(0) < alone
+    assert chosen.room(4) == beside  # only chunks were seen to be slow
+    takes(2, 4, beside)
+    assert chosen.room(4) < beside
+    takes(2, 4, 0)
+    assert abs(chosen.room(4) - beside) <= 1
+    takes(3, 4, beside)  # slower than answers alone are: 3 instead of 2
+    assert chosen.room(4) < beside
+    takes(2, 4, beside)
+    assert abs(chosen.room(4) - beside) <= 1
     for _ in range(100):
-        chosen.took(4, 0, 1e9)
+        chosen.took("int8", 4, 0, 1e9)
     assert chosen.room(4) <= 512
+
+
+def test_each_graph_is_corrected_by_its_own_runs() -> None:
+    """Where one turns out slower at reading than the other, the other reads; and is not written off for ever."""
+    chosen = pace(int4=NARROW, int8=WIDE)
+    assert chosen.graph(4, 16) == "int8"
+    runs = 0
+    while chosen.graph(4, 16) == "int8":
+        chosen.took("int8", 4, 16, 4 * WIDE.prefill.at(20))
+        runs += 1
+    assert 1 < runs < 10
+    assert (
+        chosen.graph(0, 128) == chosen.graph(8, 0) == "int8"
+    )  # so much slower it is not, and answers are another thing
+    for _ in range(200):
+        chosen.took("int4", 4, 16, NARROW.prefill.at(20))
+    assert chosen.graph(4, 16) == "int8"
 
 
 def test_measurements_are_kept_for_the_same_graphs_on_the_same_machine(tmp_path: Path) -> None:

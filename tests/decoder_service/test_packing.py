@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.packing import pack
 from decoder_service.engine.runner import Runner
+from decoder_service.operators import library
 from serving.bundle import Bundle
+from tests.decoder_service.operators.graphs import needs_avx512_vnni
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,10 @@ def test_it_computes_what_was_exported(bundle: Bundle, rounded: Bundle, precisio
     """Two answers, a chunk with a picture's features, and both at once; wrong features are felt by the chunk alone."""
     used = bundle if precision == "fp32" else rounded
     runner = Runner(
-        used.decoder_dir / "embedding.onnx", threads=1, layers=used.text.num_hidden_layers, head_size=used.text.head_dim
+        used.decoder_dir / "embedding.onnx",
+        threads=1,
+        layers=used.text.num_hidden_layers,
+        head_size=used.text.head_dim,
     )
     runner.load("it", used.graph_path(precision))
     runner.use(_cache(used, runner))
@@ -91,6 +97,40 @@ def test_it_computes_what_was_exported(bundle: Bundle, rounded: Bundle, precisio
     wrong = runner.run("it", step=step, piece=piece(2, 9, chunk, features[::-1]))
     np.testing.assert_allclose(wrong[:2], expected[:2], atol=1e-4)
     assert np.abs(wrong[2] - expected[2]).max() > 1e-2
+
+
+@needs_avx512_vnni
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+def test_with_our_operators_too(rounded: Bundle, precision: str) -> None:
+    """Answers and a chunk in one run are, to the last bit, what they are in one each."""
+    text = rounded.text
+    runner = Runner(
+        rounded.decoder_dir / "embedding.onnx",
+        threads=1,
+        layers=text.num_hidden_layers,
+        head_size=text.head_dim,
+        operators=library(),
+    )
+    runner.load("it", rounded.graph_path(precision))
+    runner.use(_cache(rounded, runner))
+    assert runner.cache_dtype == np.float16
+    nothing = np.zeros((0, rounded.feature_width), np.float32)
+    rng = np.random.default_rng(4)
+
+    def piece(row: int, start: int, size: int) -> Piece:
+        ids = rng.integers(0, 250, size).astype(np.int32)
+        return Piece(row, start, ids, nothing, np.broadcast_to(np.arange(start, start + size), (3, size)))
+
+    for row, size in enumerate((12, 30, 9)):
+        runner.run("it", piece=piece(row, 0, size))
+    lengths = np.array([12, 30])
+    step, chunk = Step(0, lengths, np.array([5, 7], np.int32), lengths), piece(2, 9, 6)
+    alone = np.concatenate([runner.run("it", step=step), runner.run("it", piece=chunk)])
+    np.testing.assert_array_equal(runner.run("it", step=step, piece=chunk), alone)
+    # Negative control: the chunk begins a place later.
+    other = runner.run("it", step=step, piece=replace(chunk, start=10, positions=chunk.positions + 1))
+    np.testing.assert_array_equal(other[:2], alone[:2])
+    assert np.abs(other[2] - alone[2]).max() > 1e-3
 
 
 def test_graphs_that_give_all_logits_serve_too(bundle: Bundle, tmp_path: Path) -> None:

@@ -48,12 +48,15 @@ def one_attention(heads: int, kv_heads: int, width: int, **attributes: Any) -> M
 def feed(
     heads: int, kv_heads: int, width: int, *, lengths: list[int], sequence: int = 1, capacity: int = 192
 ) -> dict[str, NDArray[Any]]:
-    """Random inputs, for rows that have so many keys when the new ones are there."""
+    """Random inputs, for rows that have so many keys when the new ones are there.
+
+    Keys and values are such as float16 can hold, so that ours, which keeps them so, is given the same.
+    """
     rng = np.random.default_rng(sum(lengths) + sequence + width)
     batch = len(lengths)
 
     def normal(*shape: int) -> NDArray[np.float32]:
-        return (2 * rng.normal(size=shape)).astype(np.float32)
+        return (2 * rng.normal(size=shape)).astype(np.float16).astype(np.float32)
 
     return {
         "query": normal(batch, sequence, heads * width),
@@ -68,7 +71,13 @@ def feed(
 
 def run(used: ort.InferenceSession, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
     """What it gives."""
-    return dict(zip(_OUTPUTS, used.run(list(_OUTPUTS), tensors), strict=True))
+    return dict(zip(_OUTPUTS, used.run(list(_OUTPUTS), as_it_takes(used, tensors)), strict=True))
+
+
+def as_it_takes(used: ort.InferenceSession, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The inputs, of the types that it takes."""
+    halved = {value.name for value in used.get_inputs() if value.type == "tensor(float16)"}
+    return {name: value.astype(np.float16) if name in halved else value for name, value in tensors.items()}
 
 
 @needs_avx512_vnni
@@ -129,19 +138,108 @@ def test_the_cache_is_written_in_place() -> None:
     _, ours = both(one_attention(4, 2, 32))
     tensors = feed(4, 2, 32, lengths=[50], sequence=20)
     expected = run(ours, tensors)
-    held = {name: tensors[name].copy() for name in ("past_key", "past_value")}
+    held = {name: tensors[name].astype(np.float16) for name in ("past_key", "past_value")}
     binding = ours.io_binding()
     for name, value in {**tensors, **held}.items():
         binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
     output = np.empty_like(tensors["query"])
     bound = {"output": output, "present_key": held["past_key"], "present_value": held["past_value"]}
     for name, value in bound.items():
-        binding.bind_output(name, "cpu", 0, np.float32, value.shape, value.ctypes.data)
+        binding.bind_output(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
     ours.run_with_iobinding(binding)
     np.testing.assert_array_equal(output, expected["output"])
     for past, present in (("past_key", "present_key"), ("past_value", "present_value")):
         np.testing.assert_array_equal(held[past][:, :, :50], expected[present][:, :, :50])
         np.testing.assert_array_equal(held[past][:, :, 50:], tensors[past][:, :, 50:])
+
+
+_CHUNK_INPUTS = ("chunk_key", "chunk_value", "chunk_seqlens", "chunk_total")
+_CHUNK_OUTPUTS = ("chunk_present_key", "chunk_present_value")
+
+
+def attention_beside_a_chunk() -> ort.InferenceSession:
+    """Our operator with a cache for a chunk: 6 heads of 32 over 2."""
+    model = one_attention(6, 2, 32)
+    assert operators.substitute(model, head_size=32) == 1
+    (node,) = model.graph.node
+    for name, like in zip(_CHUNK_INPUTS, _INPUTS[3:], strict=True):
+        known = next(value for value in model.graph.input if value.name == like)
+        model.graph.input.append(helper.make_tensor_value_info(name, known.type.tensor_type.elem_type, None))
+    for name in _CHUNK_OUTPUTS:
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT16, None))
+    node.input.extend(_CHUNK_INPUTS)
+    node.output.extend(_CHUNK_OUTPUTS)
+    return session(model)
+
+
+def side_by_side(answers: dict[str, NDArray[Any]], chunk: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The inputs of both in one run."""
+    fresh = {
+        name: np.concatenate([answers[name].reshape(1, -1, answers[name].shape[-1]), chunk[name]], 1)
+        for name in _INPUTS[:3]
+    }
+    return {**answers, **fresh, **dict(zip(_CHUNK_INPUTS, (chunk[name] for name in _INPUTS[3:]), strict=True))}
+
+
+@needs_avx512_vnni
+def test_a_chunk_beside_answers_is_what_it_is_alone() -> None:
+    """And so are the answers, to the last bit; without a chunk nothing but the answers is computed."""
+    _, alone = both(one_attention(6, 2, 32))
+    beside = attention_beside_a_chunk()
+    answers, chunk = feed(6, 2, 32, lengths=[65, 7, 192]), feed(6, 2, 32, lengths=[90], sequence=41)
+    expected, of_chunk = run(alone, answers), run(alone, chunk)
+    given = dict(
+        zip(
+            [*_OUTPUTS, *_CHUNK_OUTPUTS],
+            beside.run(None, as_it_takes(beside, side_by_side(answers, chunk))),
+            strict=True,
+        )
+    )
+    np.testing.assert_array_equal(given["output"][0, :3], expected["output"][:, 0])
+    np.testing.assert_array_equal(given["output"][:, 3:], of_chunk["output"])
+    for name in ("present_key", "present_value"):
+        for row, length in enumerate((65, 7, 192)):
+            np.testing.assert_array_equal(given[name][row, :, :length], expected[name][row, :, :length])
+        np.testing.assert_array_equal(given[f"chunk_{name}"][0, :, :90], of_chunk[name][0, :, :90])
+    none = dict(
+        zip(_CHUNK_INPUTS, (chunk["past_key"][:0],) * 2 + (chunk["seqlens_k"][:0], chunk["total"]), strict=True)
+    )
+    np.testing.assert_array_equal(
+        beside.run(["output"], as_it_takes(beside, {**answers, **none}))[0], expected["output"]
+    )
+
+
+@needs_avx512_vnni
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"chunk_seqlens": np.array([40], np.int32) - 1}, "does not fit the cache"),
+        ({"chunk_seqlens": np.array([193], np.int32) - 1}, "does not fit the cache"),
+        ({name: np.zeros((1, 2, 192, 48), np.float32) for name in _CHUNK_INPUTS[:2]}, "do not belong together"),
+        (
+            {name: np.zeros((1, 2, 192, 32), np.float32) for name in _CHUNK_INPUTS[:1]}
+            | {"chunk_value": np.zeros((1, 2, 96, 32), np.float32)},
+            "do not belong together",
+        ),
+        (
+            {name: np.zeros((1, 3, size), np.float32) for name, size in zip(_INPUTS, (192, 64, 64), strict=False)},
+            "do not belong together",
+        ),
+        (
+            {name: np.zeros((2, 2, 192, 32), np.float32) for name in _CHUNK_INPUTS[:2]}
+            | {"chunk_seqlens": np.array([89, 89], np.int32)},
+            "do not belong together",
+        ),
+    ],
+    ids=["fewer than are new", "past the end", "other heads", "halves", "answers alone", "two chunks"],
+)
+def test_a_chunk_that_does_not_fit_is_said(changed: dict[str, NDArray[Any]], message: str) -> None:
+    """As without one."""
+    tensors = side_by_side(feed(6, 2, 32, lengths=[65, 7, 192]), feed(6, 2, 32, lengths=[90], sequence=41))
+    beside = attention_beside_a_chunk()
+    changed_tensors = as_it_takes(beside, {**tensors, **changed})
+    with pytest.raises(Exception, match=message):
+        beside.run(["output"], changed_tensors)
 
 
 @needs_avx512_vnni
