@@ -6,16 +6,19 @@ the same questions. At each position the distributions over the vocabulary are c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime_genai as og
 import torch
 from numpy.typing import NDArray
 
 from decoder_service import chat
+from decoder_service.engine.kv import KvCache
+from decoder_service.engine.model import Piece, Step
+from decoder_service.engine.positions import media_spans, mrope_positions
+from decoder_service.engine.runner import Runner
+from decoder_service.operators import library
 from decoder_service.prompt import Prompt, PromptBuilder
 from serving.bundle import Bundle
 from serving.media import media_digest
@@ -24,6 +27,7 @@ from vision_service.encoder import Encoder
 from vision_service.preprocess import Limits, Preprocessor
 from vision_service.video import VideoLimits
 
+_MOST_TOKENS = 16_384  # of a prompt and its answer; memory is taken as it is written
 _LIMITS = Limits(1 << 26, VideoLimits(seconds=600, frames=10_000, sampled=768, pixels=1 << 24), 1 << 16)
 
 
@@ -81,24 +85,37 @@ def ask(bundle: Bundle, pictures: Sequence[bytes], questions: Sequence[str]) -> 
 
 
 class Graph:
-    """One decoder graph of a bundle in onnxruntime-genai.
+    """One decoder graph of a bundle, computed as the batch engine computes it.
 
     Args:
         bundle: has the graph.
         precision: which one.
         threads: of the computation; 0 leaves it to the library.
+        operators: whether our own may be used, where this processor can.
     """
 
-    def __init__(self, bundle: Bundle, precision: str, *, threads: int = 0) -> None:
-        # Exact integer products also on processors without VNNI, where the fast ones may saturate.
-        session: dict[str, object] = {"session.x64quantprecision": "1"}
-        if threads:
-            session["intra_op_num_threads"] = threads
-        filename = bundle.graph_path(precision).relative_to(bundle.decoder_dir).as_posix()
-        decoder = {"filename": filename, "session_options": session}
-        config = og.Config(str(bundle.decoder_dir))
-        config.overlay(json.dumps({"model": {"decoder": decoder}}))
-        self._model = og.Model(config)
+    def __init__(self, bundle: Bundle, precision: str, *, threads: int = 0, operators: bool = True) -> None:
+        text, vision = bundle.text, bundle.vision
+        self._name = precision
+        self._image_token, self._merge_size = bundle.tokens.image, vision.spatial_merge_size
+        self._runner = Runner(
+            bundle.decoder_dir / "embedding.onnx",
+            threads=threads,
+            layers=text.num_hidden_layers,
+            head_size=text.head_dim,
+            operators=library() if operators else None,
+        )
+        self._runner.load(precision, bundle.graph_path(precision))
+        self._runner.use(
+            KvCache(
+                layers=text.num_hidden_layers,
+                rows=1,
+                heads=text.num_key_value_heads,
+                length=_MOST_TOKENS,
+                width=text.head_dim,
+                dtype=self._runner.cache_dtype,
+            )
+        )
 
     def greedy(self, asked: Asked, steps: int) -> tuple[list[int], NDArray[np.float32]]:
         """Answer, whatever ends the turn.
@@ -106,30 +123,32 @@ class Graph:
         Returns:
             The tokens [steps], and the logits before each of them and after the last [steps + 1, vocabulary].
         """
-        generator = self._prefilled(asked, steps)
-        tokens: list[int] = []
-        logits = [_logits(generator)]
-        for _ in range(steps):
+        logits, tokens = [self._read(asked)], []
+        for step in range(steps):
             tokens.append(int(logits[-1].argmax()))
-            logits.append(_appended(generator, tokens[-1]))
+            logits.append(self._say(asked, step, tokens[-1]))
         return tokens, np.stack(logits)
 
     def led(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits before each of `tokens` and after the last [len(tokens) + 1, vocabulary]."""
-        generator = self._prefilled(asked, len(tokens))
-        return np.stack([_logits(generator), *(_appended(generator, token) for token in tokens)])
+        return np.stack([self._read(asked), *(self._say(asked, step, token) for step, token in enumerate(tokens))])
 
-    def _prefilled(self, asked: Asked, steps: int) -> og.Generator:
-        parameters = og.GeneratorParams(self._model)
-        parameters.set_search_options(max_length=len(asked.prompt.token_ids) + steps + 1)
-        generator = og.Generator(self._model, parameters)
-        inputs = og.NamedTensors()
-        inputs["input_ids"] = asked.prompt.engine_token_ids[np.newaxis]
-        inputs["pixel_values"] = asked.features
-        inputs["image_grid_thw"] = asked.prompt.grids
-        inputs["num_image_tokens"] = np.array([len(asked.features)], np.int64)
-        generator.set_inputs(inputs)
-        return generator
+    def _read(self, asked: Asked) -> NDArray[np.float32]:
+        """Logits after the prompt."""
+        ids = asked.prompt.engine_token_ids
+        piece = Piece(0, 0, ids, asked.features, self._positions(asked)[:, :-1])
+        return np.asarray(self._runner.run(self._name, piece=piece)[0])
+
+    def _say(self, asked: Asked, step: int, token: int) -> NDArray[np.float32]:
+        """Logits after a token more."""
+        length = np.array([asked.prompt.engine_token_ids.size + step], np.int64)
+        position = self._positions(asked)[0, -1:] + step
+        return np.asarray(self._runner.run(self._name, step=Step(0, length, np.array([token], np.int32), position))[0])
+
+    def _positions(self, asked: Asked) -> NDArray[np.int64]:
+        ids, grids = asked.prompt.engine_token_ids, asked.prompt.grids
+        spans = media_spans(ids, grids, (), image_token=self._image_token, merge_size=self._merge_size)
+        return mrope_positions(ids.size, spans)
 
 
 class Reference:
@@ -173,13 +192,3 @@ def kl_divergence(exact: NDArray[np.float32], other: NDArray[np.float32]) -> NDA
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
-
-
-def _logits(generator: og.Generator) -> NDArray[np.float32]:
-    # A copy: the library's own buffer is written again by the next step.
-    return np.array(generator.get_logits(), np.float32).reshape(-1)
-
-
-def _appended(generator: og.Generator, token: int) -> NDArray[np.float32]:
-    generator.append_tokens(np.array([[token]], np.int32))
-    return _logits(generator)

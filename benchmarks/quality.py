@@ -57,6 +57,7 @@ def measure(
     steps: int,
     outliers: float | None = None,
     threads: int = 0,
+    operators: bool = True,
 ) -> Iterator[Row]:
     """Export and compare.
 
@@ -68,6 +69,7 @@ def measure(
         steps: tokens of an answer.
         outliers: the largest factor of the outliers; None does without.
         threads: of the computation; 0 leaves it to the library.
+        operators: whether our own may be used, where this processor can.
     """
     exact = exporter.export(checkpoint, work / "fp32", precision="fp32")
     reference = Reference(exact, ask(exact, pictures, questions), steps=steps, threads=threads)
@@ -78,7 +80,9 @@ def measure(
     for name, source, smoothed in variants:
         bundle: Bundle = exporter.export(source, work / "int4", smooth=smoothed, force=True)
         for graph in bundle.decoder.graphs:
-            yield Row(name, smoothed, graph, reference.compare(Graph(bundle, graph, threads=threads)))
+            yield Row(
+                name, smoothed, graph, reference.compare(Graph(bundle, graph, threads=threads, operators=operators))
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--outliers", type=float, metavar="K", help="also with outlier channels of up to K")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: the library's")
+    parser.add_argument("--no-operators", action="store_true", help="as on processors that have no operators of ours")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
@@ -103,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps=options.steps,
             outliers=options.outliers,
             threads=options.threads,
+            operators=not options.no_operators,
         )
         if options.json:
             print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
