@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Dataset
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from demo.clips import Clip
-from demo.config import IMAGE_PREPROCESSOR, MAX_FRAMES, MIN_FRAMES, PATCH_SIZE, TEMPORAL_PATCH_SIZE
-from demo.prompts import Sequence, pick_system, render
+from demo.config import MAX_FRAMES, MIN_FRAMES, PATCH_SIZE, TEMPORAL_PATCH_SIZE
+from demo.memory import keep_memory
+from demo.patches import patches
+from demo.prompts import NOTHING, Sequence, pick_system, render
 from demo.ranks import Ranks
 from demo.scenes import MAX_SHAPES, Scene
 from demo.seeds import Split, stream
@@ -61,18 +63,18 @@ class Course:
     """What is learnt when: to see first, then to talk about a few shapes, then about more."""
 
     batch_size: int = 32
-    look_until: int = 6250  # steps that train the vision tower alone
-    scenes_until: int = 9250  # steps after which everything else is asked, too
+    look_until: int = 3000  # steps that train the vision tower alone
+    scenes_until: int = 4900  # steps after which everything else is asked, too
     turns: int = 4  # about each scene
-    small_until: int = 7650  # steps until which pictures that are talked about take at most 18 tokens
+    small_until: int = 3800  # steps until which pictures that are talked about take at most 18 tokens
     small_share: float = 0.4  # of the other batches that have images of at most 25 tokens, on which steps are fast
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
     looking: tuple[tuple[str, float], ...] = (
-        ("scene", 0.22),
-        ("crowd", 0.2),
-        ("page", 0.48),
-        ("sign", 0.1),
+        ("scene", 0.14),
+        ("crowd", 0.14),
+        ("page", 0.6),
+        ("sign", 0.12),
     )
     scenes: tuple[tuple[str, float], ...] = (("scene", 0.97), ("talk", 0.03))
     everything: tuple[tuple[str, float], ...] = (
@@ -113,12 +115,6 @@ class Course:
         return min(MAX_SHAPES, 1 + (step - self.look_until) // self.shapes_every)
 
 
-def image_processor() -> Qwen2VLImageProcessorPil:
-    """The preprocessing of a published Qwen3-VL, on Pillow."""
-    settings = {name: value for name, value in IMAGE_PREPROCESSOR.items() if not name.endswith(("_class", "_type"))}
-    return Qwen2VLImageProcessorPil(**settings)
-
-
 class Batches(Dataset[Batch]):
     """Maps a step to its batch, or to a rank's share of it: every so many rows of it, in images of the same size."""
 
@@ -127,7 +123,6 @@ class Batches(Dataset[Batch]):
         self._seed = seed
         self._course = course
         self._ranks = ranks or Ranks()
-        self._processor = image_processor()
 
     def __getitem__(self, step: int) -> Batch:
         rng = stream(Split.TRAIN, self._seed, "batch", step)
@@ -148,10 +143,12 @@ class Batches(Dataset[Batch]):
         if example.clip is not None:
             pixels, grid, views, times = self._watch(rng, example.clip)
         elif views:
-            features = self._processor(list(example.images), return_tensors="pt")
-            pixels, grid = features["pixel_values"], features["image_grid_thw"]
-        system, media_last = pick_system(rng), rng.random() < 0.1
-        sequence = render(example, grid.numpy(), self._tokenizer, times=times, system=system, media_last=media_last)
+            pixels, grid = _shown(example.images)
+        if step < course.look_until:
+            sequence = NOTHING
+        else:
+            system, media_last = pick_system(rng), rng.random() < 0.1
+            sequence = render(example, grid.numpy(), self._tokenizer, times=times, system=system, media_last=media_last)
         truth = [cell_truth(view, height, width) for view, (_, height, width) in zip(views, grid.tolist(), strict=True)]
         return Chat(
             sequence, pixels, grid, torch.from_numpy(np.concatenate([np.zeros((0, len(Fact)), np.int64), *truth]))
@@ -164,18 +161,24 @@ class Batches(Dataset[Batch]):
         count = rng.choice((MAX_FRAMES, MAX_FRAMES, MAX_FRAMES, *range(MIN_FRAMES, MAX_FRAMES)))
         moments = [index / (count - 1) for index in range(count)]
         moments += moments[-1:] * (count % TEMPORAL_PATCH_SIZE)
-        features = self._processor([clip.frame(moment) for moment in moments], return_tensors="pt")
+        frames, grids = _shown([clip.frame(moment) for moment in moments])
         # A patch holds a still image twice; here its second half is the frame that follows.
-        patches = features["pixel_values"].view(len(moments), -1, 3, TEMPORAL_PATCH_SIZE, PATCH_SIZE**2)
-        pixels = torch.stack([patches[0::2, :, :, 0], patches[1::2, :, :, 0]], 3).reshape(-1, 1536)
+        halves = frames.view(len(moments), -1, 3, TEMPORAL_PATCH_SIZE, PATCH_SIZE**2)
+        pixels = torch.stack([halves[0::2, :, :, 0], halves[1::2, :, :, 0]], 3).reshape(-1, 1536)
         seconds = rng.uniform(0.6, 8.0)
         middles = [(first + last) / 2 for first, last in zip(moments[0::2], moments[1::2], strict=True)]
         return (
             pixels,
-            features["image_grid_thw"][::2],
+            grids[::2],
             tuple(clip.scene(moment) for moment in middles),
             tuple(seconds * moment for moment in middles),
         )
+
+
+def _shown(images: SequenceOf[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The patches of all images, and their grids."""
+    pixels, grids = zip(*map(patches, images), strict=True)
+    return torch.cat(pixels), torch.tensor(grids)
 
 
 def collate(chats: list[Chat]) -> Batch:
@@ -203,6 +206,10 @@ def collate(chats: list[Chat]) -> Batch:
     )
 
 
+def _begin_to_draw(_: int) -> None:
+    keep_memory()
+
+
 def batches(dataset: Batches, *, first: int, last: int, workers: int) -> Iterator[Batch]:
     """Batches of the steps from `first` up to but not including `last`, drawn ahead by worker processes."""
     loader = DataLoader(
@@ -212,5 +219,6 @@ def batches(dataset: Batches, *, first: int, last: int, workers: int) -> Iterato
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_begin_to_draw,
     )
     yield from loader

@@ -9,7 +9,7 @@ from torch import nn
 
 _MUON_RATE, _ADAM_RATE = 0.02, 2e-3
 _WARM_UP = 40  # steps
-_COOL_DOWN = 0.5  # share of looking, and of talking, over which the rates fall to zero, at its end
+_COOL_DOWN = 0.7  # share of looking, and of talking, over which the rates fall to zero, at its end
 
 
 class Optimizers:
@@ -18,15 +18,25 @@ class Optimizers:
     def __init__(self, model: nn.Module) -> None:
         hidden: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
+        # A kernel that meets every pixel once is a matrix of another shape; here with that matrix, in the same memory.
+        self._kernels: list[tuple[nn.Parameter, nn.Parameter]] = []
         for name, parameter in model.named_parameters():
+            if parameter.ndim > 2:
+                self._kernels.append((parameter, nn.Parameter(parameter.data.view(len(parameter), -1))))
+                hidden.append(self._kernels[-1][1])
             # Embeddings are matrices too, but their rows are learnt one by one.
-            is_hidden = parameter.ndim == 2 and not any(part in name for part in ("embed", "head"))
-            (hidden if is_hidden else rest).append(parameter)
+            elif parameter.ndim == 2 and not any(part in name for part in ("embed", "head")):
+                hidden.append(parameter)
+            else:
+                rest.append(parameter)
         self._muon = torch.optim.Muon(hidden, lr=_MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=5)
         self._adam = torch.optim.AdamW(rest, lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
     def step(self, step: int, progress: float) -> None:
         """One update; `progress` is the share of looking, or of talking, that is over."""
+        for kernel, matrix in self._kernels:
+            matrix.grad = None if kernel.grad is None else kernel.grad.view_as(matrix)
+            kernel.grad = None
         factor = rate_factor(step, progress)
         for optimizer, rate in ((self._muon, _MUON_RATE), (self._adam, _ADAM_RATE)):
             for group in optimizer.param_groups:

@@ -34,6 +34,9 @@ class Sequence:
     image: npt.NDArray[np.bool_]  # [L]: where image features go
 
 
+NOTHING = Sequence(np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros((3, 0), np.int64), np.zeros(0, np.bool_))
+
+
 def render(
     example: Example,
     grids: Ints,
@@ -53,8 +56,6 @@ def render(
     segments: list[tuple[str, bool]] = []
     if system is not None:
         segments.append((f"<|im_start|>system\n{system}<|im_end|>\n", False))
-    if not example.turns:
-        segments.append((shown, False))  # to be looked at only
     for index, turn in enumerate(example.turns):
         media = IMAGE if example.one_each else shown if index == 0 else ""
         question = turn.question + media if media_last else media + turn.question

@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import distributed, nn
 
+_LOST_AFTER = 5.0  # seconds in which a process that is ending ends
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -55,6 +57,9 @@ def joined(work: Callable[[Ranks, Path], None], world_size: int) -> Iterator[Ran
     Args:
         work: What the other ranks do, each given its place and the file for `meet`.
         world_size: How many there are, this one included.
+
+    Raises:
+        SystemExit: One of them ended before its time.
     """
     if world_size == 1:
         yield Ranks()
@@ -65,8 +70,15 @@ def joined(work: Callable[[Ranks, Path], None], world_size: int) -> Iterator[Ran
         others = [context.Process(target=work, args=(Ranks(rank, world_size), store)) for rank in range(1, world_size)]
         for other in others:
             other.start()
-        with meet(Ranks(0, world_size), store) as ranks:
-            yield ranks
+        try:
+            with meet(Ranks(0, world_size), store) as ranks:
+                yield ranks
+        except RuntimeError as error:
+            for other in others:
+                other.join(_LOST_AFTER)
+            if any(other.exitcode for other in others):
+                raise SystemExit("another process that trains was lost; go on with --resume") from error
+            raise
         for other in others:
             other.join()
 

@@ -113,7 +113,8 @@ def draw_page(rng: random.Random, split: Split, width: int, height: int) -> Sign
     words: list[Word] = []
     y = rng.uniform(-0.5, 0.5) * patch
     while y < height:
-        size = _SMALLEST * (_LARGEST / _SMALLEST) ** rng.random()
+        # Small letters are the ones that take long to learn.
+        size = _SMALLEST * (_LARGEST / _SMALLEST) ** (rng.random() ** 1.6)
         font = pick_font(rng, split, max(8, round(patch * size)))
         ink = _ink(rng, samples)
         _, top, _, bottom = font.getbbox("H")

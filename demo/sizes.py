@@ -25,11 +25,17 @@ def held_out(size: Size) -> bool:
     return (width + 3 * height) % 7 == 0
 
 
+def resized(size: Size) -> Size:
+    """The size in which the encoder is shown an image of that size."""
+    width, height = size
+    shown_height, shown_width = smart_resize(height, width, _FACTOR, SHORTEST_EDGE, LONGEST_EDGE)
+    return int(shown_width), int(shown_height)
+
+
 def media_tokens(size: Size) -> int:
     """How many placeholder tokens an image of that size takes in the prompt."""
-    width, height = size
-    resized_height, resized_width = smart_resize(height, width, _FACTOR, SHORTEST_EDGE, LONGEST_EDGE)
-    return int(resized_height * resized_width // _FACTOR**2)
+    width, height = resized(size)
+    return width * height // _FACTOR**2
 
 
 def random_size(rng: random.Random, split: Split) -> Size:

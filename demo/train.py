@@ -8,7 +8,6 @@ holds the checkpoint, and loss.png beside the state shows the course of it.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import signal
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from demo.checkpoint import save_checkpoint
 from demo.config import model_config
 from demo.data import Batch, Batches, Course, batches
 from demo.forward import for_training, losses
+from demo.memory import keep_memory
 from demo.optim import Optimizers
 from demo.picture import draw_history
 from demo.prompts import SYSTEM_PROMPTS
@@ -37,7 +37,7 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 12000
+STEPS = 6700
 RANKS = 2
 _SIGHT_WEIGHT = 0.3
 _ROUNDED_FROM = 0.75  # share of talking after which weights are rounded to INT4 in the forward pass
@@ -164,8 +164,6 @@ def train(
                 saved = time.monotonic()
     if state is not None:
         run.save(state)
-    if run.step < steps:
-        raise SystemExit(f"stopped after step {run.step}; go on with --resume")
 
 
 @contextmanager
@@ -179,15 +177,6 @@ def _told_to_stop() -> Iterator[list[int]]:
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory: fetching it anew from the kernel at each step costs a third of the time."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_max = -1, -4
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -236,6 +225,8 @@ def main() -> None:
     tokenizer = recipe_tokenizer()
     with joined(partial(_other_rank, plan), options.ranks) as ranks:
         run = carry_out(plan, tokenizer, ranks)
+    if run.step < plan.steps:
+        raise SystemExit(f"stopped after step {run.step}; go on with --resume")
     save_checkpoint(run.model, tokenizer, options.out)
     draw_history(run.history, side / "loss.png")
     tqdm.write(f"{run.step} steps in {run.seconds / 60:.0f} minutes; the checkpoint is in {options.out}")

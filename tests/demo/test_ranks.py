@@ -116,19 +116,35 @@ def _stopped_beside(out: Path, ranks: Ranks, store: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     Run.learn = stop  # type: ignore[method-assign]  # this process is its own
-    with meet(ranks, store), pytest.raises(SystemExit):
+    with meet(ranks, store):
         _trained(ranks, keep=out, steps=50)
 
 
 def test_whoever_is_told_to_stop_all_stop(tmp_path: Path) -> None:
     """After the same step, with what a resumed run needs."""
     state = tmp_path / "state.pt"
-    with (
-        joined(partial(_stopped_beside, tmp_path / "other.pt"), 2) as ranks,
-        pytest.raises(SystemExit, match="after step 2; go on with --resume"),
-    ):
+    with joined(partial(_stopped_beside, tmp_path / "other.pt"), 2) as ranks:
         _trained(ranks, keep=state, steps=50)
     for path in (state, tmp_path / "other.pt"):
         run = new_run(TOKENIZER, 1, tiny=True)
         run.load(path)
         assert run.step == 2
+
+
+def _lost(ranks: Ranks, store: Path) -> None:
+    """A process that ends as one does that the system kills."""
+    with meet(ranks, store):
+        ranks.mean(0.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _beside_one_that_is_lost() -> None:
+    with joined(_lost, 2) as ranks:
+        ranks.mean(0.0)
+        ranks.mean(0.0)
+
+
+def test_a_lost_process_is_said() -> None:
+    """In one sentence; what was saved is there to go on from."""
+    with pytest.raises(SystemExit, match="was lost; go on with --resume"):
+        _beside_one_that_is_lost()
