@@ -21,15 +21,14 @@
 // registers: the softmax then needs no sum across lanes. Where there are but a few queries, which is when answers are
 // written, keys are read as rows instead: memory decides then.
 
-#include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "lanes.h"
 #include "operator.h"
 
 namespace {
 
-constexpr size_t kLanes = 16;
 constexpr size_t kQueries = 32;     // in a task
 constexpr size_t kKeys = 32;        // at a time
 constexpr size_t kMostWidth = 256;  // of a head
@@ -42,8 +41,11 @@ inline __m512 load(const Half* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
+// What float16 cannot hold becomes the greatest that it can; what is no number stays none, so that it is noticed.
 inline void store(Half* to, __m512 values) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+  const __m512 greatest = _mm512_set1_ps(65504.0f), least = _mm512_set1_ps(-65504.0f);
+  const __m512 held = _mm512_max_ps(least, _mm512_min_ps(greatest, values));  // of a NaN and a number, the second
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(held, _MM_FROUND_TO_NEAREST_INT));
 }
 
 struct Attention {

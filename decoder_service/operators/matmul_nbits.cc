@@ -16,15 +16,14 @@
 //   K / block x 16 scales, float16, as shares of the channel's largest
 //   16 largest scales, float
 
-#include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "lanes.h"
 #include "operator.h"
 
 namespace {
 
-constexpr size_t kLanes = 16;
 constexpr size_t kMostRows = 8;         // that one pass over a tile computes: 2 x 8 of 32 registers hold sums
 constexpr size_t kPrefetch = 4096;      // bytes ahead of the weights in use
 constexpr size_t kItemBytes = 1 << 17;  // of weights that a thread takes at a time, about
@@ -138,7 +137,7 @@ void compute_tile(const Job& job, const char* tile, size_t row, size_t first) {
   }
   const __m512 largest = _mm512_load_ps(tile + weights.tile_bytes() - 64);
   const size_t left = weights.n - first;
-  const __mmask16 used = left < kLanes ? (1u << left) - 1 : 0xffff;
+  const __mmask16 used = lanes(left);
   for (int r = 0; r < R; ++r)
     _mm512_mask_storeu_ps(job.y + (row + r) * weights.n + first, used, _mm512_mul_ps(total[r], largest));
 }

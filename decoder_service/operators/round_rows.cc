@@ -5,13 +5,12 @@
 //   Y        uint8 [..., K], its zero point 128
 //   largest  float [..., 1], at least 1e-30: a row of zeros stays one
 
-#include <immintrin.h>
 
+#include "lanes.h"
 #include "operator.h"
 
 namespace {
 
-constexpr size_t kLanes = 16;
 constexpr float kTiny = 1e-30f;
 
 struct Job {
@@ -20,8 +19,6 @@ struct Job {
   uint8_t* y;
   float* largest;
 };
-
-inline __mmask16 lanes(size_t left) { return left < kLanes ? (1u << left) - 1 : 0xffff; }
 
 void round_row(void* argument, size_t row) {
   const Job& job = *static_cast<Job*>(argument);

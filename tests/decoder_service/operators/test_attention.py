@@ -133,6 +133,18 @@ def test_scores_far_apart_and_all_alike() -> None:
 
 
 @needs_avx512_vnni
+def test_what_float16_cannot_hold_is_held_as_near_as_it_can() -> None:
+    """It does not become infinite; and what is no number is still none."""
+    _, ours = both(one_attention(4, 2, 32))
+    tensors = feed(4, 2, 32, lengths=[40], sequence=2)
+    tensors["value"][0, 1, :3] = 1e6, -1e6, np.nan
+    given = run(ours, tensors)
+    np.testing.assert_array_equal(given["present_value"][0, 0, 39, :3], np.array([65504, -65504, np.nan], np.float16))
+    assert np.isnan(given["output"][0, 1]).any()
+    assert np.isfinite(given["present_value"][0, 0, 39, 3:]).all()
+
+
+@needs_avx512_vnni
 def test_the_cache_is_written_in_place() -> None:
     """Where past and present are the same memory, only the new tokens' places change."""
     _, ours = both(one_attention(4, 2, 32))
