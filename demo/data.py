@@ -63,10 +63,10 @@ class Course:
     """What is learnt when: to see first, then to talk about a few shapes, then about more."""
 
     batch_size: int = 32
-    look_until: int = 3000  # steps that train the vision tower alone
-    scenes_until: int = 4900  # steps after which everything else is asked, too
+    look_until: int = 4500  # steps that train the vision tower alone
+    scenes_until: int = 6400  # steps after which everything else is asked, too
     turns: int = 4  # about each scene
-    small_until: int = 3800  # steps until which pictures that are talked about take at most 18 tokens
+    small_until: int = 5300  # steps until which pictures that are talked about take at most 18 tokens
     small_share: float = 0.4  # of the other batches that have images of at most 25 tokens, on which steps are fast
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.

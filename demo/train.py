@@ -37,7 +37,7 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 6700
+STEPS = 8200
 RANKS = 2
 _SIGHT_WEIGHT = 0.3
 _ROUNDED_FROM = 0.75  # share of talking after which weights are rounded to INT4 in the forward pass
