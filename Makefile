@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml hatch_build.py $(wildcard decoder_service/operators/*.c
 demo: setup
 	$(BIN)/triptych demo
 
-# Trains the demo model from nothing, in about three hours; goes on where it was interrupted.
+# Trains the demo model from nothing, in two to three hours; goes on where it was interrupted.
 demo-model: setup
 	$(BIN)/python -m demo.train --out demo/checkpoint --state build/demo --resume
 
