@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
 import torch
@@ -58,9 +59,20 @@ class Chat:
     cells: torch.Tensor
 
 
+class Part(Enum):
+    """What learns in a step."""
+
+    LOOKING = "the vision tower"
+    TALKING = "the text model, from what the tower sees"
+    BOTH = "both"
+
+
 @dataclass(frozen=True)
 class Course:
-    """What is learnt when: to see first, then to talk about a few shapes, then about more."""
+    """What is learnt when: to see first, then to talk about a few shapes, then about more, and then everything.
+
+    While scenes alone are talked about the tower stands still: it would unlearn letters within fifty steps.
+    """
 
     batch_size: int = 32
     look_until: int = 4500  # steps that train the vision tower alone
@@ -90,6 +102,12 @@ class Course:
     def beside(self) -> Course:
         """What is only looked at, a batch in each step, while everything is talked about: letters need more looking."""
         return replace(self, look_until=sys.maxsize, looking=self.glances)
+
+    def part(self, step: int) -> Part:
+        """What learns by then."""
+        if step < self.look_until:
+            return Part.LOOKING
+        return Part.TALKING if step < self.scenes_until else Part.BOTH
 
     def kinds(self, step: int) -> tuple[tuple[str, float], ...]:
         """What chats are about by then, and how often."""
@@ -144,7 +162,7 @@ class Batches(Dataset[Batch]):
             pixels, grid, views, times = self._watch(rng, example.clip)
         elif views:
             pixels, grid = _shown(example.images)
-        if step < course.look_until:
+        if course.part(step) is Part.LOOKING:
             sequence = NOTHING
         else:
             system, media_last = pick_system(rng), rng.random() < 0.1

@@ -8,6 +8,7 @@ product. Logits are computed only where there is something to learn.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from demo.data import IGNORED, Batch
+from demo.data import IGNORED, Batch, Part
 from demo.sight import SightHeads
 
 # The vision tower hands all images over in one call only to implementations whose name says "flash".
@@ -93,17 +94,18 @@ class Losses:
 
 
 def losses(
-    model: Qwen3VLForConditionalGeneration, batch: Batch, heads: SightHeads | None = None, *, look_only: bool = False
+    model: Qwen3VLForConditionalGeneration, batch: Batch, heads: SightHeads | None = None, *, part: Part = Part.BOTH
 ) -> Losses:
-    """The forward pass on a batch; without heads, or with `look_only`, one of the two losses is zero."""
+    """The forward pass on a batch. The loss of what does not learn is zero, and so is that of sight without heads."""
     zero = torch.zeros(())
-    seen = model.model.get_image_features(batch.pixel_values, batch.grid, return_dict=True)
+    with torch.no_grad() if part is Part.TALKING else nullcontext():
+        seen = model.model.get_image_features(batch.pixel_values, batch.grid, return_dict=True)
     sight = zero
-    if heads is not None:
+    if heads is not None and part is not Part.TALKING:
         sight = heads(
             torch.cat(seen.pooler_output), [torch.cat(level) for level in seen.deepstack_features], batch.cells
         )
-    if look_only:
+    if part is Part.LOOKING:
         return Losses(zero, sight, zero)
     hidden = model.model(
         input_ids=batch.input_ids,

@@ -25,7 +25,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from demo.checkpoint import save_checkpoint
 from demo.config import model_config
-from demo.data import Batch, Batches, Course, batches
+from demo.data import Batch, Batches, Course, Part, batches
 from demo.forward import for_training, losses
 from demo.memory import keep_memory
 from demo.optim import Optimizers
@@ -55,11 +55,11 @@ class Run:
     history: list[tuple[int, float, float]] = field(default_factory=list)  # step, loss, token accuracy
     ranks: Ranks = field(default_factory=Ranks)
 
-    def learn(self, batch: Batch, progress: float, *, look_only: bool = False) -> None:
+    def learn(self, batch: Batch, progress: float, part: Part = Part.BOTH) -> None:
         """One step on one batch; `progress` is the share of looking, or of talking, that is over."""
-        imitate_int4(self.model, not look_only and progress >= _ROUNDED_FROM)
+        imitate_int4(self.model, part is not Part.LOOKING and progress >= _ROUNDED_FROM)
         with torch.autocast("cpu", torch.bfloat16):
-            result = losses(self.model, batch, self.heads, look_only=look_only)
+            result = losses(self.model, batch, self.heads, part=part)
         loss = result.answers + _SIGHT_WEIGHT * result.sight
         self._descend(loss, progress)
         self.step += 1
@@ -69,7 +69,7 @@ class Run:
     def glance(self, batch: Batch, progress: float) -> None:
         """Look at a batch beside the step that comes: only the vision tower learns from it."""
         with torch.autocast("cpu", torch.bfloat16):
-            result = losses(self.model, batch, self.heads, look_only=True)
+            result = losses(self.model, batch, self.heads, part=Part.LOOKING)
         self._descend(_SIGHT_WEIGHT * result.sight, progress)
 
     def _descend(self, loss: torch.Tensor, progress: float) -> None:
@@ -154,7 +154,7 @@ def train(
             progress = course.progress(run.step, steps)
             if run.step >= course.scenes_until:
                 run.glance(next(glances), progress)
-            run.learn(batch, progress, look_only=run.step < course.look_until)
+            run.learn(batch, progress, course.part(run.step))
             run.seconds = time.monotonic() - began
             _, loss, accuracy = run.history[-1]
             bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{accuracy:.1%}", refresh=False)

@@ -12,7 +12,7 @@ from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
 from decoder_service.prompt import PromptBuilder
 from demo.checkpoint import save_checkpoint
 from demo.config import model_config
-from demo.data import IGNORED, Batches, Course
+from demo.data import IGNORED, Batches, Course, Part
 from demo.forward import for_training, losses
 from demo.prompts import SYSTEM_PROMPTS, render
 from demo.quantize import BLOCK, imitate_int4, round_int4
@@ -132,6 +132,20 @@ def test_beside_talking_letters_are_looked_at() -> None:
     assert all("visual" in name for name in changed)
 
 
+@pytest.mark.parametrize("part", [Part.LOOKING, Part.TALKING])
+def test_what_does_not_learn_stands_still(part: Part) -> None:
+    """Looking changes the vision tower alone, and talking about scenes the text model alone."""
+    course = replace(COURSE, look_until=1, scenes_until=2)
+    step = 0 if part is Part.LOOKING else 1
+    assert course.part(step) is part
+    run = new_run(TOKENIZER, 0, tiny=True)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.learn(Batches(TOKENIZER, 0, course)[step], 0.0, part)
+    changed = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert {"visual" in name for name in changed} == {part is Part.LOOKING}
+
+
 def test_rates_fall_in_looking_and_again_in_talking() -> None:
     """Each part of the course begins at nought and comes near its whole."""
     course = Course(look_until=10)
@@ -193,7 +207,7 @@ def test_letters_are_looked_at_once_everything_is_asked() -> None:
     for step in range(4):
         if step >= 2:
             by_hand.glance(glances[step], course.progress(step, 4))
-        by_hand.learn(batches[step], course.progress(step, 4), look_only=step < 1)
+        by_hand.learn(batches[step], course.progress(step, 4), course.part(step))
 
     assert by_hand.history == whole.history
     taken = by_hand.model.state_dict()
@@ -228,6 +242,6 @@ def test_the_patch_embedding_is_learnt_as_a_matrix() -> None:
     run = new_run(TOKENIZER, 0, tiny=True)
     weight = run.model.model.visual.patch_embed.proj.weight
     before = weight.detach().clone()
-    run.learn(Batches(TOKENIZER, 0, COURSE)[0], 0.0, look_only=True)
+    run.learn(Batches(TOKENIZER, 0, COURSE)[0], 0.0, Part.LOOKING)
     moved = torch.linalg.svdvals((weight.detach() - before).flatten(1))
     assert moved.min() > 0.4 * moved.max()
