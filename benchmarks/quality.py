@@ -21,7 +21,7 @@ from benchmarks.outliers import add_outliers
 from serving.bundle import Bundle
 
 PICTURES = Path(__file__).parents[1] / "demo" / "examples"
-_QUESTIONS = (
+QUESTIONS = (
     "Describe the picture.",
     "What is in the picture?",
     "How many shapes are there?",
@@ -53,7 +53,7 @@ def measure(
     work: Path,
     *,
     pictures: Sequence[bytes],
-    questions: Sequence[str] = _QUESTIONS,
+    questions: Sequence[str] = QUESTIONS,
     steps: int,
     outliers: float | None = None,
     threads: int = 0,
