@@ -123,32 +123,30 @@ class Graph:
         Returns:
             The tokens [steps], and the logits before each of them and after the last [steps + 1, vocabulary].
         """
-        logits, tokens = [self._read(asked)], []
+        first, after = self._read(asked)
+        logits, tokens = [first], []
         for step in range(steps):
             tokens.append(int(logits[-1].argmax()))
-            logits.append(self._say(asked, step, tokens[-1]))
+            logits.append(self._say(tokens[-1], after + step))
         return tokens, np.stack(logits)
 
     def led(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits before each of `tokens` and after the last [len(tokens) + 1, vocabulary]."""
-        return np.stack([self._read(asked), *(self._say(asked, step, token) for step, token in enumerate(tokens))])
+        first, after = self._read(asked)
+        return np.stack([first, *(self._say(token, after + step) for step, token in enumerate(tokens))])
 
-    def _read(self, asked: Asked) -> NDArray[np.float32]:
-        """Logits after the prompt."""
-        ids = asked.prompt.engine_token_ids
-        piece = Piece(0, 0, ids, asked.features, self._positions(asked)[:, :-1])
-        return np.asarray(self._runner.run(self._name, piece=piece)[0])
-
-    def _say(self, asked: Asked, step: int, token: int) -> NDArray[np.float32]:
-        """Logits after a token more."""
-        length = np.array([asked.prompt.engine_token_ids.size + step], np.int64)
-        position = self._positions(asked)[0, -1:] + step
-        return np.asarray(self._runner.run(self._name, step=Step(0, length, np.array([token], np.int32), position))[0])
-
-    def _positions(self, asked: Asked) -> NDArray[np.int64]:
+    def _read(self, asked: Asked) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Logits after the prompt; and how many tokens it has, with the position of the next, [2]."""
         ids, grids = asked.prompt.engine_token_ids, asked.prompt.grids
         spans = media_spans(ids, grids, (), image_token=self._image_token, merge_size=self._merge_size)
-        return mrope_positions(ids.size, spans)
+        positions = mrope_positions(ids.size, spans)
+        piece = Piece(0, 0, ids, asked.features, positions[:, :-1])
+        return np.asarray(self._runner.run(self._name, piece=piece)[0]), np.array([ids.size, positions[0, -1]])
+
+    def _say(self, token: int, after: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits after a token more, behind so many, at that position."""
+        length, position = after[:1], after[1:]
+        return np.asarray(self._runner.run(self._name, step=Step(0, length, np.array([token], np.int32), position))[0])
 
 
 class Reference:

@@ -111,9 +111,7 @@ class Course:
 
     def kinds(self, step: int) -> tuple[tuple[str, float], ...]:
         """What chats are about by then, and how often."""
-        if step < self.look_until:
-            return self.looking
-        return self.scenes if step < self.scenes_until else self.everything
+        return {Part.LOOKING: self.looking, Part.TALKING: self.scenes, Part.BOTH: self.everything}[self.part(step)]
 
     def progress(self, step: int, steps: int) -> float:
         """The share of looking, and after it of talking, that is over: in each, learning rates fall to zero."""

@@ -152,9 +152,10 @@ def train(
             if told:
                 break
             progress = course.progress(run.step, steps)
-            if run.step >= course.scenes_until:
+            part = course.part(run.step)
+            if part is Part.BOTH:
                 run.glance(next(glances), progress)
-            run.learn(batch, progress, course.part(run.step))
+            run.learn(batch, progress, part)
             run.seconds = time.monotonic() - began
             _, loss, accuracy = run.history[-1]
             bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{accuracy:.1%}", refresh=False)

@@ -5,7 +5,6 @@
 //   Y        uint8 [..., K], its zero point 128
 //   largest  float [..., 1], at least 1e-30: a row of zeros stays one
 
-
 #include "lanes.h"
 #include "operator.h"
 

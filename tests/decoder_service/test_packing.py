@@ -63,10 +63,7 @@ def test_it_computes_what_was_exported(bundle: Bundle, rounded: Bundle, precisio
     """Two answers, a chunk with a picture's features, and both at once; wrong features are felt by the chunk alone."""
     used = bundle if precision == "fp32" else rounded
     runner = Runner(
-        used.decoder_dir / "embedding.onnx",
-        threads=1,
-        layers=used.text.num_hidden_layers,
-        head_size=used.text.head_dim,
+        used.decoder_dir / "embedding.onnx", threads=1, layers=used.text.num_hidden_layers, head_size=used.text.head_dim
     )
     runner.load("it", used.graph_path(precision))
     runner.use(_cache(used, runner))

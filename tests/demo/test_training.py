@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
+import demo.train
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
 from decoder_service.prompt import PromptBuilder
 from demo.checkpoint import save_checkpoint
@@ -245,3 +246,14 @@ def test_the_patch_embedding_is_learnt_as_a_matrix() -> None:
     run.learn(Batches(TOKENIZER, 0, COURSE)[0], 0.0, Part.LOOKING)
     moved = torch.linalg.svdvals((weight.detach() - before).flatten(1))
     assert moved.min() > 0.4 * moved.max()
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And writes no checkpoint, for it has none."""
+    stopped = new_run(TOKENIZER, 0, tiny=True)
+    stopped.step = 2
+    monkeypatch.setattr(demo.train, "carry_out", lambda *_: stopped)
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path / "out"), "--ranks", "1", "--steps", "3"])
+    with pytest.raises(SystemExit, match="after step 2; go on with --resume"):
+        demo.train.main()
+    assert not (tmp_path / "out").exists()
