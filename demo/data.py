@@ -71,14 +71,16 @@ class Part(Enum):
 class Course:
     """What is learnt when: to see first, then to talk about a few shapes, then about more, and then everything.
 
-    While scenes alone are talked about the tower stands still: it would unlearn letters within fifty steps.
+    At first the tower stands still while the text model learns to talk: on whole rates it would unlearn letters within
+    fifty steps, and steps without it cost half.
     """
 
     batch_size: int = 32
-    look_until: int = 4500  # steps that train the vision tower alone
-    scenes_until: int = 6400  # steps after which everything else is asked, too
+    look_until: int = 5500  # steps that train the vision tower alone
+    scenes_until: int = 6700  # steps after which everything else is asked, too
+    still_until: int = 7300  # steps after which the vision tower learns again, too
     turns: int = 4  # about each scene
-    small_until: int = 5300  # steps until which pictures that are talked about take at most 18 tokens
+    small_until: int = 6200  # steps until which pictures that are talked about take at most 18 tokens
     small_share: float = 0.4  # of the other batches that have images of at most 25 tokens, on which steps are fast
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
@@ -100,18 +102,20 @@ class Course:
 
     @property
     def beside(self) -> Course:
-        """What is only looked at, a batch in each step, while everything is talked about: letters need more looking."""
+        """What is only looked at, a batch in each step, once both learn: letters need more looking."""
         return replace(self, look_until=sys.maxsize, looking=self.glances)
 
     def part(self, step: int) -> Part:
         """What learns by then."""
         if step < self.look_until:
             return Part.LOOKING
-        return Part.TALKING if step < self.scenes_until else Part.BOTH
+        return Part.TALKING if step < self.still_until else Part.BOTH
 
     def kinds(self, step: int) -> tuple[tuple[str, float], ...]:
         """What chats are about by then, and how often."""
-        return {Part.LOOKING: self.looking, Part.TALKING: self.scenes, Part.BOTH: self.everything}[self.part(step)]
+        if step < self.look_until:
+            return self.looking
+        return self.scenes if step < self.scenes_until else self.everything
 
     def progress(self, step: int, steps: int) -> float:
         """The share of looking, and after it of talking, that is over: in each, learning rates fall to zero."""

@@ -13,34 +13,39 @@ _COOL_DOWN = 0.7  # share of looking, and of talking, over which the rates fall 
 
 
 class Optimizers:
-    """Two optimizers that step as one."""
+    """Two optimizers that step as one; what looks (the vision tower and its heads) may go slower than what talks."""
 
     def __init__(self, model: nn.Module) -> None:
-        hidden: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
+        # What looks, then what talks.
+        hidden: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        rest: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         # A kernel that meets every pixel once is a matrix of another shape; here with that matrix, in the same memory.
         self._kernels: list[tuple[nn.Parameter, nn.Parameter]] = []
         for name, parameter in model.named_parameters():
+            talks = "language_model" in name
             if parameter.ndim > 2:
                 self._kernels.append((parameter, nn.Parameter(parameter.data.view(len(parameter), -1))))
-                hidden.append(self._kernels[-1][1])
+                hidden[talks].append(self._kernels[-1][1])
             # Embeddings are matrices too, but their rows are learnt one by one.
             elif parameter.ndim == 2 and not any(part in name for part in ("embed", "head")):
-                hidden.append(parameter)
+                hidden[talks].append(parameter)
             else:
-                rest.append(parameter)
-        self._muon = torch.optim.Muon(hidden, lr=_MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=5)
-        self._adam = torch.optim.AdamW(rest, lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+                rest[talks].append(parameter)
+        self._muon = torch.optim.Muon(_groups(hidden), lr=_MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=5)
+        self._adam = torch.optim.AdamW(_groups(rest), lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def step(self, step: int, progress: float) -> None:
-        """One update; `progress` is the share of looking, or of talking, that is over."""
+    def step(self, step: int, progress: float, looking: float = 1.0) -> None:
+        """One update; `progress` is the share of looking, or of talking, that is over.
+
+        `looking` is the share of the rates that holds for what looks.
+        """
         for kernel, matrix in self._kernels:
             matrix.grad = None if kernel.grad is None else kernel.grad.view_as(matrix)
             kernel.grad = None
         factor = rate_factor(step, progress)
         for optimizer, rate in ((self._muon, _MUON_RATE), (self._adam, _ADAM_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+            for group, share in zip(optimizer.param_groups, (looking, 1.0), strict=True):
+                group["lr"] = rate * factor * share
             optimizer.step()  # type: ignore[no-untyped-call]  # Muon has no types yet
             optimizer.zero_grad(set_to_none=True)
 
@@ -52,6 +57,10 @@ class Optimizers:
         """Take both states up again."""
         self._muon.load_state_dict(state["muon"])
         self._adam.load_state_dict(state["adam"])
+
+
+def _groups(parts: tuple[list[nn.Parameter], list[nn.Parameter]]) -> list[dict[str, Any]]:
+    return [{"params": part} for part in parts]
 
 
 def rate_factor(step: int, progress: float) -> float:

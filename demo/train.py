@@ -37,9 +37,10 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 8200
+STEPS = 8600
 RANKS = 2
 _SIGHT_WEIGHT = 0.3
+_TOWER_SHARE = 0.5  # of the rates, while both learn: whole ones would cost the tower letters that it knows
 _ROUNDED_FROM = 0.75  # share of talking after which weights are rounded to INT4 in the forward pass
 
 
@@ -61,7 +62,7 @@ class Run:
         with torch.autocast("cpu", torch.bfloat16):
             result = losses(self.model, batch, self.heads, part=part)
         loss = result.answers + _SIGHT_WEIGHT * result.sight
-        self._descend(loss, progress)
+        self._descend(loss, progress, 1.0 if part is Part.LOOKING else _TOWER_SHARE)
         self.step += 1
         loss_value, accuracy = self.ranks.mean(loss.item(), result.accuracy.item())
         self.history.append((self.step, loss_value, accuracy))
@@ -70,13 +71,13 @@ class Run:
         """Look at a batch beside the step that comes: only the vision tower learns from it."""
         with torch.autocast("cpu", torch.bfloat16):
             result = losses(self.model, batch, self.heads, part=Part.LOOKING)
-        self._descend(_SIGHT_WEIGHT * result.sight, progress)
+        self._descend(_SIGHT_WEIGHT * result.sight, progress, _TOWER_SHARE)
 
-    def _descend(self, loss: torch.Tensor, progress: float) -> None:
+    def _descend(self, loss: torch.Tensor, progress: float, looking: float) -> None:
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
         self.ranks.average([*self.model.parameters(), *self.heads.parameters()])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizers.step(self.step, progress)
+        self.optimizers.step(self.step, progress, looking)
 
     def save(self, path: Path) -> None:
         """Keep everything that the next step depends on; an interrupted save leaves the last one intact."""
@@ -144,7 +145,7 @@ def train(
         ) as bar,
     ):
         began = time.monotonic() - run.seconds
-        first = max(run.step, course.scenes_until)
+        first = max(run.step, course.still_until)
         beside = Batches(tokenizer, seed + 1, course.beside, run.ranks)
         glances = batches(beside, first=first, last=steps, workers=workers)
         for batch in batches(Batches(tokenizer, seed, course, run.ranks), first=run.step, last=steps, workers=workers):

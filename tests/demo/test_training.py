@@ -25,7 +25,7 @@ from serving.bundle import TokenIds
 from tests.demo.stock import image_processor
 
 TOKENIZER = recipe_tokenizer()
-COURSE = Course(batch_size=4, turns=2, look_until=0, scenes_until=0)
+COURSE = Course(batch_size=4, turns=2, look_until=0, scenes_until=0, still_until=0)
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,9 @@ def test_positions_and_loss_are_the_stock_models() -> None:
 
 def test_the_course_goes_from_looking_to_scenes_to_everything() -> None:
     """Shapes are there to look at from the first step; then come scenes alone, then clips and pairs, too."""
-    batches = Batches(TOKENIZER, 0, Course(batch_size=8, look_until=1, scenes_until=2, small_until=0))
+    course = Course(batch_size=8, look_until=1, small_until=0, scenes_until=2, still_until=4)
+    assert [course.part(step) for step in range(5)] == [Part.LOOKING, *[Part.TALKING] * 3, Part.BOTH]
+    batches = Batches(TOKENIZER, 0, course)
     looking, scenes, *everything = (batches[step] for step in range(8))
     assert (looking.cells[:, Fact.CENTRE] == 1).any()
     assert len(scenes.grid) <= 8 < max(len(batch.grid) for batch in everything)
@@ -136,7 +138,7 @@ def test_beside_talking_letters_are_looked_at() -> None:
 @pytest.mark.parametrize("part", [Part.LOOKING, Part.TALKING])
 def test_what_does_not_learn_stands_still(part: Part) -> None:
     """Looking changes the vision tower alone, and talking about scenes the text model alone."""
-    course = replace(COURSE, look_until=1, scenes_until=2)
+    course = replace(COURSE, look_until=1, still_until=2)
     step = 0 if part is Part.LOOKING else 1
     assert course.part(step) is part
     run = new_run(TOKENIZER, 0, tiny=True)
@@ -145,6 +147,25 @@ def test_what_does_not_learn_stands_still(part: Part) -> None:
     changed = {name for name, value in run.model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert {"visual" in name for name in changed} == {part is Part.LOOKING}
+
+
+def test_the_tower_learns_more_slowly_beside_the_text_model() -> None:
+    """Alone it has the whole rates, in a step of both and in a glance half of them; Muon's updates show it."""
+
+    def moved(part: Part | None) -> float:
+        run = new_run(TOKENIZER, 0, tiny=True)
+        weight = run.model.model.visual.blocks[0].attn.qkv.weight
+        before = weight.detach().clone()
+        batch = Batches(TOKENIZER, 0, COURSE)[0]
+        if part is None:
+            run.glance(batch, 0.0)
+        else:
+            run.learn(batch, 0.0, part)
+        return (weight.detach() - before).norm().item()
+
+    alone = moved(Part.LOOKING)
+    assert moved(Part.BOTH) == pytest.approx(alone / 2, rel=0.25)
+    assert moved(None) == pytest.approx(alone / 2, rel=0.25)
 
 
 def test_rates_fall_in_looking_and_again_in_talking() -> None:
@@ -197,9 +218,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_letters_are_looked_at_once_everything_is_asked() -> None:
+def test_letters_are_looked_at_once_both_learn() -> None:
     """A run through all three parts is its steps taken by hand, with a glance before each step of the last part."""
-    course = replace(COURSE, look_until=1, scenes_until=2)
+    course = replace(COURSE, look_until=1, still_until=2)
     whole = new_run(TOKENIZER, 0, tiny=True)
     train(whole, TOKENIZER, course, seed=0, steps=4, workers=0)
 
