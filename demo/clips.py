@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from PIL import Image
 
-from demo.scenes import Rgb, Scene, Shape, compressed, draw_background, draw_shape, pick_shape
+from demo.scenes import Rgb, Rim, Scene, Shape, compressed, draw_background, draw_shape, pick_rim, pick_shape
 
 _LEAST_TRAVEL = 0.33  # of the width or the height
 
@@ -46,6 +46,7 @@ class Clip:
     event: Event
     moment: float  # when it appears or disappears
     jpeg_quality: int | None
+    rim: Rim | None = None  # around every shape
 
     def shapes(self, time: float) -> tuple[Shape, ...]:
         """The shapes that are there at a time."""
@@ -60,7 +61,7 @@ class Clip:
         """The picture at a time."""
         image = self.background.copy()
         for shape in self.shapes(time):
-            draw_shape(image, shape)
+            draw_shape(image, shape, rim=self.rim)
         return image if self.jpeg_quality is None else compressed(image, self.jpeg_quality)
 
     def scene(self, time: float) -> Scene:
@@ -73,7 +74,7 @@ def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
     background, samples = draw_background(rng, width, height)
     event = rng.choice((*list(Event), Event.LEFT, Event.RIGHT, Event.UP, Event.DOWN))
     while True:
-        radius = rng.uniform(0.1, 0.2) * min(width, height)
+        radius = rng.uniform(0.1, 0.26) * min(width, height)
         margin = 1.2 * radius + 1
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         end = x, y
@@ -93,7 +94,7 @@ def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
         actor = pick_shape(rng, (x, y, radius), samples)
         still = _bystander(rng, (width, height), actor, end, samples) if rng.random() < 0.5 else ()
         quality = rng.randint(50, 92) if rng.random() < 0.5 else None
-        return Clip(width, height, background, still, actor, end, event, rng.uniform(0.3, 0.7), quality)
+        return Clip(width, height, background, still, actor, end, event, rng.uniform(0.3, 0.7), quality, pick_rim(rng))
 
 
 def _bystander(

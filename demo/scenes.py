@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ _HSV: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, flo
 }
 # Euclidean distance in RGB that a shape keeps from the background around it.
 _MIN_CONTRAST = 105.0
+_RIM_CONTRAST = 70.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,21 @@ class Shape:
     def name(self) -> str:
         """Colour and kind, as in "red circle"."""
         return f"{self.colour} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Rim:
+    """An outline: its colour, or None for a darker tone of the shape's own, and its width in radii."""
+
+    rgb: Rgb | None
+    width: float
+
+    def beside(self, fill: Rgb) -> Rgb:
+        """The colour around a shape of that colour, from which it can be told."""
+        red, green, blue = fill
+        dark = (red // 3, green // 3, blue // 3)
+        usable = (rgb for rgb in (self.rgb or dark, dark, (150, 150, 150)) if math.dist(rgb, fill) >= _RIM_CONTRAST)
+        return next(usable)
 
 
 @dataclass(frozen=True)
@@ -90,10 +107,9 @@ def draw_scene(rng: random.Random, width: int, height: int, count: int | None = 
     wanted = count if count is not None else rng.choice((1, 2, 2, 3, 3, 4, 4))
     circles = _layout(rng, width, height, wanted)
     shapes = [pick_shape(rng, circle, samples) for circle in circles]
-    smooth = rng.random() < 0.7
-    outline = rng.random() < 0.08
+    smooth, rim = rng.random() < 0.7, pick_rim(rng)
     for shape in shapes:
-        draw_shape(background, shape, smooth=smooth, outline=outline)
+        draw_shape(background, shape, smooth=smooth, rim=rim)
     if rng.random() < 0.05:
         background = background.filter(ImageFilter.GaussianBlur(0.6))
     ordered = sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x))
@@ -111,14 +127,17 @@ def draw_crowd(rng: random.Random, width: int, height: int) -> Scene:
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         if all(math.hypot(x - other.x, y - other.y) > 1.25 * (radius + other.radius) + 2 for other in shapes):
             shapes.append(pick_shape(rng, (x, y, radius), samples))
-    smooth = rng.random() < 0.7
+    smooth, rim = rng.random() < 0.7, pick_rim(rng)
     for shape in shapes:
-        draw_shape(image, shape, smooth=smooth)
+        draw_shape(image, shape, smooth=smooth, rim=rim)
     return Scene(width, height, tuple(shapes), as_photo(rng, image))
 
 
 def redraw(rng: random.Random, scene: Scene, width: int, height: int, *, change: bool = False) -> Scene:
-    """The scene in another size on a background of its own, with one shape made different if `change` is set."""
+    """The scene in another size on a background of its own, with one shape made different if `change` is set.
+
+    Now and then two shapes exchange their colours instead.
+    """
     while True:
         image, samples = draw_background(rng, width, height)
         scale = min(width / scene.width, height / scene.height)
@@ -133,7 +152,13 @@ def redraw(rng: random.Random, scene: Scene, width: int, height: int, *, change:
         ]
         if all(contrast(shape.rgb, samples) >= _MIN_CONTRAST for shape in shapes):
             break
-    if change:
+    pairs = [(a, b) for a, b in combinations(range(len(shapes)), 2) if _can_exchange(shapes[a], shapes[b])]
+    if change and pairs and rng.random() < 0.3:
+        a, b = rng.choice(pairs)
+        one, other = shapes[a], shapes[b]
+        shapes[a] = replace(one, colour=other.colour, rgb=other.rgb)
+        shapes[b] = replace(other, colour=one.colour, rgb=one.rgb)
+    elif change:
         index = rng.randrange(len(shapes))
         old = shapes.pop(index)
         if not shapes or rng.random() < 0.75:
@@ -144,9 +169,15 @@ def redraw(rng: random.Random, scene: Scene, width: int, height: int, *, change:
                 # Only the colour, or only the kind.
                 new = replace(new, colour=old.colour, rgb=old.rgb) if new.kind != old.kind else new
             shapes.insert(index, new)
+    rim = pick_rim(rng)
     for shape in shapes:
-        draw_shape(image, shape)
+        draw_shape(image, shape, rim=rim)
     return Scene(width, height, tuple(shapes), as_photo(rng, image))
+
+
+def _can_exchange(one: Shape, other: Shape) -> bool:
+    """Whether a picture is another one once two shapes have exchanged their colours."""
+    return one.kind != other.kind and one.colour != other.colour
 
 
 def as_photo(rng: random.Random, image: Image.Image) -> Image.Image:
@@ -201,7 +232,8 @@ def _layout(rng: random.Random, width: int, height: int, count: int) -> list[Cir
     for attempt in range(400):
         if len(placed) == count:
             break
-        share = rng.uniform(0.09, 0.14) if rng.random() < 0.4 else rng.uniform(0.13, 0.21)
+        least, greatest = rng.choices(((0.09, 0.14), (0.13, 0.21), (0.2, 0.37)), (0.35, 0.45, 0.2))[0]
+        share = rng.uniform(least, greatest)
         # The longer it takes, the smaller the shape.
         radius = max(6.0, share * side * stretch * (1 - attempt / 800))
         margin = 1.2 * radius + 1
@@ -225,8 +257,24 @@ def _apart(circle: Circle, other: Circle, width: int, height: int) -> bool:
     return _third(y, height) != _third(other_y, height) or abs(x - other_x) > 0.1 * width
 
 
-def draw_shape(image: Image.Image, shape: Shape, *, smooth: bool = True, outline: bool = False) -> None:
+def pick_rim(rng: random.Random) -> Rim | None:
+    """How the shapes of a picture are outlined: mostly not at all."""
+    if rng.random() < 0.7:
+        return None
+    return Rim(
+        rng.choice((None, None, (0, 0, 0), (0, 0, 0), (255, 255, 255), (100, 100, 100))), rng.uniform(0.04, 0.14)
+    )
+
+
+def draw_shape(image: Image.Image, shape: Shape, *, smooth: bool = True, rim: Rim | None = None) -> None:
     """Draw a shape into the image; `smooth` paints its border with partly covered pixels."""
+    if rim is not None and shape.radius >= 8:
+        _fill(image, replace(shape, rgb=rim.beside(shape.rgb)), smooth=smooth)
+        shape = replace(shape, radius=shape.radius - max(1.0, rim.width * shape.radius))
+    _fill(image, shape, smooth=smooth)
+
+
+def _fill(image: Image.Image, shape: Shape, *, smooth: bool) -> None:
     scale = 4 if smooth else 1
     left, top = math.floor(shape.x - shape.radius) - 1, math.floor(shape.y - shape.radius) - 1
     side = 2 * math.ceil(shape.radius) + 4
@@ -241,14 +289,6 @@ def draw_shape(image: Image.Image, shape: Shape, *, smooth: bool = True, outline
     if smooth:
         mask = mask.reduce(scale)
     image.paste(shape.rgb, (left, top), mask)
-    if outline and shape.radius >= 12 and shape.colour not in ("black", "white"):
-        dark = (shape.rgb[0] // 3, shape.rgb[1] // 3, shape.rgb[2] // 3)
-        points = _outline(shape.kind, shape.x, shape.y, shape.radius, shape.turn)
-        pen = ImageDraw.Draw(image)
-        if shape.kind == "circle":
-            pen.ellipse([*points[0], *points[1]], outline=dark, width=2)
-        else:
-            pen.line([*points, points[0], points[1]], fill=dark, width=2)
 
 
 def _outline(kind: str, x: float, y: float, radius: float, turn: float) -> list[tuple[float, float]]:
@@ -270,25 +310,62 @@ def _at(x: float, y: float, radius: float, angle: float) -> tuple[float, float]:
 
 
 def draw_background(rng: random.Random, width: int, height: int) -> tuple[Image.Image, list[Rgb]]:
-    """A plain, gradient or noisy background, and the colours that shapes must stand out from."""
+    """A plain, gradient, noisy or lined background, and the colours that shapes must stand out from."""
     first = _backdrop(rng)
     style = rng.random()
-    if style < 0.45:
-        return Image.new("RGB", (width, height), first), [first]
-    if style < 0.75:
+    if style < 0.4:
+        image, samples = Image.new("RGB", (width, height), first), [first]
+    elif style < 0.64:
         second = _near(rng, first, 45)
         ramp = _ramp(rng, width, height)[..., None]
         pixels = np.asarray(first, np.float32) * (1 - ramp) + np.asarray(second, np.float32) * ramp
-        return _to_image(pixels), [first, second]
+        image, samples = _to_image(pixels), [first, second]
+    elif style < 0.84:
+        image, samples = _to_image(np.asarray(first, np.float32) + _noise(rng, width, height)), [first]
+    else:
+        second = _near(rng, first, 60)
+        image, samples = Image.new("RGB", (width, height), first), [first, second]
+        _rule(rng, image, second)
+    if rng.random() < 0.12:
+        _frame(rng, image)
+    return image, samples
+
+
+def _noise(rng: random.Random, width: int, height: int) -> Floats:
+    """Grain, or coarse blotches: noise on a small grid, enlarged. Values around 0 over (height, width, 1)."""
     noise = np.random.default_rng(rng.getrandbits(64))
     strength = rng.uniform(4, 16)
-    if style < 0.9:
-        grain = noise.normal(0, strength, (height, width, 1))
-    else:
-        # Coarse blotches: noise on a small grid, enlarged.
-        cells = noise.normal(0, strength, (rng.randint(3, 12), rng.randint(3, 12))).astype(np.float32)
-        grain = np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR))[..., None]
-    return _to_image(np.asarray(first, np.float32) + grain), [first]
+    if rng.random() < 0.6:
+        return noise.normal(0, strength, (height, width, 1)).astype(np.float32)
+    cells = noise.normal(0, strength, (rng.randint(3, 12), rng.randint(3, 12))).astype(np.float32)
+    return np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BILINEAR))[..., None]
+
+
+def _rule(rng: random.Random, image: Image.Image, rgb: Rgb) -> None:
+    """Rule the image like paper: lines across, down or both, thin or as stripes; or tell a wall from a floor."""
+    pen, (width, height) = ImageDraw.Draw(image), image.size
+    across, down = rng.choice(((True, False), (True, False), (False, True), (True, True)))
+    if rng.random() < 0.2:
+        pen.rectangle((0, rng.uniform(0.3, 0.8) * height, width, height), fill=rgb)
+        return
+    gap = rng.uniform(0.04, 0.2) * min(width, height) + 3
+    thick = max(1, round(gap * (0.5 if rng.random() < 0.25 else rng.uniform(0.02, 0.2))))
+    start = rng.uniform(0, gap)
+    for place in np.arange(start, max(width, height), gap):
+        if across:
+            pen.line((0, place, width, place), fill=rgb, width=thick)
+        if down:
+            pen.line((place, 0, place, height), fill=rgb, width=thick)
+
+
+def _frame(rng: random.Random, image: Image.Image) -> None:
+    """A line around the whole picture, at its border or a little inside."""
+    width, height = image.size
+    side = min(width, height)
+    inset = rng.choice((0.0, rng.uniform(0, 0.04) * side))
+    rgb = rng.choice(((0, 0, 0), (255, 255, 255), (rng.randint(0, 255), rng.randint(0, 255), rng.randint(0, 255))))
+    thick = max(1, round(rng.uniform(0.005, 0.03) * side))
+    ImageDraw.Draw(image).rectangle((inset, inset, width - 1 - inset, height - 1 - inset), outline=rgb, width=thick)
 
 
 def _to_image(pixels: npt.NDArray[np.floating[Any]]) -> Image.Image:

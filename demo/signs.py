@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -18,12 +18,14 @@ from demo.config import LONGEST_EDGE, PATCH_SIZE, SHORTEST_EDGE
 from demo.fonts import Font, pick_font
 from demo.scenes import Rgb, as_photo, contrast, draw_background
 from demo.seeds import Split
+from demo.sizes import Size
 
 MAX_LETTERS = 6
 LETTERS = string.digits + string.ascii_uppercase  # small letters are read as their capitals
 # In patches: how wide a letter must be on average to be told from others, and the sizes of fonts.
 _LEAST_ADVANCE = 1.2
 _SMALLEST, _LARGEST = 1.8, 5.0
+_LARGEST_SIGN = 9.0
 _MIN_CONTRAST = 110.0
 
 _ALL_WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
@@ -82,27 +84,69 @@ def pick_text(rng: random.Random, split: Split) -> str:
 
 
 def draw_sign(rng: random.Random, split: Split, width: int, height: int) -> Sign:
-    """A sign of that size in a font of the split."""
+    """A sign of that size in a font of the split, sometimes narrower or wider than the font is."""
+    stretch = rng.uniform(0.78, 1.2) if rng.random() < 0.25 else 1.0
+    return _stretched(_draw_sign(rng, split, round(width / stretch), height, _LEAST_ADVANCE / min(stretch, 1)), width)
+
+
+def _stretched(sign: Sign, width: int) -> Sign:
+    """The sign made so wide."""
+    if sign.width == width:
+        return sign
+    factor = width / sign.width
+    words = tuple(
+        tuple(replace(letter, x=letter.x * factor, width=letter.width * factor) for letter in word)
+        for word in sign.words
+    )
+    return Sign(width, sign.height, words, sign.image.resize((width, sign.height)))
+
+
+def _draw_sign(rng: random.Random, split: Split, width: int, height: int, least_advance: float) -> Sign:
     image, samples = draw_background(rng, width, height)
     # What would be too small to read in a narrow picture is cut.
-    text = pick_text(rng, split)[: max(1, int(0.92 * width / (1.05 * _LEAST_ADVANCE * _patch(width, height))))]
-    font = _fitting(rng, split, text, width, height)
+    text = pick_text(rng, split)[: max(1, int(0.92 * width / (1.05 * least_advance * _patch(width, height))))]
+    font = _fitting(rng, split, text, (width, height), least_advance)
     left, top, right, bottom = font.getbbox(text)
     # Printed words stand in the middle more often than anywhere else.
     across, down = (rng.triangular(0.04, 0.96, 0.5) for _ in range(2))
     x, y = across * (width - right + left) - left, down * (height - bottom + top) - top
     pen = ImageDraw.Draw(image)
-    if rng.random() < 0.2:
-        panel = _far_from(rng, samples)
-        pad = 0.25 * (bottom - top)
-        pen.rounded_rectangle(
-            (x + left - pad, y + top - pad, x + right + pad, y + bottom + pad),
-            radius=rng.choice((0.0, pad)),
-            fill=panel,
-        )
-        samples = [panel]
-    pen.text((x, y), text, font=font, fill=_ink(rng, samples))
+    ink = None
+    if rng.random() < 0.4:
+        samples, ink = _board(rng, image, (x + left, y + top, x + right, y + bottom), samples)
+    pen.text((x, y), text, font=font, fill=ink or _ink(rng, samples))
     return Sign(width, height, (_letters(font, text, x, y),), as_photo(rng, image))
+
+
+def _board(
+    rng: random.Random, image: Image.Image, text: tuple[float, float, float, float], samples: list[Rgb]
+) -> tuple[list[Rgb], Rgb]:
+    """Draw what a word is printed on, from close around it to the whole picture, with or without a border.
+
+    Returns:
+        The colours under the word, and that of its ink.
+    """
+    (left, top, right, bottom), side = text, min(image.size)
+    pad = rng.uniform(0.2, 0.6) * (bottom - top)
+    inset = rng.uniform(0, 0.12) * side
+    close = (left - pad, top - pad, right + pad, bottom + pad)
+    whole = (inset, inset, image.width - 1 - inset, image.height - 1 - inset)
+    wide = rng.choice((0.0, 0.0, rng.random(), 1.0))
+    box = [a + wide * (pick(a, b) - a) for pick, a, b in zip((min, min, max, max), close, whole, strict=True)]
+    filled = rng.random() < 0.8
+    if filled:
+        samples = [_far_from(rng, samples)]
+    ink = _ink(rng, samples)
+    border = rng.choice((ink, ink, (0, 0, 0), (255, 255, 255)))
+    thick = round(rng.uniform(0.006, 0.035) * side) if rng.random() < 0.6 or not filled else 0
+    ImageDraw.Draw(image).rounded_rectangle(
+        box,
+        radius=rng.choice((0.0, 0.0, rng.uniform(0.2, 1.0) * pad)),
+        fill=samples[0] if filled else None,
+        outline=border if thick else None,
+        width=thick,
+    )
+    return samples, ink
 
 
 def draw_page(rng: random.Random, split: Split, width: int, height: int) -> Sign:
@@ -144,14 +188,16 @@ def _patch(width: int, height: int) -> float:
     return PATCH_SIZE * math.sqrt(width * height / shown)
 
 
-def _fitting(rng: random.Random, split: Split, text: str, width: int, height: int) -> Font:
+def _fitting(rng: random.Random, split: Split, text: str, size: Size, least_advance: float) -> Font:
     """A font in which the text fits the image and its letters are neither tiny nor huge."""
-    patch = _patch(width, height)
+    (width, height), patch = size, _patch(*size)
     font = pick_font(rng, split, 40)
     left, top, right, bottom = font.getbbox(text)
-    largest = min(40 * min(0.94 * width / (right - left), 0.8 * height / (bottom - top)), _LARGEST * patch)
-    smallest = 40 * _LEAST_ADVANCE * patch / ((right - left) / len(text))
-    return font.font_variant(size=max(8, round(rng.uniform(min(smallest, largest), largest))))
+    largest = min(40 * min(0.94 * width / (right - left), 0.8 * height / (bottom - top)), _LARGEST_SIGN * patch)
+    smallest = 40 * least_advance * patch / ((right - left) / len(text))
+    return font.font_variant(
+        size=max(8, round(min(smallest, largest) * (largest / min(smallest, largest)) ** rng.random()))
+    )
 
 
 def _ink(rng: random.Random, samples: list[Rgb]) -> Rgb:

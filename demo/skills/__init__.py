@@ -11,7 +11,7 @@ from demo.seeds import Split
 from demo.signs import Sign, draw_page, draw_sign
 from demo.sizes import Size
 from demo.skills import chat, colour, compare, count, describe, exists, follow_up, place, read, watch
-from demo.skills.base import Example, SceneSkill, Skill, Turn
+from demo.skills.base import AFTER, BEFORE, Example, SceneSkill, Skill, Turn
 
 __all__ = ["LESSONS", "SKILLS", "Example", "Skill", "Turn", "lesson", "scene_lesson", "texts"]
 
@@ -109,6 +109,7 @@ def lesson(name: str, rng: random.Random, sizes: Sequence[Size], turns: int, mos
 
 
 def texts() -> Iterable[str]:
-    """Every skill's words."""
+    """Every skill's words, and those around a question."""
+    yield from (*BEFORE, *AFTER)
     for skill in SKILLS.values():
         yield from skill.texts()

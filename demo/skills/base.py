@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, product
 from typing import ClassVar
 
 from PIL import Image
@@ -15,6 +18,11 @@ from demo.scenes import Scene, draw_scene
 from demo.seeds import Split
 from demo.signs import Sign
 from demo.sizes import Size
+
+_MARKS = "?.!"
+# What people put around a question.
+BEFORE = ("", "", "Please, ", "Hello, ", "Hi! ", "OK, ", "So ", "Now ", "Well, ", "I want to know: ", "Look: ", "Hey, ")
+AFTER = ("", "", " Thanks!", " Thank you.", " Please.", " Answer in one sentence.", " Be brief.", "?", "!")
 
 
 @dataclass(frozen=True)
@@ -43,14 +51,37 @@ class Example:
 
 @dataclass(frozen=True)
 class Phrasings:
-    """Ways to ask the same thing. Those held out are for evaluation alone."""
+    """Ways to ask the same thing. Those held out are for evaluation alone.
+
+    In those for training, "(picture|image)" stands for either word; what is held out but for its mark is left out.
+    """
 
     train: tuple[str, ...]
     held_out: tuple[str, ...]
 
+    @cached_property
+    def spelt(self) -> tuple[tuple[str, ...], ...]:
+        """Each way to ask for training, in all its wordings."""
+        held_out = {words.rstrip(_MARKS) for words in self.held_out}
+        ways = ([words for words in _wordings(way) if words.rstrip(_MARKS) not in held_out] for way in self.train)
+        return tuple(tuple(way) for way in ways if way)
+
+    @property
+    def all_trained(self) -> Iterator[str]:
+        """Every wording for training."""
+        return chain.from_iterable(self.spelt)
+
     def pick(self, rng: random.Random, split: Split) -> str:
         """One phrasing of the split, sometimes typed carelessly (see `careless`)."""
-        return careless(rng, rng.choice(self.train if split is Split.TRAIN else self.held_out))
+        if split is Split.HELD_OUT:
+            return careless(rng, rng.choice(self.held_out))
+        return mistyped(rng, careless(rng, rng.choice(rng.choice(self.spelt))))
+
+
+def _wordings(way: str) -> Iterator[str]:
+    """What a way to ask stands for, each of its alternatives chosen."""
+    parts = re.split(r"\(([^)]*)\)", way)
+    return map("".join, product(*(part.split("|") if place % 2 else [part] for place, part in enumerate(parts))))
 
 
 class Skill(ABC):
@@ -88,13 +119,24 @@ class SceneSkill(Skill):
 
 
 def careless(rng: random.Random, question: str) -> str:
-    """The question as people type it: often in lower case, often without its mark."""
+    """The question as people type it: often in lower case or without its mark, now and then with more around it."""
+    if rng.random() < 0.1:
+        before, after = rng.choice(BEFORE), rng.choice(AFTER)
+        question = f"{before}{question[0].lower()}{question[1:]}{after}" if before else question + after
     style = rng.random()
     if style < 0.25:
         question = question.lower()
     if style < 0.12 or style > 0.9:
-        question = question.rstrip("?.")
+        question = question.rstrip(_MARKS)
     return question
+
+
+def mistyped(rng: random.Random, question: str) -> str:
+    """The question, now and then with a letter missed or typed twice; not one that has yet to say what it is about."""
+    if rng.random() < 0.96 or "{" in question:
+        return question
+    place = rng.choice([place for place, letter in enumerate(question) if letter.isalpha()])
+    return question[:place] + question[place] * rng.choice((0, 2)) + question[place + 1 :]
 
 
 def with_article(noun: str) -> str:

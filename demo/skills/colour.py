@@ -11,24 +11,22 @@ from demo.skills.base import Phrasings, SceneSkill, Turn
 
 ASK = Phrasings(
     train=(
-        "What colour is the {}?",
-        "What color is the {}?",
-        "Which colour is the {}?",
-        "Which color is the {}?",
-        "What is the colour of the {}?",
-        "What is the color of the {}?",
-        "Which colour does the {} have?",
-        "What colour does the {} have?",
-        "Tell me the colour of the {}.",
-        "Tell me the color of the {}.",
-        "Please name the colour of the {}.",
-        "The {} is what colour?",
-        "The colour of the {}?",
-        "What colour is the {} in the picture?",
-        "What color is the {} in the image?",
-        "Can you tell me the colour of the {}?",
-        "{} colour?",
-        "Color of the {}?",
+        "(What|Which) (colour|color) is the {}?",
+        "(What|Which) (colour|color) is the {} in (the|this) (picture|image|drawing)?",
+        "What is the (colour|color) of the {}?",
+        "(Which|What) colour does the {} have?",
+        "What (colour|color) has the {}?",
+        "(What|Which) (colour|color) was the {} (drawn|painted) in?",
+        "(What|Which) (colour|color) do you see in the {}?",
+        "(Tell me|Say|Give me) the (colour|color) of the {}.",
+        "Please name the (colour|color) of the {}.",
+        "(Tell me|Say) (what|which) (colour|color) the {} (is|has).",
+        "Can you tell me (the colour of the {}|what color the {} is)?",
+        "The {} is (what|which) (colour|color)?",
+        "The (colour|color) of the {}?",
+        "{} (colour|color)?",
+        "(Colour|Color) of the {}?",
+        "How is the {} coloured?",
     ),
     held_out=(
         "What color does the {} have?",
@@ -49,7 +47,7 @@ class Colour(SceneSkill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        for index, phrasing in enumerate(ASK.train):
+        for index, phrasing in enumerate(ASK.all_trained):
             yield phrasing.format(SHAPES[index % len(SHAPES)])
         for kind in SHAPES:
             for colour in COLOURS:

@@ -15,26 +15,33 @@ from demo.skills.base import Example, Phrasings, Skill, Turn
 
 _SAME = Phrasings(
     train=(
-        "Are these the same?",
-        "Are the two pictures the same?",
-        "Are these pictures the same?",
+        "Are (these|they|both) the same?",
+        "Are (these|they|both) (identical|equal|alike|similar)?",
+        "Are the two (pictures|photos|drawings) the same?",
+        "Are (these|the two|both|the) (pictures|images|drawings|photos) (identical|equal|alike|different)?",
+        "Are these (pictures|photos|drawings) the same?",
         "Are both images the same?",
         "Are the images the same or different?",
-        "Are they the same?",
-        "Are they different?",
-        "Do the two images show the same?",
-        "Do both pictures show the same thing?",
-        "Same or different?",
-        "Compare the pictures.",
-        "Compare the two images.",
-        "Please compare these images.",
-        "Can you compare the two pictures?",
-        "What is the difference?",
-        "What is different?",
-        "What is different between the two images?",
-        "Is there a difference?",
-        "Tell me if the pictures are the same.",
-        "Describe both pictures.",
+        "Are they (different|the same or different|the same picture)?",
+        "Do (they|these|both|the two) (look the same|look alike|match|differ|show the same)?",
+        "Do the two (images|drawings|pictures) (show the same|match|look alike|look the same)?",
+        "Do both (pictures|images) show the same(| thing| things| shapes)?",
+        "Is it (the same picture|the same image|the same) (twice|both times|in both)?",
+        "Is the (first|second) (picture|image) the same as the (other|other one)?",
+        "Is this the same picture twice?",
+        "Same or (different|not)?",
+        "Compare (the pictures|the two images|them|both|both pictures|these two|these two pictures).",
+        "Please compare (these images|them|both pictures|the pictures).",
+        "Can you compare (the two pictures|them|these images)?",
+        "What is the difference(| here| between them| between the images| between these two pictures)?",
+        "What( is|'s) different(| here| in the second picture)?",
+        "What (differs|changed|has changed|is different between the two images|is different between them)?",
+        "(Is there|Do you see) (a|any) difference(| between them)?",
+        "(How|In what) do (they|the pictures|the two images) differ?",
+        "How are they different?",
+        "(Find|Spot|Name|Tell me) the (difference|differences).",
+        "(Tell me|Say) (if|whether) (the pictures|the images|they) are the same(| or not).",
+        "Describe both (pictures|images).",
     ),
     held_out=(
         "Are the two images the same?",
@@ -50,20 +57,20 @@ _SAME = Phrasings(
 # {} stands for a shape, as in "red circle".
 _WHICH = Phrasings(
     train=(
-        "Which picture has the {}?",
-        "Which image has the {}?",
-        "Which one has the {}?",
-        "Which picture shows the {}?",
-        "Which of the two images has a {}?",
+        "Which (picture|image|one|photo|drawing) has the {}?",
+        "Which (one|photo|drawing) has a {}(| in it)?",
+        "Which (picture|one|drawing) (shows|contains) (the|a) {}?",
+        "Which of (them|the two images|the two|these) (has|shows|contains) (a|the) {}?",
         "Which of the pictures shows a {}?",
-        "Which image shows a {}?",
-        "Which one shows the {}?",
-        "In which picture is the {}?",
-        "In which image do you see a {}?",
-        "Where is the {}, in the first or the second picture?",
-        "Which has the {}?",
-        "Tell me which picture has the {}.",
-        "Please find the picture with the {}.",
+        "Which image (shows|contains) a {}?",
+        "In which (picture|one|photo) is (the|a|there a) {}?",
+        "In which (image|one|drawing) (do|can) you see (a|the) {}?",
+        "Where is the {}, in the first or (the second picture|in the second)?",
+        "Is the {} in the first or the second (picture|image)?",
+        "Which has (the|a) {}?",
+        "Tell me which (picture|one) has (the|a) {}.",
+        "(Please find|Find|Show me) the (picture|image|one) (with|that has) the {}.",
+        "(First|The first) or second: which has the {}?",
     ),
     held_out=(
         "Which of the two pictures has a {}?",
@@ -76,13 +83,13 @@ _WHICH = Phrasings(
 )
 _MORE = Phrasings(
     train=(
-        "Which picture has more shapes?",
-        "Which image has more shapes?",
-        "Which one has more shapes?",
-        "Which of the two has more shapes?",
-        "In which picture are more shapes?",
-        "Which picture shows more?",
-        "Where are more shapes?",
+        "Which (picture|image|one|drawing) has more (shapes|objects|things)?",
+        "Which of the two (has|shows|contains) more (shapes|things)?",
+        "Which of them has (more|the most) shapes?",
+        "In which picture (are|are there|do you see) more shapes?",
+        "Which picture (shows|contains) more(| shapes)?",
+        "Where are (more shapes|there more shapes)?",
+        "Which has more?",
     ),
     held_out=(
         "Which of the two pictures has more shapes?",
@@ -93,13 +100,13 @@ _MORE = Phrasings(
 # {} stands for "first" or "second".
 _ONE = Phrasings(
     train=(
-        "What is in the {} picture?",
-        "What is in the {} image?",
-        "What does the {} picture show?",
-        "Describe the {} image.",
-        "Describe the {} one.",
-        "What do you see in the {} picture?",
-        "And the {} one?",
+        "What is in the {} (picture|image|one|photo|drawing)?",
+        "What's in the {} (picture|one)?",
+        "What does the {} (picture|one|drawing) show?",
+        "Describe the {} (image|one|drawing).",
+        "What (do|can) you see in the {} (picture|one)?",
+        "What is (drawn|shown) in the {} (picture|image|one)?",
+        "And (the {} one|in the {} one|the {} picture)?",
     ),
     held_out=("Describe the {} picture.", "What does the {} image show?", "What do you see in the {} image?"),
 )
@@ -114,11 +121,11 @@ class Compare(Skill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        yield from (*_SAME.train, *_MORE.train)
-        for phrasing in _WHICH.train:
+        yield from (*_SAME.all_trained, *_MORE.all_trained)
+        for phrasing in _WHICH.all_trained:
             yield phrasing.format("red circle")
         for ordinal in _ORDINALS:
-            yield from (phrasing.format(ordinal) for phrasing in _ONE.train)
+            yield from (phrasing.format(ordinal) for phrasing in _ONE.all_trained)
             yield has(ordinal, "red circle")
             yield f"The {ordinal} picture has more shapes."
         yield verdict(["red circle"], ["blue square"])
@@ -167,7 +174,7 @@ def draw_pair(rng: random.Random, sizes: Sequence[Size], most: int = 3) -> tuple
     if style < 0.4:
         # The same picture, as it is or in another size.
         return first, first if rng.random() < 0.7 else redraw(rng, first, *_like(rng, first, sizes))
-    if style < 0.7:
+    if style < 0.75:
         return first, redraw(rng, first, *_like(rng, first, sizes), change=True)
     return first, draw_scene(rng, *rng.choice(sizes), count=min(most, rng.choice((1, 1, 2, 2, 3))))
 

@@ -12,19 +12,23 @@ from demo.skills.base import NUMBERS, Phrasings, SceneSkill, Turn, plural
 # {} stands for what is counted: "shapes", "circles" or "red shapes".
 ASK = Phrasings(
     train=(
-        "How many {} are there?",
-        "How many {} do you see?",
-        "How many {} are in the image?",
-        "How many {} are in this picture?",
-        "How many {} can you see?",
-        "How many {} does the picture show?",
+        "How many {} are (there|there in total|there here|here)?",
+        "How many {} (do|can) you (see|count|find)?",
+        "How many {} are (in|on) (the|this) (image|picture|photo|drawing)?",
+        "How many {} are (shown|drawn|visible)(| here| in the picture| in this image)?",
+        "How many {} does (the picture|the image|this drawing|it) (show|have|contain)?",
+        "How many {} (have been|were) drawn?",
+        "How many {} can you see in (the|this) (picture|photo)?",
         "How many {}?",
-        "Count the {}.",
-        "Count the {} in the picture.",
-        "Please count the {}.",
-        "Can you count the {}?",
-        "Tell me how many {} there are.",
-        "What is the number of {}?",
+        "How many {} in (the|this) (picture|image)?",
+        "Count the {}(| in the picture| you see| for me| here).",
+        "Count (all the|all) {}.",
+        "Please count the {}(| in this image).",
+        "Can you count the {}(| in the picture)?",
+        "Count the {}, please.",
+        "(Tell me|Say) how many {} (there are|you see|are there).",
+        "What is the (number|total number|count) of {}?",
+        "Are there any {}, and how many?",
         "The number of {}?",
     ),
     held_out=(
@@ -36,6 +40,7 @@ ASK = Phrasings(
         "How many {} do you see in the picture?",
     ),
 )
+_ALSO_SHAPES = ("objects", "things", "figures", "items", "symbols")
 
 
 class Count(SceneSkill):
@@ -46,7 +51,8 @@ class Count(SceneSkill):
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
         things = ["shapes", *map(plural, SHAPES), *(f"{colour} shapes" for colour in COLOURS)]
-        for index, phrasing in enumerate(ASK.train):
+        yield from _ALSO_SHAPES
+        for index, phrasing in enumerate(ASK.all_trained):
             yield phrasing.format(things[index % len(things)])
         for thing in things:
             for number in range(len(NUMBERS)):
@@ -57,8 +63,9 @@ class Count(SceneSkill):
         style = rng.random()
         # Two questions in three are about something that is there; asking at random would nearly always give "no".
         if style < 0.4:
-            thing, number = "shapes", len(scene.shapes)
-        elif style < 0.75:
+            called = rng.choice(_ALSO_SHAPES) if rng.random() < 0.4 else "shapes"
+            return ask(rng, split, "shapes", len(scene.shapes), called)
+        if style < 0.75:
             kind = rng.choice(SHAPES) if rng.random() < 0.35 else rng.choice(scene.shapes).kind
             thing, number = plural(kind), sum(shape.kind == kind for shape in scene.shapes)
         else:
@@ -67,9 +74,9 @@ class Count(SceneSkill):
         return ask(rng, split, thing, number)
 
 
-def ask(rng: random.Random, split: Split, things: str, number: int) -> Turn:
-    """The turn about a number of things given in the plural."""
-    return Turn(SKILL.name, ASK.pick(rng, split).format(things), answer(number, things))
+def ask(rng: random.Random, split: Split, things: str, number: int, called: str | None = None) -> Turn:
+    """The turn about a number of things given in the plural, which the question may call otherwise."""
+    return Turn(SKILL.name, ASK.pick(rng, split).format(called or things), answer(number, things))
 
 
 def answer(number: int, things: str) -> str:

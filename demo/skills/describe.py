@@ -13,34 +13,37 @@ from demo.skills.base import Phrasings, SceneSkill, Turn, with_article
 
 ASK = Phrasings(
     train=(
-        "What is in the image?",
-        "What is in this picture?",
-        "What do you see?",
-        "What can you see in the picture?",
-        "What does the image show?",
-        "What is this?",
-        "What shapes are there?",
-        "What shapes are in the image?",
-        "Which shapes do you see?",
-        "Which shapes can you see in this image?",
-        "Describe the image.",
-        "Describe this picture.",
-        "Describe the scene.",
-        "Describe what you see.",
-        "Can you describe the picture?",
-        "Please describe this image.",
-        "Please tell me what is in the picture.",
-        "Tell me what you see.",
-        "List the shapes.",
-        "List everything in the picture.",
-        "Name the shapes in the image.",
-        "Name all shapes and their colours.",
-        "What's in the picture?",
-        "What's in this image?",
-        "What's this?",
-        "Which shapes are in the scene?",
+        "What is in (the|this) (picture|image|photo|drawing|scene)?",
+        "What's in (the|this) (picture|image|photo|drawing)?",
+        "What is (here|this|on it|in it|there)?",
+        "What's (this|here|there)?",
+        "What (do|can) you see?",
+        "What (do|can) you see (in|on) (the|this) (picture|image|photo|drawing)?",
+        "What (do|can) you see (here|there)?",
+        "What does (the|this) (picture|image|photo|drawing|scene) (show|contain|have in it)?",
+        "What does it show?",
+        "What is (shown|drawn|visible|depicted) (here|in the picture|in this image|in the drawing)?",
+        "What (has been|was) drawn (here|in the picture)?",
+        "What (shapes|objects|things|figures) are (there|in the image|in this picture|drawn here)?",
+        "What (shapes|objects|things|figures) (do|can) you see?",
+        "Which (shapes|objects|things|figures) are (in the image|in this picture|shown)?",
+        "Which (shapes|objects|things|figures) (do you see|can you see in this image)?",
+        "(Which|What) (colours|colors) (are there|do you see|are in the picture|are used)?",
+        "Describe (the|this) (image|picture|photo|drawing|scene).",
+        "Describe (what you see|it|everything|what is in the picture|what is there).",
+        "Can you (describe the picture|describe this image|describe it|tell me what this is|say what you see)?",
+        "Could you describe (the|this) (picture|image|photo)(| for me)?",
+        "Please (describe|explain) (this|the) (image|picture|drawing).",
+        "Please tell me what is in the (picture|image|drawing).",
+        "Tell me what (you see|is there|is in the picture|is shown here|this is).",
+        "Tell me about (the|this) (picture|image|drawing).",
+        "Give me a description(| of the picture| of this image).",
+        "Say what you see.",
+        "(List|Name) (the|all|all the) (shapes|objects|things)(| in the image| in this picture| you see).",
+        "(List|Name) everything (in the picture|you see).",
+        "Name all shapes and their (colours|colors).",
+        "Which shapes and (colours|colors) (are there|do you see)?",
         "Describe.",
-        "What is shown here?",
     ),
     held_out=(
         "What is in the picture?",
@@ -64,7 +67,7 @@ class Describe(SceneSkill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        yield from ASK.train
+        yield from ASK.all_trained
         for kind in SHAPES:
             for colour in COLOURS:
                 yield f"A {colour} {kind} and a {colour} {kind}. An orange {kind}, an orange {kind}."

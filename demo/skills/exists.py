@@ -14,15 +14,18 @@ from demo.skills.base import Phrasings, SceneSkill, Turn, with_article
 _ASK = Phrasings(
     train=(
         "Is there {}?",
-        "Is there {} in the picture?",
-        "Is there {} in this image?",
-        "Do you see {}?",
+        "Is there {} (here|in it|there|in the picture|in this image|in this photo|in the drawing|anywhere)?",
+        "Is there {} to be seen?",
+        "Is there {} among the shapes?",
+        "(Do|Can) you see {}?",
+        "(Do|Can) you see {} (here|in it|there|anywhere|in the drawing|in this picture)?",
         "Do you see {} in the picture?",
-        "Can you see {}?",
-        "Does the image show {}?",
-        "Does this picture have {}?",
-        "Is {} in the image?",
-        "Tell me if there is {}.",
+        "(Can|Do) you find {}(| here| in it)?",
+        "Does (the image|this picture|it|this drawing|the scene) (show|have|contain) {}?",
+        "Does it have {}(| in it)?",
+        "Is {} (in the image|shown|there|in it|visible|in this picture)?",
+        "(Tell me|Say) (if|whether) there is {}.",
+        "Has (the picture|it|this image) got {}?",
         "{}?",
     ),
     held_out=(
@@ -42,11 +45,10 @@ class Exists(SceneSkill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        for phrasing in _ASK.train:
+        for phrasing in _ASK.all_trained:
             yield phrasing.format("a red circle")
         for name in ("red circle", "orange star"):
-            yield f"Yes, there is {with_article(name)}."
-            yield f"No, there is no {name}."
+            yield from (answer(name, there=True), answer(name, there=False))
             yield missing(name)
 
     def turn(self, rng: random.Random, split: Split, scene: Scene) -> Turn:
@@ -63,12 +65,18 @@ class Exists(SceneSkill):
             called = _in_vain(rng, absent_kinds, name)
             return Turn(self.name, place.ASK.pick(rng, split).format(called), missing(called))
         if style < 0.7:
-            called = rng.choice(kinds if rng.random() < 0.3 else names)
-            answer = f"Yes, there is {with_article(called)}."
-        else:
-            called = _in_vain(rng, absent_kinds, name)
-            answer = f"No, there is no {called}."
-        return Turn(self.name, _ASK.pick(rng, split).format(with_article(called)), answer)
+            return ask(rng, split, rng.choice(kinds if rng.random() < 0.3 else names), there=True)
+        return ask(rng, split, _in_vain(rng, absent_kinds, name), there=False)
+
+
+def ask(rng: random.Random, split: Split, called: str, *, there: bool) -> Turn:
+    """The turn about whether something is there."""
+    return Turn(SKILL.name, _ASK.pick(rng, split).format(with_article(called)), answer(called, there=there))
+
+
+def answer(called: str, *, there: bool) -> str:
+    """Yes or no."""
+    return f"Yes, there is {with_article(called)}." if there else f"No, there is no {called}."
 
 
 def _in_vain(rng: random.Random, kinds: list[str], name: str) -> str:

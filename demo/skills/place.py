@@ -12,21 +12,24 @@ from demo.skills.base import Phrasings, SceneSkill, Turn
 ASK = Phrasings(
     train=(
         "Where is the {}?",
-        "Where is the {} in the image?",
-        "Where is the {} in this picture?",
-        "Where can you see the {}?",
-        "Where do you see the {}?",
+        "Where is the {} in (the|this) (image|drawing|photo)?",
+        "Where is the {} (placed|located|drawn|shown)?",
+        "Where (can|do) you (see|find) the {}?",
+        "Where would I find the {}?",
         "Where's the {}?",
-        "Please tell me where the {} is.",
+        "Where exactly is the {}?",
+        "(Please tell|Tell|Show) me where the {} is (placed|located|found).",
         "Tell me where you see the {}.",
+        "(Say|Point out) where the {} is.",
         "Can you tell me where the {} is?",
-        "What is the place of the {}?",
-        "What is the position of the {}?",
-        "In which place is the {}?",
-        "Which part of the image is the {} in?",
-        "Find the {}.",
-        "Please find the {}.",
+        "What is the (place|position|location) of the {}?",
+        "(In which|In what) (place|part|corner|area) is the {}?",
+        "(Which|What) part of the (image|picture) is the {} in?",
+        "On (which|what) side is the {}?",
+        "(Find|Locate) the {}.",
+        "Please (find|locate) the {}(| in this picture).",
         "The {} is where?",
+        "Position of the {}?",
     ),
     held_out=(
         "Where is the {} in the picture?",
@@ -46,7 +49,7 @@ class Place(SceneSkill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        for index, phrasing in enumerate(ASK.train):
+        for index, phrasing in enumerate(ASK.all_trained):
             yield phrasing.format(SHAPES[index % len(SHAPES)])
         for row in PLACES:
             for place in row:

@@ -14,31 +14,28 @@ from demo.skills.base import Example, Phrasings, Skill, Turn
 ASK = Phrasings(
     train=(
         "What does it say?",
-        "What does the image say?",
-        "What does this sign say?",
-        "What is written here?",
-        "What is written in the picture?",
-        "What is written on the sign?",
-        "What is printed here?",
-        "What word is this?",
-        "What word is in the picture?",
-        "Which word is this?",
-        "Which word do you see?",
-        "What text is in the image?",
-        "What text do you see?",
-        "Read the text.",
-        "Read the word.",
-        "Read this.",
+        "What does (the|this) (image|sign|board|label|photo|plate|card|note|poster|screen|drawing) say?",
+        "What does this picture say?",
+        "What is (written|printed) (here|there|on it|in it)?",
+        "What is (written|printed) (in|on) (the picture|the sign|this image|this sign)?",
+        "What is (written|printed) on (the board|the label|this plate|this card)?",
+        "What's (written|printed) (here|on it|on the sign|there)?",
+        "What word (is this|is it|is written here|is printed here|is on the sign|is in the picture)?",
+        "What word (do|can) you see?",
+        "Which word (is this|is it|is written here|is printed here|do you see|can you see|is shown)?",
+        "What (text|writing|letters) (is|are) (in the image|here|there|on the sign|shown|written here)?",
+        "What (text|letters|word) (do|can) you (see|read)(| here)?",
+        "(Read|Say|Spell) (the text|the word|this|it|the sign|this sign|the board|the label|the letters).",
+        "Read (this|it|the text|the sign) (to me|aloud|out|for me).",
         "Read.",
-        "Read the sign.",
-        "Please read the text.",
-        "Please read this word.",
-        "Can you read this?",
-        "Can you read the text in the picture?",
-        "Tell me what it says.",
+        "Please read (the text|this word|it|this sign|the sign|this|what is written).",
+        "(Can|Could) you read (this|it|the sign|the text in the picture|what is written here|that)?",
+        "What can you read(| here| on the sign| in the picture)?",
+        "(Tell me|Say) what (it says|the sign says|is printed here|you read|the text is).",
+        "What is the (text|word)?",
         "What's the text?",
-        "What's written here?",
-        "The text?",
+        "The (text|word)?",
+        "Is there any text, and what does it say?",
     ),
     held_out=(
         "What does the picture say?",
@@ -53,14 +50,17 @@ ASK = Phrasings(
 )
 _ASK_NUMBER = Phrasings(
     train=(
-        "What number is this?",
-        "Which number is this?",
-        "What number do you see?",
-        "What number is in the picture?",
-        "Which number is written here?",
-        "Read the number.",
-        "Please read this number.",
-        "What is the number?",
+        "What number is (this|it|shown|written here|printed here|on the sign|in the picture)?",
+        "Which number is (this|it|shown|written here|printed here|on the board)?",
+        "What number (do|can) you (see|read)?",
+        "Which number can you (see|read)?",
+        "(What|Which) (digits|numbers) (do you see|are these|are written here|can you read)?",
+        "Read (the|this) number(| to me| for me).",
+        "Please read (this|out the) number.",
+        "What is the number(| here| on the sign| in the picture)?",
+        "What's the number?",
+        "(Tell me|Say) the number.",
+        "The number?",
     ),
     held_out=("What number is in the image?", "Which number do you see?", "Please read the number."),
 )
@@ -74,7 +74,7 @@ class Read(Skill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        yield from (*ASK.train, *_ASK_NUMBER.train, NO_TEXT, 'It says "')
+        yield from (*ASK.all_trained, *_ASK_NUMBER.all_trained, NO_TEXT, 'It says "')
 
     def turn(self, rng: random.Random, split: Split, view: Scene | Sign) -> Turn:
         """A turn about a view; scenes hold no text."""

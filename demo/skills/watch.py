@@ -14,25 +14,21 @@ from demo.skills.base import Example, Phrasings, Skill, Turn, with_article
 _WHAT = Phrasings(
     train=(
         "What happens?",
-        "What happens in the video?",
-        "What happens in this clip?",
-        "What is happening?",
-        "What is happening in this video?",
-        "What is going on in the video?",
-        "What do you see in the video?",
-        "What does the video show?",
-        "What does this clip show?",
-        "What changes?",
-        "What changes in the video?",
-        "What is in this video?",
-        "Describe the video.",
-        "Describe this clip.",
-        "Describe what happens.",
-        "Please describe the video.",
-        "Tell me what happens.",
-        "Tell me what you see in this video.",
-        "Watch the video and tell me what happens.",
+        "What happens (here|in it|then|in the video|in this clip|in the film|in this movie|in the animation)?",
+        "What is happening(| here| in this video| in the clip| in this animation)?",
+        "What's (happening|going on)(| here| in the video)?",
+        "What is going on(| here| in the video| in this clip)?",
+        "What (do|can) you see(| in the video| in this clip| happening)?",
+        "What does (the video|this clip|it|the film|this animation) show?",
+        "What (changes|changed|is changing)(| here| in the video| in it)?",
+        "What is in (this|the) (video|clip)?",
+        "Describe (the video|this clip|what happens|it|the animation|what you see|what is happening).",
+        "Please describe (the video|what happens|it).",
+        "Can you (describe the video|tell me what happens|describe this clip)?",
+        "Tell me what (happens|is going on|you see in this video|changes|this video shows).",
+        "(Watch|Look at) the (video|clip) and tell me what happens.",
         "What happens to the shapes?",
+        "What do the shapes do?",
     ),
     held_out=(
         "What happens in this video?",
@@ -47,19 +43,19 @@ _WHAT = Phrasings(
 # {} stands for a shape, as in "red circle".
 _WAY = Phrasings(
     train=(
-        "Which way does the {} move?",
-        "Which way does the {} go?",
-        "Where does the {} move?",
-        "Where does the {} go?",
-        "In which direction does the {} move?",
-        "What direction does the {} move in?",
+        "(Which|What) way does the {} (move|go)?",
+        "Where does the {} (move|go|move to|go to)?",
+        "(In which|In what) direction does the {} move?",
+        "(What|Which) direction (does the {} go|does the {} go in|is the {} going|does the {} take)?",
         "What is the direction of the {}?",
         "How does the {} move?",
-        "What does the {} do?",
-        "What happens to the {}?",
-        "Does the {} move to the left or to the right?",
-        "Tell me which way the {} moves.",
-        "Which way is the {} moving?",
+        "What (does the {} do|is the {} doing)?",
+        "What happens (to|with) the {}?",
+        "Does the {} move (to the left or to the right|left or right|up or down)?",
+        "(Tell me|Say) (which way|where|in which direction) the {} (moves|goes).",
+        "(Which|What) way is the {} (moving|going)?",
+        "To (which|what) side does the {} (move|go)?",
+        "Describe (how the {} moves|the motion of the {}|the movement of the {}).",
     ),
     held_out=(
         "In which direction does the {} go?",
@@ -71,37 +67,39 @@ _WAY = Phrasings(
 )
 _MOVES = Phrasings(
     train=(
-        "What moves?",
-        "What is moving?",
-        "Which shape moves?",
-        "What moves in the video?",
-        "Which way does it move?",
-        "Which way does the shape move?",
-        "Where does it go?",
-        "In which direction does it move?",
+        "What (moves|is moving)?",
+        "What (moves|is moving) (in the video|here|in it|in this video)?",
+        "Which (shape|thing|object|one) (moves|is it that moves)?",
+        "(Which|What) (way|direction) does (it|the shape) (move|go)?",
+        "Where does (it|the shape) (go|move)?",
+        "In (which|what) direction does it (move|go)?",
+        "Does anything move(|, and where)?",
+        "Is (something|anything) moving?",
+        "Which way is it (moving|going)?",
     ),
     held_out=("What moves in this clip?", "Which shape is moving?", "In which direction does the shape move?"),
 )
 _COMES = Phrasings(
     train=(
-        "What appears?",
-        "What appears in the video?",
-        "Which shape appears?",
-        "What shape appears in this clip?",
-        "What comes into the picture?",
-        "What is new?",
-        "Tell me what appears.",
+        "What appears(| here| in the video| in it)?",
+        "(Which|What) (shape|thing|object) (appears|shows up)(| here| in the video)?",
+        "What (shape appears in this clip|is the shape that appears)?",
+        "What (comes|comes into the picture|shows up|pops up|comes in)(| later)?",
+        "What is (new|added|new at the end)?",
+        "Something appears. What is it?",
+        "Does (something|anything) (appear|show up)?",
+        "Tell me what (appears|shows up|comes in).",
     ),
     held_out=("What appears in this video?", "What shape appears?", "Tell me which shape appears."),
 )
 _GOES = Phrasings(
     train=(
-        "What disappears?",
-        "What disappears in the video?",
-        "Which shape disappears?",
-        "What shape disappears in this clip?",
-        "What is gone?",
-        "Tell me what disappears.",
+        "What (disappears|vanishes|goes away)(| here| in the video)?",
+        "(Which|What) (shape|thing|object) (disappears|vanishes|goes away)(| in this clip)?",
+        "What is (gone|missing|gone at the end)(| later)?",
+        "Something disappears. What is it?",
+        "Does (something|anything) (disappear|vanish|go away)?",
+        "Tell me what (disappears|vanishes|is gone).",
     ),
     held_out=("What disappears in this video?", "What shape disappears?", "Tell me which shape disappears."),
 )
@@ -115,8 +113,15 @@ class Watch(Skill):
 
     def texts(self) -> Iterable[str]:
         """See `Skill`."""
-        yield from (*_WHAT.train, *_MOVES.train, *_COMES.train, *_GOES.train, *_NOTHING.values(), "<0.5 seconds>")
-        for phrasing in _WAY.train:
+        yield from (
+            *_WHAT.all_trained,
+            *_MOVES.all_trained,
+            *_COMES.all_trained,
+            *_GOES.all_trained,
+            *_NOTHING.values(),
+            "<0.5 seconds>",
+        )
+        for phrasing in _WAY.all_trained:
             yield phrasing.format(f"{COLOURS[0]} {SHAPES[0]}")
         for event in Event:
             yield f"A {COLOURS[0]} {SHAPES[0]} {event}. The {COLOURS[0]} {SHAPES[0]} {event}."

@@ -10,6 +10,7 @@ from demo.scenes import SHAPES, draw_scene
 from demo.seeds import Split, stream
 from demo.sizes import held_out, random_size
 from demo.skills import LESSONS, SKILLS, compare, exists, follow_up, lesson, read, scene_lesson, watch
+from demo.skills.base import Phrasings, mistyped
 
 NOT_AN_ANSWER = "I do not know."
 
@@ -31,6 +32,24 @@ def test_held_out_questions_are_never_trained_on(name: str) -> None:
         assert not {question.rstrip("?.").lower() for question in case.questions} & asked
         assert case.right(case.expected)
         assert not case.right(NOT_AN_ANSWER)
+
+
+def test_a_phrasing_for_training_stands_for_all_its_wordings() -> None:
+    """Alternatives are spelt out, but for what is held out, and the question is asked in each of the others."""
+    phrasings = Phrasings(train=("What is (in|on)( it| that)?", "Look."), held_out=("What is on that.",))
+    assert phrasings.spelt == (("What is in it?", "What is in that?", "What is on it?"), ("Look.",))
+    asked = {phrasings.pick(stream(Split.TRAIN, 1, index), Split.TRAIN) for index in range(200)}
+    assert asked >= {"What is in it?", "What is in that?", "What is on it?", "Look."}
+
+
+def test_questions_are_mistyped_now_and_then() -> None:
+    """By one letter more or less, in training alone; never where a word has yet to be put in."""
+    rng = stream(Split.TRAIN, 1)
+    typed = [mistyped(rng, "What is it?") for _ in range(1000)]
+    wrong = [question for question in typed if question != "What is it?"]
+    assert 10 < len(wrong) < 100
+    assert {len(question) - len("What is it?") for question in wrong} == {-1, 1}
+    assert all(mistyped(rng, "Where is the {}?") == "Where is the {}?" for _ in range(1000))
 
 
 ASKED = [name for name in LESSONS if name not in ("crowd", "page")]  # which are only looked at
