@@ -76,11 +76,11 @@ class Course:
     """
 
     batch_size: int = 32
-    look_until: int = 5500  # steps that train the vision tower alone
-    scenes_until: int = 6700  # steps after which everything else is asked, too
-    still_until: int = 7300  # steps after which the vision tower learns again, too
+    look_until: int = 5300  # steps that train the vision tower alone
+    scenes_until: int = 5900  # steps after which everything else is asked, too
+    still_until: int = 6300  # steps after which the vision tower learns again, too
     turns: int = 4  # about each scene
-    small_until: int = 6200  # steps until which pictures that are talked about take at most 18 tokens
+    small_until: int = 5700  # steps until which pictures that are talked about take at most 18 tokens
     small_share: float = 0.4  # of the other batches that have images of at most 25 tokens, on which steps are fast
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.

@@ -4,11 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from demo import fonts
 from demo.config import LONGEST_EDGE, PATCH_SIZE, SHORTEST_EDGE
+from demo.scenes import contrast
 from demo.seeds import Split, stream
-from demo.signs import LETTERS, MAX_LETTERS, WORDS, Sign, draw_page, draw_sign, pick_text
+from demo.signs import LETTERS, MAX_LETTERS, WORDS, Sign, _board, _stretched, draw_page, draw_sign, pick_text
 from demo.sizes import random_size
 
 
@@ -50,6 +52,30 @@ def test_letters_are_where_they_are_said_to_be() -> None:
             left, top = letter.x - letter.width / 2, letter.y - letter.height / 2
             around = pixels[max(0, int(top)) : int(top + letter.height), max(0, int(left)) : int(left + letter.width)]
             assert np.ptp(around, axis=(0, 1)).max() > 40, sign.text
+
+
+def test_words_are_printed_on_boards_with_and_without_a_border() -> None:
+    """A board covers the word and keeps its ink apart from what is under it; some have a line around them."""
+    bordered = 0
+    for index in range(60):
+        rng = stream(Split.TRAIN, 8, "board", index)
+        image = Image.new("RGB", (160, 120), (200, 200, 200))
+        samples, ink = _board(rng, image, (60, 50, 100, 70), [(200, 200, 200)])
+        assert contrast(ink, samples) >= 100
+        under = {image.getpixel((x, y)) for x in range(60, 101) for y in range(50, 71)}
+        assert under == set(samples)
+        bordered += len(image.getcolors() or ()) > 1 + (samples != [(200, 200, 200)])
+    assert 15 < bordered < 60
+
+
+def test_a_stretched_sign_keeps_its_letters_in_place() -> None:
+    """Made narrower or wider, letters and pixels move alike."""
+    for sign in signs(10):
+        wider = _stretched(sign, 2 * sign.width)
+        assert wider.image.size == (2 * sign.width, sign.height)
+        assert [letter.x for letter in wider.words[0]] == [2 * letter.x for letter in sign.words[0]]
+        assert [letter.height for letter in wider.words[0]] == [letter.height for letter in sign.words[0]]
+        assert wider.text == sign.text
 
 
 def test_a_page_holds_many_words() -> None:
