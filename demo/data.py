@@ -92,13 +92,13 @@ class Course:
     )
     scenes: tuple[tuple[str, float], ...] = (("scene", 0.97), ("talk", 0.03))
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.32),
-        ("sign", 0.43),
-        ("pair", 0.11),
-        ("clip", 0.11),
-        ("talk", 0.03),
+        ("scene", 0.36),
+        ("sign", 0.28),
+        ("pair", 0.16),
+        ("clip", 0.16),
+        ("talk", 0.04),
     )
-    glances: tuple[tuple[str, float], ...] = (("page", 0.65), ("sign", 0.35))
+    glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))
 
     @property
     def beside(self) -> Course:

@@ -37,7 +37,7 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 7600
+STEPS = 10000
 RANKS = 2
 _SIGHT_WEIGHT = 0.3
 _TOWER_SHARE = 0.5  # of the rates, while both learn: whole ones would cost the tower letters that it knows

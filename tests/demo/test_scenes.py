@@ -153,7 +153,7 @@ def test_a_rim_can_be_told_from_what_it_surrounds() -> None:
 
 
 def test_scenes_are_drawn_as_differently_as_people_draw_them() -> None:
-    """Shapes take a fifth to two thirds of the short side, some have rims, and half of the backgrounds are not plain."""
+    """Shapes take a fifth to two thirds of the short side, some have rims, half of the backgrounds are not plain."""
     drawn = scenes(300)
     shares = [2 * shape.radius / min(scene.width, scene.height) for scene in drawn for shape in scene.shapes]
     assert min(shares) < 0.22
