@@ -69,19 +69,20 @@ class Part(Enum):
 
 @dataclass(frozen=True)
 class Course:
-    """What is learnt when: to see first, then to talk about a few shapes, then about more, and then everything.
+    """What is learnt when: to see first, then to talk about small scenes, about small pairs and clips, and about all.
 
-    At first the tower stands still while the text model learns to talk: on whole rates it would unlearn letters within
-    fifty steps, and steps without it cost half.
+    Until all is asked, the tower stands still and pictures that are talked about are small. On whole rates the tower
+    would unlearn letters within fifty steps; and which picture of two, or what changes from one to the next, is learnt in
+    fewer and far shorter steps so.
     """
 
     batch_size: int = 32
     look_until: int = 5300  # steps that train the vision tower alone
-    scenes_until: int = 5900  # steps after which everything else is asked, too
-    still_until: int = 6300  # steps after which the vision tower learns again, too
+    scenes_until: int = 5600  # steps after which pairs and clips are asked about, too
+    still_until: int = 6800  # steps after which the vision tower learns again, too, and everything is asked
     turns: int = 4  # about each scene
-    small_until: int = 5700  # steps until which pictures that are talked about take at most 18 tokens
-    small_share: float = 0.4  # of the other batches that have images of at most 25 tokens, on which steps are fast
+    most_still: int = 18  # tokens of a picture that is talked about while the tower stands still
+    small_share: float = 0.5  # of the other batches that have images of at most 25 tokens, on which steps are fast
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
     looking: tuple[tuple[str, float], ...] = (
@@ -91,11 +92,18 @@ class Course:
         ("sign", 0.12),
     )
     scenes: tuple[tuple[str, float], ...] = (("scene", 0.97), ("talk", 0.03))
+    several: tuple[tuple[str, float], ...] = (
+        ("scene", 0.19),
+        ("sign", 0.08),
+        ("pair", 0.4),
+        ("clip", 0.29),
+        ("talk", 0.04),
+    )
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.36),
-        ("sign", 0.28),
-        ("pair", 0.16),
-        ("clip", 0.16),
+        ("scene", 0.33),
+        ("sign", 0.25),
+        ("pair", 0.18),
+        ("clip", 0.2),
         ("talk", 0.04),
     )
     glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))
@@ -115,7 +123,9 @@ class Course:
         """What chats are about by then, and how often."""
         if step < self.look_until:
             return self.looking
-        return self.scenes if step < self.scenes_until else self.everything
+        if step < self.scenes_until:
+            return self.scenes
+        return self.several if step < self.still_until else self.everything
 
     def progress(self, step: int, steps: int) -> float:
         """The share of looking, and after it of talking, that is over: in each, learning rates fall to zero."""
@@ -124,8 +134,8 @@ class Course:
 
     def most_tokens(self, step: int, rng: random.Random) -> int | None:
         """How many tokens an image of that batch may take; None where any number is right."""
-        if self.look_until <= step < self.small_until:
-            return 18
+        if self.part(step) is Part.TALKING:
+            return self.most_still
         return _CLIP_TOKENS if rng.random() < self.small_share else None
 
     def most_shapes(self, step: int) -> int:

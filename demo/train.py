@@ -37,7 +37,7 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 10000
+STEPS = 8200
 RANKS = 2
 _SIGHT_WEIGHT = 0.3
 _TOWER_SHARE = 0.5  # of the rates, while both learn: whole ones would cost the tower letters that it knows

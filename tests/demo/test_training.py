@@ -13,7 +13,7 @@ from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
 from decoder_service.prompt import PromptBuilder
 from demo.checkpoint import save_checkpoint
 from demo.config import model_config
-from demo.data import IGNORED, Batches, Course, Part
+from demo.data import IGNORED, Batch, Batches, Course, Part
 from demo.forward import for_training, losses
 from demo.prompts import SYSTEM_PROMPTS, render
 from demo.quantize import BLOCK, imitate_int4, round_int4
@@ -112,14 +112,22 @@ def test_positions_and_loss_are_the_stock_models() -> None:
 
 
 def test_the_course_goes_from_looking_to_scenes_to_everything() -> None:
-    """Shapes are there to look at from the first step; then come scenes alone, then clips and pairs, too."""
-    course = Course(batch_size=8, look_until=1, small_until=0, scenes_until=2, still_until=4)
-    assert [course.part(step) for step in range(5)] == [Part.LOOKING, *[Part.TALKING] * 3, Part.BOTH]
+    """Shapes are there to look at from the first step; then come small scenes, small clips and pairs, too, then all."""
+    course = Course(batch_size=8, look_until=1, scenes_until=2, still_until=6)
+    parts = [Part.LOOKING, *[Part.TALKING] * 5, Part.BOTH]
+    assert [course.part(step) for step in range(7)] == parts
     batches = Batches(TOKENIZER, 0, course)
-    looking, scenes, *everything = (batches[step] for step in range(8))
+    looking, *talking = (batches[step] for step in range(18))
+    scenes, several, everything = talking[0], talking[1:5], talking[5:]
     assert (looking.cells[:, Fact.CENTRE] == 1).any()
-    assert len(scenes.grid) <= 8 < max(len(batch.grid) for batch in everything)
-    assert all((batch.labels != IGNORED).any() for batch in (scenes, *everything))
+    assert len(scenes.grid) <= 8 < max(len(batch.grid) for batch in several)
+    assert all((batch.labels != IGNORED).any() for batch in talking)
+
+    def tokens(batch: Batch) -> int:
+        return int(batch.grid.prod(-1).max()) // 4
+
+    assert all(tokens(batch) <= course.most_still for batch in (scenes, *several))
+    assert max(map(tokens, everything)) > 25
 
 
 def test_beside_talking_letters_are_looked_at() -> None:
