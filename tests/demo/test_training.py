@@ -272,7 +272,7 @@ def test_the_patch_embedding_is_learnt_as_a_matrix() -> None:
     run = new_run(TOKENIZER, 0, tiny=True)
     weight = run.model.model.visual.patch_embed.proj.weight
     before = weight.detach().clone()
-    run.learn(Batches(TOKENIZER, 0, COURSE)[0], 0.0, Part.LOOKING)
+    run.learn(Batches(TOKENIZER, 1, COURSE.beside)[0], 0.0, Part.LOOKING)
     moved = torch.linalg.svdvals((weight.detach() - before).flatten(1))
     assert moved.min() > 0.4 * moved.max()
 
