@@ -72,8 +72,8 @@ class Course:
     """What is learnt when: to see first, then to talk about small scenes, about small pairs and clips, and about all.
 
     Until all is asked, the tower stands still and pictures that are talked about are small. On whole rates the tower
-    would unlearn letters within fifty steps; and which picture of two, or what changes from one to the next, is learnt in
-    fewer and far shorter steps so.
+    would unlearn letters within fifty steps; and which picture of two, or what changes from one to the next, is
+    learnt in fewer and far shorter steps so.
     """
 
     batch_size: int = 32
