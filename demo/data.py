@@ -73,16 +73,18 @@ class Course:
 
     Until all is asked, the tower stands still and pictures that are talked about are small. On whole rates the tower
     would unlearn letters within fifty steps; and which picture of two, or what changes from one to the next, is
-    learnt in fewer and far shorter steps so.
+    learnt in fewer and far shorter steps so. Then it learns in every second step, which costs as much again.
     """
 
     batch_size: int = 32
+    batch_asked: int = 24  # once all is asked
     look_until: int = 5300  # steps that train the vision tower alone
     scenes_until: int = 5600  # steps after which pairs and clips are asked about, too
-    still_until: int = 6800  # steps after which the vision tower learns again, too, and everything is asked
+    still_until: int = 6600  # steps after which the vision tower learns again, too, and everything is asked
     turns: int = 4  # about each scene
     most_still: int = 18  # tokens of a picture that is talked about while the tower stands still
-    small_share: float = 0.5  # of the other batches that have images of at most 25 tokens, on which steps are fast
+    small_share: float = 0.5  # of what is looked at, batches with images of at most 25 tokens, on which steps are fast
+    small_asked: float = 0.8  # the same once all is asked
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
     looking: tuple[tuple[str, float], ...] = (
@@ -93,17 +95,17 @@ class Course:
     )
     scenes: tuple[tuple[str, float], ...] = (("scene", 0.97), ("talk", 0.03))
     several: tuple[tuple[str, float], ...] = (
-        ("scene", 0.19),
-        ("sign", 0.08),
-        ("pair", 0.4),
-        ("clip", 0.29),
+        ("scene", 0.22),
+        ("sign", 0.18),
+        ("pair", 0.33),
+        ("clip", 0.23),
         ("talk", 0.04),
     )
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.33),
-        ("sign", 0.25),
-        ("pair", 0.18),
-        ("clip", 0.2),
+        ("scene", 0.4),
+        ("sign", 0.27),
+        ("pair", 0.16),
+        ("clip", 0.13),
         ("talk", 0.04),
     )
     glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))
@@ -117,7 +119,11 @@ class Course:
         """What learns by then."""
         if step < self.look_until:
             return Part.LOOKING
-        return Part.TALKING if step < self.still_until else Part.BOTH
+        return Part.TALKING if step < self.still_until or step % 2 else Part.BOTH
+
+    def rows(self, step: int) -> int:
+        """How many chats a batch holds by then."""
+        return self.batch_size if step < self.still_until else self.batch_asked
 
     def kinds(self, step: int) -> tuple[tuple[str, float], ...]:
         """What chats are about by then, and how often."""
@@ -134,9 +140,10 @@ class Course:
 
     def most_tokens(self, step: int, rng: random.Random) -> int | None:
         """How many tokens an image of that batch may take; None where any number is right."""
-        if self.part(step) is Part.TALKING:
+        if self.look_until <= step < self.still_until:
             return self.most_still
-        return _CLIP_TOKENS if rng.random() < self.small_share else None
+        small = self.small_share if step < self.look_until else self.small_asked
+        return _CLIP_TOKENS if rng.random() < small else None
 
     def most_shapes(self, step: int) -> int:
         """How many shapes a scene may hold by then: looking is learnt on full scenes, talking on few shapes first."""
@@ -157,7 +164,7 @@ class Batches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         rng = stream(Split.TRAIN, self._seed, "batch", step)
         sizes = training_sizes(random_token_count(rng, self._course.most_tokens(step, rng)))
-        rows = range(self._ranks.rank, self._course.batch_size, self._ranks.world_size)
+        rows = range(self._ranks.rank, self._course.rows(step), self._ranks.world_size)
         return collate([self._chat(step, row, sizes) for row in rows])
 
     def _chat(self, step: int, row: int, sizes: list[Size]) -> Chat:
@@ -240,12 +247,12 @@ def _begin_to_draw(_: int) -> None:
     keep_memory()
 
 
-def batches(dataset: Batches, *, first: int, last: int, workers: int) -> Iterator[Batch]:
-    """Batches of the steps from `first` up to but not including `last`, drawn ahead by worker processes."""
+def batches(dataset: Batches, steps: SequenceOf[int], *, workers: int) -> Iterator[Batch]:
+    """The batches of these steps, drawn ahead by worker processes."""
     loader = DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(first, last),
+        sampler=steps,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         multiprocessing_context="spawn" if workers else None,

@@ -77,7 +77,8 @@ def _load(package: str, name: str, size: int) -> Font:
     if package == "pillow":
         # Pillow's wheels are built with FreeType, and then its default font is of this class.
         return cast("Font", ImageFont.load_default(size))
-    return ImageFont.truetype(str(_directory(package) / name), size)
+    # The other engine, Raqm, is for scripts that words are not printed in here; it takes several times as long.
+    return ImageFont.truetype(str(_directory(package) / name), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache

@@ -5,12 +5,7 @@ Used twice: the last part of training learns weights that survive the rounding, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import nn
-from torch.nn import functional
-from transformers import Qwen3VLForConditionalGeneration
 
 BLOCK = 32
 
@@ -24,30 +19,6 @@ def round_int4(weight: torch.Tensor) -> torch.Tensor:
     return ((blocks / scale).round().clamp(-8, 7) * scale).reshape(weight.shape).to(weight.dtype)
 
 
-def text_linears(model: Qwen3VLForConditionalGeneration) -> Iterator[nn.Linear]:
-    """The layers that the bundle quantizes: every linear of the text model, and the output head."""
-    for module in model.model.language_model.modules():
-        if isinstance(module, nn.Linear):
-            yield module
-    yield model.lm_head
-
-
-class _RoundedForward:
-    """A linear's forward with rounded weights, whose gradient passes to the unrounded ones."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self._linear = linear
-
-    def __call__(self, value: torch.Tensor) -> torch.Tensor:
-        weight = self._linear.weight
-        rounded = weight + (round_int4(weight) - weight).detach()
-        return functional.linear(value, rounded, self._linear.bias)
-
-
-def imitate_int4(model: Qwen3VLForConditionalGeneration, enabled: bool = True) -> None:
-    """Make the text model compute with rounded weights (embedding rows stay exact), or stop doing so."""
-    for linear in text_linears(model):
-        if enabled:
-            linear.forward = _RoundedForward(linear)  # type: ignore[method-assign, assignment]  # an instance's own forward
-        else:
-            linear.__dict__.pop("forward", None)
+def straight_through(weight: torch.Tensor) -> torch.Tensor:
+    """The rounded weight, whose gradient passes to the unrounded one."""
+    return weight + (round_int4(weight) - weight).detach()

@@ -26,18 +26,17 @@ from transformers import Qwen3VLForConditionalGeneration
 from demo.checkpoint import save_checkpoint
 from demo.config import model_config
 from demo.data import Batch, Batches, Course, Part, batches
-from demo.forward import for_training, losses
+from demo.forward import Arithmetic, losses
 from demo.memory import keep_memory
 from demo.optim import Optimizers
 from demo.picture import draw_history
 from demo.prompts import SYSTEM_PROMPTS
-from demo.quantize import imitate_int4
 from demo.ranks import Ranks, joined, meet
 from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 8200
+STEPS = 10500
 RANKS = 2
 _SIGHT_WEIGHT = 0.3
 _TOWER_SHARE = 0.5  # of the rates, while both learn: whole ones would cost the tower letters that it knows
@@ -58,9 +57,8 @@ class Run:
 
     def learn(self, batch: Batch, progress: float, part: Part = Part.BOTH) -> None:
         """One step on one batch; `progress` is the share of looking, or of talking, that is over."""
-        imitate_int4(self.model, part is not Part.LOOKING and progress >= _ROUNDED_FROM)
-        with torch.autocast("cpu", torch.bfloat16):
-            result = losses(self.model, batch, self.heads, part=part)
+        arithmetic = Arithmetic(rounded=progress >= _ROUNDED_FROM)
+        result = losses(self.model, batch, self.heads, part=part, arithmetic=arithmetic)
         loss = result.answers + _SIGHT_WEIGHT * result.sight
         self._descend(loss, progress, 1.0 if part is Part.LOOKING else _TOWER_SHARE)
         self.step += 1
@@ -69,8 +67,7 @@ class Run:
 
     def glance(self, batch: Batch, progress: float) -> None:
         """Look at a batch beside the step that comes: only the vision tower learns from it."""
-        with torch.autocast("cpu", torch.bfloat16):
-            result = losses(self.model, batch, self.heads, part=Part.LOOKING)
+        result = losses(self.model, batch, self.heads, part=Part.LOOKING)
         self._descend(_SIGHT_WEIGHT * result.sight, progress, _TOWER_SHARE)
 
     def _descend(self, loss: torch.Tensor, progress: float, looking: float) -> None:
@@ -112,7 +109,6 @@ def new_run(tokenizer: Tokenizer, seed: int, *, tiny: bool = False) -> Run:
     """A run before its first step."""
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(model_config(tokenizer.get_vocab(), tiny=tiny))
-    for_training(model)
     heads = SightHeads(model.config.text_config.hidden_size)  # type: ignore[union-attr]  # it is the parsed config
     return Run(model, heads, Optimizers(nn.ModuleList([model, heads])))
 
@@ -145,10 +141,10 @@ def train(
         ) as bar,
     ):
         began = time.monotonic() - run.seconds
-        first = max(run.step, course.still_until)
+        ahead = range(run.step, steps)
         beside = Batches(tokenizer, seed + 1, course.beside, run.ranks)
-        glances = batches(beside, first=first, last=steps, workers=workers)
-        for batch in batches(Batches(tokenizer, seed, course, run.ranks), first=run.step, last=steps, workers=workers):
+        glances = batches(beside, [step for step in ahead if course.part(step) is Part.BOTH], workers=workers)
+        for batch in batches(Batches(tokenizer, seed, course, run.ranks), ahead, workers=workers):
             (told,) = run.ranks.mean(len(stopped))
             if told:
                 break
@@ -196,6 +192,8 @@ def carry_out(plan: Plan, tokenizer: Tokenizer, ranks: Ranks) -> Run:
     """A rank's part of the run; the first one keeps the state."""
     keep_memory()
     torch.set_num_threads(1)
+    # Of attention hardly anything is the exponential of a small number: computed exactly, it takes five times as long.
+    torch.set_flush_denormal(True)
     run = new_run(tokenizer, plan.seed)
     run.ranks = ranks
     if plan.resume and plan.state.exists():
