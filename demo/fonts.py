@@ -69,16 +69,16 @@ Font = ImageFont.FreeTypeFont
 
 def pick_font(rng: random.Random, split: Split, size: int) -> Font:
     """A font of the split, `size` pixels to the em."""
-    return _load(*rng.choice(_FILES[split]), size)
+    # To set a line takes Pillow's default engine several times as long; held-out words are set as people's are.
+    return _load(*rng.choice(_FILES[split]), size, ImageFont.Layout.BASIC if split is Split.TRAIN else None)
 
 
 @cache
-def _load(package: str, name: str, size: int) -> Font:
+def _load(package: str, name: str, size: int, engine: ImageFont.Layout | None) -> Font:
     if package == "pillow":
         # Pillow's wheels are built with FreeType, and then its default font is of this class.
         return cast("Font", ImageFont.load_default(size))
-    # The other engine, Raqm, is for scripts that words are not printed in here; it takes several times as long.
-    return ImageFont.truetype(str(_directory(package) / name), size, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(str(_directory(package) / name), size, layout_engine=engine)
 
 
 @cache

@@ -101,7 +101,7 @@ def test_held_out_words_and_fonts_are_not_trained_on() -> None:
     assert not families[Split.TRAIN] & families[Split.HELD_OUT]
     for split in Split:
         for package, name in fonts._FILES[split]:
-            assert fonts._load(package, name, 20).getlength("word") > 0
+            assert fonts._load(package, name, 20, None).getlength("word") > 0
     names = {
         split: {fonts.pick_font(stream(split, 4, index), split, 20).getname()[0] for index in range(200)}
         for split in Split
