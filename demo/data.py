@@ -73,7 +73,7 @@ class Course:
 
     Until all is asked, the tower stands still and pictures that are talked about are small. On whole rates the tower
     would unlearn letters within fifty steps; and which picture of two, or what changes from one to the next, is
-    learnt in fewer and far shorter steps so. Then it learns in every second step, which costs as much again.
+    learnt in fewer and far shorter steps so. Then it learns in every second step, which takes half as long again.
     """
 
     batch_size: int = 32

@@ -37,6 +37,12 @@ class Arithmetic:
         weight: torch.Tensor = linear.weight
         return straight_through(weight) if self.rounded else weight
 
+    def normed(self, norm: Any, linears: Sequence[nn.Linear], value: torch.Tensor) -> torch.Tensor:
+        """A norm of the text model and the layers that follow it, side by side."""
+        matrix = torch.cat([self.of_text(linear) for linear in linears]) * norm.weight
+        normed = _Normed.apply(value, norm.variance_epsilon, self.dtype)  # type: ignore[no-untyped-call]
+        return functional.linear(normed, matrix.to(self.dtype))
+
     def linear(self, linear: nn.Linear, value: torch.Tensor) -> torch.Tensor:
         """A layer of the vision tower."""
         return functional.linear(value, linear.weight.to(self.dtype), linear.bias.to(self.dtype))
@@ -164,9 +170,6 @@ def _read(
     turn = _quarter_turn(head_dim, dtype)
     later = torch.full((length, length), float("-inf"), dtype=dtype).triu(1).repeat(heads // shared, 1)
 
-    def normed(value: torch.Tensor, norm: Any) -> torch.Tensor:
-        return _Normed.apply(value, norm.variance_epsilon, dtype)  # type: ignore[no-any-return, no-untyped-call]
-
     def turned(value: torch.Tensor, norm: Any, scale: float) -> torch.Tensor:
         value = _NormedHeads.apply(value, norm.variance_epsilon)  # type: ignore[no-untyped-call]
         weight = torch.diag((norm.weight * scale).to(dtype))
@@ -174,10 +177,7 @@ def _read(
 
     def attention(layer: Any, value: torch.Tensor) -> torch.Tensor:
         at = layer.self_attn
-        matrix = torch.cat([arithmetic.of_text(linear) for linear in (at.q_proj, at.k_proj, at.v_proj)])
-        parts = functional.linear(
-            normed(value, layer.input_layernorm), (matrix * layer.input_layernorm.weight).to(dtype)
-        )
+        parts = arithmetic.normed(layer.input_layernorm, (at.q_proj, at.k_proj, at.v_proj), value)
         query, key, value = (
             part.transpose(1, 2).contiguous()
             for part in torch.split(parts.view(rows, length, -1, head_dim), [heads, shared, shared], 2)
@@ -189,9 +189,8 @@ def _read(
         return functional.linear(mixed, arithmetic.of_text(at.o_proj).to(dtype))
 
     def perceptron(layer: Any, value: torch.Tensor) -> torch.Tensor:
-        norm = layer.post_attention_layernorm
-        matrix = torch.cat([arithmetic.of_text(layer.mlp.gate_proj), arithmetic.of_text(layer.mlp.up_proj)])
-        gate, up = functional.linear(normed(value, norm), (matrix * norm.weight).to(dtype)).chunk(2, -1)
+        pair = arithmetic.normed(layer.post_attention_layernorm, (layer.mlp.gate_proj, layer.mlp.up_proj), value)
+        gate, up = pair.chunk(2, -1)
         return functional.linear(functional.silu(gate) * up, arithmetic.of_text(layer.mlp.down_proj).to(dtype))
 
     for number, layer in enumerate(text.layers):
@@ -232,9 +231,7 @@ def losses(
     text: Any = model.model.language_model
     hidden = _read(text, batch, main, deepstack, arithmetic)
     learnt = batch.labels != IGNORED
-    last = _Normed.apply(hidden[learnt], text.norm.variance_epsilon, arithmetic.dtype)  # type: ignore[no-untyped-call]
-    matrix = arithmetic.of_text(model.lm_head) * text.norm.weight
-    logits = functional.linear(last, matrix.to(arithmetic.dtype))
+    logits = arithmetic.normed(text.norm, (model.lm_head,), hidden[learnt])
     labels = batch.labels[learnt]
     accuracy = (logits.argmax(-1) == labels).float().mean()
     return Losses(functional.cross_entropy(logits.float(), labels), sight, accuracy)
