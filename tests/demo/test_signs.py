@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont, features
 
 from demo import fonts
 from demo.config import LONGEST_EDGE, PATCH_SIZE, SHORTEST_EDGE
@@ -108,3 +108,14 @@ def test_held_out_words_and_fonts_are_not_trained_on() -> None:
     }
     assert not names[Split.TRAIN] & names[Split.HELD_OUT]
     assert len(names[Split.TRAIN]) >= 6
+
+
+def test_held_out_words_are_set_as_those_of_people_are() -> None:
+    """Words to learn from are set by the quicker engine, held-out ones by the one that Pillow takes unless told."""
+    engines = {
+        split: {fonts.pick_font(stream(split, 4, index), split, 20).layout_engine for index in range(50)}
+        for split in Split
+    }
+    assert engines[Split.TRAIN] == {ImageFont.Layout.BASIC}
+    usual = ImageFont.Layout.RAQM if features.check("raqm") else ImageFont.Layout.BASIC
+    assert engines[Split.HELD_OUT] == {usual}
