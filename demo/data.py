@@ -80,7 +80,7 @@ class Course:
     batch_asked: int = 24  # once all is asked
     look_until: int = 5300  # steps that train the vision tower alone
     scenes_until: int = 5600  # steps after which pairs and clips are asked about, too
-    still_until: int = 6600  # steps after which the vision tower learns again, too, and everything is asked
+    still_until: int = 6400  # steps after which the vision tower learns again, too, and everything is asked
     turns: int = 4  # about each scene
     most_still: int = 18  # tokens of a picture that is talked about while the tower stands still
     small_share: float = 0.5  # of what is looked at, batches with images of at most 25 tokens, on which steps are fast
@@ -102,10 +102,10 @@ class Course:
         ("talk", 0.04),
     )
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.4),
-        ("sign", 0.27),
-        ("pair", 0.16),
-        ("clip", 0.13),
+        ("scene", 0.37),
+        ("sign", 0.32),
+        ("pair", 0.15),
+        ("clip", 0.12),
         ("talk", 0.04),
     )
     glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))

@@ -13,7 +13,7 @@ _COOL_DOWN = 0.7  # share of looking, and of talking, over which the rates fall 
 
 
 class Optimizers:
-    """Two optimizers that step as one; what looks (the vision tower and its heads) may go slower than what talks."""
+    """Two optimizers that step as one; what looks (the vision tower and its heads) and what talks may go slower."""
 
     def __init__(self, model: nn.Module) -> None:
         # What looks, then what talks.
@@ -34,17 +34,17 @@ class Optimizers:
         self._muon = torch.optim.Muon(_groups(hidden), lr=_MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=5)
         self._adam = torch.optim.AdamW(_groups(rest), lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def step(self, step: int, progress: float, looking: float = 1.0) -> None:
+    def step(self, step: int, progress: float, looking: float = 1.0, talking: float = 1.0) -> None:
         """One update; `progress` is the share of looking, or of talking, that is over.
 
-        `looking` is the share of the rates that holds for what looks.
+        `looking` and `talking` are the shares of the rates that hold for what looks and for what talks.
         """
         for kernel, matrix in self._kernels:
             matrix.grad = None if kernel.grad is None else kernel.grad.view_as(matrix)
             kernel.grad = None
         factor = rate_factor(step, progress)
         for optimizer, rate in ((self._muon, _MUON_RATE), (self._adam, _ADAM_RATE)):
-            for group, share in zip(optimizer.param_groups, (looking, 1.0), strict=True):
+            for group, share in zip(optimizer.param_groups, (looking, talking), strict=True):
                 group["lr"] = rate * factor * share
             optimizer.step()  # type: ignore[no-untyped-call]  # Muon has no types yet
             optimizer.zero_grad(set_to_none=True)
