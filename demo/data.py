@@ -73,7 +73,7 @@ class Course:
 
     Until all is asked, the tower stands still and pictures that are talked about are small. On whole rates the tower
     would unlearn letters within fifty steps; and which picture of two, or what changes from one to the next, is
-    learnt in fewer and far shorter steps so. Then it learns in every second step, which takes half as long again.
+    learnt in fewer and far shorter steps so. Then both learn, and in every second step letters are looked at besides.
     """
 
     batch_size: int = 32
@@ -119,7 +119,11 @@ class Course:
         """What learns by then."""
         if step < self.look_until:
             return Part.LOOKING
-        return Part.TALKING if step < self.still_until or step % 2 else Part.BOTH
+        return Part.TALKING if step < self.still_until else Part.BOTH
+
+    def glances_at(self, step: int) -> bool:
+        """Whether a batch is looked at beside that step."""
+        return self.part(step) is Part.BOTH and step % 2 == 0
 
     def rows(self, step: int) -> int:
         """How many chats a batch holds by then."""

@@ -1,4 +1,7 @@
-"""Muon for the hidden matrices, AdamW for everything else, and how their rates change."""
+"""Muon for the hidden matrices, AdamW for everything else, and how their rates change.
+
+Muon's iterations are a seventh of a step or more, so ranks share the matrices out and give each other the results.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from demo.ranks import Ranks
 
 _MUON_RATE, _ADAM_RATE = 0.02, 2e-3
 _WARM_UP = 40  # steps
@@ -34,23 +39,42 @@ class Optimizers:
         self._muon = torch.optim.Muon(_groups(hidden), lr=_MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=5)
         self._adam = torch.optim.AdamW(_groups(rest), lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def step(self, step: int, progress: float, looking: float = 1.0, talking: float = 1.0) -> None:
-        """One update; `progress` is the share of looking, or of talking, that is over.
+    def step(self, ranks: Ranks, step: int, progress: float, looking: float = 1.0, talking: float = 1.0) -> None:
+        """One update; `progress` is the share of looking, or of talking, that is over. All ranks have equal gradients.
 
         `looking` and `talking` are the shares of the rates that hold for what looks and for what talks.
         """
         for kernel, matrix in self._kernels:
             matrix.grad = None if kernel.grad is None else kernel.grad.view_as(matrix)
             kernel.grad = None
+        learning = [(matrix, owner) for matrix, owner in self._owned(ranks) if matrix.grad is not None]
+        for matrix, owner in learning:
+            if owner != ranks.rank:
+                matrix.grad = None
         factor = rate_factor(step, progress)
         for optimizer, rate in ((self._muon, _MUON_RATE), (self._adam, _ADAM_RATE)):
             for group, share in zip(optimizer.param_groups, (looking, talking), strict=True):
                 group["lr"] = rate * factor * share
             optimizer.step()  # type: ignore[no-untyped-call]  # Muon has no types yet
             optimizer.zero_grad(set_to_none=True)
+        if learning:
+            ranks.spread(*zip(*learning, strict=True))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Both states."""
+    def _owned(self, ranks: Ranks) -> list[tuple[nn.Parameter, int]]:
+        """Muon's matrices, each with the rank that computes its updates; what looks is shared out, and what talks."""
+        owned: list[tuple[nn.Parameter, int]] = []
+        for group in self._muon.param_groups:
+            matrices = group["params"]
+            owned += zip(matrices, ranks.shared_out([m.numel() * min(m.shape) for m in matrices]), strict=True)
+        return owned
+
+    def state_dict(self, ranks: Ranks) -> dict[str, Any]:
+        """Both states. All ranks call it together, for each knows the momentum of its own matrices alone."""
+        momenta = []
+        for matrix, owner in self._owned(ranks):
+            momentum = self._muon.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+            momenta.append((momentum, owner))
+        ranks.spread(*zip(*momenta, strict=True))
         return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -41,6 +41,28 @@ class Ranks:
         for parameter, part in zip(learning, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
+    def shared_out(self, costs: Sequence[float]) -> list[int]:
+        """Which rank does each piece of work, so that all take as long: the costliest first, to the least busy."""
+        busy = [0.0] * self.world_size
+        ranks = [0] * len(costs)
+        for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
+            ranks[piece] = busy.index(min(busy))
+            busy[ranks[piece]] += costs[piece]
+        return ranks
+
+    def spread(self, tensors: Sequence[torch.Tensor], owners: Sequence[int]) -> None:
+        """Make each tensor, on every rank, what it is on the rank that owns it."""
+        if self.world_size == 1:
+            return
+        for owner in sorted(set(owners)):
+            owned = [tensor for tensor, rank in zip(tensors, owners, strict=True) if rank == owner]
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in owned])
+            distributed.broadcast(flat, owner)
+            if owner != self.rank:
+                parts = torch.split(flat, [tensor.numel() for tensor in owned])
+                for tensor, part in zip(owned, parts, strict=True):
+                    tensor.detach().copy_(part.view_as(tensor))
+
     def mean(self, *values: float) -> list[float]:
         """Each value's mean over all ranks."""
         if self.world_size == 1:

@@ -75,18 +75,23 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
         self.ranks.average([*self.model.parameters(), *self.heads.parameters()])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizers.step(self.step, progress, looking, _TALKING_SHARE)
+        self.optimizers.step(self.ranks, self.step, progress, looking, _TALKING_SHARE)
 
-    def save(self, path: Path) -> None:
-        """Keep everything that the next step depends on; an interrupted save leaves the last one intact."""
+    def save(self, path: Path | None) -> None:
+        """Keep everything that the next step depends on; an interrupted save leaves the last one intact.
+
+        All ranks call it together; one without a path writes nothing.
+        """
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
-            "optimizers": self.optimizers.state_dict(),
+            "optimizers": self.optimizers.state_dict(self.ranks),
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
         }
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(".partial")
         torch.save(state, scratch)
@@ -144,25 +149,25 @@ def train(
         began = time.monotonic() - run.seconds
         ahead = range(run.step, steps)
         beside = Batches(tokenizer, seed + 1, course.beside, run.ranks)
-        glances = batches(beside, [step for step in ahead if course.part(step) is Part.BOTH], workers=workers)
+        glances = batches(beside, [step for step in ahead if course.glances_at(step)], workers=workers)
         for batch in batches(Batches(tokenizer, seed, course, run.ranks), ahead, workers=workers):
-            (told,) = run.ranks.mean(len(stopped))
+            due = state is not None and time.monotonic() - saved > save_every
+            told, due_to_any = run.ranks.mean(len(stopped), due)
             if told:
                 break
+            if due_to_any:
+                run.save(state)
+                saved = time.monotonic()
             progress = course.progress(run.step, steps)
             part = course.part(run.step)
-            if part is Part.BOTH:
+            if course.glances_at(run.step):
                 run.glance(next(glances), progress)
             run.learn(batch, progress, part)
             run.seconds = time.monotonic() - began
             _, loss, accuracy = run.history[-1]
             bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{accuracy:.1%}", refresh=False)
             bar.update()
-            if state is not None and time.monotonic() - saved > save_every:
-                run.save(state)
-                saved = time.monotonic()
-    if state is not None:
-        run.save(state)
+    run.save(state)
 
 
 @contextmanager

@@ -35,17 +35,27 @@ def _averaged(ranks: Ranks) -> list[torch.Tensor | None]:
     return [parameter.grad for parameter in parameters]
 
 
+def _spread(ranks: Ranks) -> list[torch.Tensor]:
+    """Three matrices of two ranks, each filled with the number of the rank that it is on."""
+    tensors = [torch.full(shape, float(ranks.rank)) for shape in ((2, 3), (4, 1), (2, 2))]
+    ranks.spread(tensors, [1, 0, 1])
+    return tensors
+
+
 def _average_beside(ranks: Ranks, store: Path) -> None:
     with meet(ranks, store):
         _averaged(ranks)
         ranks.mean(5.0)
+        _spread(ranks)
 
 
-def test_gradients_and_values_are_averaged() -> None:
-    """A gradient that one rank has not counts as zero there, and what nobody learns stays without."""
+def test_gradients_and_values_are_averaged_and_spread() -> None:
+    """A gradient that one rank has not counts as zero there, what nobody learns stays without, and owners' prevail."""
     with joined(_average_beside, 2) as ranks:
         first, second, third = _averaged(ranks)
         (mean,) = ranks.mean(2.0)
+        ours = _spread(ranks)
+    assert [tensor.unique().tolist() for tensor in ours] == [[1.0], [0.0], [1.0]]
     assert first is not None
     assert second is not None
     assert torch.equal(first, torch.full((2, 3), 2.0))
@@ -63,6 +73,13 @@ def test_one_alone_needs_nobody() -> None:
     assert second is None
 
 
+def test_work_is_shared_out_evenly() -> None:
+    """The costliest first, each to whoever has least to do; one alone does all of it."""
+    assert Ranks(0, 2).shared_out([1, 6, 2, 3]) == [1, 0, 1, 1]
+    assert Ranks(1, 2).shared_out([1, 6, 2, 3]) == [1, 0, 1, 1]
+    assert Ranks(0, 1).shared_out([3, 1]) == [0, 0]
+
+
 def test_shares_are_the_batch() -> None:
     """Two ranks' chats are the whole batch's, each in one share only, and in images of the same size."""
     whole = Batches(TOKENIZER, 0, COURSE)[5]
@@ -76,11 +93,11 @@ def test_shares_are_the_batch() -> None:
     assert {int(grid.prod()) for share in shares for grid in share.grid} == {int(grid.prod()) for grid in whole.grid}
 
 
-def _trained(ranks: Ranks, *, keep: Path | None = None, steps: int = 4) -> Run:
+def _trained(ranks: Ranks, *, keep: Path | None = None) -> Run:
     torch.set_num_threads(1)
     run = new_run(TOKENIZER, 0, tiny=True)
     run.ranks = ranks
-    train(run, TOKENIZER, COURSE, seed=0, steps=steps, state=keep, workers=0)
+    train(run, TOKENIZER, COURSE, seed=0, steps=4, state=keep, workers=0)
     return run
 
 
@@ -106,6 +123,20 @@ def test_all_ranks_have_the_same_model(tmp_path: Path) -> None:
     assert any(not torch.equal(value, theirs[name]) for name, value in alone.model.state_dict().items())
 
 
+def _continued(ranks: Ranks, state: Path) -> Run:
+    torch.set_num_threads(1)
+    run = new_run(TOKENIZER, 1 + ranks.rank, tiny=True)
+    run.load(state)
+    run.ranks = ranks
+    train(run, TOKENIZER, COURSE, seed=0, steps=4, workers=0)
+    return run
+
+
+def _continue_beside(state: Path, ranks: Ranks, store: Path) -> None:
+    with meet(ranks, store):
+        _continued(ranks, state)
+
+
 def _stopped_beside(out: Path, ranks: Ranks, store: Path) -> None:
     """Told to stop in its second step, it leaves where all do."""
     learn = Run.learn
@@ -117,18 +148,32 @@ def _stopped_beside(out: Path, ranks: Ranks, store: Path) -> None:
 
     Run.learn = stop  # type: ignore[method-assign]  # this process is its own
     with meet(ranks, store):
-        _trained(ranks, keep=out, steps=50)
+        _trained(ranks, keep=out)
 
 
 def test_whoever_is_told_to_stop_all_stop(tmp_path: Path) -> None:
     """After the same step, with what a resumed run needs."""
     state = tmp_path / "state.pt"
     with joined(partial(_stopped_beside, tmp_path / "other.pt"), 2) as ranks:
-        _trained(ranks, keep=state, steps=50)
+        _trained(ranks, keep=state)
     for path in (state, tmp_path / "other.pt"):
         run = new_run(TOKENIZER, 1, tiny=True)
         run.load(path)
         assert run.step == 2
+
+
+def test_what_is_saved_is_what_all_need(tmp_path: Path) -> None:
+    """Each rank knows the momentum of its own matrices; the state has them all, as the unbroken run shows."""
+    with joined(partial(_train_beside, tmp_path / "whole.pt"), 2) as ranks:
+        whole = _trained(ranks)
+    state = tmp_path / "state.pt"
+    with joined(partial(_stopped_beside, tmp_path / "other.pt"), 2) as ranks:
+        _trained(ranks, keep=state)
+    with joined(partial(_continue_beside, state), 2) as ranks:
+        resumed = _continued(ranks, state)
+    assert resumed.history == whole.history
+    after = resumed.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in whole.model.state_dict().items())
 
 
 def _lost(ranks: Ranks, store: Path) -> None:

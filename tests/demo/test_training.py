@@ -143,8 +143,8 @@ def test_positions_and_loss_are_the_stock_models() -> None:
 def test_the_course_goes_from_looking_to_scenes_to_everything() -> None:
     """Shapes are there to look at from the first step; then come small scenes, small clips and pairs, too, then all."""
     course = Course(batch_size=8, batch_asked=6, look_until=1, scenes_until=2, still_until=6)
-    parts = [Part.LOOKING, *[Part.TALKING] * 5, Part.BOTH, Part.TALKING, Part.BOTH]
-    assert [course.part(step) for step in range(9)] == parts
+    assert [course.part(step) for step in range(9)] == [Part.LOOKING, *[Part.TALKING] * 5, *[Part.BOTH] * 3]
+    assert [step for step in range(11) if course.glances_at(step)] == [6, 8, 10]
     batches = Batches(TOKENIZER, 0, course)
     looking, *talking = (batches[step] for step in range(18))
     scenes, several, everything = talking[0], talking[1:5], talking[5:]
@@ -253,7 +253,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     first = new_run(TOKENIZER, 0, tiny=True)
     batches, glances = Batches(TOKENIZER, 0, COURSE), Batches(TOKENIZER, 1, COURSE.beside)
     for step in range(3):
-        if COURSE.part(step) is Part.BOTH:
+        if COURSE.glances_at(step):
             first.glance(glances[step], step / 6)
         first.learn(batches[step], step / 6, COURSE.part(step))
     first.save(tmp_path / "state.pt")
@@ -268,7 +268,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_letters_are_looked_at_once_both_learn() -> None:
-    """A run through all three parts is its steps taken by hand, with a glance before each step in which both learn."""
+    """A run through all three parts is its steps taken by hand, with a glance before every second of both."""
     course = replace(COURSE, look_until=1, still_until=2)
     whole = new_run(TOKENIZER, 0, tiny=True)
     train(whole, TOKENIZER, course, seed=0, steps=4, workers=0)
@@ -276,7 +276,7 @@ def test_letters_are_looked_at_once_both_learn() -> None:
     by_hand = new_run(TOKENIZER, 0, tiny=True)
     batches, glances = Batches(TOKENIZER, 0, course), Batches(TOKENIZER, 1, course.beside)
     for step in range(4):
-        if course.part(step) is Part.BOTH:
+        if course.glances_at(step):
             by_hand.glance(glances[step], course.progress(step, 4))
         by_hand.learn(batches[step], course.progress(step, 4), course.part(step))
 
