@@ -39,7 +39,7 @@ class Optimizers:
         self._muon = torch.optim.Muon(_groups(hidden), lr=_MUON_RATE, momentum=0.95, weight_decay=0.01, ns_steps=5)
         self._adam = torch.optim.AdamW(_groups(rest), lr=_ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def step(self, ranks: Ranks, step: int, progress: float, looking: float = 1.0, talking: float = 1.0) -> None:
+    def step(self, ranks: Ranks, step: int, progress: float, looking: float, talking: float) -> None:
         """One update; `progress` is the share of looking, or of talking, that is over. All ranks have equal gradients.
 
         `looking` and `talking` are the shares of the rates that hold for what looks and for what talks.

@@ -17,7 +17,7 @@ from demo.ranks import Ranks, joined, meet
 from demo.train import Run, new_run, recipe_tokenizer, train
 
 TOKENIZER = recipe_tokenizer()
-COURSE = Course(batch_size=4, turns=2, look_until=1, scenes_until=2)
+COURSE = Course(batch_size=4, batch_asked=4, turns=2, look_until=1, scenes_until=2, still_until=2)
 
 
 def _parameters(rank: int) -> list[nn.Parameter]:
@@ -118,7 +118,7 @@ def test_all_ranks_have_the_same_model(tmp_path: Path) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in ours.model.state_dict().items())
 
     alone = new_run(TOKENIZER, 0, tiny=True)
-    share = replace(COURSE, batch_size=1)  # the first chat of the first rank's share
+    share = replace(COURSE, batch_size=1, batch_asked=1)  # the first chat of the first rank's share
     train(alone, TOKENIZER, share, seed=0, steps=4, workers=0)
     assert any(not torch.equal(value, theirs[name]) for name, value in alone.model.state_dict().items())
 
