@@ -73,7 +73,7 @@ class Course:
 
     Until all is asked, the tower stands still and pictures that are talked about are small. On whole rates the tower
     would unlearn letters within fifty steps; and which picture of two, or what changes from one to the next, is
-    learnt in fewer and far shorter steps so. Then both learn, and in every second step letters are looked at besides.
+    learnt in fewer and far shorter steps so. Then both learn, and letters are looked at besides.
     """
 
     batch_size: int = 32
@@ -93,19 +93,21 @@ class Course:
         ("page", 0.6),
         ("sign", 0.12),
     )
-    scenes: tuple[tuple[str, float], ...] = (("scene", 0.97), ("talk", 0.03))
+    scenes: tuple[tuple[str, float], ...] = (("scene", 0.7), ("count", 0.27), ("talk", 0.03))
     several: tuple[tuple[str, float], ...] = (
-        ("scene", 0.22),
+        ("scene", 0.17),
+        ("count", 0.08),
         ("sign", 0.18),
-        ("pair", 0.33),
-        ("clip", 0.23),
+        ("pair", 0.32),
+        ("clip", 0.21),
         ("talk", 0.04),
     )
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.37),
+        ("scene", 0.31),
+        ("count", 0.07),
         ("sign", 0.32),
         ("pair", 0.15),
-        ("clip", 0.12),
+        ("clip", 0.11),
         ("talk", 0.04),
     )
     glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))
@@ -123,7 +125,7 @@ class Course:
 
     def glances_at(self, step: int) -> bool:
         """Whether a batch is looked at beside that step."""
-        return self.part(step) is Part.BOTH and step % 2 == 0
+        return self.part(step) is Part.BOTH
 
     def rows(self, step: int) -> int:
         """How many chats a batch holds by then."""

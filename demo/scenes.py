@@ -101,12 +101,17 @@ def _third(value: float, length: int) -> int:
     return min(2, int(3 * value / length))
 
 
-def draw_scene(rng: random.Random, width: int, height: int, count: int | None = None) -> Scene:
-    """A scene of `count` shapes (1 to 4 when None; fewer if they do not fit) on a random background."""
+def draw_scene(rng: random.Random, width: int, height: int, count: int | None = None, *, alike: bool = False) -> Scene:
+    """A scene of `count` shapes (1 to 4 when None; fewer if they do not fit) on a random background.
+
+    Where they are to be `alike`, many have their kind or colour from another one.
+    """
     background, samples = draw_background(rng, width, height)
     wanted = count if count is not None else rng.choice((1, 2, 2, 3, 3, 4, 4))
     circles = _layout(rng, width, height, wanted)
     shapes = [pick_shape(rng, circle, samples) for circle in circles]
+    if alike:
+        _take_after(rng, shapes)
     smooth, rim = rng.random() < 0.7, pick_rim(rng)
     for shape in shapes:
         draw_shape(background, shape, smooth=smooth, rim=rim)
@@ -114,6 +119,16 @@ def draw_scene(rng: random.Random, width: int, height: int, count: int | None = 
         background = background.filter(ImageFilter.GaussianBlur(0.6))
     ordered = sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x))
     return Scene(width, height, tuple(ordered), as_photo(rng, background))
+
+
+def _take_after(rng: random.Random, shapes: list[Shape]) -> None:
+    """Give shapes the kind or the colour of one before them, each two times in five."""
+    for place in range(1, len(shapes)):
+        kind, colour = rng.choice(shapes[:place]), rng.choice(shapes[:place])
+        if rng.random() < 0.4:
+            shapes[place] = replace(shapes[place], kind=kind.kind, turn=kind.turn)
+        if rng.random() < 0.4:
+            shapes[place] = replace(shapes[place], colour=colour.colour, rgb=colour.rgb)
 
 
 def draw_crowd(rng: random.Random, width: int, height: int) -> Scene:

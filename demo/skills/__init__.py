@@ -46,10 +46,22 @@ def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
             # The answer is the key: no chat asks the same thing twice.
             asked.setdefault(made.answer, made)
     kept = list(asked.values())[:turns]
-    if linked is None and rng.random() < 0.7:
-        # A description answers most other questions: said first, it would spare the model looking.
-        kept.sort(key=lambda turn: turn.skill == describe.SKILL.name)
+    if linked is None:
+        # What was answered before may give a number away, and a description gives away nearly everything.
+        first = rng.choices((count.SKILL, describe.SKILL, None), (0.45, 0.3, 0.25))[0]
+        if first is count.SKILL:
+            kept.sort(key=lambda turn: turn.skill == describe.SKILL.name)
+        if first is not None:
+            kept.sort(key=lambda turn: turn.skill != first.name)
     return Example(tuple(kept), (scene,))
+
+
+def _count_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
+    """Counting alone: said first, with nothing to go by but the picture, where several are often alike."""
+    scene = draw_scene(rng, *rng.choice(sizes), count=min(most, rng.choice((1, 2, 3, 3, 4, 4))), alike=True)
+    made = [count.SKILL.turn(rng, Split.TRAIN, scene) for _ in range(2 * turns)]
+    asked = {turn.answer: turn for turn in made}
+    return Example(tuple(asked.values())[:turns], (scene,))
 
 
 def _sign_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
@@ -94,6 +106,7 @@ def _page_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
 # What a training chat is about: drawn in some of the sizes, with so many turns about scenes of so many shapes.
 LESSONS: dict[str, Callable[[random.Random, Sequence[Size], int, int], Example]] = {
     "scene": scene_lesson,
+    "count": _count_lesson,
     "sign": _sign_lesson,
     "pair": _pair_lesson,
     "clip": _clip_lesson,

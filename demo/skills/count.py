@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable
 
 from demo.scenes import COLOURS, SHAPES, Scene
@@ -40,6 +41,7 @@ ASK = Phrasings(
         "How many {} do you see in the picture?",
     ),
 )
+_NONE = re.compile(r"^There are no ([a-z ]+)s\.$")
 _ALSO_SHAPES = ("objects", "things", "figures", "items", "symbols")
 
 
@@ -61,17 +63,23 @@ class Count(SceneSkill):
     def turn(self, rng: random.Random, split: Split, scene: Scene) -> Turn:
         """See `SceneSkill`."""
         style = rng.random()
+        # Of all shapes training asks less often: they are sooner counted than those of one kind or colour.
+        of_all, of_kind = (0.2, 0.6) if split is Split.TRAIN else (0.4, 0.75)
         # Two questions in three are about something that is there; asking at random would nearly always give "no".
-        if style < 0.4:
+        if style < of_all:
             called = rng.choice(_ALSO_SHAPES) if rng.random() < 0.4 else "shapes"
             return ask(rng, split, "shapes", len(scene.shapes), called)
-        if style < 0.75:
+        if style < of_kind:
             kind = rng.choice(SHAPES) if rng.random() < 0.35 else rng.choice(scene.shapes).kind
             thing, number = plural(kind), sum(shape.kind == kind for shape in scene.shapes)
         else:
             colour = rng.choice(COLOURS) if rng.random() < 0.35 else rng.choice(scene.shapes).colour
             thing, number = f"{colour} shapes", sum(shape.colour == colour for shape in scene.shapes)
         return ask(rng, split, thing, number)
+
+    def right(self, expected: str, answer: str) -> bool:
+        """The same sentence; that there is none may be said in the plural, too: "There are no circles."."""
+        return expected == _NONE.sub(r"There is no \1.", answer.strip())
 
 
 def ask(rng: random.Random, split: Split, things: str, number: int, called: str | None = None) -> Turn:
@@ -80,9 +88,12 @@ def ask(rng: random.Random, split: Split, things: str, number: int, called: str 
 
 
 def answer(number: int, things: str) -> str:
-    """The sentence for a number of things given in the plural: "There is one circle."."""
-    if number == 1:
-        return f"There is one {things.removesuffix('s')}."
+    """The sentence for a number of things given in the plural: "There is one circle."; "There is no circle.".
+
+    None takes the singular, so that the first word to choose says whether there are several.
+    """
+    if number <= 1:
+        return f"There is {NUMBERS[number]} {things.removesuffix('s')}."
     return f"There are {NUMBERS[number]} {things}."
 
 

@@ -186,8 +186,8 @@ class FollowUp(Skill):
                 return Example(turns, (scene,))
 
     def right(self, expected: str, answer: str) -> bool:
-        """The same sentence, or the same shapes in any order."""
-        return expected == answer.strip() or describe.SKILL.right(expected, answer)
+        """The same sentence, the same number, or the same shapes in any order."""
+        return count.SKILL.right(expected, answer) or describe.SKILL.right(expected, answer)
 
 
 SKILL = FollowUp()

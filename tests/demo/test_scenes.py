@@ -30,12 +30,12 @@ from demo.sight import UNSURE, Fact, cell_truth
 from demo.sizes import held_out, media_tokens, random_size, random_token_count, training_sizes
 
 
-def scenes(count: int, split: Split = Split.TRAIN) -> list[Scene]:
+def scenes(count: int, split: Split = Split.TRAIN, *, alike: bool = False) -> list[Scene]:
     """Scenes as the recipe draws them."""
     drawn = []
     for index in range(count):
         rng = stream(split, 7, "test", index)
-        drawn.append(draw_scene(rng, *random_size(rng, split)))
+        drawn.append(draw_scene(rng, *random_size(rng, split), alike=alike))
     return drawn
 
 
@@ -49,7 +49,7 @@ def test_a_seed_draws_the_same_pixels_again() -> None:
 def test_a_shape_has_its_colour_at_its_centre(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pixels inside each shape are of the shape's own colour, give or take blur."""
     monkeypatch.setattr(demo.scenes, "as_photo", lambda rng, image: image)
-    for scene in scenes(40):
+    for scene in scenes(40) + scenes(40, alike=True):
         pixels = np.asarray(scene.image, np.float32)
         assert pixels.shape == (scene.height, scene.width, 3)
         for shape in scene.shapes:
@@ -105,6 +105,17 @@ def test_of_a_crowd_only_shapes_are_told() -> None:
         cells = cell_truth(crowd, 10, 12)
         assert (cells[:, Fact.CENTRE] == 1).sum() > MAX_SHAPES / 2
         assert (cells[:, Fact.PLACE : Fact.FIRST_LETTER] == UNSURE).all()
+
+
+def test_alike_scenes_hold_several_of_a_kind_and_of_a_colour() -> None:
+    """More often than others do."""
+
+    def repeated(drawn: list[Scene], word: str) -> int:
+        words = [[getattr(shape, word) for shape in scene.shapes] for scene in drawn]
+        return sum(len(set(some)) < len(some) for some in words)
+
+    for word in ("kind", "colour"):
+        assert repeated(scenes(100, alike=True), word) > 1.25 * repeated(scenes(100), word)
 
 
 def test_what_jpeg_does_is_seen_and_small(monkeypatch: pytest.MonkeyPatch) -> None:

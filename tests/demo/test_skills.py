@@ -1,6 +1,7 @@
 """Skills: what they ask has one right answer, and other answers are told from it."""
 
 import re
+from collections import Counter
 
 import pytest
 
@@ -9,7 +10,7 @@ from demo.evaluate import held_out_cases
 from demo.scenes import SHAPES, draw_scene
 from demo.seeds import Split, stream
 from demo.sizes import held_out, random_size
-from demo.skills import LESSONS, SKILLS, compare, exists, follow_up, lesson, read, scene_lesson, watch
+from demo.skills import LESSONS, SKILLS, compare, count, exists, follow_up, lesson, read, scene_lesson, watch
 from demo.skills.base import Phrasings, mistyped
 
 NOT_AN_ANSWER = "I do not know."
@@ -64,7 +65,7 @@ def test_lessons_ask_different_things_about_one_thing(name: str) -> None:
         assert answers
         assert len(set(answers)) == len(answers)
         assert (chat.clip is not None) == (name == "clip")
-        assert len(chat.images) == {"scene": 1, "sign": 2, "pair": 2, "clip": 0, "talk": 0}[name]
+        assert len(chat.images) == {"scene": 1, "count": 1, "sign": 2, "pair": 2, "clip": 0, "talk": 0}[name]
 
 
 def test_scene_lessons_ask_follow_ups_right_after_what_they_follow() -> None:
@@ -76,6 +77,43 @@ def test_scene_lessons_ask_follow_ups_right_after_what_they_follow() -> None:
         assert skills.count(follow_up.SKILL.name) <= 1
         followed += follow_up.SKILL.name in skills
     assert followed > 5
+
+
+def test_numbers_are_often_said_with_nothing_said_before() -> None:
+    """Four chats in ten about a scene, and all about counting, begin with a number."""
+    chats = {
+        name: [lesson(name, stream(Split.TRAIN, 3, index), [(200, 150)], 4, 4) for index in range(200)]
+        for name in ("scene", "count")
+    }
+    began = {name: sum(chat.turns[0].skill == count.SKILL.name for chat in some) for name, some in chats.items()}
+    assert 60 < began["scene"] < 120
+    assert began["count"] == 200
+    numbers = Counter(turn.answer.split()[2] for chat in chats["count"] for turn in chat.turns)
+    assert min(numbers[word] for word in ("no", "one", "two")) > 100
+
+
+@pytest.mark.parametrize(
+    ("number", "things", "expected"),
+    [
+        (0, "circles", "There is no circle."),
+        (1, "red shapes", "There is one red shape."),
+        (2, "circles", "There are two circles."),
+        (4, "shapes", "There are four shapes."),
+    ],
+)
+def test_a_number_is_said_in_a_sentence(number: int, things: str, expected: str) -> None:
+    """None and one in the singular, more in the plural."""
+    assert count.answer(number, things) == expected
+
+
+def test_that_there_is_none_may_be_said_in_the_plural() -> None:
+    """Both ways are right where there is none of that, and nowhere else."""
+    for right in (SKILLS["count"].right, SKILLS["follow-up"].right):
+        assert right("There is no red shape.", "There is no red shape.")
+        assert right("There is no red shape.", "There are no red shapes.")
+        assert not right("There is no red shape.", "There are no blue shapes.")
+        assert not right("There is one red shape.", "There are no red shapes.")
+        assert not right("There is no circle.", "There are two circles.")
 
 
 def test_describing_is_judged_by_what_is_named() -> None:
@@ -91,15 +129,15 @@ def test_describing_is_judged_by_what_is_named() -> None:
 
 
 def test_signs_are_read_each_by_its_own_question() -> None:
-    """Every turn of a sign's chat shows a picture and answers what is printed there, or that there are no shapes."""
+    """Every turn of a sign's chat shows a picture and answers what is printed there, or that there is no shape."""
     read_turns = 0
     for index in range(60):
         chat = lesson("sign", stream(Split.TRAIN, 9, index), [(200, 150), (150, 200)], 4, 4)
         assert chat.one_each
         assert len(chat.turns) == len(chat.views) == 3
         for turn, view in zip(chat.turns, chat.views, strict=True):
-            assert turn.answer in (f'It says "{view.text}".', "There are no shapes.")
-            read_turns += turn.answer != "There are no shapes."
+            assert turn.answer in (f'It says "{view.text}".', "There is no shape.")
+            read_turns += turn.answer != "There is no shape."
     assert read_turns > 150
 
 

@@ -144,7 +144,7 @@ def test_the_course_goes_from_looking_to_scenes_to_everything() -> None:
     """Shapes are there to look at from the first step; then come small scenes, small clips and pairs, too, then all."""
     course = Course(batch_size=8, batch_asked=6, look_until=1, scenes_until=2, still_until=6)
     assert [course.part(step) for step in range(9)] == [Part.LOOKING, *[Part.TALKING] * 5, *[Part.BOTH] * 3]
-    assert [step for step in range(11) if course.glances_at(step)] == [6, 8, 10]
+    assert [step for step in range(9) if course.glances_at(step)] == [6, 7, 8]
     batches = Batches(TOKENIZER, 0, course)
     looking, *talking = (batches[step] for step in range(18))
     scenes, several, everything = talking[0], talking[1:5], talking[5:]
@@ -211,8 +211,8 @@ def test_shares_of_the_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("demo.train._TALKING_SHARE", 1.0)
     _, whole = moved(Part.BOTH)
     assert alone[1] == glance[1] == 0
-    assert glance[0] == pytest.approx(0.3 * alone[0], rel=0.25)
-    assert both[0] == pytest.approx(0.3 * alone[0], rel=0.25)
+    assert glance[0] == pytest.approx(0.4 * alone[0], rel=0.25)
+    assert both[0] == pytest.approx(0.4 * alone[0], rel=0.25)
     assert both[1] == pytest.approx(0.4 * whole, rel=0.1)
 
 
