@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 
 from demo.clips import draw_clip
-from demo.scenes import draw_crowd, draw_scene
+from demo.scenes import Scene, draw_crowd, draw_scene
 from demo.seeds import Split
 from demo.signs import Sign, draw_page, draw_sign
 from demo.sizes import Size
@@ -28,10 +28,15 @@ SKILLS: dict[str, Skill] = {
 }
 
 
+def _scene(rng: random.Random, sizes: Sequence[Size], most: int, *, alike: bool = False) -> Scene:
+    """To be asked about: rather of more shapes, up to so many."""
+    return draw_scene(rng, *rng.choice(sizes), count=min(most, rng.choice((1, 2, 3, 3, 4, 4))), alike=alike)
+
+
 def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
     """A chat of several different turns about one scene: one look teaches several answers."""
     split = Split.TRAIN
-    scene = draw_scene(rng, *rng.choice(sizes), count=min(most, rng.choice((1, 2, 3, 3, 4, 4))))
+    scene = _scene(rng, sizes, most)
     asked: dict[str, Turn] = {}
     if rng.random() < 0.06:
         asked[read.NO_TEXT] = read.SKILL.turn(rng, split, scene)
@@ -58,7 +63,7 @@ def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
 
 def _count_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
     """Counting alone: said first, with nothing to go by but the picture, where several are often alike."""
-    scene = draw_scene(rng, *rng.choice(sizes), count=min(most, rng.choice((1, 2, 3, 3, 4, 4))), alike=True)
+    scene = _scene(rng, sizes, most, alike=True)
     made = [count.SKILL.turn(rng, Split.TRAIN, scene) for _ in range(2 * turns)]
     asked = {turn.answer: turn for turn in made}
     return Example(tuple(asked.values())[:turns], (scene,))

@@ -268,7 +268,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_letters_are_looked_at_once_both_learn() -> None:
-    """A run through all three parts is its steps taken by hand, with a glance before every second of both."""
+    """A run through all three parts is its steps taken by hand, with a glance before each step in which both learn."""
     course = replace(COURSE, look_until=1, still_until=2)
     whole = new_run(TOKENIZER, 0, tiny=True)
     train(whole, TOKENIZER, course, seed=0, steps=4, workers=0)
