@@ -78,9 +78,10 @@ class Course:
 
     batch_size: int = 32
     batch_asked: int = 24  # once all is asked
-    look_until: int = 5300  # steps that train the vision tower alone
-    scenes_until: int = 5600  # steps after which pairs and clips are asked about, too
-    still_until: int = 6400  # steps after which the vision tower learns again, too, and everything is asked
+    look_until: int = 6600  # steps that train the vision tower alone
+    scenes_until: int = 6900  # steps after which pairs and clips are asked about, too
+    still_until: int = 8100  # steps after which the vision tower learns again, too, and everything is asked
+    again_from: int = 11500  # steps after which rates, by then at zero, start once more from a part of their height
     turns: int = 4  # about each scene
     most_still: int = 18  # tokens of a picture that is talked about while the tower stands still
     small_share: float = 0.5  # of what is looked at, batches with images of at most 25 tokens, on which steps are fast
@@ -95,21 +96,30 @@ class Course:
     )
     scenes: tuple[tuple[str, float], ...] = (("scene", 0.7), ("count", 0.27), ("talk", 0.03))
     several: tuple[tuple[str, float], ...] = (
-        ("scene", 0.17),
+        ("scene", 0.16),
         ("count", 0.08),
-        ("sign", 0.18),
-        ("pair", 0.32),
-        ("clip", 0.21),
+        ("sign", 0.17),
+        ("pair", 0.35),
+        ("clip", 0.2),
         ("talk", 0.04),
     )
     everything: tuple[tuple[str, float], ...] = (
         ("scene", 0.31),
-        ("count", 0.07),
-        ("sign", 0.32),
-        ("pair", 0.15),
-        ("clip", 0.11),
+        ("count", 0.06),
+        ("sign", 0.31),
+        ("pair", 0.18),
+        ("clip", 0.1),
         ("talk", 0.04),
     )
+    again: tuple[tuple[str, float], ...] = (
+        ("scene", 0.45),
+        ("count", 0.05),
+        ("sign", 0.28),
+        ("pair", 0.1),
+        ("clip", 0.09),
+        ("talk", 0.03),
+    )
+    again_at: float = 0.79  # the progress at which they start again: with it, three tenths of the rates
     glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))
 
     @property
@@ -137,11 +147,15 @@ class Course:
             return self.looking
         if step < self.scenes_until:
             return self.scenes
-        return self.several if step < self.still_until else self.everything
+        if step < self.still_until:
+            return self.several
+        return self.everything if step < self.again_from else self.again
 
     def progress(self, step: int, steps: int) -> float:
         """The share of looking, and after it of talking, that is over: in each, learning rates fall to zero."""
-        begin, end = (0, self.look_until) if step < self.look_until else (self.look_until, steps)
+        if step >= self.again_from:
+            return self.again_at + (1 - self.again_at) * (step - self.again_from) / (steps - self.again_from)
+        begin, end = (0, self.look_until) if step < self.look_until else (self.look_until, min(steps, self.again_from))
         return (step - begin) / (end - begin)
 
     def most_tokens(self, step: int, rng: random.Random) -> int | None:

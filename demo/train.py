@@ -36,12 +36,12 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 9200
+STEPS = 11960
 RANKS = 2
 _SIGHT_WEIGHT = 0.3
-_TALKING_SHARE = 0.4  # of the rates, for the text model: over 300 steps, whole ones taught it nothing more
+_TALKING_SHARE = 0.6  # of the rates, for the text model: over 300 steps, whole ones taught it nothing more
 _TOWER_SHARE = 0.4  # of the rates, while both learn: whole ones would cost the tower letters that it knows
-_ROUNDED_FROM = 0.75  # share of talking after which weights are rounded to INT4 in the forward pass
+_ROUNDED_FROM = 0.6  # share of talking after which weights are rounded to INT4 in the forward pass
 
 
 @dataclass

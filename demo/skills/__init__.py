@@ -53,7 +53,7 @@ def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
     kept = list(asked.values())[:turns]
     if linked is None:
         # What was answered before may give a number away, and a description gives away nearly everything.
-        first = rng.choices((count.SKILL, describe.SKILL, None), (0.45, 0.3, 0.25))[0]
+        first = rng.choices((count.SKILL, describe.SKILL, None), (0.4, 0.32, 0.28))[0]
         if first is count.SKILL:
             kept.sort(key=lambda turn: turn.skill == describe.SKILL.name)
         if first is not None:
@@ -85,8 +85,9 @@ def _about_sign(rng: random.Random, sign: Sign) -> Turn:
 
 
 def _pair_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
-    pair = compare.draw_pair(rng, sizes, most)
-    return Example(compare.SKILL.turns(rng, Split.TRAIN, pair, 2), pair)
+    # Where one word differs is what takes long to be seen.
+    pair = compare.draw_pair(rng, sizes, most, same=0.35, changed=0.5)
+    return Example(compare.SKILL.turns(rng, Split.TRAIN, pair, 3), pair)
 
 
 def _clip_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
