@@ -81,7 +81,6 @@ class Course:
     look_until: int = 6600  # steps that train the vision tower alone
     scenes_until: int = 6900  # steps after which pairs and clips are asked about, too
     still_until: int = 8100  # steps after which the vision tower learns again, too, and everything is asked
-    again_from: int = 11500  # steps after which rates, by then at zero, start once more from a part of their height
     turns: int = 4  # about each scene
     most_still: int = 18  # tokens of a picture that is talked about while the tower stands still
     small_share: float = 0.5  # of what is looked at, batches with images of at most 25 tokens, on which steps are fast
@@ -111,15 +110,6 @@ class Course:
         ("clip", 0.1),
         ("talk", 0.04),
     )
-    again: tuple[tuple[str, float], ...] = (
-        ("scene", 0.45),
-        ("count", 0.05),
-        ("sign", 0.28),
-        ("pair", 0.1),
-        ("clip", 0.09),
-        ("talk", 0.03),
-    )
-    again_at: float = 0.79  # the progress at which they start again: with it, three tenths of the rates
     glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))
 
     @property
@@ -147,15 +137,11 @@ class Course:
             return self.looking
         if step < self.scenes_until:
             return self.scenes
-        if step < self.still_until:
-            return self.several
-        return self.everything if step < self.again_from else self.again
+        return self.several if step < self.still_until else self.everything
 
     def progress(self, step: int, steps: int) -> float:
         """The share of looking, and after it of talking, that is over: in each, learning rates fall to zero."""
-        if step >= self.again_from:
-            return self.again_at + (1 - self.again_at) * (step - self.again_from) / (steps - self.again_from)
-        begin, end = (0, self.look_until) if step < self.look_until else (self.look_until, min(steps, self.again_from))
+        begin, end = (0, self.look_until) if step < self.look_until else (self.look_until, steps)
         return (step - begin) / (end - begin)
 
     def most_tokens(self, step: int, rng: random.Random) -> int | None:

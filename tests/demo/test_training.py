@@ -15,7 +15,6 @@ from demo.checkpoint import save_checkpoint
 from demo.config import model_config
 from demo.data import IGNORED, Batch, Batches, Course, Part
 from demo.forward import Arithmetic, losses
-from demo.optim import rate_factor
 from demo.prompts import SYSTEM_PROMPTS, render
 from demo.quantize import BLOCK, round_int4
 from demo.seeds import Split, stream
@@ -221,19 +220,6 @@ def test_rates_fall_in_looking_and_again_in_talking() -> None:
     """Each part of the course begins at nought and comes near its whole."""
     course = Course(look_until=10)
     assert [course.progress(step, 30) for step in (0, 5, 9, 10, 20, 29)] == [0, 0.5, 0.9, 0, 0.5, 0.95]
-
-
-def test_rates_start_once_more_from_three_tenths() -> None:
-    """At zero they go back to three tenths and fall once more, with other shares of the same chats."""
-    course = Course(look_until=10, scenes_until=11, still_until=12, again_from=30)
-    rates = [rate_factor(1000, course.progress(step, 40)) for step in range(10, 40)]
-    assert rates[:20] == sorted(rates[:20], reverse=True)
-    assert rates[19] == pytest.approx(0.05 / 0.7)
-    assert rates[20:] == pytest.approx([0.3 * (1 - step / 10) for step in range(10)])
-    assert course.kinds(29) == course.everything
-    assert course.kinds(30) == course.again
-    assert dict(course.again).keys() == dict(course.everything).keys()
-    assert sum(share for _, share in course.again) == pytest.approx(1)
 
 
 def test_a_few_steps_lower_the_loss() -> None:
