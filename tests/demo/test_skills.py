@@ -235,12 +235,12 @@ def test_watching_is_answered_by_the_event() -> None:
 def test_pairs_are_drawn_as_often_alike_as_asked_for() -> None:
     """All the same, all with one thing changed; and in training a verdict mostly comes first."""
 
-    def same(index: int, **shares: float) -> bool:
-        pair = compare.draw_pair(stream(Split.TRAIN, 8, index), [(160, 160), (200, 160)], **shares)
+    def alike(index: int, *, same: float, changed: float) -> bool:
+        pair = compare.draw_pair(stream(Split.TRAIN, 8, index), [(160, 160), (200, 160)], same=same, changed=changed)
         first, second = (Counter(shape.name for shape in scene.shapes) for scene in pair)
         return first == second
 
-    assert all(same(index, same=1.0, changed=0.0) for index in range(30))
-    assert not any(same(index, same=0.0, changed=1.0) for index in range(30))
+    assert all(alike(index, same=1.0, changed=0.0) for index in range(30))
+    assert not any(alike(index, same=0.0, changed=1.0) for index in range(30))
     chats = [lesson("pair", stream(Split.TRAIN, 6, index), [(160, 160)], 4, 4) for index in range(100)]
     assert sum("They are " in chat.turns[0].answer for chat in chats) > 60
