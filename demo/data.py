@@ -30,7 +30,7 @@ from demo.seeds import Split, stream
 from demo.sight import Fact, cell_truth
 from demo.signs import Sign
 from demo.sizes import Size, media_tokens, random_token_count, training_sizes
-from demo.skills import lesson
+from demo.skills import Example, lesson
 
 IGNORED = -100
 _CLIP_TOKENS = 25  # frames of a clip are small
@@ -44,6 +44,7 @@ class Batch:
     labels: torch.Tensor  # [B, L]: the token that follows each position, or IGNORED
     position_ids: torch.Tensor  # [3, B, L]
     image_mask: torch.Tensor  # [B, L] bool
+    turns: torch.Tensor  # [B, L]: which turn that is asked apart reads that position alone; 0 where all do
     pixel_values: torch.Tensor  # [N * P, 1536]
     grid: torch.Tensor  # [N, 3]
     cells: torch.Tensor  # [N * P / 4, facts]: see demo.sight
@@ -73,7 +74,8 @@ class Course:
 
     Until all is asked, the tower stands still and pictures that are talked about are small. On whole rates the tower
     would unlearn letters within fifty steps; and which picture of two, or what changes from one to the next, is
-    learnt in fewer and far shorter steps so. Then both learn, and letters are looked at besides.
+    learnt in fewer and far shorter steps so. Then both learn, and letters are looked at besides. What is asked about is
+    mostly small even then; towards the end it has mostly the sizes of people's pictures.
     """
 
     batch_size: int = 32
@@ -81,10 +83,12 @@ class Course:
     look_until: int = 6600  # steps that train the vision tower alone
     scenes_until: int = 6900  # steps after which pairs and clips are asked about, too
     still_until: int = 8100  # steps after which the vision tower learns again, too, and everything is asked
-    turns: int = 4  # about each scene
+    turns: int = 5  # about each scene: about as many tokens as three signs and what is read of them
     most_still: int = 18  # tokens of a picture that is talked about while the tower stands still
     small_share: float = 0.5  # of what is looked at, batches with images of at most 25 tokens, on which steps are fast
     small_asked: float = 0.8  # the same once all is asked
+    small_until: int = 10650  # steps after which sizes are mostly those that people's pictures have
+    small_last: float = 0.25  # the share of small ones then
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
     looking: tuple[tuple[str, float], ...] = (
@@ -103,10 +107,10 @@ class Course:
         ("talk", 0.04),
     )
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.31),
-        ("count", 0.06),
-        ("sign", 0.31),
-        ("pair", 0.18),
+        ("scene", 0.29),
+        ("count", 0.04),
+        ("sign", 0.36),
+        ("pair", 0.17),
         ("clip", 0.1),
         ("talk", 0.04),
     )
@@ -148,7 +152,10 @@ class Course:
         """How many tokens an image of that batch may take; None where any number is right."""
         if self.look_until <= step < self.still_until:
             return self.most_still
-        small = self.small_share if step < self.look_until else self.small_asked
+        if step < self.look_until:
+            small = self.small_share
+        else:
+            small = self.small_asked if step < self.small_until else self.small_last
         return _CLIP_TOKENS if rng.random() < small else None
 
     def most_shapes(self, step: int) -> int:
@@ -180,6 +187,10 @@ class Batches(Dataset[Batch]):
         if kind == "clip" and media_tokens(sizes[0]) > _CLIP_TOKENS:
             kind = "pair"
         example = lesson(kind, rng, sizes, course.turns, course.most_shapes(step))
+        return self.chat(example, rng, asked=course.part(step) is not Part.LOOKING)
+
+    def chat(self, example: Example, rng: random.Random, *, asked: bool = True) -> Chat:
+        """What is learnt from an example; without text if it is only looked at."""
         views: SequenceOf[Scene | Sign] = example.views
         times: tuple[float, ...] = ()
         pixels, grid = torch.zeros(0, 1536), torch.zeros(0, 3, dtype=torch.long)
@@ -187,9 +198,8 @@ class Batches(Dataset[Batch]):
             pixels, grid, views, times = self._watch(rng, example.clip)
         elif views:
             pixels, grid = _shown(example.images)
-        if course.part(step) is Part.LOOKING:
-            sequence = NOTHING
-        else:
+        sequence = NOTHING
+        if asked:
             system, media_last = pick_system(rng), rng.random() < 0.1
             sequence = render(example, grid.numpy(), self._tokenizer, times=times, system=system, media_last=media_last)
         truth = [cell_truth(view, height, width) for view, (_, height, width) in zip(views, grid.tolist(), strict=True)]
@@ -232,17 +242,20 @@ def collate(chats: list[Chat]) -> Batch:
     labels = np.full((rows, length), IGNORED, np.int64)
     positions = np.zeros((3, rows, length), np.int64)
     image = np.zeros((rows, length), np.bool_)
+    turns = np.zeros((rows, length), np.int64)
     for row, sequence in enumerate(chat.sequence for chat in chats):
         used = len(sequence.ids)
         ids[row, :used] = sequence.ids
         labels[row, : max(0, used - 1)] = np.where(sequence.learn[1:], sequence.ids[1:], IGNORED)
         positions[:, row, :used] = sequence.positions
         image[row, :used] = sequence.image
+        turns[row, :used] = sequence.turn
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(labels),
         torch.from_numpy(positions),
         torch.from_numpy(image),
+        torch.from_numpy(turns),
         torch.cat([chat.pixels for chat in chats]),
         torch.cat([chat.grid for chat in chats]),
         torch.cat([chat.cells for chat in chats]),

@@ -90,6 +90,14 @@ def _quarter_turn(width: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([torch.cat([torch.zeros_like(one), one], 1), torch.cat([-one, torch.zeros_like(one)], 1)])
 
 
+def _hidden(turns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores, [batch, 1, length, length]: no position reads what comes later, nor another turn."""
+    length = turns.shape[1]
+    others = (turns[:, None, :] != 0) & (turns[:, None, :] != turns[:, :, None])
+    others |= torch.ones(length, length, dtype=torch.bool).triu(1)
+    return torch.zeros(others.shape, dtype=dtype).masked_fill_(others, float("-inf"))[:, None]
+
+
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Attention; queries are scaled. [batch, heads, queries, head_dim] from keys [batch, heads, keys, head_dim]."""
     scores = query @ key.transpose(-1, -2)
@@ -168,7 +176,7 @@ def _read(
     heads, shared, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     cos, sin = (table[:, None].to(dtype) for table in text.rotary_emb(hidden, batch.position_ids))
     turn = _quarter_turn(head_dim, dtype)
-    later = torch.full((length, length), float("-inf"), dtype=dtype).triu(1).repeat(heads // shared, 1)
+    mask = _hidden(batch.turns, dtype).repeat(1, 1, heads // shared, 1)
 
     def turned(value: torch.Tensor, norm: Any, scale: float) -> torch.Tensor:
         value = _NormedHeads.apply(value, norm.variance_epsilon)  # type: ignore[no-untyped-call]
@@ -184,7 +192,7 @@ def _read(
         )
         # The heads that share a key are so many more queries of it.
         query = turned(query, at.q_norm, at.scaling).view(rows, shared, -1, head_dim)
-        mixed = _attend(query, turned(key, at.k_norm, 1.0), value, later)
+        mixed = _attend(query, turned(key, at.k_norm, 1.0), value, mask)
         mixed = mixed.view(rows, heads, length, head_dim).transpose(1, 2).reshape(rows * length, -1)
         return functional.linear(mixed, arithmetic.of_text(at.o_proj).to(dtype))
 

@@ -32,9 +32,16 @@ class Sequence:
     learn: npt.NDArray[np.bool_]  # [L]: whether the model is to say this token itself
     positions: Ints  # [3, L]: time, row and column of M-RoPE
     image: npt.NDArray[np.bool_]  # [L]: where image features go
+    turn: Ints  # [L]: which turn that is asked apart, from 1 on, reads this token alone; 0 where all do
 
 
-NOTHING = Sequence(np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros((3, 0), np.int64), np.zeros(0, np.bool_))
+NOTHING = Sequence(
+    np.zeros(0, np.int64),
+    np.zeros(0, np.bool_),
+    np.zeros((3, 0), np.int64),
+    np.zeros(0, np.bool_),
+    np.zeros(0, np.int64),
+)
 
 
 def render(
@@ -50,30 +57,44 @@ def render(
 
     `grids` [images, 3] are the patch grids (time, height, width) of the images, or of a clip's temporal patches, whose
     `times` are in seconds. To the text model a temporal patch is an image after a written time: it stands here as one.
+    Turns that are asked apart follow what they share, each at the positions that come next after that; with images
+    after the question, nothing is shared, and they are one chat.
     """
+    apart = example.apart and not media_last
     frames = "".join(f"<{time:.1f} seconds>{IMAGE}" for time in times)
     shown = f"<|vision_start|>{frames}<|vision_end|>" if frames else IMAGE * len(example.views)
-    segments: list[tuple[str, bool]] = []
+    segments: list[tuple[str, bool, int]] = []  # text, whether it is learnt, and whose it is
     if system is not None:
-        segments.append((f"<|im_start|>system\n{system}<|im_end|>\n", False))
+        segments.append((f"<|im_start|>system\n{system}<|im_end|>\n", False, 0))
+    if apart:
+        segments.append((f"<|im_start|>user\n{shown}", False, 0))
     for index, turn in enumerate(example.turns):
         media = IMAGE if example.one_each else shown if index == 0 else ""
-        question = turn.question + media if media_last else media + turn.question
-        segments.append((f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", False))
-        segments.append((f"{turn.answer}<|im_end|>", True))
-        segments.append(("\n", False))
+        asked = turn.question + media if media_last else media + turn.question
+        before = turn.question if apart else f"<|im_start|>user\n{asked}"
+        whose = index + 1 if apart else 0
+        segments.append((f"{before}<|im_end|>\n<|im_start|>assistant\n", False, whose))
+        segments.append((f"{turn.answer}<|im_end|>", True, whose))
+        segments.append(("\n", False, whose))
     ids: list[int] = []
     learn: list[bool] = []
+    turns: list[int] = []
     placeholder = tokenizer.token_to_id("<|image_pad|>")
     images = iter(grids)
-    for text, learnt in segments:
+    for text, learnt, whose in segments:
         for token in tokenizer.encode(text).ids:
             repeat = int(np.prod(next(images))) // MERGE_SIZE**2 if token == placeholder else 1
             ids.extend([token] * repeat)
             learn.extend([learnt] * repeat)
-    sequence = np.asarray(ids, np.int64)
+            turns.extend([whose] * repeat)
+    sequence, owners = np.asarray(ids, np.int64), np.asarray(turns, np.int64)
     image = sequence == placeholder
-    return Sequence(sequence, np.asarray(learn), mrope_positions(image, grids), image)
+    positions = mrope_positions(image, grids)
+    if apart:
+        begin = positions[:, owners == 1][:, :1]
+        for whose in range(1, 1 + len(example.turns)):
+            positions[:, owners == whose] = begin + np.arange(np.count_nonzero(owners == whose))
+    return Sequence(sequence, np.asarray(learn), positions, image, owners)
 
 
 def mrope_positions(image: npt.NDArray[np.bool_], grids: Ints) -> Ints:

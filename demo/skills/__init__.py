@@ -15,6 +15,8 @@ from demo.skills.base import AFTER, BEFORE, Example, SceneSkill, Skill, Turn
 
 __all__ = ["LESSONS", "SKILLS", "Example", "Skill", "Turn", "lesson", "scene_lesson", "texts"]
 
+_SIGNS = 3  # in a chat about signs
+_APART = 0.8  # how often what is asked about a pair or a clip is asked apart
 # How often a turn about a scene is of that skill.
 _SCENE_SKILLS: dict[SceneSkill, float] = {
     describe.SKILL: 0.28,
@@ -34,7 +36,11 @@ def _scene(rng: random.Random, sizes: Sequence[Size], most: int, *, alike: bool 
 
 
 def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
-    """A chat of several different turns about one scene: one look teaches several answers."""
+    """Several different turns about one scene: one look teaches several answers.
+
+    They are a chat if one of them refers to another, and asked apart otherwise: in a chat a description gives away
+    nearly everything that is asked after it.
+    """
     split = Split.TRAIN
     scene = _scene(rng, sizes, most)
     asked: dict[str, Turn] = {}
@@ -50,28 +56,20 @@ def scene_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
         if made is not None:
             # The answer is the key: no chat asks the same thing twice.
             asked.setdefault(made.answer, made)
-    kept = list(asked.values())[:turns]
-    if linked is None:
-        # What was answered before may give a number away, and a description gives away nearly everything.
-        first = rng.choices((count.SKILL, describe.SKILL, None), (0.4, 0.32, 0.28))[0]
-        if first is count.SKILL:
-            kept.sort(key=lambda turn: turn.skill == describe.SKILL.name)
-        if first is not None:
-            kept.sort(key=lambda turn: turn.skill != first.name)
-    return Example(tuple(kept), (scene,))
+    return Example(tuple(asked.values())[:turns], (scene,), apart=linked is None)
 
 
 def _count_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
-    """Counting alone: said first, with nothing to go by but the picture, where several are often alike."""
+    """Counting alone, where several are often alike."""
     scene = _scene(rng, sizes, most, alike=True)
     made = [count.SKILL.turn(rng, Split.TRAIN, scene) for _ in range(2 * turns)]
     asked = {turn.answer: turn for turn in made}
-    return Example(tuple(asked.values())[:turns], (scene,))
+    return Example(tuple(asked.values())[:turns], (scene,), apart=True)
 
 
 def _sign_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
     """Some signs, one after the other, that are read and now and then asked about as if they were scenes."""
-    signs = tuple(draw_sign(rng, Split.TRAIN, *rng.choice(sizes)) for _ in range(turns - 1))
+    signs = tuple(draw_sign(rng, Split.TRAIN, *rng.choice(sizes)) for _ in range(_SIGNS))
     return Example(tuple(_about_sign(rng, sign) for sign in signs), signs, one_each=True)
 
 
@@ -87,12 +85,14 @@ def _about_sign(rng: random.Random, sign: Sign) -> Turn:
 def _pair_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
     # Where one word differs is what takes long to be seen.
     pair = compare.draw_pair(rng, sizes, most, same=0.35, changed=0.5)
-    return Example(compare.SKILL.turns(rng, Split.TRAIN, pair, 3), pair)
+    asked = compare.SKILL.turns(rng, Split.TRAIN, pair, 3)
+    return Example(asked, pair, apart=rng.random() < _APART)
 
 
 def _clip_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
     clip = draw_clip(rng, *rng.choice(sizes))
-    return Example(watch.SKILL.turns(rng, Split.TRAIN, clip, 2), clip=clip)
+    asked = watch.SKILL.turns(rng, Split.TRAIN, clip, 2)
+    return Example(asked, clip=clip, apart=rng.random() < _APART)
 
 
 def _talk_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:

@@ -36,12 +36,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Example:
-    """A chat: what comes with the first question (images, or a clip), then one or more turns about it."""
+    """A chat: what comes with the first question (images, or a clip), then one or more turns about it.
+
+    Turns that are asked apart are as many chats, which share their images.
+    """
 
     turns: tuple[Turn, ...]
     views: tuple[Scene | Sign, ...] = ()  # what the images show
     clip: Clip | None = None
     one_each: bool = False  # whether every turn brings an image of its own, instead of all with the first
+    apart: bool = False  # whether every turn is asked as if it were the first, of what is shown once
 
     @property
     def images(self) -> tuple[Image.Image, ...]:

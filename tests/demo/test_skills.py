@@ -65,7 +65,7 @@ def test_lessons_ask_different_things_about_one_thing(name: str) -> None:
         assert answers
         assert len(set(answers)) == len(answers)
         assert (chat.clip is not None) == (name == "clip")
-        assert len(chat.images) == {"scene": 1, "count": 1, "sign": 2, "pair": 2, "clip": 0, "talk": 0}[name]
+        assert len(chat.images) == {"scene": 1, "count": 1, "sign": 3, "pair": 2, "clip": 0, "talk": 0}[name]
 
 
 def test_scene_lessons_ask_follow_ups_right_after_what_they_follow() -> None:
@@ -79,16 +79,21 @@ def test_scene_lessons_ask_follow_ups_right_after_what_they_follow() -> None:
     assert followed > 5
 
 
-def test_numbers_are_often_said_with_nothing_said_before() -> None:
-    """Four chats in ten about a scene, and all about counting, begin with a number."""
-    chats = {
-        name: [lesson(name, stream(Split.TRAIN, 3, index), [(200, 150)], 4, 4) for index in range(200)]
-        for name in ("scene", "count")
+def test_most_is_asked_with_nothing_said_before() -> None:
+    """Scenes are asked about apart unless one question follows another; counting always; pairs and clips mostly."""
+    lessons = {
+        name: [lesson(name, stream(Split.TRAIN, 3, index), [(200, 150)], 5, 4) for index in range(200)]
+        for name in ("scene", "count", "pair", "clip", "sign", "talk")
     }
-    began = {name: sum(chat.turns[0].skill == count.SKILL.name for chat in some) for name, some in chats.items()}
-    assert 60 < began["scene"] < 120
-    assert began["count"] == 200
-    numbers = Counter(turn.answer.split()[2] for chat in chats["count"] for turn in chat.turns)
+    apart = {name: sum(example.apart for example in some) for name, some in lessons.items()}
+    assert 120 < apart["scene"] < 170
+    assert apart["count"] == 200
+    assert 140 < apart["pair"] < 180
+    assert 140 < apart["clip"] < 180
+    assert apart["sign"] == apart["talk"] == 0
+    for example in lessons["scene"]:
+        assert example.apart == all(turn.skill != follow_up.SKILL.name for turn in example.turns)
+    numbers = Counter(turn.answer.split()[2] for example in lessons["count"] for turn in example.turns)
     assert min(numbers[word] for word in ("no", "one", "two")) > 100
 
 

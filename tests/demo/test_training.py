@@ -1,6 +1,8 @@
 """The recipe on a tiny model: what it feeds is what the stock model expects, it learns, and it resumes exactly."""
 
+import random
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,13 @@ from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
 from decoder_service.prompt import PromptBuilder
 from demo.checkpoint import save_checkpoint
 from demo.config import model_config
-from demo.data import IGNORED, Batch, Batches, Course, Part
+from demo.data import IGNORED, Batch, Batches, Course, Part, collate
 from demo.forward import Arithmetic, losses
 from demo.prompts import SYSTEM_PROMPTS, render
 from demo.quantize import BLOCK, round_int4
 from demo.seeds import Split, stream
 from demo.sight import Fact
-from demo.skills import lesson
+from demo.skills import Example, lesson
 from demo.train import Run, new_run, recipe_tokenizer, train
 from serving.bundle import TokenIds
 from tests.demo.stock import image_processor
@@ -39,13 +41,14 @@ def test_prompts_are_the_chat_templates(tmp_path: Path, kind: str) -> None:
     """Training reads the very ids that rendering the chat with the template and expanding placeholders gives."""
     save_checkpoint(new_run(TOKENIZER, 0, tiny=True).model, TOKENIZER, tmp_path / "checkpoint")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "checkpoint")
-    chat = lesson(kind, stream(Split.TRAIN, 3), [(200, 120)], 2, 4)
+    chat = replace(lesson(kind, stream(Split.TRAIN, 3), [(200, 120)], 2, 4), apart=False)
     grids = np.zeros((0, 3), np.int64)
     if chat.images:
         grids = image_processor()(list(chat.images), return_tensors="np")["image_grid_thw"]
     messages = [{"role": "system", "content": SYSTEM_PROMPTS[0]}]
     for index, turn in enumerate(chat.turns):
-        media = [{"type": "image"} for _ in chat.images] if index == 0 else []
+        shown = 1 if chat.one_each else len(chat.images) if index == 0 else 0
+        media = [{"type": "image"}] * shown
         messages.append({"role": "user", "content": [*media, {"type": "text", "text": turn.question}]})
         messages.append({"role": "assistant", "content": turn.answer})
     text = tokenizer.apply_chat_template(messages, tokenize=False)
@@ -107,7 +110,10 @@ def test_positions_and_loss_are_the_stock_models() -> None:
     positions, _ = model.model.get_rope_index(
         batch.input_ids, batch.image_mask.int(), image_grid_thw=batch.grid, attention_mask=used.long()
     )
-    assert torch.equal(positions * used, batch.position_ids * used)
+    together = used & (batch.turns == 0)
+    assert torch.equal(positions * together, batch.position_ids * together)
+    assert batch.turns.any()
+    assert not batch.turns.any(1).all()
 
     def gradients(answers: torch.Tensor, sight: torch.Tensor) -> dict[str, torch.Tensor]:
         for parameter in (*model.parameters(), *heads.parameters()):
@@ -116,12 +122,15 @@ def test_positions_and_loss_are_the_stock_models() -> None:
         parameters = [*model.named_parameters(), *heads.named_parameters()]
         return {name: value.grad.clone() for name, value in parameters if value.grad is not None}
 
+    seen_by = torch.ones(2 * batch.turns.shape[1:], dtype=torch.bool).tril()
+    visible = seen_by & ((batch.turns[:, None] == 0) | (batch.turns[:, None] == batch.turns[:, :, None]))
     seen = model.model.get_image_features(batch.pixel_values, batch.grid, return_dict=True)
     logits = model(
         input_ids=batch.input_ids,
         pixel_values=batch.pixel_values,
         image_grid_thw=batch.grid,
         position_ids=batch.position_ids,
+        attention_mask=torch.where(visible, 0.0, -torch.inf)[:, None],
         use_cache=False,
     ).logits
     answers = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED)
@@ -138,6 +147,45 @@ def test_positions_and_loss_are_the_stock_models() -> None:
     quick = losses(model, batch, heads)
     assert quick.answers.item() == pytest.approx(answers.item(), rel=0.02)
     assert quick.sight.item() == pytest.approx(sight.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["scene", "pair", "clip"])
+def test_turns_asked_apart_are_as_many_chats(kind: str) -> None:
+    """They share what is shown, and teach exactly what each would alone. As one chat they teach something else."""
+    model = new_run(TOKENIZER, 0, tiny=True).model
+    batches, examples = Batches(TOKENIZER, 0, COURSE), (lesson(kind, _rng(i), [(200, 120)], 4, 4) for i in count())
+    example = next(example for example in examples if example.apart and len(example.turns) > 1)
+    seed = next(seed for seed in count() if batches.chat(example, _rng(seed)).sequence.turn.any())  # not images last
+
+    def taught(*examples: Example) -> tuple[float, torch.Tensor]:
+        batch = collate([batches.chat(example, _rng(seed)) for example in examples])
+        model.zero_grad()
+        loss = losses(model, batch, arithmetic=Arithmetic(torch.float32)).answers
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        return loss.item(), torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None])
+
+    loss, gradient = taught(example)
+    loss_alone, alone = taught(*(replace(example, turns=(turn,), apart=False) for turn in example.turns))
+    _, as_chat = taught(replace(example, apart=False))
+    assert loss == pytest.approx(loss_alone, rel=1e-5)
+    assert (gradient - alone).norm() < 1e-4 * alone.norm()
+    assert (as_chat - alone).norm() > 0.05 * alone.norm()
+
+
+def test_turns_share_nothing_that_comes_after_a_question() -> None:
+    """With images after the question, they are one chat."""
+    example = next(e for i in count() if (e := lesson("scene", _rng(i), [(200, 120)], 4, 4)).apart)
+    grids = np.asarray([[1, 8, 14]])
+    assert render(example, grids, TOKENIZER).turn.any()
+    sequence = render(example, grids, TOKENIZER, media_last=True)
+    chat = render(replace(example, apart=False), grids, TOKENIZER, media_last=True)
+    assert not sequence.turn.any()
+    assert np.array_equal(sequence.ids, chat.ids)
+    assert np.array_equal(sequence.positions, chat.positions)
+
+
+def _rng(index: int) -> random.Random:
+    return stream(Split.TRAIN, 3, index)
 
 
 def test_the_course_goes_from_looking_to_scenes_to_everything() -> None:
@@ -159,6 +207,18 @@ def test_the_course_goes_from_looking_to_scenes_to_everything() -> None:
 
     assert all(tokens(batch) <= course.most_still for batch in (scenes, *several))
     assert max(map(tokens, everything)) > 25
+
+
+def test_pictures_are_small_until_most_is_learnt() -> None:
+    """Four batches in five hold small ones once all is asked, and towards the end one in four; of glances, half do."""
+    course = Course(look_until=0, scenes_until=0, still_until=0, small_until=1000)
+    for some in (course, course.beside):
+        before, after = (
+            sum(some.most_tokens(step, _rng(step)) is not None for step in range(begin, begin + 1000)) / 1000
+            for begin in (0, 1000)
+        )
+        expected = (0.8, 0.25) if some is course else (0.5, 0.5)
+        assert (before, after) == pytest.approx(expected, abs=0.05)
 
 
 def test_beside_talking_letters_are_looked_at() -> None:
