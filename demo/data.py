@@ -150,10 +150,10 @@ class Course:
 
     def most_tokens(self, step: int, rng: random.Random) -> int | None:
         """How many tokens an image of that batch may take; None where any number is right."""
-        if self.look_until <= step < self.still_until:
-            return self.most_still
         if step < self.look_until:
             small = self.small_share
+        elif step < self.still_until:
+            return self.most_still
         else:
             small = self.small_asked if step < self.small_until else self.small_last
         return _CLIP_TOKENS if rng.random() < small else None

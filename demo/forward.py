@@ -90,7 +90,7 @@ def _quarter_turn(width: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([torch.cat([torch.zeros_like(one), one], 1), torch.cat([-one, torch.zeros_like(one)], 1)])
 
 
-def _hidden(turns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _attention_mask(turns: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What is added to scores, [batch, 1, length, length]: no position reads what comes later, nor another turn."""
     length = turns.shape[1]
     others = (turns[:, None, :] != 0) & (turns[:, None, :] != turns[:, :, None])
@@ -176,7 +176,7 @@ def _read(
     heads, shared, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     cos, sin = (table[:, None].to(dtype) for table in text.rotary_emb(hidden, batch.position_ids))
     turn = _quarter_turn(head_dim, dtype)
-    mask = _hidden(batch.turns, dtype).repeat(1, 1, heads // shared, 1)
+    mask = _attention_mask(batch.turns, dtype).repeat(1, 1, heads // shared, 1)
 
     def turned(value: torch.Tensor, norm: Any, scale: float) -> torch.Tensor:
         value = _NormedHeads.apply(value, norm.variance_epsilon)  # type: ignore[no-untyped-call]
