@@ -123,8 +123,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, context_length: int) -
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     template = _TEMPLATE.read_text(encoding="utf-8")
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-    vocab = tokenizer.get_vocab(with_added_tokens=False)
-    model = json.loads(tokenizer.to_str())["model"]
-    (directory / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False) + "\n", encoding="utf-8")
+    model = json.loads(tokenizer.to_str())["model"]  # its vocabulary is in the order of its ids
+    (directory / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8")
     merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])
     (directory / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")

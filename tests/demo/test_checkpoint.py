@@ -51,9 +51,12 @@ def test_its_size_is_three_to_eight_million_parameters() -> None:
 
 
 def test_its_tokenizer_is_the_recipes(tmp_path: Path) -> None:
-    """What the recipe would build today is what the checkpoint was trained with."""
+    """What the recipe would build today is what the checkpoint was trained with, file for file."""
     save_tokenizer(recipe_tokenizer(), tmp_path, CONTEXT_LENGTH)
-    assert (tmp_path / "tokenizer.json").read_bytes() == (CHECKPOINT / "tokenizer.json").read_bytes()
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert {"tokenizer.json", "vocab.json", "merges.txt"} <= set(written)
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (CHECKPOINT / name).read_bytes(), name
 
 
 def test_its_settings_are_the_recipes() -> None:
