@@ -5,6 +5,7 @@ A clip is a function of time (0 at its start, 1 at its end), so that it can be d
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,19 @@ from enum import StrEnum
 
 from PIL import Image
 
-from demo.scenes import Rgb, Rim, Scene, Shape, compressed, draw_background, draw_shape, pick_rim, pick_shape
+from demo.scenes import (
+    Rgb,
+    Rim,
+    Scene,
+    Shape,
+    compressed,
+    draw_background,
+    draw_shape,
+    in_reading_order,
+    pick_rim,
+    pick_shape,
+)
+from demo.sizes import Size
 
 _LEAST_TRAVEL = 0.33  # of the width or the height
 
@@ -66,11 +79,11 @@ class Clip:
 
     def scene(self, time: float) -> Scene:
         """The picture at a time, with its shapes."""
-        return Scene(self.width, self.height, self.shapes(time), self.background)
+        return Scene(self.width, self.height, in_reading_order(self.shapes(time), self.height), self.background)
 
 
 def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
-    """A clip of that size: something moves, appears or disappears, with or without another shape that stays."""
+    """A clip of that size: something moves, appears or disappears, with up to two other shapes that stay."""
     background, samples = draw_background(rng, width, height)
     event = rng.choice((*list(Event), Event.LEFT, Event.RIGHT, Event.UP, Event.DOWN))
     while True:
@@ -92,24 +105,24 @@ def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
                 else (min(max(x + drift, margin), width - margin), to)
             )
         actor = pick_shape(rng, (x, y, radius), samples)
-        still = _bystander(rng, (width, height), actor, end, samples) if rng.random() < 0.5 else ()
+        path = [replace(actor, x=x + (end[0] - x) * step / 10, y=y + (end[1] - y) * step / 10) for step in range(11)]
+        still: tuple[Shape, ...] = ()
+        for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 1, 2, 2, 2))):
+            still += _bystander(rng, (width, height), (*path, *still), samples)
         quality = rng.randint(50, 92) if rng.random() < 0.5 else None
         return Clip(width, height, background, still, actor, end, event, rng.uniform(0.3, 0.7), quality, pick_rim(rng))
 
 
-def _bystander(
-    rng: random.Random, size: tuple[int, int], actor: Shape, end: tuple[float, float], samples: Sequence[Rgb]
-) -> tuple[Shape, ...]:
-    """A shape of another name out of the actor's way, where there is room for one."""
+def _bystander(rng: random.Random, size: Size, taken: Sequence[Shape], samples: Sequence[Rgb]) -> tuple[Shape, ...]:
+    """A shape of another name than those taken and out of their way, where there is room for one."""
     width, height = size
     for _ in range(60):
         radius = rng.uniform(0.1, 0.18) * min(width, height)
         margin = 1.2 * radius + 1
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
-        path = [(actor.x + (end[0] - actor.x) * t / 10, actor.y + (end[1] - actor.y) * t / 10) for t in range(11)]
-        if min((x - a) ** 2 + (y - b) ** 2 for a, b in path) < (1.3 * (radius + actor.radius) + 2) ** 2:
+        if any(math.hypot(x - other.x, y - other.y) < 1.3 * (radius + other.radius) + 2 for other in taken):
             continue
         shape = pick_shape(rng, (x, y, radius), samples)
-        if shape.name != actor.name:
+        if shape.name not in {other.name for other in taken}:
             return (shape,)
     return ()

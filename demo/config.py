@@ -7,8 +7,8 @@ from typing import Any
 from transformers import Qwen3VLConfig
 
 PATCH_SIZE, MERGE_SIZE, TEMPORAL_PATCH_SIZE = 16, 2, 2
-# Limits on height x width after resizing, in pixels: 16 to 49 merged tokens for a square image.
-SHORTEST_EDGE, LONGEST_EDGE = 128 * 128, 224 * 224
+# Limits on height x width after resizing, in pixels: 16 to 36 merged tokens for a square image.
+SHORTEST_EDGE, LONGEST_EDGE = 128 * 128, 192 * 192
 MIN_FRAMES, MAX_FRAMES = 4, 8
 CONTEXT_LENGTH = 4096
 

@@ -80,14 +80,14 @@ class Course:
 
     batch_size: int = 32
     batch_asked: int = 24  # once all is asked
-    look_until: int = 6600  # steps that train the vision tower alone
-    scenes_until: int = 6900  # steps after which pairs and clips are asked about, too
-    still_until: int = 8100  # steps after which the vision tower learns again, too, and everything is asked
+    look_until: int = 6900  # steps that train the vision tower alone
+    scenes_until: int = 7200  # steps after which pairs and clips are asked about, too
+    still_until: int = 8400  # steps after which the vision tower learns again, too, and everything is asked
     turns: int = 5  # about each scene: about as many tokens as three signs and what is read of them
     most_still: int = 18  # tokens of a picture that is talked about while the tower stands still
-    small_share: float = 0.5  # of what is looked at, batches with images of at most 25 tokens, on which steps are fast
-    small_asked: float = 0.8  # the same once all is asked
-    small_until: int = 10650  # steps after which sizes are mostly those that people's pictures have
+    small_share: float = 0.35  # of what is looked at, batches with images of at most 25 tokens, on which steps are fast
+    small_asked: float = 0.7  # the same once all is asked
+    small_until: int = 10600  # steps after which sizes are mostly those that people's pictures have
     small_last: float = 0.25  # the share of small ones then
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
@@ -107,11 +107,11 @@ class Course:
         ("talk", 0.04),
     )
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.29),
+        ("scene", 0.3),
         ("count", 0.04),
-        ("sign", 0.36),
-        ("pair", 0.17),
-        ("clip", 0.1),
+        ("sign", 0.37),
+        ("pair", 0.16),
+        ("clip", 0.09),
         ("talk", 0.04),
     )
     glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))
@@ -185,7 +185,7 @@ class Batches(Dataset[Batch]):
         kinds, weights = zip(*course.kinds(step), strict=True)
         (kind,) = rng.choices(kinds, weights)
         if kind == "clip" and media_tokens(sizes[0]) > _CLIP_TOKENS:
-            kind = "pair"
+            kind = "scene"
         example = lesson(kind, rng, sizes, course.turns, course.most_shapes(step))
         return self.chat(example, rng, asked=course.part(step) is not Part.LOOKING)
 

@@ -11,7 +11,7 @@ import colorsys
 import io
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -117,8 +117,12 @@ def draw_scene(rng: random.Random, width: int, height: int, count: int | None = 
         draw_shape(background, shape, smooth=smooth, rim=rim)
     if rng.random() < 0.05:
         background = background.filter(ImageFilter.GaussianBlur(0.6))
-    ordered = sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x))
-    return Scene(width, height, tuple(ordered), as_photo(rng, background))
+    return Scene(width, height, in_reading_order(shapes, height), as_photo(rng, background))
+
+
+def in_reading_order(shapes: Iterable[Shape], height: int) -> tuple[Shape, ...]:
+    """Shapes by row of places in a picture so high, then left to right."""
+    return tuple(sorted(shapes, key=lambda shape: (_third(shape.y, height), shape.x)))
 
 
 def _take_after(rng: random.Random, shapes: list[Shape]) -> None:

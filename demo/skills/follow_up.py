@@ -187,7 +187,7 @@ class FollowUp(Skill):
 
     def right(self, expected: str, answer: str) -> bool:
         """The same sentence, the same number, or the same shapes in any order."""
-        return count.SKILL.right(expected, answer) or describe.SKILL.right(expected, answer)
+        return super().right(expected, answer) or describe.SKILL.right(expected, answer)
 
 
 SKILL = FollowUp()

@@ -2,6 +2,7 @@
 
 import io
 import math
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -26,10 +27,10 @@ def there(clip: Clip, time: float) -> bool:
 
 
 def test_every_event_happens() -> None:
-    """Over many clips all events occur, with and without another shape."""
+    """Over many clips all events occur, with up to two other shapes."""
     drawn = clips(80)
     assert {clip.event for clip in drawn} == set(Event)
-    assert {len(clip.still) for clip in drawn} == {0, 1}
+    assert {len(clip.still) for clip in drawn} == {0, 1, 2}
 
 
 def test_the_actor_does_what_the_event_says() -> None:
@@ -49,15 +50,29 @@ def test_the_actor_does_what_the_event_says() -> None:
         assert there(clip, 1.0) == (clip.event is not Event.DISAPPEARS)
 
 
-def test_another_shape_stays_out_of_the_way() -> None:
-    """It has another name, and the actor never touches it."""
+def test_other_shapes_stay_out_of_the_way() -> None:
+    """All have different names, and the actor touches none."""
     for clip in clips(60):
         for shape in clip.still:
-            assert shape.name != clip.actor.name
+            assert [other.name for other in clip.shapes(0.5)].count(shape.name) == 1
             for time in np.linspace(0, 1, 21):
                 for other in clip.shapes(float(time)):
                     if other is not shape:
                         assert math.hypot(other.x - shape.x, other.y - shape.y) > shape.radius + other.radius
+
+
+def test_a_clips_shapes_are_in_reading_order() -> None:
+    """At any time they are told as a scene's are, whichever of them is the actor."""
+    moved = set()
+    for clip in clips(60):
+        for time in (0.0, 0.5, 1.0):
+            scene = clip.scene(time)
+            rows = [int(3 * shape.y / scene.height) for shape in scene.shapes]
+            assert rows == sorted(rows)
+            for before, after in pairwise(scene.shapes):
+                assert int(3 * before.y / scene.height) < int(3 * after.y / scene.height) or before.x <= after.x
+            moved.add(scene.shapes == clip.shapes(time))
+    assert moved == {True, False}
 
 
 @pytest.mark.parametrize("seconds", [1.5, 3.0])

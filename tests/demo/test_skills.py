@@ -111,16 +111,6 @@ def test_a_number_is_said_in_a_sentence(number: int, things: str, expected: str)
     assert count.answer(number, things) == expected
 
 
-def test_that_there_is_none_may_be_said_in_the_plural() -> None:
-    """Both ways are right where there is none of that, and nowhere else."""
-    for right in (SKILLS["count"].right, SKILLS["follow-up"].right):
-        assert right("There is no red shape.", "There is no red shape.")
-        assert right("There is no red shape.", "There are no red shapes.")
-        assert not right("There is no red shape.", "There are no blue shapes.")
-        assert not right("There is one red shape.", "There are no red shapes.")
-        assert not right("There is no circle.", "There are two circles.")
-
-
 def test_describing_is_judged_by_what_is_named() -> None:
     """Any order is right; a shape missing, doubled, miscoloured or outside a sentence is not."""
     right = SKILLS["describe"].right
