@@ -6,12 +6,14 @@ batch. Text is padded on the right, where nothing attends to it.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from enum import Enum
+from multiprocessing.util import Finalize
 
 import numpy as np
 import torch
@@ -264,6 +266,8 @@ def collate(chats: list[Chat]) -> Batch:
 
 def _begin_to_draw(_: int) -> None:
     keep_memory()
+    # Last of all it ends at once: at the interpreter's end a thread that still sends what nobody waits for would abort.
+    Finalize(None, os._exit, (0,), exitpriority=-1)
 
 
 def batches(dataset: Batches, steps: SequenceOf[int], *, workers: int) -> Iterator[Batch]:

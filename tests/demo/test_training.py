@@ -15,7 +15,7 @@ from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
 from decoder_service.prompt import PromptBuilder
 from demo.checkpoint import save_checkpoint
 from demo.config import model_config
-from demo.data import IGNORED, Batch, Batches, Course, Part, collate
+from demo.data import IGNORED, Batch, Batches, Course, Part, batches, collate
 from demo.forward import Arithmetic, losses
 from demo.prompts import SYSTEM_PROMPTS, render
 from demo.quantize import BLOCK, round_int4
@@ -387,3 +387,12 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit, match="after step 2; go on with --resume"):
         demo.train.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_to_stop_drawing_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    """A worker with batches on their way that nobody waits for ends without a word."""
+    drawn = batches(Batches(TOKENIZER, 0, Course()), range(20), workers=1)
+    next(drawn)
+    next(drawn)
+    drawn.close()  # type: ignore[attr-defined]  # it is a generator
+    assert capfd.readouterr().err == ""
