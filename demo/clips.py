@@ -67,8 +67,7 @@ class Clip:
             return self.still
         if self.event is Event.DISAPPEARS and time >= self.moment:
             return self.still
-        x, y = (a + (b - a) * time for a, b in zip((self.actor.x, self.actor.y), self.end, strict=True))
-        return (*self.still, replace(self.actor, x=x, y=y))
+        return (*self.still, _on_its_way(self.actor, self.end, time))
 
     def frame(self, time: float) -> Image.Image:
         """The picture at a time."""
@@ -105,12 +104,18 @@ def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
                 else (min(max(x + drift, margin), width - margin), to)
             )
         actor = pick_shape(rng, (x, y, radius), samples)
-        path = [replace(actor, x=x + (end[0] - x) * step / 10, y=y + (end[1] - y) * step / 10) for step in range(11)]
+        path = [_on_its_way(actor, end, step / 10) for step in range(11)]
         still: tuple[Shape, ...] = ()
         for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 1, 2, 2, 2))):
             still += _bystander(rng, (width, height), (*path, *still), samples)
         quality = rng.randint(50, 92) if rng.random() < 0.5 else None
         return Clip(width, height, background, still, actor, end, event, rng.uniform(0.3, 0.7), quality, pick_rim(rng))
+
+
+def _on_its_way(actor: Shape, end: tuple[float, float], time: float) -> Shape:
+    """The shape at a time, from where it begins straight to the end."""
+    x, y = (a + (b - a) * time for a, b in zip((actor.x, actor.y), end, strict=True))
+    return replace(actor, x=x, y=y)
 
 
 def _bystander(rng: random.Random, size: Size, taken: Sequence[Shape], samples: Sequence[Rgb]) -> tuple[Shape, ...]:
