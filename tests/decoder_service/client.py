@@ -95,9 +95,9 @@ Call = grpc.aio.StreamStreamCall
 
 
 @contextlib.asynccontextmanager
-async def generate(running: Running, deadline: float = 60) -> AsyncIterator[Call]:
+async def generate(running: Running, deadline: float = 60, wait_for_ready: bool | None = None) -> AsyncIterator[Call]:
     """A call that is cancelled where it is left."""
-    call = running.stub.Generate(timeout=deadline)
+    call = running.stub.Generate(timeout=deadline, wait_for_ready=wait_for_ready)
     try:
         yield call
     finally:
@@ -178,7 +178,8 @@ async def refused(
 
 async def still_works(running: Running, case: Case) -> None:
     """A request is answered; nothing is held by those before it."""
-    async with asyncio.timeout(20), generate(running) as call:
+    # The channel watches the server's health itself, and may hear later than a test does that it serves again.
+    async with asyncio.timeout(20), generate(running, wait_for_ready=True) as call:
         await opened(call, open_request(case, chat_pb2.GenerationOptions(temperature=0, max_tokens=2)))
         events = await rest_of(call)
     assert events[-1].WhichOneof("event") == "finished"
