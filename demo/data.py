@@ -266,8 +266,8 @@ def collate(chats: list[Chat]) -> Batch:
 
 def _begin_to_draw(_: int) -> None:
     keep_memory()
-    # Last of all it ends at once: at the interpreter's end a thread that still sends what nobody waits for would abort.
-    Finalize(None, os._exit, (0,), exitpriority=-1)
+    # Told to end, it ends at once: at the interpreter's end a thread that sends what nobody waits for would abort.
+    Finalize(None, os._exit, (0,), exitpriority=100)
 
 
 def batches(dataset: Batches, steps: SequenceOf[int], *, workers: int) -> Iterator[Batch]:
