@@ -266,7 +266,8 @@ def collate(chats: list[Chat]) -> Batch:
 
 def _begin_to_draw(_: int) -> None:
     keep_memory()
-    # Told to end, it ends at once: at the interpreter's end a thread that sends what nobody waits for would abort.
+    # First of all that a process does at its end, it is gone: whatever anybody waits for has been received by then, and
+    # at the interpreter's end a thread that still sends the rest would abort.
     Finalize(None, os._exit, (0,), exitpriority=100)
 
 

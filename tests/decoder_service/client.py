@@ -95,7 +95,7 @@ Call = grpc.aio.StreamStreamCall
 
 
 @contextlib.asynccontextmanager
-async def generate(running: Running, deadline: float = 60, wait_for_ready: bool | None = None) -> AsyncIterator[Call]:
+async def generate(running: Running, deadline: float = 60, wait_for_ready: bool = False) -> AsyncIterator[Call]:
     """A call that is cancelled where it is left."""
     call = running.stub.Generate(timeout=deadline, wait_for_ready=wait_for_ready)
     try:
