@@ -28,6 +28,7 @@ from demo.scenes import (
 from demo.sizes import Size
 
 _LEAST_TRAVEL = 0.33  # of the width or the height
+_RADII = 0.1, 0.24  # of the shorter side
 
 
 class Event(StrEnum):
@@ -84,9 +85,9 @@ class Clip:
 def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
     """A clip of that size: something moves, appears or disappears, with up to two other shapes that stay."""
     background, samples = draw_background(rng, width, height)
-    event = rng.choice((*list(Event), Event.LEFT, Event.RIGHT, Event.UP, Event.DOWN))
+    event = rng.choice((*Event, Event.APPEARS, Event.DISAPPEARS))
     while True:
-        radius = rng.uniform(0.1, 0.26) * min(width, height)
+        radius = rng.uniform(*_RADII) * min(width, height)
         margin = 1.2 * radius + 1
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         end = x, y
@@ -106,8 +107,12 @@ def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
         actor = pick_shape(rng, (x, y, radius), samples)
         path = [_on_its_way(actor, end, step / 10) for step in range(11)]
         still: tuple[Shape, ...] = ()
-        for _ in range(rng.choice((0, 0, 0, 1, 1, 1, 1, 2, 2, 2))):
+        for _ in range(rng.choice((0, 0, 1, 1, 1, 1, 2, 2, 2, 2))):
             still += _bystander(rng, (width, height), (*path, *still), samples)
+        if not event.is_motion:
+            # The first one had all the room, and would mostly be the largest.
+            actor, *others = rng.sample((actor, *still), 1 + len(still))
+            still, end = tuple(others), (actor.x, actor.y)
         quality = rng.randint(50, 92) if rng.random() < 0.5 else None
         return Clip(width, height, background, still, actor, end, event, rng.uniform(0.3, 0.7), quality, pick_rim(rng))
 
@@ -122,7 +127,7 @@ def _bystander(rng: random.Random, size: Size, taken: Sequence[Shape], samples: 
     """A shape of another name than those taken and out of their way, where there is room for one."""
     width, height = size
     for _ in range(60):
-        radius = rng.uniform(0.1, 0.18) * min(width, height)
+        radius = rng.uniform(*_RADII) * min(width, height)
         margin = 1.2 * radius + 1
         x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
         if any(math.hypot(x - other.x, y - other.y) < 1.3 * (radius + other.radius) + 2 for other in taken):

@@ -84,12 +84,12 @@ class Course:
     batch_asked: int = 24  # once all is asked
     look_until: int = 6900  # steps that train the vision tower alone
     scenes_until: int = 7200  # steps after which pairs and clips are asked about, too
-    still_until: int = 8400  # steps after which the vision tower learns again, too, and everything is asked
+    still_until: int = 8600  # steps after which the vision tower learns again, too, and everything is asked
     turns: int = 5  # about each scene: about as many tokens as three signs and what is read of them
     most_still: int = 18  # tokens of a picture that is talked about while the tower stands still
     small_share: float = 0.35  # of what is looked at, batches with images of at most 25 tokens, on which steps are fast
     small_asked: float = 0.7  # the same once all is asked
-    small_until: int = 10600  # steps after which sizes are mostly those that people's pictures have
+    small_until: int = 10700  # steps after which sizes are mostly those that people's pictures have
     small_last: float = 0.25  # the share of small ones then
     shapes_every: int = 60  # steps until one shape more is drawn
     # How often a chat is of that kind.
@@ -101,20 +101,20 @@ class Course:
     )
     scenes: tuple[tuple[str, float], ...] = (("scene", 0.7), ("count", 0.27), ("talk", 0.03))
     several: tuple[tuple[str, float], ...] = (
-        ("scene", 0.16),
+        ("scene", 0.14),
         ("count", 0.08),
-        ("sign", 0.17),
-        ("pair", 0.35),
-        ("clip", 0.2),
+        ("sign", 0.16),
+        ("pair", 0.28),
+        ("clip", 0.3),
         ("talk", 0.04),
     )
     everything: tuple[tuple[str, float], ...] = (
-        ("scene", 0.3),
-        ("count", 0.04),
-        ("sign", 0.37),
-        ("pair", 0.16),
-        ("clip", 0.09),
-        ("talk", 0.04),
+        ("scene", 0.32),
+        ("count", 0.03),
+        ("sign", 0.39),
+        ("pair", 0.12),
+        ("clip", 0.11),
+        ("talk", 0.03),
     )
     glances: tuple[tuple[str, float], ...] = (("page", 0.5), ("sign", 0.2), ("scene", 0.15), ("crowd", 0.15))
 

@@ -36,7 +36,7 @@ from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
 
-STEPS = 12300
+STEPS = 12400
 RANKS = 2
 _SIGHT_WEIGHT = 0.3
 _TALKING_SHARE = 0.6  # of the rates, for the text model: over 300 steps, whole ones taught it nothing more

@@ -90,9 +90,9 @@ def _pair_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: in
 
 
 def _clip_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:
-    clip = draw_clip(rng, *rng.choice(sizes))
-    asked = watch.SKILL.turns(rng, Split.TRAIN, clip, 2)
-    return Example(asked, clip=clip, apart=rng.random() < _APART)
+    clip, apart = draw_clip(rng, *rng.choice(sizes)), rng.random() < _APART
+    asked = watch.SKILL.turns(rng, Split.TRAIN, clip, turns if apart else 2)
+    return Example(asked, clip=clip, apart=apart)
 
 
 def _talk_lesson(rng: random.Random, sizes: Sequence[Size], turns: int, most: int) -> Example:

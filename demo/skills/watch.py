@@ -127,18 +127,19 @@ class Watch(Skill):
             yield f"A {COLOURS[0]} {SHAPES[0]} {event}. The {COLOURS[0]} {SHAPES[0]} {event}."
 
     def turns(self, rng: random.Random, split: Split, clip: Clip, count: int) -> tuple[Turn, ...]:
-        """Up to `count` different turns about a clip."""
-        asked: dict[str, Turn] = {}
+        """Up to `count` turns about a clip, that ask different things or are answered differently."""
+        asked: dict[tuple[Phrasings, str], Turn] = {}
         for _ in range(2 * count):
-            turn = self._turn(rng, split, clip)
-            asked.setdefault(turn.answer, turn)
+            ask, called, answer = self._question(rng, clip)
+            asked.setdefault((ask, answer), Turn(self.name, ask.pick(rng, split).format(called), answer))
         return tuple(asked.values())[:count]
 
-    def _turn(self, rng: random.Random, split: Split, clip: Clip) -> Turn:
+    def _question(self, rng: random.Random, clip: Clip) -> tuple[Phrasings, str, str]:
+        """How something is asked, what the shape is called if it is named, and the answer."""
         name, style = clip.actor.name, rng.random()
         happens = f"{with_article(name).capitalize()} {clip.event}."
         if style < 0.45:
-            return Turn(self.name, _WHAT.pick(rng, split), happens)
+            return _WHAT, name, happens
         if style < 0.55:
             # Asked about something else than what happens.
             ask, nothing, wanted = rng.choice(
@@ -148,15 +149,14 @@ class Watch(Skill):
                     (_MOVES, _NOTHING["move"], clip.event.is_motion),
                 ]
             )
-            return Turn(self.name, ask.pick(rng, split), happens if wanted else nothing)
+            return ask, name, happens if wanted else nothing
         if clip.event.is_motion:
             if style < 0.85:
                 kinds = [shape.kind for shape in clip.still]
                 called = clip.actor.kind if clip.actor.kind not in kinds and rng.random() < 0.4 else name
-                return Turn(self.name, _WAY.pick(rng, split).format(called), f"The {called} {clip.event}.")
-            return Turn(self.name, _MOVES.pick(rng, split), happens)
-        ask = _COMES if clip.event is Event.APPEARS else _GOES
-        return Turn(self.name, ask.pick(rng, split), happens)
+                return _WAY, called, f"The {called} {clip.event}."
+            return _MOVES, name, happens
+        return (_COMES if clip.event is Event.APPEARS else _GOES), name, happens
 
     def example(self, rng: random.Random, split: Split, sizes: Sequence[Size]) -> Example:
         """See `Skill`."""

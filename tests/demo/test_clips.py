@@ -33,6 +33,16 @@ def test_every_event_happens() -> None:
     assert {len(clip.still) for clip in drawn} == {0, 1, 2}
 
 
+def test_size_does_not_tell_who_acts() -> None:
+    """Half of all clips move; where others stand by, whoever acts is about as often the largest as any of them."""
+    drawn = clips(300)
+    assert 120 < sum(clip.event.is_motion for clip in drawn) < 180
+    for moves in (True, False):
+        beside = [clip for clip in drawn if clip.still and clip.event.is_motion is moves]
+        largest = sum(clip.actor.radius > max(shape.radius for shape in clip.still) for clip in beside)
+        assert 0.33 * len(beside) < largest < 0.55 * len(beside)
+
+
 def test_the_actor_does_what_the_event_says() -> None:
     """It moves that way by a third of the picture or more, or is there at one end of the clip alone."""
     for clip in clips(60):

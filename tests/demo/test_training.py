@@ -221,6 +221,17 @@ def test_pictures_are_small_until_most_is_learnt() -> None:
         assert (before, after) == pytest.approx(expected, abs=0.05)
 
 
+def test_what_is_asked_about_changes_with_the_course() -> None:
+    """Each part has its shares, which are whole; pairs and clips come after scenes, and mostly at first."""
+    course = Course(look_until=1, scenes_until=2, still_until=3)
+    parts = [dict(course.kinds(step)) for step in range(4)]
+    assert [sum(part.values()) for part in (*parts, dict(course.beside.kinds(4)))] == pytest.approx([1.0] * 5)
+    looking, scenes, several, everything = parts
+    assert "page" in looking
+    assert not {"pair", "clip"} & {*scenes}
+    assert several["pair"] + several["clip"] > everything["pair"] + everything["clip"]
+
+
 def test_beside_talking_letters_are_looked_at() -> None:
     """A glance shows letters and teaches the vision tower alone."""
     glances = Batches(TOKENIZER, 1, COURSE.beside)
