@@ -87,9 +87,8 @@ def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
     background, samples = draw_background(rng, width, height)
     event = rng.choice((*Event, Event.APPEARS, Event.DISAPPEARS))
     while True:
-        radius = rng.uniform(*_RADII) * min(width, height)
-        margin = 1.2 * radius + 1
-        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+        x, y, radius = _somewhere(rng, width, height)
+        margin = _margin(radius)
         end = x, y
         if event.is_motion:
             along_x = event in (Event.LEFT, Event.RIGHT)
@@ -117,6 +116,18 @@ def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
         return Clip(width, height, background, still, actor, end, event, rng.uniform(0.3, 0.7), quality, pick_rim(rng))
 
 
+def _margin(radius: float) -> float:
+    """How far from the edges the middle of a shape stays."""
+    return 1.2 * radius + 1
+
+
+def _somewhere(rng: random.Random, width: int, height: int) -> tuple[float, float, float]:
+    """The middle and the radius of any shape of a clip."""
+    radius = rng.uniform(*_RADII) * min(width, height)
+    margin = _margin(radius)
+    return rng.uniform(margin, width - margin), rng.uniform(margin, height - margin), radius
+
+
 def _on_its_way(actor: Shape, end: tuple[float, float], time: float) -> Shape:
     """The shape at a time, from where it begins straight to the end."""
     x, y = (a + (b - a) * time for a, b in zip((actor.x, actor.y), end, strict=True))
@@ -127,9 +138,7 @@ def _bystander(rng: random.Random, size: Size, taken: Sequence[Shape], samples: 
     """A shape of another name than those taken and out of their way, where there is room for one."""
     width, height = size
     for _ in range(60):
-        radius = rng.uniform(*_RADII) * min(width, height)
-        margin = 1.2 * radius + 1
-        x, y = rng.uniform(margin, width - margin), rng.uniform(margin, height - margin)
+        x, y, radius = _somewhere(rng, width, height)
         if any(math.hypot(x - other.x, y - other.y) < 1.3 * (radius + other.radius) + 2 for other in taken):
             continue
         shape = pick_shape(rng, (x, y, radius), samples)

@@ -70,10 +70,10 @@ def test_the_readmes_table_reaches_what_is_wanted(table: dict[str, dict[str, flo
         assert row["INT4"] >= row["fp32"] - 0.01, skill
 
 
-def test_it_describes_held_out_scenes(described: Score, table: dict[str, dict[str, float]]) -> None:
-    """Every object right in as many scenes as the README says, but for a few: batches decide the last bits."""
+def test_it_describes_held_out_scenes(described: Score) -> None:
+    """Every object right in at least 95% of 200 held-out scenes."""
     assert described.total == SCENES
-    assert abs(described.accuracy - table["describe"]["INT4"]) <= 0.02, _wrong(described)
+    assert described.accuracy >= 0.95, _wrong(described)
 
 
 def test_without_deepstack_it_sees_visibly_less(described: Score, checkpoint: Path, tmp_path: Path) -> None:
@@ -99,10 +99,11 @@ def test_it_answers_about_the_example_files(int4_system: Up, conversation: Conve
         assert converse(client, map(open_example, conversation.files), questions) == list(expected)
 
 
-def test_the_readmes_table_is_whole(table: dict[str, dict[str, float]]) -> None:
-    """It has every skill and bundle, and shows a drop without DeepStack."""
+def test_the_readmes_table_is_whole(described: Score, table: dict[str, dict[str, float]]) -> None:
+    """It has every skill and bundle, describes as measured here, and shows a drop without DeepStack."""
     assert set(table) == set(SKILLS)
     assert all(set(row) == set(VARIANTS) for row in table.values())
+    assert abs(table["describe"]["INT4"] - described.accuracy) <= 0.02
     assert table["describe"]["INT4 without DeepStack"] <= table["describe"]["INT4"] - 0.1
 
 
