@@ -36,10 +36,12 @@ class Medium:
     Attributes:
         kind: Image or video.
         digest: `sha256:` and the digest of the file.
+        options: How it becomes pixels: bytes that are equal where the pixels are.
     """
 
     kind: MediaKind
     digest: str
+    options: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,18 @@ class Layout:
         grid: Patches (t, h, w) before spatial merging; t is 1 for an image.
         token_count: Rows of its features: t x h x w / spatial_merge_size².
         timestamps: Of a video: seconds of each temporal patch, t of them.
+        size_given: Width and height in pixels, as the file has them; zeros where the encoder does not tell.
+        size_used: Width and height in pixels after resizing; zeros where the encoder does not tell.
+        frame_times: Of a video: seconds of each sampled frame.
     """
 
     medium: Medium
     grid: tuple[int, int, int]
     token_count: int
     timestamps: tuple[float, ...] = ()
+    size_given: tuple[int, int] = (0, 0)
+    size_used: tuple[int, int] = (0, 0)
+    frame_times: tuple[float, ...] = ()
 
 
 def media_of(messages: Sequence[Message]) -> tuple[Medium, ...]:

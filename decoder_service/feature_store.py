@@ -11,30 +11,39 @@ from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, Medium
 from serving.recent import Recent
+from vlm.v1 import tensor_pb2
 
 
-def media_key(medium: Medium, options: bytes, encoder_fingerprint: str) -> str:
+def media_key(medium: Medium, encoder: str) -> str:
     """Name a feature map by all that it depends on: equal keys mean equal features.
 
     Args:
-        medium: The file, by its digest, and what it was taken for.
-        options: How it became pixels, as `Opening.media_options`.
-        encoder_fingerprint: Which encoder made the features.
+        medium: The file, by its digest, what it was taken for, and how it became pixels.
+        encoder: Which encoder made the features, as `encoder_name`.
     """
-    named = (medium.kind.value, medium.digest, options.hex(), encoder_fingerprint)
+    named = (medium.kind.value, medium.digest, medium.options.hex(), encoder)
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
-def grid_keys(layouts: Sequence[Layout], options: bytes, encoder_fingerprint: str) -> Iterator[str]:
+def encoder_name(fingerprint: str, dtype: tensor_pb2.DataType.ValueType) -> str:
+    """Name an encoder by its weights and the type that it computes in.
+
+    Args:
+        fingerprint: Of the weights.
+        dtype: The type; unspecified where the caller does not tell.
+    """
+    return f"{fingerprint}:{dtype}"
+
+
+def grid_keys(layouts: Sequence[Layout], encoder: str) -> Iterator[str]:
     """A name for the features of every image and every video frame, in order, as `EngineRequest.media_keys`.
 
     Args:
         layouts: One for each medium of the conversation, in order.
-        options: As for `media_key`.
-        encoder_fingerprint: As for `media_key`.
+        encoder: As for `media_key`.
     """
     for layout in layouts:
-        key = media_key(layout.medium, options, encoder_fingerprint)
+        key = media_key(layout.medium, encoder)
         frames, h, w = layout.grid
         for frame in range(frames):
             yield f"{key}:{h}x{w}:{frame}"

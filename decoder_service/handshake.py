@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from decoder_service import validation
 from decoder_service.chat import Layout, MediaKind, first_of_each
 from decoder_service.core import Decoder
-from decoder_service.feature_store import Features, media_key
+from decoder_service.feature_store import Features, encoder_name, media_key
 from decoder_service.limits import Place, check_room
 from decoder_service.prompt import Rendered
 from serving.errors import Code, ServiceError, invalid, too_large
@@ -42,7 +42,7 @@ class FeatureIntake:
     Args:
         decoder: What is loaded.
         rendered: The conversation.
-        media_options: How media become pixels, as `Opening.media_options`.
+        encoder_dtype: Type that the encoder computes in, as `Opening.encoder_dtype`.
         max_tokens: Length of the answer, where the request names it.
         place: What the request has been granted; bytes are taken from it.
 
@@ -52,26 +52,37 @@ class FeatureIntake:
     """
 
     def __init__(
-        self, decoder: Decoder, rendered: Rendered, media_options: bytes, max_tokens: int | None, place: Place
+        self,
+        decoder: Decoder,
+        rendered: Rendered,
+        encoder_dtype: tensor_pb2.DataType.ValueType,
+        max_tokens: int | None,
+        place: Place,
     ) -> None:
         self._decoder = decoder
         self._rendered = rendered
+        self._encoder_dtype = encoder_dtype
         self._max_tokens = max_tokens
         self._place = place
         distinct = first_of_each(rendered.media)
-        self._keys = {
-            index: media_key(rendered.media[index], media_options, decoder.model.encoder_fingerprint)
-            for index in distinct
-        }
+        self.encoder = encoder_name(decoder.model.encoder_fingerprint, encoder_dtype)
+        """Which encoder the features come from, as `feature_store.encoder_name`."""
+        self._keys = {index: media_key(rendered.media[index], self.encoder) for index in distinct}
         self._kept = {
             index: features for index, key in self._keys.items() if (features := decoder.features.get(key)) is not None
         }
         self.needed = tuple(index for index in distinct if index not in self._kept)
         """Indices of the media to send, each distinct medium once."""
         self._arrivals: dict[int, _Arrival] = {}
+        self._fixed: tuple[Layout, ...] | None = None  # once the prompt is laid out
         self._check_room()
         if self._kept:
             self._hold("messages")
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether the layout of every medium is known."""
+        return self._fixed is not None or all(i in self._arrivals for i in self.needed)
 
     @property
     def complete(self) -> bool:
@@ -101,10 +112,22 @@ class FeatureIntake:
                 "the same checkpoint",
                 metadata={"expected": model.encoder_fingerprint, "actual": header.encoder_fingerprint[:128]},
             )
+        if header.encoder_dtype != self._encoder_dtype and tensor_pb2.DATA_TYPE_UNSPECIFIED not in (
+            header.encoder_dtype,
+            self._encoder_dtype,
+        ):
+            raise ServiceError(
+                Code.FAILED_PRECONDITION,
+                "ENCODER_MISMATCH",
+                f"the features were computed in {_dtype_name(header.encoder_dtype)} and are expected in "
+                f"{_dtype_name(self._encoder_dtype)}: start all vision services with the same dtype",
+            )
         path = f"features[{index}]"
         layout = validation.layout(
             header.layout, self._rendered.media[index], merge_size=model.merge_size, path=f"{path}.layout"
         )
+        if self._fixed is not None and layout not in self._fixed:
+            raise invalid("header.layout", "is not the one that the prompt was laid out with")
         # Before a video's times are tokenized: its rows alone may be too many.
         self._check_room(index, layout.token_count)
         tokens = layout.token_count
@@ -131,9 +154,11 @@ class FeatureIntake:
         arrival.tensor.add(chunk)
 
     def layouts(self) -> tuple[Layout, ...]:
-        """A layout for each medium of the conversation, in order. When all headers have come."""
-        by_medium = {known.layout.medium: known.layout for known in self._known.values()}
-        return tuple(by_medium[medium] for medium in self._rendered.media)
+        """A layout for each medium of the conversation, in order. When `laid_out`; from then on they are fixed."""
+        if self._fixed is None:
+            by_medium = {known.layout.medium: known.layout for known in self._known.values()}
+            self._fixed = tuple(by_medium[medium] for medium in self._rendered.media)
+        return self._fixed
 
     async def features(self) -> tuple[NDArray[np.float32], ...]:
         """Features of each medium of the conversation, in order, not to be written to. When `complete`.
@@ -180,3 +205,8 @@ class FeatureIntake:
         # A medium that is not known yet counts as its placeholder.
         total = len(self._rendered.token_ids) + sum(of_medium.get(m, 1) - 1 for m in self._rendered.media)
         check_room(total, self._max_tokens, self._decoder.limits.context_length)
+
+
+def _dtype_name(dtype: int) -> str:
+    known = dtype in tensor_pb2.DataType.values()
+    return tensor_pb2.DataType.Name(dtype).removeprefix("DATA_TYPE_").lower() if known else str(dtype)  # type: ignore[arg-type]

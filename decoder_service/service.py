@@ -78,6 +78,7 @@ class DecoderService(Service):
         if not isinstance(prompts.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
             raise ValueError("its tokenizer is not a byte-level one, as Qwen3-VL's is")
         slots = engine.info.slots
+        features = settings.feature_limits(bundle.feature_width)
         context_length = settings.context_limit(bundle.context_length)
         return Decoder(
             model=ModelFacts(
@@ -92,19 +93,17 @@ class DecoderService(Service):
             prompts=prompts,
             token_bytes=TokenBytes(prompts.tokenizer.backend_tokenizer),
             engine=engine,
-            admission=Admission(
-                slots + settings.max_queue, running=slots, max_bytes=settings.max_buffered_feature_bytes
-            ),
+            admission=Admission(slots + settings.max_queue, running=slots, max_bytes=features.buffered),
             limits=Limits(
                 context_length=min(context_length, engine.info.max_tokens or context_length),
                 default_max_tokens=settings.default_max_tokens,
                 max_prompt_media=settings.max_prompt_media,
                 max_text_bytes=settings.max_text_bytes,
-                max_feature_bytes=settings.max_feature_bytes,
+                max_feature_bytes=features.request,
                 media_timeout=settings.media_timeout,
             ),
             defaults=GenerationDefaults.load(bundle.decoder_dir / "generation_config.json"),
-            features=FeatureStore(settings.feature_cache_bytes),
+            features=FeatureStore(features.cached),
         )
 
     def register(self, server: grpc.aio.Server) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -38,8 +38,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         """Answer one conversation.
 
         Reading and writing take turns: from `media_needed` to the last feature only the caller has something to say,
-        after it only the decoder. A deadline or a client that leaves cancels this coroutine, wherever it is, and
-        leaving the blocks gives back the place and the engine.
+        after it only the decoder. `started` comes in between, after the last header. A deadline or a client that leaves
+        cancels this coroutine, wherever it is, and leaving the blocks gives back the place and the engine.
         """
         arrived = time.perf_counter()
         requests = aiter(request_iterator)
@@ -57,38 +57,49 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         structlog.contextvars.bind_contextvars(request_id=opening.request_id)  # each call has a context of its own
         async with open_session(self._decoder, opening, arrived=arrived) as session:
             yield wire.media_needed(session.intake.needed)
-            await self._take_in(requests, session.intake)
+            await self._take_in(requests, session.intake, until=lambda: session.intake.laid_out)
+            yield wire.event(await session.start())
+            await self._take_in(requests, session.intake, until=lambda: session.intake.complete)
             async with contextlib.aclosing(session.events()) as events:
                 async for event in events:
                     yield wire.event(event)
 
-    async def _take_in(self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake) -> None:
+    async def _take_in(
+        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake, *, until: Callable[[], bool]
+    ) -> None:
+        while not until():
+            request = await self._next(requests, intake)
+            if request is None:
+                raise invalid(
+                    "header",
+                    f"the stream ended before all features of the media {list(intake.missing)} had come",
+                    reason="FEATURES_INCOMPLETE",
+                )
+            match request.WhichOneof("payload"):
+                case "header":
+                    await intake.header(request.header.media_index, request.header.header)
+                case "chunk":
+                    intake.chunk(request.chunk.media_index, request.chunk.chunk)
+                case "progress":
+                    pass  # that it came is all that it says here
+                case "open":
+                    raise invalid("open", "comes once, as the first message of the stream")
+                case _:
+                    raise invalid("payload", "is not set; send header, chunk or progress")
+
+    async def _next(
+        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake
+    ) -> decoder_pb2.GenerateRequest | None:
+        """The caller's next message, None after the last. A caller that is silent for too long is let go."""
         timeout = self._decoder.limits.media_timeout
         try:
             async with asyncio.timeout(timeout):
-                while not intake.complete:
-                    request = await anext(requests, None)
-                    if request is None:
-                        raise invalid(
-                            "header",
-                            f"the stream ended before all features of the media {list(intake.missing)} had come",
-                            reason="FEATURES_INCOMPLETE",
-                        )
-                    match request.WhichOneof("payload"):
-                        case "header":
-                            await intake.header(request.header.media_index, request.header.header)
-                        case "chunk":
-                            intake.chunk(request.chunk.media_index, request.chunk.chunk)
-                        case "open":
-                            raise invalid("open", "comes once, as the first message of the stream")
-                        case _:
-                            raise invalid("payload", "is not set; send header or chunk")
+                return await anext(requests, None)
         except TimeoutError as error:
             raise ServiceError(
                 Code.DEADLINE_EXCEEDED,
                 "MEDIA_TIMEOUT",
-                f"the features of the media {list(intake.missing)} did not come within media_timeout, "
-                f"which is {timeout:g} seconds",
+                f"nothing came about the media {list(intake.missing)} for media_timeout, which is {timeout:g} seconds",
             ) from error
 
     async def CountPromptTokens(

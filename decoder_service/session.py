@@ -1,19 +1,21 @@
 """One request, from its opening to its last event. Knows nothing of gRPC.
 
-opened ── needed ──▶ intake (headers, chunks) ── complete ──▶ answering ──▶ finished
+opened ── needed ──▶ headers ── laid out: started ──▶ features ── complete ──▶ answering ──▶ finished
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
+from decoder_service.chat import Layout
 from decoder_service.core import Decoder
 from decoder_service.detokenizer import Detokenizer, StopStrings
-from decoder_service.engine import EngineRequest, FinishReason, Prefilled, TokenDrawn
+from decoder_service.engine import EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
 from decoder_service.engine.lifecycle import not_ready
 from decoder_service.feature_store import grid_keys
 from decoder_service.handshake import FeatureIntake
@@ -34,6 +36,7 @@ class Started:
         prompt_tokens: All tokens of the prompt.
         media_tokens: Rows of features among them.
         prompt_token_ids: The ids, where they were asked for.
+        layouts: One for each medium, in order.
     """
 
     request_id: str
@@ -41,6 +44,29 @@ class Started:
     prompt_tokens: int
     media_tokens: int
     prompt_token_ids: tuple[int, ...]
+    layouts: tuple[Layout, ...]
+
+
+class Stage(enum.Enum):
+    """What a request is doing before its first token."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far a request is, where it asks.
+
+    Attributes:
+        stage: What is being done.
+        done: How much of it.
+        total: Of how much; 0 where it cannot be told.
+    """
+
+    stage: Stage
+    done: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,11 +115,11 @@ class Finished:
     timings: Timings
 
 
-Event = Started | Delta | Finished
+Event = Started | StageProgress | Delta | Finished
 
 
 class Session:
-    """One request. Made by `open_session`; `intake` first, then `events`.
+    """One request. Made by `open_session`; `intake`, `start` once it is laid out, `events` once it is complete.
 
     Args:
         decoder: What is loaded.
@@ -120,26 +146,42 @@ class Session:
         self._arrived = arrived
         self._progress = progress
         self.intake = intake
+        self._prompt: Prompt | None = None
+        self._max_tokens = 0
+
+    async def start(self) -> Started:
+        """Lay the prompt out. Once `intake` has all layouts, be the features there or not.
+
+        Raises:
+            ServiceError: It leaves no room for the answer.
+        """
+        decoder, generation = self._decoder, self._opening.generation
+        layouts = self.intake.layouts()
+        prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts)
+        free = check_room(len(prompt.token_ids), generation.max_tokens, decoder.limits.context_length)
+        self._max_tokens = generation.max_tokens or min(decoder.limits.default_max_tokens, free)
+        return Started(
+            self._opening.request_id,
+            decoder.model.id,
+            len(prompt.token_ids),
+            prompt.media_tokens,
+            prompt.token_ids if generation.return_prompt_token_ids else (),
+            layouts,
+        )
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """The answer. Once `intake` is complete. Closing the generator frees the engine.
+        """The answer. After `start`, once `intake` is complete. Closing the generator frees the engine.
 
         Raises:
             ServiceError: From the engine.
         """
-        decoder, generation = self._decoder, self._opening.generation
-        prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, self.intake.layouts())
+        decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
+        if prompt is None:
+            raise RuntimeError("start comes before events")
         prompt_tokens = len(prompt.token_ids)
-        free = check_room(prompt_tokens, generation.max_tokens, decoder.limits.context_length)
-        max_tokens = generation.max_tokens or min(decoder.limits.default_max_tokens, free)
-        request = await self._engine_request(prompt, max_tokens)
-        yield Started(
-            self._opening.request_id,
-            decoder.model.id,
-            prompt_tokens,
-            prompt.media_tokens,
-            prompt.token_ids if generation.return_prompt_token_ids else (),
-        )
+        request = await self._engine_request(prompt)
+        if self._opening.report_progress:
+            yield StageProgress(Stage.QUEUED)
 
         detokenizer, stops = Detokenizer(decoder.token_bytes), StopStrings(generation.stop)
         prefilled = Prefilled(0.0, 0.0)
@@ -152,6 +194,8 @@ class Session:
                 if isinstance(event, Prefilled):
                     prefilled = event
                     self._progress.prefilled(prompt_tokens, event.cached_tokens, event.queue_seconds)
+                elif isinstance(event, Prefilling):
+                    yield StageProgress(Stage.PREFILL, event.done, event.total)
                 elif isinstance(event, TokenDrawn):
                     last = time.perf_counter()
                     if drawn == 0:
@@ -181,18 +225,17 @@ class Session:
             Timings(prefilled.queue_seconds, prefilled.prefill_seconds, last - first, first - self._arrived),
         )
 
-    async def _engine_request(self, prompt: Prompt, max_tokens: int) -> EngineRequest:
+    async def _engine_request(self, prompt: Prompt) -> EngineRequest:
         return EngineRequest(
             request_id=self._opening.request_id,
             token_ids=prompt.engine_token_ids,
             features=await self.intake.features(),
             grids=prompt.grids,
             sampling=self._opening.generation.sampling,
-            max_new_tokens=max_tokens,
+            max_new_tokens=self._max_tokens,
             stop_token_ids=self._decoder.model.end_tokens,
-            media_keys=tuple(
-                grid_keys(self.intake.layouts(), self._opening.media_options, self._decoder.model.encoder_fingerprint)
-            ),
+            media_keys=tuple(grid_keys(self.intake.layouts(), self.intake.encoder)),
+            report_progress=self._opening.report_progress,
         )
 
 
@@ -213,5 +256,5 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
         raise not_ready()
     with decoder.admission.enter() as place, Progress() as progress:
         rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
-        intake = FeatureIntake(decoder, rendered, opening.media_options, opening.generation.max_tokens, place)
+        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
         yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from serving.cores import usable_cores
 from serving.settings import MIB, ServerSettings
+
+FLOAT_BYTES = 4
+
+
+class FeatureLimits(NamedTuple):
+    """Most bytes of features: of one request, of all that run, and of those that are kept."""
+
+    request: int
+    buffered: int
+    cached: int
 
 
 class DecoderSettings(ServerSettings):
@@ -85,20 +95,26 @@ class DecoderSettings(ServerSettings):
     )
     max_prompt_media: int = Field(64, ge=0, description="Images and videos in one conversation.")
     max_text_bytes: int = Field(2 * MIB, ge=1, description="Text of one conversation, in UTF-8 bytes.")
-    max_feature_bytes: int = Field(
-        512 * MIB, ge=1, description="Features of one request, in bytes of float32: rows x width x 4."
+    max_feature_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Features of one request, in bytes of float32: rows x width x 4; not set: 16384 rows, the "
+        "largest picture of the published limits, whatever the width.",
     )
-    max_buffered_feature_bytes: int = Field(
-        2048 * MIB, ge=1, description="Features of all requests together, in bytes of float32."
+    max_buffered_feature_bytes: int | None = Field(
+        None, ge=1, description="Features of all requests together, in bytes of float32; not set: 65536 rows."
     )
-    feature_cache_bytes: int = Field(
-        256 * MIB,
+    feature_cache_bytes: int | None = Field(
+        None,
         ge=0,
         description="Features that are kept for later requests about the same media, in bytes of float32, beside those "
-        "of running requests; 0 keeps none.",
+        "of running requests; 0 keeps none; not set: 8192 rows.",
     )
     media_timeout: float = Field(
-        300.0, gt=0, description="Seconds to wait for all features once they have been asked for."
+        300.0,
+        gt=0,
+        description="Seconds to wait for the next message about media whose features have been asked for; while they "
+        "are encoded, one comes each second.",
     )
 
     @property
@@ -118,6 +134,22 @@ class DecoderSettings(ServerSettings):
             return self.cache_dir.expanduser()
         except RuntimeError:
             return None
+
+    def feature_limits(self, width: int) -> FeatureLimits:
+        """The limits of features, with those that are not set in rows of the model's width.
+
+        Args:
+            width: Of a row of features.
+        """
+
+        def resolve(setting: int | None, rows: int) -> int:
+            return rows * width * FLOAT_BYTES if setting is None else setting
+
+        return FeatureLimits(
+            request=resolve(self.max_feature_bytes, 16_384),
+            buffered=resolve(self.max_buffered_feature_bytes, 65_536),
+            cached=resolve(self.feature_cache_bytes, 8_192),
+        )
 
     def context_limit(self, model_limit: int) -> int:
         """Most tokens of a prompt and its answer.

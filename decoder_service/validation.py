@@ -23,8 +23,8 @@ from decoder_service.generation import (
 )
 from decoder_service.limits import Limits
 from serving.errors import Code, ServiceError, invalid, too_large, unimplemented
-from serving.media import check_options, is_digest
-from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
+from serving.media import MAX_FRAMES, check_options, is_digest, relevant_options, requested_options
+from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, tensor_pb2
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 16384
@@ -43,6 +43,9 @@ _KINDS = {
 }
 
 
+_WIRE_KINDS = {kind: sent for sent, kind in _KINDS.items()}
+
+
 @dataclass(frozen=True)
 class Opening:
     """A request to answer a conversation, checked.
@@ -51,13 +54,15 @@ class Opening:
         request_id: For logs and traces.
         messages: The conversation.
         generation: How the answer is drawn.
-        media_options: How media become pixels: bytes that are equal where the options are.
+        encoder_dtype: Type that the encoder computes in; unspecified where the caller does not tell.
+        report_progress: Whether the client wants to know how far the request is.
     """
 
     request_id: str
     messages: tuple[Message, ...]
     generation: Generation
-    media_options: bytes
+    encoder_dtype: tensor_pb2.DataType.ValueType = tensor_pb2.DATA_TYPE_UNSPECIFIED
+    report_progress: bool = False
 
 
 def opening(
@@ -84,9 +89,10 @@ def opening(
     check_options(request.media, "media")
     return Opening(
         request_id,
-        conversation(request.messages, limits),
+        conversation(request.messages, limits, request.media),
         generation(request.generation, defaults, vocab_size=vocab_size),
-        request.media.SerializeToString(deterministic=True),
+        request.encoder_dtype,
+        request.report_progress,
     )
 
 
@@ -113,12 +119,15 @@ def check_request_id(request_id: str) -> str:
     return request_id
 
 
-def conversation(messages: Sequence[chat_pb2.Message], limits: Limits) -> tuple[Message, ...]:
+def conversation(
+    messages: Sequence[chat_pb2.Message], limits: Limits, media: media_pb2.MediaOptions | None = None
+) -> tuple[Message, ...]:
     """Check a conversation.
 
     Args:
         messages: As sent, media named by digest.
         limits: What a request may take.
+        media: How media become pixels, where they do not say so themselves.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED, with the field's path.
@@ -137,7 +146,8 @@ def conversation(messages: Sequence[chat_pb2.Message], limits: Limits) -> tuple[
         raise too_large(
             "messages", f"has {parts} parts, over the limit of {MAX_PARTS}", reason="TOO_MANY_PARTS", limit=MAX_PARTS
         )
-    checked = tuple(_message(message, index) for index, message in enumerate(messages))
+    media = media_pb2.MediaOptions() if media is None else media
+    checked = tuple(_message(message, index, media) for index, message in enumerate(messages))
     if checked[-1].role is Role.ASSISTANT:
         raise invalid(f"messages[{len(checked) - 1}].role", "is ROLE_ASSISTANT; the last message must be the user's")
     count = len(media_of(checked))
@@ -159,7 +169,7 @@ def conversation(messages: Sequence[chat_pb2.Message], limits: Limits) -> tuple[
     return checked
 
 
-def _message(message: chat_pb2.Message, index: int) -> Message:
+def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOptions) -> Message:
     path = f"messages[{index}]"
     if message.role == chat_pb2.ROLE_TOOL:
         raise unimplemented(
@@ -176,17 +186,18 @@ def _message(message: chat_pb2.Message, index: int) -> Message:
         raise invalid(f"{path}.role", "is ROLE_SYSTEM, which only the first message may have")
     if not message.parts:
         raise invalid(f"{path}.parts", "is empty; send at least one part")
-    return Message(role, tuple(_part(part, role, f"{path}.parts[{n}]") for n, part in enumerate(message.parts)))
+    parts = tuple(_part(part, role, media, f"{path}.parts[{n}]") for n, part in enumerate(message.parts))
+    return Message(role, parts)
 
 
-def _part(part: chat_pb2.Part, role: Role, path: str) -> Text | Medium:
+def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: str) -> Text | Medium:
     match part.WhichOneof("part"):
         case "text":
             return Text(part.text)
         case "image":
-            return _medium(part.image, MediaKind.IMAGE, role, f"{path}.image")
+            return _medium(part.image, MediaKind.IMAGE, role, media, f"{path}.image")
         case "video":
-            return _medium(part.video, MediaKind.VIDEO, role, f"{path}.video")
+            return _medium(part.video, MediaKind.VIDEO, role, media, f"{path}.video")
         case "tool_call":
             raise unimplemented(f"{path}.tool_call", "leave tool calls out of the conversation")
         case "tool_result":
@@ -195,14 +206,16 @@ def _part(part: chat_pb2.Part, role: Role, path: str) -> Text | Medium:
             raise invalid(path, "has no content; set text, image or video")
 
 
-def _medium(media: media_pb2.Media, kind: MediaKind, role: Role, path: str) -> Medium:
+def _medium(sent: media_pb2.Media, kind: MediaKind, role: Role, request: media_pb2.MediaOptions, path: str) -> Medium:
     if role is not Role.USER:
         raise invalid(path, f"only ROLE_USER may send media; this message is the {role.value}'s")
-    if media.WhichOneof("source") != "digest":
+    if sent.WhichOneof("source") != "digest":
         raise invalid(path, "must be named by its digest: the decoder takes features, not files")
-    if not is_digest(media.digest):
+    if not is_digest(sent.digest):
         raise invalid(f"{path}.digest", "must be sha256: and 64 lower-case hexadecimal digits")
-    return Medium(kind, media.digest)
+    check_options(sent.options, f"{path}.options")
+    options = relevant_options(_WIRE_KINDS[kind], requested_options(request, sent.options))
+    return Medium(kind, sent.digest, options.SerializeToString(deterministic=True))
 
 
 def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults, *, vocab_size: int) -> Generation:
@@ -320,4 +333,14 @@ def layout(sent: media_pb2.MediaLayout, medium: Medium, *, merge_size: int, path
     for index, seconds in enumerate(sent.timestamps):
         if not 0 <= seconds <= MAX_TIMESTAMP:
             raise invalid(f"{path}.timestamps[{index}]", f"is {seconds:g} and must be from 0 to {MAX_TIMESTAMP:g}")
-    return Layout(medium, grid, token_count, tuple(sent.timestamps))
+    if len(sent.frame_times) > MAX_FRAMES:
+        raise invalid(f"{path}.frame_times", f"has {len(sent.frame_times)} times and may have {MAX_FRAMES}")
+    return Layout(
+        medium,
+        grid,
+        token_count,
+        tuple(sent.timestamps),
+        size_given=(sent.size_given.width, sent.size_given.height),
+        size_used=(sent.size_used.width, sent.size_used.height),
+        frame_times=tuple(sent.frame_times),
+    )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from decoder_service.chat import Layout, MediaKind
 from decoder_service.core import Decoder, PromptCount
 from decoder_service.engine import FinishReason
 from decoder_service.logprobs import ScoredToken
-from decoder_service.session import Delta, Event, Started
-from vlm.v1 import chat_pb2, decoder_pb2
+from decoder_service.session import Delta, Event, Stage, StageProgress, Started
+from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
 _REASONS = {
     FinishReason.STOP: chat_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
 }
+
+
+_STAGES = {Stage.QUEUED: chat_pb2.STAGE_QUEUED, Stage.PREFILL: chat_pb2.STAGE_PREFILL}
+_KINDS = {MediaKind.IMAGE: media_pb2.MEDIA_KIND_IMAGE, MediaKind.VIDEO: media_pb2.MEDIA_KIND_VIDEO}
 
 
 def media_needed(indices: tuple[int, ...]) -> decoder_pb2.GenerateResponse:
@@ -39,8 +44,12 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
                 prompt_tokens=value.prompt_tokens,
                 media_tokens=value.media_tokens,
                 prompt_token_ids=value.prompt_token_ids,
+                media=map(_layout, value.layouts),
             )
         )
+    if isinstance(value, StageProgress):
+        progress = chat_pb2.Progress(stage=_STAGES[value.stage], done=value.done, total=value.total)
+        return chat_pb2.ChatEvent(progress=progress)
     return chat_pb2.ChatEvent(
         finished=chat_pb2.Finished(
             reason=_REASONS[value.reason],
@@ -58,6 +67,22 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
             ),
         )
     )
+
+
+def _layout(layout: Layout) -> media_pb2.MediaLayout:
+    t, h, w = layout.grid
+    sent = media_pb2.MediaLayout(
+        kind=_KINDS[layout.medium.kind],
+        digest=layout.medium.digest,
+        grid_thw=media_pb2.GridThw(t=t, h=h, w=w),
+        token_count=layout.token_count,
+        timestamps=layout.timestamps,
+        frame_times=layout.frame_times,
+    )
+    if all(layout.size_given) and all(layout.size_used):
+        sent.size_given.width, sent.size_given.height = layout.size_given
+        sent.size_used.width, sent.size_used.height = layout.size_used
+    return sent
 
 
 def _scored(token: ScoredToken) -> chat_pb2.TokenLogprob:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterable, Iterator, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic.fields import FieldInfo
@@ -60,7 +61,9 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    kind = field.annotation
+    kind: Any = field.annotation
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return ", ".join(filter(None, (_allowed_type(choice) for choice in get_args(kind))))
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if kind is bool:
@@ -68,7 +71,16 @@ def _allowed(field: FieldInfo) -> str:
     return ", ".join(_bounds(field.metadata))
 
 
-def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
+def _allowed_type(kind: Any) -> str:
+    """What one member of a union allows; nothing for a member without bounds."""
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return ", ".join(_bounds(bound for info in get_args(kind)[1:] for bound in getattr(info, "metadata", [info])))
+    return ""
+
+
+def _bounds(metadata: Iterable[Any]) -> Iterator[str]:
     for bound in metadata:
         match bound:
             case annotated_types.Ge():

@@ -1,4 +1,4 @@
-"""Names and limits of media that every service must agree on."""
+"""Names, limits and budgets of media that every service must agree on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,23 @@ from vlm.v1 import media_pb2
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_PIXELS = 1 << 31
-_MAX_FRAMES = 4096
+MAX_FRAMES = 4096
+"""Most frames that can be sampled from a video."""
 _MAX_FPS = 60.0
+
+IMAGE_FIELDS = ("min_pixels", "max_pixels")
+"""Fields of MediaOptions that bound a picture."""
+
+VIDEO_FIELDS = ("fps", "min_frames", "max_frames", "min_video_pixels", "max_video_pixels")
+"""Fields of MediaOptions that bound a video."""
+
+BUDGET_FIELDS = ("max_pixels", "max_video_pixels", "max_frames")
+"""Fields that a budget sets where a request is silent."""
+
+LOW = media_pb2.MediaOptions(max_pixels=512 * 512, max_video_pixels=1 << 19, max_frames=16)
+"""DETAIL_LOW, where the default budget is not smaller still."""
+
+_PAIRS = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("min_video_pixels", "max_video_pixels"))
 
 
 def media_digest(data: bytes) -> str:
@@ -37,17 +52,81 @@ def check_options(options: media_pb2.MediaOptions, path: str) -> None:
     sent = {descriptor.name: value for descriptor, value in options.ListFields()}
     for names, highest in (
         (("min_pixels", "max_pixels", "min_video_pixels", "max_video_pixels"), _MAX_PIXELS),
-        (("min_frames", "max_frames"), _MAX_FRAMES),
+        (("min_frames", "max_frames"), MAX_FRAMES),
     ):
         for name in names:
             if not 1 <= sent.get(name, 1) <= highest:
                 raise invalid(f"{path}.{name}", f"is {sent[name]} and must be from 1 to {highest}")
     if not 0 < sent.get("fps", 1) <= _MAX_FPS:  # refuses NaN, too
         raise invalid(f"{path}.fps", f"is {options.fps:g} and must be greater than 0 and at most {_MAX_FPS:g}")
-    for low, high in (
-        ("min_pixels", "max_pixels"),
-        ("min_frames", "max_frames"),
-        ("min_video_pixels", "max_video_pixels"),
-    ):
+    if options.detail not in media_pb2.Detail.values():
+        raise invalid(f"{path}.detail", f"is {options.detail} and must be one of {', '.join(media_pb2.Detail.keys())}")
+    for low, high in _PAIRS:
         if low in sent and high in sent and sent[low] > sent[high]:
             raise invalid(f"{path}.{high}", f"is {sent[high]}, less than {low}, which is {sent[low]}")
+
+
+def merge_options(base: media_pb2.MediaOptions, over: media_pb2.MediaOptions) -> media_pb2.MediaOptions:
+    """`base` with every field that `over` sets in its place.
+
+    A bound that `over` sets alone moves the other one of `base` out of its way: a request for at least two million
+    pixels is not refused because the default budget is one million.
+    """
+    merged = media_pb2.MediaOptions()
+    merged.MergeFrom(base)
+    merged.MergeFrom(over)
+    for low, high in _PAIRS:
+        if merged.HasField(low) and merged.HasField(high) and getattr(merged, low) > getattr(merged, high):  # type: ignore[arg-type]
+            given, moved = (low, high) if over.HasField(low) else (high, low)  # type: ignore[arg-type]
+            setattr(merged, moved, getattr(merged, given))
+    return merged
+
+
+def requested_options(request: media_pb2.MediaOptions, own: media_pb2.MediaOptions) -> media_pb2.MediaOptions:
+    """What is asked of one medium.
+
+    Args:
+        request: Options of the whole request.
+        own: The medium's own. Where they set `detail`, the request's do not apply.
+    """
+    return own if own.detail else merge_options(request, own)
+
+
+def relevant_options(kind: media_pb2.MediaKind.ValueType, options: media_pb2.MediaOptions) -> media_pb2.MediaOptions:
+    """The options without those that say nothing about media of this kind, so that equal pixels have equal options."""
+    fields = IMAGE_FIELDS if kind == media_pb2.MEDIA_KIND_IMAGE else VIDEO_FIELDS
+    kept = media_pb2.MediaOptions(detail=options.detail)
+    for field in fields:
+        if options.HasField(field):  # type: ignore[arg-type]
+            setattr(kept, field, getattr(options, field))
+    return kept
+
+
+def resolve_options(
+    kind: media_pb2.MediaKind.ValueType,
+    requested: media_pb2.MediaOptions,
+    *,
+    default: media_pb2.MediaOptions,
+    published: media_pb2.MediaOptions,
+) -> media_pb2.MediaOptions:
+    """The options that a medium is encoded with: the budget in numbers, `detail` cleared.
+
+    Args:
+        kind: Image or video.
+        requested: As `requested_options`.
+        default: The default budget, as in EncoderInfo.
+        published: The checkpoint's own limits, as in EncoderInfo.
+    """
+    budget = media_pb2.MediaOptions()
+    for field in BUDGET_FIELDS:
+        match requested.detail:
+            case media_pb2.DETAIL_ORIGINAL:
+                value = getattr(published, field)
+            case media_pb2.DETAIL_LOW:
+                value = min(getattr(LOW, field), getattr(default, field))
+            case _:
+                value = getattr(default, field)
+        setattr(budget, field, value)
+    resolved = relevant_options(kind, merge_options(budget, requested))
+    resolved.ClearField("detail")
+    return resolved

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from serving.recent import Recent
-from vision_service.media import Grid, Kind, Options
+from vision_service.media import Grid, Kind, Medium, Options
 
 
 class Key(NamedTuple):
@@ -31,10 +31,17 @@ class Key(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is known of a medium before it is encoded: its extent and, of a video, when each temporal patch was."""
+    """What is known of a medium before it is encoded, as `Medium` has it."""
 
     grid: Grid
-    timestamps: tuple[float, ...]
+    timestamps: tuple[float, ...] = ()
+    size_given: tuple[int, int] = (0, 0)
+    frame_times: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, medium: Medium) -> Layout:
+        """The layout of a medium."""
+        return cls(medium.grid, medium.timestamps, medium.size_given, medium.frame_times)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from serving.bundle import BundleError
-from vision_service.media import Cancelled, Grid, Medium
+from vision_service.cost import Cost
+from vision_service.media import Advance, Cancelled, Grid, Medium
 from vision_service.tower import Tower
 
 
@@ -34,6 +35,8 @@ class Encoder:
         self._out_dtype = out_dtype
         self._config = tower.config
         self._merge = tower.config.spatial_merge_size
+        self.cost = Cost(tower.config, tower.dtype)
+        """What encoding takes."""
 
     @classmethod
     def load(
@@ -76,19 +79,27 @@ class Encoder:
         """Type of the features that come out."""
         return self._out_dtype
 
-    def blank(self) -> Medium:
-        """The smallest image there is: for warming up."""
-        config: Any = self._config
-        shape = (self._merge**2, config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
-        levels = np.zeros((config.in_channels, 256), np.float32)
-        return Medium("image", Grid(1, self._merge, self._merge), np.zeros(shape, np.uint8), levels)
+    def blank(self, side: int = 1) -> Medium:
+        """An empty image: for warming up, and for measuring the speed.
 
-    def encode(self, media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
+        Args:
+            side: Tokens along each of its sides.
+        """
+        config: Any = self._config
+        patches = self._merge * side
+        shape = (patches**2, config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+        levels = np.zeros((config.in_channels, 256), np.float32)
+        return Medium("image", Grid(1, patches, patches), np.zeros(shape, np.uint8), levels)
+
+    def encode(
+        self, media: Sequence[Medium], cancelled: Cancelled = lambda: False, advance: Advance = lambda _: None
+    ) -> list[torch.Tensor]:
         """Encode media packed one after another; each frame attends to itself alone.
 
         Args:
             media: At least one.
             cancelled: Asked before each layer; True stops the work.
+            advance: Told after each layer.
 
         Returns:
             For each medium [grid.patches / merge^2, feature_width] in `out_dtype` on the CPU: the merged feature, then
@@ -102,7 +113,7 @@ class Encoder:
             pixels = torch.from_numpy(np.concatenate([medium.pixel_values() for medium in media]))
             # 2. The forward: the merged map and L maps of [sum of tokens, hidden]
             maps = self._tower(
-                pixels.to(self.device, self.dtype), [medium.grid for medium in media], cancelled or _never
+                pixels.to(self.device, self.dtype), [medium.grid for medium in media], cancelled, advance
             )
             # 3. Cut it up again, the maps of each medium side by side
             tokens = [medium.grid.patches // self._merge**2 for medium in media]
@@ -155,10 +166,6 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
 def feature_bytes(features: torch.Tensor) -> memoryview:
     """The bytes of features as they go on the wire, little-endian, without a copy. bfloat16 has no numpy type."""
     return features.contiguous().view(torch.uint8).reshape(-1).numpy().data
-
-
-def _never() -> bool:
-    return False
 
 
 def _one_line(error: Exception) -> str:

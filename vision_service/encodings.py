@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from prometheus_client import Counter, Gauge
 
 from vision_service.cache import Encoded, FeatureCache, Key, Layout
-from vision_service.scheduler import Scheduler
+from vision_service.scheduler import Meter, Scheduler
 
 T = TypeVar("T")
 
@@ -33,9 +33,11 @@ class Encoding:
 
     Attributes:
         source: Where they come from.
+        meter: How far their encoding is.
     """
 
     source: Source
+    meter: Meter
     _layout: asyncio.Future[Layout]
     _encoded: asyncio.Future[Encoded]
 
@@ -65,6 +67,7 @@ class _Flight:
 
     layout: asyncio.Future[Layout]
     task: asyncio.Task[Encoded]
+    meter: Meter
     wanted: int = field(default=0)
 
 
@@ -92,7 +95,8 @@ class Encodings:
         kept = self._cache.get(key)
         if kept is not None:
             SOURCES.labels("cache").inc()
-            yield Encoding("cache", _done(kept.layout), _done(kept))
+            patches = kept.layout.grid.patches
+            yield Encoding("cache", Meter(patches, patches), _done(kept.layout), _done(kept))
             return
         flight = self._flights.get(key)
         source: Source = "shared" if flight is not None else "encoder"
@@ -101,7 +105,7 @@ class Encodings:
             flight = self._flights[key] = self._start(key, data)
         flight.wanted += 1
         try:
-            yield Encoding(source, flight.layout, flight.task)
+            yield Encoding(source, flight.meter, flight.layout, flight.task)
         finally:
             flight.wanted -= 1
             if not flight.wanted and not flight.task.done():
@@ -123,11 +127,13 @@ class Encodings:
         if kept is not None:
             return kept.layout
         medium = await self._scheduler.prepare(key.kind, data, key.options)
-        return Layout(medium.grid, medium.timestamps)
+        return Layout.of(medium)
 
     def _start(self, key: Key, data: bytes) -> _Flight:
         layout: asyncio.Future[Layout] = asyncio.get_running_loop().create_future()
-        flight = _Flight(layout, asyncio.create_task(self._make(key, data, layout), name="features"))
+        meter = Meter()
+        task = asyncio.create_task(self._make(key, data, layout, meter), name="features")
+        flight = _Flight(layout, task, meter)
 
         def landed(task: asyncio.Task[Encoded]) -> None:
             self._land(key, flight)
@@ -141,10 +147,10 @@ class Encodings:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _make(self, key: Key, data: bytes, layout: asyncio.Future[Layout]) -> Encoded:
+    async def _make(self, key: Key, data: bytes, layout: asyncio.Future[Layout], meter: Meter) -> Encoded:
         medium = await self._scheduler.prepare(key.kind, data, key.options)
-        layout.set_result(Layout(medium.grid, medium.timestamps))
-        with self._scheduler.enqueue(medium) as pending:
+        layout.set_result(Layout.of(medium))
+        with self._scheduler.enqueue(medium, meter) as pending:
             encoded = Encoded(layout.result(), await pending)
         self._cache.put(key, encoded)
         CACHE_BYTES.set(self._cache.nbytes)

@@ -14,6 +14,9 @@ Kind = Literal["image", "video"]
 Cancelled = Callable[[], bool]
 """Asked now and then by work that takes long: whether anybody still wants its result."""
 
+Advance = Callable[[float], None]
+"""Told now and then by work that takes long which share of it is done, from 0 to 1."""
+
 PATH = "data"
 """Path of the media bytes in the request, for errors."""
 
@@ -95,14 +98,18 @@ class Medium:
         patches: [grid.patches, channels, temporal patch, patch, patch], uint8: a quarter of what float32 takes while
             it waits. Patches are in the order in which the encoder merges them: by blocks of merge x merge.
         levels: [channels, 256], float32: the encoder's input for each pixel value.
+        size_given: Width and height of the picture or of the video's frames, upright, before resizing.
         timestamps: Of a video, the time of each temporal patch in seconds; empty for an image.
+        frame_times: Of a video, the time of each sampled frame in seconds; empty for an image.
     """
 
     kind: Kind
     grid: Grid
     patches: NDArray[np.uint8]
     levels: NDArray[np.float32]
+    size_given: tuple[int, int] = (0, 0)
     timestamps: tuple[float, ...] = ()
+    frame_times: tuple[float, ...] = ()
 
     def frames(self, first: int, count: int) -> Medium:
         """Some of its frames as a medium: the encoder looks at each frame alone. Shares the patches.

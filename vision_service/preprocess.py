@@ -93,6 +93,19 @@ class Preprocessor:
             video_levels,
         )
 
+    @property
+    def published(self) -> Options:
+        """The checkpoint's own settings, all of them."""
+        return Options(
+            min_pixels=self._image.pixels.low,
+            max_pixels=self._image.pixels.high,
+            fps=self._video.fps,
+            min_frames=self._video.frames.low,
+            max_frames=self._video.frames.high,
+            min_video_pixels=self._video.pixels.low,
+            max_video_pixels=self._video.pixels.high,
+        )
+
     def prepare(self, kind: Kind, data: bytes, options: Options, cancelled: Cancelled = lambda: False) -> Medium:
         """Decode, resize and cut one medium.
 
@@ -127,7 +140,7 @@ class Preprocessor:
         picture = decode_image(data, max_pixels=self._limits.image_pixels, check=check)
         height, width = target_size(picture.width, picture.height)
         resized = picture.resize((width, height), Image.Resampling.BICUBIC)
-        return self._medium("image", np.asarray(resized)[None], self._image.levels, ())
+        return self._medium("image", np.asarray(resized)[None], self._image.levels, picture.size)
 
     def _prepare_video(self, data: bytes, options: Options, cancelled: Cancelled) -> Medium:
         frames = self._video.frames.override(options.min_frames, options.max_frames)
@@ -142,8 +155,14 @@ class Preprocessor:
         clip = read_clip(
             data, sampling=sampling, limits=self._limits.video, target_size=target_size, cancelled=cancelled
         )
-        times = patch_times(clip.indices, clip.fps, self._temporal)
-        return self._medium("video", clip.frames, self._video.levels, times)
+        return self._medium(
+            "video",
+            clip.frames,
+            self._video.levels,
+            clip.size_given,
+            timestamps=patch_times(clip.indices, clip.fps, self._temporal),
+            frame_times=tuple(index / clip.fps for index in clip.indices),
+        )
 
     def _video_size(self, count: int, height: int, width: int, pixels: Range) -> tuple[int, int]:
         factor = self._patch * self._merge
@@ -183,12 +202,19 @@ class Preprocessor:
             )
 
     def _medium(
-        self, kind: Kind, frames: NDArray[np.uint8], levels: NDArray[np.float32], times: tuple[float, ...]
+        self,
+        kind: Kind,
+        frames: NDArray[np.uint8],
+        levels: NDArray[np.float32],
+        size_given: tuple[int, int],
+        *,
+        timestamps: tuple[float, ...] = (),
+        frame_times: tuple[float, ...] = (),
     ) -> Medium:
         patches = patchify(frames, patch_size=self._patch, temporal_patch_size=self._temporal, merge_size=self._merge)
         _, height, width, _ = frames.shape
         grid = Grid(-(-len(frames) // self._temporal), height // self._patch, width // self._patch)
-        return Medium(kind, grid, patches, levels, times)
+        return Medium(kind, grid, patches, levels, size_given, timestamps, frame_times)
 
 
 def _read_settings(path: Path, processor: type, vision: VisionInfo, levels: _Levels) -> _Settings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -32,16 +33,49 @@ log = structlog.get_logger()
 # Bounds of the delay after which a refused client is told to come again, in seconds.
 _LEAST_RETRY, _GREATEST_RETRY = 0.5, 30.0
 
-# Weight of the newest batch in the encoder's measured speed.
+# Weight of the newest batch in the encoder's measured speed, where it is as large as what is measured at the start. A
+# smaller one counts less: most of its time is not spent on patches.
 _NEWEST = 0.3
+
+_MEASURED_SIDE = 8
+"""Tokens along each side of the image whose encoding is timed at the start."""
+
+
+@dataclass(eq=False)
+class Meter:
+    """How far the encoding of one medium is, in patches.
+
+    Attributes:
+        total: Patches of the medium; 0 while it is being decoded.
+        done: Patches that are encoded; within a forward pass, those that its layers amount to.
+    """
+
+    total: int = 0
+    done: int = 0
+
+
+class Estimate(NamedTuple):
+    """How long a medium will take, in seconds.
+
+    Attributes:
+        ahead: What is encoded before it.
+        own: The medium itself.
+    """
+
+    ahead: float
+    own: float
 
 
 @dataclass(eq=False)
 class _Job:
-    """A medium that waits or is being encoded. `abandoned` is read by the encoder's thread, which writes `features`."""
+    """A medium that waits or is being encoded.
+
+    `abandoned` is read by the encoder's thread, which writes `features` and the meter.
+    """
 
     medium: Medium
     result: asyncio.Future[torch.Tensor]
+    meter: Meter
     abandoned: bool = field(default=False)
     taken: int = field(default=0)  # frames that have gone to the encoder
     encoded: int = field(default=0)  # frames whose features are there
@@ -71,6 +105,11 @@ class _Job:
                 self.features = features.new_empty((rows * total, features.shape[1]))
             self.features[rows * self.encoded : rows * (self.encoded + frames)] = features
         self.encoded += frames
+        self.advance(0.0, 0)
+
+    def advance(self, share: float, frames: int) -> None:
+        """So much of the next frames is done."""
+        self.meter.done = round(self.frame_patches * (self.encoded + share * frames))
 
 
 class _Piece(NamedTuple):
@@ -113,14 +152,24 @@ class Scheduler:
         self._held = 0
         self._waiting: deque[_Job] = deque()
         self._running: Sequence[_Piece] = ()
+        self._running_share = 0.0  # how much of it is done; written by the encoder's thread
         self._arrived = asyncio.Event()
-        self._rate: float | None = None  # patches a second
+        self._measured = encoder.cost.medium(encoder.blank(_MEASURED_SIDE).grid)
+        self._rate: float | None = None  # of `encoder.cost`, a second
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Warm the encoder up and begin to take work."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._encoder.encode, [self._encoder.blank()])
+        """Warm the encoder up, time it, and begin to take work."""
+        self._learn(self._measured, await asyncio.get_running_loop().run_in_executor(self._thread, self._time))
         self._task = asyncio.create_task(self._run(), name="encode")
+
+    def _time(self) -> float:
+        """Seconds of an image of ordinary size. In the encoder's thread."""
+        self._encoder.encode([self._encoder.blank()])  # the first pass allocates
+        image = self._encoder.blank(_MEASURED_SIDE)
+        started = time.monotonic()
+        self._encoder.encode([image])
+        return time.monotonic() - started
 
     async def stop(self) -> None:
         """Refuse what still waits, stop what runs, and give the threads back."""
@@ -180,13 +229,19 @@ class Scheduler:
             abandoned.set()  # where this was cancelled, the pool's thread must not go on for nobody
 
     @contextlib.contextmanager
-    def enqueue(self, medium: Medium) -> Iterator[asyncio.Future[torch.Tensor]]:
+    def enqueue(self, medium: Medium, meter: Meter | None = None) -> Iterator[asyncio.Future[torch.Tensor]]:
         """Have a medium encoded. Leaving the context takes it out of the queue, or stops its encoding.
+
+        Args:
+            medium: The medium.
+            meter: Told how far it is.
 
         Yields:
             What its features will be: [tokens, feature width].
         """
-        job = _Job(medium, asyncio.get_running_loop().create_future())
+        meter = Meter() if meter is None else meter
+        meter.total = medium.grid.patches
+        job = _Job(medium, asyncio.get_running_loop().create_future(), meter)
         self._waiting.append(job)
         self._arrived.set()
         try:
@@ -195,13 +250,52 @@ class Scheduler:
             job.result.cancel()
             self._drop(job)
 
+    def estimate(self, meter: Meter) -> Estimate | None:
+        """How long a medium that waits, or has begun, will still take, by the measured speed.
+
+        Args:
+            meter: The one that was given to `enqueue`.
+
+        Returns:
+            None where the medium is not here, or nothing was measured yet.
+        """
+        here = (*self._waiting, *(piece.job for piece in self._running))
+        own = next((job for job in here if job.meter is meter), None)
+        if own is None or self._rate is None:
+            return None
+        cost = self._encoder.cost
+        ahead, left = self._running_cost(), cost.frame(own.frame_patches) * own.frames_left
+        if any(piece.job is own for piece in self._running):
+            return Estimate(0.0, (ahead + left) / self._rate)
+        turns = math.ceil(own.frames_left / self._frames_per_turn(own))
+        for job in self._waiting:
+            if job is own:
+                break
+            # A video that is longer than a turn goes to the end of the queue after each: others take turns with it.
+            ahead += cost.frame(job.frame_patches) * min(job.frames_left, turns * self._frames_per_turn(job))
+        return Estimate(ahead / self._rate, left / self._rate)
+
+    def affordable_patches(self, seconds: float, frames: int = 1) -> int:
+        """The most patches that a medium of so many frames may have to be encoded within so many seconds."""
+        if self._rate is None:
+            return 0
+        return frames * self._encoder.cost.largest_frame(seconds * self._rate / frames)
+
+    def _frames_per_turn(self, job: _Job) -> int:
+        return max(1, self._max_batch_patches // job.frame_patches)
+
+    def _running_cost(self) -> float:
+        """What is left of the batch that is being encoded."""
+        cost = sum(self._encoder.cost.medium(piece.medium.grid) for piece in self._running)
+        return cost * (1.0 - self._running_share)
+
     async def _run(self) -> None:
         while True:
             if not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            self._running = self._take()
+            self._running, self._running_share = self._take(), 0.0
             await self._encode(self._running)
             self._running = ()
 
@@ -244,14 +338,21 @@ class Scheduler:
                 job.result.set_result(job.features)
         patches = sum(piece.medium.grid.patches for piece in batch)
         seconds = time.monotonic() - started
-        self._learn(patches / max(seconds, 1e-6))
+        self._learn(sum(self._encoder.cost.medium(piece.medium.grid) for piece in batch), seconds)
         log.debug("encoded", media=len(batch), patches=patches, seconds=round(seconds, 4))
 
     def _forward(self, batch: Sequence[_Piece]) -> None:
         """In the encoder's thread."""
-        features = self._encoder.encode(
-            [piece.medium for piece in batch], lambda: all(piece.job.abandoned for piece in batch)
-        )
+
+        def cancelled() -> bool:
+            return all(piece.job.abandoned for piece in batch)
+
+        def advance(share: float) -> None:
+            self._running_share = share
+            for piece in batch:
+                piece.job.advance(share, piece.medium.grid.t)
+
+        features = self._encoder.encode([piece.medium for piece in batch], cancelled, advance)
         for piece, one in zip(batch, features, strict=True):
             piece.job.keep(one, piece.medium.grid.t)
 
@@ -274,13 +375,15 @@ class Scheduler:
         if not piece.job.result.done():
             piece.job.result.set_exception(error)
 
-    def _learn(self, rate: float) -> None:
-        self._rate = rate if self._rate is None else (1 - _NEWEST) * self._rate + _NEWEST * rate
+    def _learn(self, cost: float, seconds: float) -> None:
+        rate = cost / max(seconds, 1e-6)
+        weight = _NEWEST * min(cost / self._measured, 1.0)
+        self._rate = rate if self._rate is None else (1 - weight) * self._rate + weight * rate
 
     def _retry_after(self) -> float:
         """Half of the time that the work at hand will take: by then there is room again."""
         if self._rate is None:
             return _LEAST_RETRY
-        patches = sum(job.frames_left * job.frame_patches for job in self._waiting)
-        patches += sum(piece.medium.grid.patches for piece in self._running)
-        return min(max(patches / self._rate / 2, _LEAST_RETRY), _GREATEST_RETRY)
+        cost = self._running_cost()
+        cost += sum(job.frames_left * self._encoder.cost.frame(job.frame_patches) for job in self._waiting)
+        return min(max(cost / self._rate / 2, _LEAST_RETRY), _GREATEST_RETRY)

@@ -12,12 +12,13 @@ import torch
 from serving.bundle import Bundle, BundleError
 from serving.cores import usable_cores
 from serving.server import Service, StartError
+from vision_service.budget import default_budget, published_budget
 from vision_service.cache import FeatureCache
 from vision_service.encoder import Encoder
 from vision_service.encodings import Encodings
 from vision_service.preprocess import Limits, Preprocessor
 from vision_service.scheduler import Scheduler
-from vision_service.servicer import VisionServicer
+from vision_service.servicer import VisionServicer, describe
 from vision_service.settings import VisionSettings
 from vision_service.video import VideoLimits
 from vlm.v1 import vision_pb2, vision_pb2_grpc
@@ -28,6 +29,9 @@ log = structlog.get_logger()
 # patches makes them a third faster; beyond some 250 patches packing gains nothing and only makes the first wait for the
 # last.
 _CPU_BATCH_PATCHES, _GPU_BATCH_PATCHES = 256, 16_384
+
+_CACHED_ROWS = 16_384
+"""Rows of features that are kept unless a setting says otherwise: the largest picture of the published limits."""
 
 
 class VisionService(Service):
@@ -64,14 +68,32 @@ class VisionService(Service):
             threads=threads,
         )
         await self._scheduler.start()
-        encodings = Encodings(self._scheduler, FeatureCache(self._settings.feature_cache_bytes))
-        self._servicer = VisionServicer(bundle, encoder, self._scheduler, encodings)
+        cache_bytes = self._settings.feature_cache_bytes
+        if cache_bytes is None:
+            cache_bytes = _CACHED_ROWS * encoder.feature_width * encoder.out_dtype.itemsize
+        encodings = Encodings(self._scheduler, FeatureCache(cache_bytes))
+        info = describe(
+            bundle,
+            encoder,
+            published=published_budget(preprocessor.published),
+            default=default_budget(
+                preprocessor.published,
+                on_cpu=device.type == "cpu",
+                max_pixels=self._settings.default_max_pixels,
+                max_video_pixels=self._settings.default_max_video_pixels,
+                max_frames=self._settings.default_max_frames,
+            ),
+        )
+        self._servicer = VisionServicer(bundle, encoder, info, self._scheduler, encodings)
         log.info(
             "encoder loaded",
             model=bundle.model.id,
             device=str(encoder.device),
             dtype=str(encoder.dtype).removeprefix("torch."),
             threads=threads if device.type == "cpu" else None,
+            max_pixels=info.default_media.max_pixels,
+            max_video_pixels=info.default_media.max_video_pixels,
+            max_frames=info.default_media.max_frames,
         )
 
     def register(self, server: grpc.aio.Server) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any
 
 import grpc
@@ -11,14 +13,15 @@ import structlog
 import torch
 
 from serving.bundle import Bundle
-from serving.errors import invalid
-from serving.media import check_options, media_digest
+from serving.errors import Code, ServiceError, Violation, invalid, too_large
+from serving.media import check_options, media_digest, resolve_options
+from serving.tasks import drop
 from serving.tensors import chunks
 from vision_service.cache import Key, Layout
 from vision_service.encoder import Encoder, feature_bytes
 from vision_service.encodings import Encodings
-from vision_service.media import Kind, Options
-from vision_service.scheduler import Scheduler
+from vision_service.media import PATH, Kind, Options
+from vision_service.scheduler import Estimate, Meter, Scheduler
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2, vision_pb2_grpc
 
 WIRE_DTYPES = {
@@ -30,32 +33,55 @@ _KINDS: dict[int, Kind] = {media_pb2.MEDIA_KIND_IMAGE: "image", media_pb2.MEDIA_
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
+_PROGRESS_SECONDS = 1.0
+"""Between two messages of progress."""
+
+_MARGIN = 1.2
+"""How much longer than the time that is left an estimate must be for a refusal: estimates are a fifth off at times."""
+
 
 class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
     """Answers calls with what the encoder makes of them, or has made before.
 
     Args:
         bundle: Whose encoder is served.
-        encoder: For what it tells of itself.
+        encoder: For the type and the width of its features.
+        info: As `describe`.
         scheduler: Admits the calls.
         encodings: Does the work.
     """
 
-    def __init__(self, bundle: Bundle, encoder: Encoder, scheduler: Scheduler, encodings: Encodings) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        encoder: Encoder,
+        info: vision_pb2.EncoderInfo,
+        scheduler: Scheduler,
+        encodings: Encodings,
+    ) -> None:
         self._bundle = bundle
         self._encoder = encoder
+        self._info = info
         self._scheduler = scheduler
         self._encodings = encodings
 
     async def Encode(
         self, request: vision_pb2.EncodeRequest, context: _Context
     ) -> AsyncIterator[vision_pb2.EncodeResponse]:
-        """Header as soon as the grid is known, then the features."""
+        """Header as soon as the grid is known, then the features; progress while either is waited for."""
         with self._scheduler.admit():
             key = await self._key(request)
             async with self._encodings.want(key, request.data) as encoding:
                 structlog.contextvars.bind_contextvars(features=encoding.source)
-                yield vision_pb2.EncodeResponse(header=self._header(request, key, await encoding.layout()))
+                async with contextlib.aclosing(_until(encoding.layout(), encoding.meter)) as progress:
+                    async for response in progress:
+                        yield response
+                layout = await encoding.layout()
+                self._check_time(key.kind, layout, encoding.meter, context)
+                yield vision_pb2.EncodeResponse(header=self._header(request, key, layout))
+                async with contextlib.aclosing(_until(encoding.encoded(), encoding.meter)) as progress:
+                    async for response in progress:
+                        yield response
                 features = (await encoding.encoded()).features
             for chunk in chunks(feature_bytes(features)):
                 yield vision_pb2.EncodeResponse(chunk=chunk)
@@ -68,23 +94,50 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
 
     async def GetEncoder(self, request: vision_pb2.GetEncoderRequest, context: _Context) -> vision_pb2.EncoderInfo:
         """What is loaded."""
-        return vision_pb2.EncoderInfo(
-            model=self._bundle.model.id,
-            encoder_fingerprint=self._bundle.encoder_fingerprint,
-            device=str(self._encoder.device),
-            dtype=WIRE_DTYPES[self._encoder.dtype],
-            feature_width=self._encoder.feature_width,
-        )
+        return self._info
 
     async def _key(self, request: vision_pb2.EncodeRequest) -> Key:
         structlog.contextvars.bind_contextvars(request_id=request.request_id)  # each call has a context of its own
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise invalid("kind", f"is {request.kind} and must be MEDIA_KIND_IMAGE or MEDIA_KIND_VIDEO")
+        if request.settings_digest not in ("", self._info.settings_digest):
+            raise ServiceError(
+                Code.FAILED_PRECONDITION,
+                "ENCODER_SETTINGS_DIFFER",
+                f"this vision service computes and budgets otherwise than the caller expects (its settings_digest is "
+                f"{self._info.settings_digest}, not {request.settings_digest}); start all replicas of a tier with the "
+                "same dtype and the same default budget",
+            )
         check_options(request.options, "options")
+        options = resolve_options(
+            request.kind,
+            request.options,
+            default=self._info.default_media,
+            published=self._info.published_media,
+        )
+        check_options(options, "options")
         # Hashing 64 MiB takes some 50 ms: not on the event loop.
         digest = await asyncio.to_thread(media_digest, request.data)
-        return Key.of(digest, kind, _options(request.options))
+        return Key.of(digest, kind, _options(options))
+
+    def _check_time(self, kind: Kind, layout: Layout, meter: Meter, context: _Context) -> None:
+        """Refuse what would not be encoded before the call's deadline, while that can still be mended."""
+        left = context.time_remaining()
+        # None without a deadline, which the stubs do not know.
+        estimate = None if left is None else self._scheduler.estimate(meter)  # type: ignore[redundant-expr]
+        if estimate is None or estimate.ahead + estimate.own <= _MARGIN * left:
+            return
+        seconds = max(left - estimate.ahead, 0.0) / _MARGIN
+        vision = self._bundle.vision
+        pixels = self._scheduler.affordable_patches(seconds, layout.grid.t) * vision.patch_size**2
+        raise too_slow(
+            kind,
+            layout.grid.patches,
+            estimate,
+            left=left,
+            pixels=pixels * (vision.temporal_patch_size if kind == "video" else 1),
+        )
 
     def _layout(self, request: vision_pb2.EncodeRequest, key: Key, layout: Layout) -> media_pb2.MediaLayout:
         grid = layout.grid
@@ -94,6 +147,11 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
             grid_thw=media_pb2.GridThw(t=grid.t, h=grid.h, w=grid.w),
             token_count=grid.patches // self._bundle.vision.spatial_merge_size**2,
             timestamps=layout.timestamps,
+            size_given=media_pb2.Size(width=layout.size_given[0], height=layout.size_given[1]),
+            size_used=media_pb2.Size(
+                width=grid.w * self._bundle.vision.patch_size, height=grid.h * self._bundle.vision.patch_size
+            ),
+            frame_times=layout.frame_times,
         )
 
     def _header(self, request: vision_pb2.EncodeRequest, key: Key, known: Layout) -> vision_pb2.EncodeHeader:
@@ -104,7 +162,73 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
                 dtype=WIRE_DTYPES[self._encoder.out_dtype], shape=[layout.token_count, self._encoder.feature_width]
             ),
             encoder_fingerprint=self._bundle.encoder_fingerprint,
+            encoder_dtype=self._info.dtype,
         )
+
+
+def describe(
+    bundle: Bundle, encoder: Encoder, *, default: media_pb2.MediaOptions, published: media_pb2.MediaOptions
+) -> vision_pb2.EncoderInfo:
+    """What is loaded and how it is set.
+
+    Args:
+        bundle: Whose encoder is served.
+        encoder: The encoder.
+        default: The default budget.
+        published: The checkpoint's own limits.
+    """
+    info = vision_pb2.EncoderInfo(
+        encoder_fingerprint=bundle.encoder_fingerprint,
+        dtype=WIRE_DTYPES[encoder.dtype],
+        default_media=default,
+        published_media=published,
+    )
+    info.settings_digest = hashlib.sha256(info.SerializeToString(deterministic=True)).hexdigest()[:16]
+    info.model = bundle.model.id
+    info.device = str(encoder.device)
+    info.feature_width = encoder.feature_width
+    return info
+
+
+def too_slow(kind: Kind, patches: int, estimate: Estimate, *, left: float, pixels: int) -> ServiceError:
+    """RESOURCE_EXHAUSTED for a medium that would not be encoded before the deadline.
+
+    Args:
+        kind: Image or video.
+        patches: Of the medium.
+        estimate: How long it would take.
+        left: Seconds that the request has.
+        pixels: How many pixels would be encoded in time.
+    """
+    description = (
+        f"is {'an' if kind == 'image' else 'a'} {kind} of {patches} patches that would take about "
+        f"{estimate.ahead + estimate.own:.0f} seconds to encode, {estimate.ahead:.0f} of them for what comes before "
+        f"it, and the request has {left:.0f}"
+    )
+    if estimate.own <= _MARGIN * left:  # it is the queue that is too long
+        description += "; try again later"
+        return ServiceError(
+            Code.RESOURCE_EXHAUSTED,
+            "ENCODER_BUSY",
+            f"{PATH}: {description}",
+            violations=(Violation(PATH, description),),
+            retry_after=max(estimate.ahead + estimate.own - left, 1.0),
+        )
+    option = "max_pixels" if kind == "image" else "max_video_pixels"
+    pixels -= pixels % 1024
+    lower = f"ask for at most {pixels} pixels ({option}), or give it more time" if pixels else "give it more time"
+    return too_large(PATH, f"{description}; {lower}", reason="ENCODING_TOO_SLOW", limit=pixels)
+
+
+async def _until(result: Coroutine[Any, Any, Any], meter: Meter) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
+    """Progress until the result is there. The caller asks for the result itself, or its failure, again."""
+    waiting = asyncio.ensure_future(result)
+    try:
+        while not (await asyncio.wait((waiting,), timeout=_PROGRESS_SECONDS))[0]:
+            progress = vision_pb2.EncodeProgress(patches_done=meter.done, patches_total=meter.total)
+            yield vision_pb2.EncodeResponse(progress=progress)
+    finally:
+        await drop(waiting)
 
 
 def _options(options: media_pb2.MediaOptions) -> Options:

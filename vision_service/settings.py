@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from serving.settings import MIB, ServerSettings
+from serving.settings import ServerSettings
+
+Bound = Annotated[int, Field(ge=1)] | Literal["published"]
+"""A bound of the default budget: a number, or the checkpoint's own."""
 
 
 class VisionSettings(ServerSettings):
@@ -40,8 +43,26 @@ class VisionSettings(ServerSettings):
         ge=0,
         description="Waiting media are encoded together up to this many patches; 0: 256 on a CPU, 16384 on a GPU.",
     )
-    feature_cache_bytes: int = Field(
-        512 * MIB, ge=0, description="Features kept for the next request with the same medium and options; 0: none."
+    feature_cache_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Features kept for the next request with the same medium and options; 0: none; not set: 16384 "
+        "rows, whatever their width.",
+    )
+    default_max_pixels: Bound | None = Field(
+        None,
+        description="Greatest area of a resized image, in pixels, where a request names none; not set: 1048576 on a "
+        "CPU (1024 tokens), published on a GPU. All replicas must agree.",
+    )
+    default_max_video_pixels: Bound | None = Field(
+        None,
+        description="Greatest volume of a resized video, in pixels of all its frames, where a request names none; not "
+        "set: 2097152 on a CPU, published on a GPU.",
+    )
+    default_max_frames: Bound | None = Field(
+        None,
+        description="Most frames sampled from a video where a request names none; not set: 32 on a CPU, published on a "
+        "GPU.",
     )
     max_patches: int = Field(
         # What the published preprocessor settings give at most (4096 x 4096 pixels).

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from vision_service.media import Cancelled, Grid, WorkCancelledError
+from vision_service.media import Advance, Cancelled, Grid, WorkCancelledError
 
 _GELU: dict[str, Literal["none", "tanh"]] = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
 """Kinds of GELU: transformers' names and PyTorch's."""
@@ -156,13 +156,14 @@ class Tower:
         )
         self._levels = dict(zip(config.deepstack_visual_indexes, levels, strict=True))
 
-    def __call__(self, pixels: Tensor, grids: Sequence[Grid], cancelled: Cancelled) -> list[Tensor]:
+    def __call__(self, pixels: Tensor, grids: Sequence[Grid], cancelled: Cancelled, advance: Advance) -> list[Tensor]:
         """Encode media that lie one after another; each frame attends to itself alone.
 
         Args:
             pixels: [sum of patches, channels x temporal patch x patch x patch] in the tower's type, on its device.
             grids: One for each medium.
             cancelled: Asked before each layer; True stops the work.
+            advance: Told after each layer.
 
         Returns:
             The merged map and the DeepStack maps from the lowest level up, each [sum of patches / merge^2, out hidden].
@@ -183,6 +184,7 @@ class Tower:
             self._feed_forward(layer, hidden)
             if index in self._levels:
                 levels.append(self._levels[index](hidden, self._merge**2))
+            advance((index + 1) / len(self._layers))
         # 3. Blocks of patches become tokens
         return [self._merger(hidden, self._merge**2), *levels]
 

@@ -64,11 +64,13 @@ class Clip:
         frames: [frames, height, width, 3], uint8, resized.
         indices: Where each lies in the video.
         fps: The video's frames per second.
+        size_given: Width and height of its frames, upright, before resizing.
     """
 
     frames: NDArray[np.uint8]
     indices: tuple[int, ...]
     fps: float
+    size_given: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ class _Reader:
         following: int | None = next(wanted)
         kept: list[NDArray[np.uint8]] = []
         size: tuple[int, int] | None = None
+        size_given = (0, 0)
         count, seconds = 0, 0.0
         with contextlib.closing(self._decode(header.fps)) as frames:
             for frame, seconds in frames:  # noqa: B007  # how far the file went is asked after the loop
@@ -210,6 +213,7 @@ class _Reader:
                     picture = _upright(frame)
                     if size is None:
                         size = target_size(len(indices), picture.height, picture.width)
+                        size_given = picture.size
                     kept.append(np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)))
                     following = next(wanted, None)
                 if following is None:
@@ -217,7 +221,7 @@ class _Reader:
         if following is not None:
             self._check_whole(count, seconds, header)
             raise _FrameCountError(count)
-        return Clip(np.stack(kept), tuple(indices), header.fps)
+        return Clip(np.stack(kept), tuple(indices), header.fps, size_given)
 
     def _decode(self, fps: float) -> Generator[tuple[av.VideoFrame, float]]:
         """Every frame in order and its time after the first, checked against the limits as it comes."""

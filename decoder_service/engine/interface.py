@@ -70,6 +70,7 @@ class EngineRequest:
         stop_token_ids: Tokens that end the answer.
         media_keys: One for each of `grids`, naming exactly what its rows of features are: equal keys mean equal
             features. Empty: nobody knows, and only the text before the first medium may be found in a cache.
+        report_progress: Ask for `Prefilling` events.
     """
 
     request_id: str
@@ -80,6 +81,20 @@ class EngineRequest:
     max_new_tokens: int
     stop_token_ids: frozenset[int]
     media_keys: tuple[str, ...] = ()
+    report_progress: bool = False
+
+
+@dataclass(frozen=True)
+class Prefilling:
+    """A part of the prompt has been read. Before `Prefilled`, where the request asks for it; not from every engine.
+
+    Attributes:
+        done: Tokens of the prompt that are computed or were found in a cache.
+        total: Tokens of the prompt.
+    """
+
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -127,7 +142,7 @@ class EngineFinished:
     reason: FinishReason
 
 
-EngineEvent = Prefilled | TokenDrawn | EngineFinished
+EngineEvent = Prefilling | Prefilled | TokenDrawn | EngineFinished
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from decoder_service.engine.interface import (
     EngineRequest,
     FinishReason,
     Prefilled,
+    Prefilling,
     TokenDrawn,
 )
 from decoder_service.engine.lifecycle import failed
@@ -228,6 +229,8 @@ class Stepper:
                 reading = time.perf_counter() - job.started_at
                 self._emit(job, Prefilled(job.started_at - job.queued_at, reading, job.place.cached))
                 drawing.append(job)
+            elif job.request.report_progress:
+                self._emit(job, Prefilling(chunk.stop, len(job.prompt)))
         self._draw(drawing, logits[: len(drawing)])
         self._pace.took(graph, len(jobs), size, time.perf_counter() - started)
 

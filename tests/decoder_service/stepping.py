@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.engine import EngineEvent, EngineFinished, EngineRequest, Prefilled, TokenDrawn
+from decoder_service.engine import EngineEvent, EngineFinished, EngineRequest, Prefilled, Prefilling, TokenDrawn
 from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Model, Piece, Step
 from decoder_service.engine.pace import Curve, Pace, Speed
@@ -72,12 +72,16 @@ class Answer:
     """What came of a request so far."""
 
     tokens: list[int] = field(default_factory=list)
+    prefilling: list[Prefilling] = field(default_factory=list)
     prefilled: Prefilled | None = None
     finished: EngineFinished | None = None
     error: ServiceError | None = None
 
     def hear(self, event: EngineEvent | ServiceError) -> None:
         match event:
+            case Prefilling():
+                assert self.prefilled is None
+                self.prefilling.append(event)
             case Prefilled():
                 self.prefilled = event
             case TokenDrawn():

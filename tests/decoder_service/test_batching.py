@@ -310,3 +310,16 @@ def test_features_that_are_not_finite_fail_their_own_request(
     stepping.finish()
     assert stepping.answers[bad].error is not None
     assert stepping.answers[running].tokens == alone["33 words", "greedy"]
+
+
+def test_a_prompt_tells_how_far_it_is_where_it_is_asked(
+    bundle: Bundle, runner: Runner, prompts: PromptBuilder, cases: dict[str, Case]
+) -> None:
+    """After each chunk but the last its tokens are told; a request that does not ask hears nothing of them."""
+    request = cases["two images"].request(prompts, tokens=2)
+    stepping = Stepping(bundle, runner, rooms=(7,))
+    assert stepping.answer(request).prefilling == []
+    told = stepping.answer(dataclasses.replace(request, report_progress=True)).prefilling
+    total = request.token_ids.size
+    assert [one.done for one in told] == list(range(7, total, 7))
+    assert {one.total for one in told} == {total}

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from decoder_service.chat import Layout, MediaKind, Medium
-from decoder_service.feature_store import Features, FeatureStore, grid_keys, media_key
+from decoder_service.feature_store import Features, FeatureStore, encoder_name, grid_keys, media_key
 from serving.bundle import Bundle
 from serving.errors import Code
 from serving.media import media_digest
@@ -83,26 +83,27 @@ async def test_names_tell_apart_all_that_makes_features() -> None:
     """Another file, kind, option or encoder is another name; the same ones are the same."""
     video = dataclasses.replace(MEDIUM, kind=MediaKind.VIDEO)
     other = dataclasses.replace(MEDIUM, digest=media_digest(b"other"))
-    named = [
-        (MEDIUM, b"", "f"),
-        (video, b"", "f"),
-        (other, b"", "f"),
-        (MEDIUM, b"\x08\x01", "f"),
-        (MEDIUM, b"", "g"),
-    ]
+    sized = dataclasses.replace(MEDIUM, options=b"\x08\x01")
+    named = [(MEDIUM, "f"), (video, "f"), (other, "f"), (sized, "f"), (MEDIUM, "g")]
     assert len({media_key(*names) for names in named}) == len(named)
-    assert media_key(*named[0]) == media_key(Medium(MEDIUM.kind, MEDIUM.digest), b"", "f")
+    assert media_key(*named[0]) == media_key(Medium(MEDIUM.kind, MEDIUM.digest), "f")
+
+
+async def test_an_encoder_is_its_weights_and_its_type() -> None:
+    """Features of another type are never taken for those of this one."""
+    named = [("f", 1), ("f", 3), ("g", 1)]
+    assert len({encoder_name(*names) for names in named}) == len(named)
 
 
 async def test_every_grid_has_a_name() -> None:
     """One for an image, one for each frame of a video; a medium that comes twice has the same names twice."""
     image = Layout(MEDIUM, (1, 4, 6), 6)
     video = Layout(dataclasses.replace(MEDIUM, kind=MediaKind.VIDEO), (3, 4, 6), 18, (0.5, 1.5, 2.5))
-    keys = list(grid_keys([image, video, image], b"", "f"))
+    keys = list(grid_keys([image, video, image], "f"))
     assert len(keys) == 5
     assert keys[0] == keys[4]
     assert len(set(keys)) == 4
-    assert list(grid_keys([image], b"", "g")) != keys[:1]
+    assert list(grid_keys([image], "g")) != keys[:1]
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -93,6 +94,8 @@ async def test_a_second_header_begins_anew(running: Running, bundle: Bundle, cas
 
 HEADER_CHANGES: dict[str, Callable[[vision_pb2.EncodeHeader], object]] = {
     "fingerprint": lambda header: setattr(header, "encoder_fingerprint", "0" * 64),
+    "encoder dtype": lambda header: setattr(header, "encoder_dtype", tensor_pb2.DATA_TYPE_BFLOAT16),
+    "frame times": lambda header: header.layout.frame_times.extend([0.0] * 5000),
     "digest": lambda header: setattr(header.layout, "digest", media_digest(b"another")),
     "kind": lambda header: setattr(header.layout, "kind", media_pb2.MEDIA_KIND_VIDEO),
     "token count": lambda header: setattr(header.layout, "token_count", header.layout.token_count + 1),
@@ -132,6 +135,8 @@ def broken(case: Case, bundle: Bundle, how: str) -> list[decoder_pb2.GenerateReq
     ("how", "expected"),
     [
         ("fingerprint", (Code.FAILED_PRECONDITION, "ENCODER_MISMATCH", None)),
+        ("encoder dtype", (Code.FAILED_PRECONDITION, "ENCODER_MISMATCH", None)),
+        ("frame times", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].layout.frame_times")),
         ("digest", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].layout.digest")),
         ("kind", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].layout.kind")),
         ("token count", (Code.INVALID_ARGUMENT, "FIELD_INVALID", "features[0].layout.token_count")),
@@ -153,7 +158,9 @@ async def test_features_refused(
 ) -> None:
     """Features that do not fit are refused with their own reason and field, and the next request works."""
     case = cases["one image"]
-    error = await refused(running, open_request(case), broken(case, bundle, how))
+    request = open_request(case)
+    request.open.encoder_dtype = tensor_pb2.DATA_TYPE_FLOAT32
+    error = await refused(running, request, broken(case, bundle, how))
     code, reason, field = expected
     assert (error.code, error.reason) == (code, reason), error.message
     assert [violation.field for violation in error.violations] == ([field] if field else [])
@@ -234,3 +241,94 @@ async def test_features_that_never_come(serve_decoder: Serve, cases: dict[str, C
         error = from_rpc_error(caught.value)
         assert (error.code, error.reason) == (Code.DEADLINE_EXCEEDED, "MEDIA_TIMEOUT")
         await still_works(running, cases["text alone"])
+
+
+async def test_progress_keeps_the_decoder_waiting(serve_decoder: Serve, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """While progress comes the features may take longer than media_timeout; it changes nothing of the answer."""
+    case = cases["one image"]
+    features = Features(case, bundle)
+    progress = vision_pb2.EncodeProgress(patches_done=1, patches_total=2)
+    message = decoder_pb2.GenerateRequest(progress=decoder_pb2.FeatureProgress(media_index=0, progress=progress))
+    timeout = 2.0
+    async with serve_decoder(media_timeout=timeout) as running, generate(running) as call:
+        await opened(call, open_request(case))
+        began = time.monotonic()
+        await send(call, [message])
+        await send(call, [features.header(0)])
+        while time.monotonic() - began < 1.5 * timeout:
+            await send(call, [message])
+            await asyncio.sleep(timeout / 40)
+        await send(call, features.chunks(0))
+        got = Answer(await rest_of(call))
+    assert got.token_ids == case.greedy[: len(got.token_ids)]
+
+
+async def test_started_comes_before_the_features(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """With the last header the prompt is laid out and told, with what each medium became; a bad prompt is refused."""
+    case = cases["odd video and an image"]
+    features = Features(case, bundle)
+    for header in features.headers:
+        header.layout.size_given.width, header.layout.size_given.height = 4000, 3000
+        header.layout.size_used.width, header.layout.size_used.height = 96, 64
+        header.layout.frame_times.extend([0.5, 1.0])
+    async with generate(running) as call:
+        needed = await opened(call, open_request(case))
+        await send(call, [features.header(index) for index in needed])
+        started = (await call.read()).event.started
+        assert list(started.media) == [header.layout for header in features.headers]
+        assert started.media_tokens == sum(layout.token_count for layout in case.layouts)
+        for index in needed:
+            await send(call, features.chunks(index))
+        events = await rest_of(call)
+    tokens = [token for event in events for token in event.delta.token_ids]
+    assert tokens == case.greedy[: len(tokens)]
+    assert events[-1].WhichOneof("event") == "finished"
+
+
+async def test_a_layout_is_fixed_once_it_is_told(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """Features may be sent again after `started`, and only those of the layout that the prompt has."""
+    case = cases["one image"]
+    features = Features(case, bundle)
+    async with generate(running) as call:
+        await opened(call, open_request(case))
+        await send(call, [features.header(0)])
+        assert (await call.read()).event.HasField("started")
+        await send(call, [*list(features.chunks(0))[:1], features.header(0), *features.chunks(0)])
+        assert (await rest_of(call))[-1].HasField("finished")
+    grid = features.headers[0].layout.grid_thw
+    async with generate(running) as call:
+        await opened(call, open_request(case))
+        await send(call, [features.header(0)])
+        assert (await call.read()).event.HasField("started")
+        grid.h, grid.w = grid.w, grid.h
+        await send(call, [features.header(0)])
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rest_of(call)
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.violations[0].field) == (Code.INVALID_ARGUMENT, "header.layout")
+
+
+async def test_progress_events_where_they_are_asked_for(
+    serve_decoder: Serve, bundle: Bundle, cases: dict[str, Case]
+) -> None:
+    """A request that asks hears that it is queued and how far its prompt is; the tokens are the same."""
+    case = cases["one image"]
+    request = open_request(case)
+    request.open.report_progress = True
+    async with serve_decoder(chunk_tokens=8, feature_cache_bytes=0, cached_prompts=0) as running:
+        expected = await answer(running, case, bundle)
+        async with generate(running) as call:
+            await send(call, Features(case, bundle).all(await opened(call, request)))
+            events = await rest_of(call)
+    kinds = [event.WhichOneof("event") for event in events]
+    first = kinds.index("delta")
+    assert kinds[0] == "started"
+    assert set(kinds[1:first]) == {"progress"}
+    assert "progress" not in kinds[first:]
+    progress = [event.progress for event in events[1:first]]
+    assert progress[0].stage == chat_pb2.STAGE_QUEUED
+    assert {one.stage for one in progress[1:]} == {chat_pb2.STAGE_PREFILL}
+    done = [one.done for one in progress[1:]]
+    assert done == sorted(set(done))
+    assert {one.total for one in progress[1:]} == {events[0].started.prompt_tokens}
+    assert [t for event in events for t in event.delta.token_ids] == expected.token_ids

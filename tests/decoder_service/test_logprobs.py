@@ -25,9 +25,9 @@ async def answer(
     bundle: Bundle, prompts: PromptBuilder, engine: ScriptedEngine, *, stop: tuple[str, ...] = ()
 ) -> list[Event]:
     """The events of an answer that the engine draws."""
-    opening = Opening("r-1", HELLO, Generation(SamplingParams(logprobs=1), stop=stop), b"")
+    opening = Opening("r-1", HELLO, Generation(SamplingParams(logprobs=1), stop=stop))
     async with open_session(scripted_decoder(bundle, prompts, engine), opening, arrived=time.perf_counter()) as session:
-        return [event async for event in session.events()]
+        return [await session.start(), *[event async for event in session.events()]]
 
 
 def drawn(token_ids: list[int], *, other: int = 65) -> list[TokenDrawn]:

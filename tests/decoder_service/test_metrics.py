@@ -41,10 +41,11 @@ async def test_a_request_is_counted_from_its_coming_to_its_going(
     """It waits, answers and is gone; its tokens are those of its usage."""
     decoder = scripted_decoder(bundle, prompts, ScriptedEngine([TokenDrawn(65)] * 3, cached_tokens=2))
     before = read()
-    opening = Opening("r-1", cases["text alone"].messages, Generation(SamplingParams()), b"")
+    opening = Opening("r-1", cases["text alone"].messages, Generation(SamplingParams()))
     states = []
     async with open_session(decoder, opening, arrived=time.perf_counter()) as session:
         states.append(read())
+        await session.start()
         async for event in session.events():
             if isinstance(event, Delta) and event.token_ids:
                 states.append(read())
@@ -67,11 +68,12 @@ async def test_one_that_is_left_is_counted_out(bundle: Bundle, prompts: PromptBu
     """Whoever leaves after one token leaves nothing in the gauge, and no answer that was never whole."""
     decoder = scripted_decoder(bundle, prompts, ScriptedEngine([TokenDrawn(65)] * 3))
     before = read()
-    opening = Opening("r-1", cases["text alone"].messages, Generation(SamplingParams()), b"")
+    opening = Opening("r-1", cases["text alone"].messages, Generation(SamplingParams()))
     async with (
         open_session(decoder, opening, arrived=time.perf_counter()) as session,
         contextlib.aclosing(session.events()) as events,
     ):
+        await session.start()
         async for event in events:
             if isinstance(event, Delta):
                 break

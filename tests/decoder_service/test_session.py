@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
 import pytest
 
+from decoder_service.chat import Medium, Message
 from decoder_service.engine import EngineRequest, SamplingParams, TokenDrawn
-from decoder_service.feature_store import Features, media_key
+from decoder_service.feature_store import Features, encoder_name, media_key
 from decoder_service.generation import Generation
 from decoder_service.prompt import PromptBuilder
 from decoder_service.session import open_session
@@ -16,18 +18,32 @@ from decoder_service.validation import Opening
 from serving.bundle import Bundle
 from tests.decoder_service.cases import Case
 from tests.decoder_service.scripted import ScriptedEngine, scripted_decoder
+from vlm.v1 import tensor_pb2
+
+
+def with_options(message: Message, options: bytes) -> Message:
+    """The message with these options for its media."""
+    return Message(
+        message.role,
+        tuple(
+            dataclasses.replace(part, options=options) if isinstance(part, Medium) else part for part in message.parts
+        ),
+    )
 
 
 async def asked(bundle: Bundle, prompts: PromptBuilder, case: Case, options: bytes) -> EngineRequest:
     """The request that the engine is given for a conversation whose features the decoder has kept."""
     engine = ScriptedEngine([TokenDrawn(65)])
     decoder = scripted_decoder(bundle, prompts, engine)
+    encoder = encoder_name(bundle.encoder_fingerprint, tensor_pb2.DATA_TYPE_UNSPECIFIED)
     for layout, rows in zip(case.layouts, case.features, strict=True):
-        key = media_key(layout.medium, options, bundle.encoder_fingerprint)
-        decoder.features.put(key, Features(layout, prompts.length(layout), rows))
-    opening = Opening("r-1", case.messages, Generation(SamplingParams()), options)
+        known = dataclasses.replace(layout, medium=dataclasses.replace(layout.medium, options=options))
+        decoder.features.put(media_key(known.medium, encoder), Features(known, prompts.length(known), rows))
+    messages = tuple(with_options(message, options) for message in case.messages)
+    opening = Opening("r-1", messages, Generation(SamplingParams()))
     async with open_session(decoder, opening, arrived=time.perf_counter()) as session:
         assert session.intake.needed == ()
+        await session.start()
         async for _ in session.events():
             pass
     (request,) = engine.requests

@@ -185,12 +185,34 @@ def test_no_alternatives_is_not_no_log_probabilities() -> None:
     assert opening().generation.sampling.logprobs is None
 
 
+def options_of(media: dict, own: dict | None = None, kind: str = "video") -> bytes:
+    """The options of the medium of a request."""
+    parts = {kind: {"digest": DIGEST, "options": own or {}}}
+    (medium,) = opening(media=media, messages=user(parts)).messages[0].parts
+    assert isinstance(medium, Medium)
+    return medium.options
+
+
 def test_media_options_are_compared_as_they_were_sent() -> None:
     """The same options are the same bytes, others are others, and an option set to 0 is not one left out."""
-    bounds = {"minPixels": 4096, "maxPixels": 8192}
-    assert opening(media=bounds).media_options == opening(media=dict(reversed(bounds.items()))).media_options
-    sent = [{}, bounds, {"maxPixels": 8192}, {"minPixels": 4096}, {"fps": 1}, {"fps": 2}]
-    assert len({opening(media=options).media_options for options in sent}) == len(sent)
+    bounds = {"minVideoPixels": 4096, "maxVideoPixels": 8192}
+    assert options_of(bounds) == options_of(dict(reversed(bounds.items())))
+    sent = [{}, bounds, {"maxVideoPixels": 8192}, {"minVideoPixels": 4096}, {"fps": 1}, {"fps": 2}]
+    assert len({options_of(options) for options in sent}) == len(sent)
+
+
+def test_a_medium_has_options_of_its_own() -> None:
+    """They take the place of the request's, field by field, or wholly where they name a budget."""
+    assert options_of({"fps": 1, "maxFrames": 4}, {"fps": 2}) == options_of({"fps": 2, "maxFrames": 4})
+    assert options_of({"fps": 1}, {"detail": "DETAIL_LOW"}) == options_of({}, {"detail": "DETAIL_LOW"})
+    assert options_of({"fps": 1}) != options_of({})
+
+
+def test_options_of_another_kind_make_no_difference() -> None:
+    """What is said about pictures does not tell videos apart, nor the other way round."""
+    assert options_of({"maxPixels": 4096}) == options_of({})
+    assert options_of({"fps": 1}, kind="image") == options_of({}, kind="image")
+    assert options_of({"maxPixels": 4096}, kind="image") != options_of({}, kind="image")
 
 
 def test_unset_options_are_the_checkpoints() -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import torch
 
 from vision_service.encoder import Encoder
-from vision_service.media import Cancelled, Kind, Medium, Options
+from vision_service.media import Advance, Cancelled, Kind, Medium, Options
 from vision_service.scheduler import Scheduler
 
 
@@ -23,11 +23,13 @@ class GatedEncoder(Encoder):
         self.entered = threading.Event()
         self.batches: list[list[int]] = []
 
-    def encode(self, media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
+    def encode(
+        self, media: Sequence[Medium], cancelled: Cancelled = lambda: False, advance: Advance = lambda _: None
+    ) -> list[torch.Tensor]:
         self.batches.append([medium.grid.patches for medium in media])
         self.entered.set()
         assert self.gate.wait(30)
-        return super().encode(media, cancelled)
+        return super().encode(media, cancelled, advance)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,12 +96,12 @@ async def test_two_long_videos_take_turns(
             kept = stack.enter_context(scheduler.enqueue(replace(video, patches=video.patches[::-1].copy())))
             encode, calls = gated.encode, 0
 
-            def counted(media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
+            def counted(media: Sequence[Medium], *watchers: Any) -> list[torch.Tensor]:
                 nonlocal calls
                 calls += 1
                 if calls == 4:
                     loop.call_soon_threadsafe(gone.close)
-                return encode(media, cancelled)
+                return encode(media, *watchers)
 
             loop = asyncio.get_running_loop()
             gated.encode = counted  # type: ignore[method-assign]
@@ -173,9 +174,9 @@ async def test_cancelled_while_encoding(
     stopped: list[type[BaseException] | None] = []
     encode = gated.encode
 
-    def watched(media: Sequence[Medium], cancelled: Cancelled | None = None) -> list[torch.Tensor]:
+    def watched(media: Sequence[Medium], *watchers: Any) -> list[torch.Tensor]:
         try:
-            features = encode(media, cancelled)
+            features = encode(media, *watchers)
         except BaseException as error:
             stopped.append(type(error))
             raise

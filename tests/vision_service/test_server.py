@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -94,16 +95,27 @@ async def running(bundle: Bundle, service: type[VisionService] = VisionService, 
         await server
 
 
-async def encode(stub: Any, request: vision_pb2.EncodeRequest) -> tuple[vision_pb2.EncodeHeader, np.ndarray]:
+async def next_payload(responses: AsyncIterator[vision_pb2.EncodeResponse]) -> vision_pb2.EncodeResponse:
+    """The next response that is not progress, of which a busy machine makes more."""
+    while (response := await anext(responses)).WhichOneof("payload") == "progress":
+        pass
+    return response
+
+
+async def encode(
+    stub: Any, request: vision_pb2.EncodeRequest, seconds: float | None = None
+) -> tuple[vision_pb2.EncodeHeader, np.ndarray]:
     """The header and the whole features of one medium."""
-    call = stub.Encode(request)
+    call = stub.Encode(request, timeout=seconds)
     responses = aiter(call)
-    header = (await anext(responses)).header
+    header = (await next_payload(responses)).header
     spec = header.features
     assembler = TensorAssembler(
         spec, rows=header.layout.token_count, width=spec.shape[1], max_bytes=1 << 26, path="features"
     )
     async for response in responses:
+        if response.WhichOneof("payload") == "progress":
+            continue
         assert response.WhichOneof("payload") == "chunk"
         assert len(response.chunk.data) <= CHUNK_BYTES
         assembler.add(response.chunk)
@@ -197,6 +209,13 @@ async def test_many_at_once(bundle: Bundle) -> None:
         assert error(got, expected) <= 1e-5
 
 
+async def payloads(call: Any) -> AsyncIterator[bytes]:
+    """The responses of a call without progress, as bytes."""
+    async for response in call:
+        if response.WhichOneof("payload") != "progress":
+            yield response.SerializeToString()
+
+
 async def test_seen_before(bundle: Bundle) -> None:
     """A medium asked for again with the same options comes from the cache, the same to the last byte."""
     clip = vision_pb2.EncodeRequest(
@@ -206,9 +225,9 @@ async def test_seen_before(bundle: Bundle) -> None:
     async with running(bundle, GatedService) as server:
         for request in (image(), large, clip):
             server.service.encoder.batches.clear()
-            first = [response.SerializeToString() async for response in server.stub.Encode(request)]
+            first = [sent async for sent in payloads(server.stub.Encode(request))]
             encoded = list(server.service.encoder.batches)
-            again = [response.SerializeToString() async for response in server.stub.Encode(request)]
+            again = [sent async for sent in payloads(server.stub.Encode(request))]
             assert encoded
             assert server.service.encoder.batches == encoded
             assert again == first
@@ -242,23 +261,36 @@ async def test_header_comes_before_the_features(bundle: Bundle) -> None:
     async with running(bundle, GatedService) as server:
         await server.service.hold()
         responses = aiter(server.stub.Encode(image()))
-        first = await anext(responses)
+        first = await next_payload(responses)
         assert first.header.layout.token_count == 6
         server.service.encoder.gate.set()
-        assert (await anext(responses)).chunk.offset == 0
+        assert (await next_payload(responses)).chunk.offset == 0
 
 
 async def test_get_encoder(bundle: Bundle) -> None:
     """What is loaded is told."""
     async with running(bundle) as server:
         info = await server.stub.GetEncoder(vision_pb2.GetEncoderRequest())
+    published = {
+        "min_pixels": 4096,
+        "max_pixels": 36864,
+        "fps": 2.0,
+        "min_frames": 4,
+        "max_frames": 768,
+        "min_video_pixels": 8192,
+        "max_video_pixels": 36864,
+    }
     assert info == vision_pb2.EncoderInfo(
         model=bundle.model.id,
         encoder_fingerprint=bundle.encoder_fingerprint,
         device="cpu",
         dtype=tensor_pb2.DATA_TYPE_FLOAT32,
         feature_width=bundle.feature_width,
+        default_media=media_pb2.MediaOptions(max_pixels=36864, max_video_pixels=36864, max_frames=32),
+        published_media=media_pb2.MediaOptions(**published),
+        settings_digest=info.settings_digest,
     )
+    assert re.fullmatch("[0-9a-f]{16}", info.settings_digest)
 
 
 @pytest.mark.parametrize(
@@ -303,13 +335,13 @@ async def test_full_queue(bundle: Bundle) -> None:
         await server.service.hold()
         calls = [aiter(server.stub.Encode(image())) for _ in range(2)]
         for call in calls:
-            assert (await anext(call)).header.layout.token_count == 6
+            assert (await next_payload(call)).header.layout.token_count == 6
         failure = await refusal(server.stub.Encode(image()))
         assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         assert failure.retry_after is not None
         server.service.encoder.gate.set()
         for call in calls:
-            assert len([response async for response in call]) == 1
+            assert len([sent async for sent in payloads(call)]) == 1
         await encode(server.stub, image())
 
 
@@ -331,9 +363,9 @@ async def test_client_that_leaves(bundle: Bundle) -> None:
             await asyncio.sleep(0.001)
         assert scheduler.waiting == 0
         server.service.encoder.gate.set()
-        assert len([response async for response in first]) == 1
+        assert len([sent async for sent in payloads(first)]) == 1
         await encode(server.stub, image())
-        assert server.service.encoder.batches[1:] == [[24], [24]]  # after the one that warmed it up
+        assert server.service.encoder.batches[2:] == [[24], [24]]  # after warming up and timing
 
 
 async def test_client_that_leaves_in_the_middle_of_the_features(bundle: Bundle) -> None:
@@ -390,3 +422,126 @@ async def test_stop_does_not_wait_for_ever(bundle: Bundle, tmp_path: Path) -> No
         assert failure.code in (Code.UNAVAILABLE, Code.CANCELLED)
         server.service.encoder.gate.set()
         await server.server
+
+
+async def test_a_layout_tells_what_was_done(bundle: Bundle) -> None:
+    """Sizes before and after resizing, and of a video the time of each frame that was sampled."""
+    data = pictures.video(noises(10, 96, 64), 5)
+    async with running(bundle) as server:
+        picture = await server.stub.Describe(image(320, 160, max_pixels=64 * 128))
+        options = media_pb2.MediaOptions(fps=2.0, max_video_pixels=4 * 64 * 64)
+        clip = await server.stub.Describe(vision_pb2.EncodeRequest(kind=VIDEO, data=data, options=options))
+    assert (picture.size_given.width, picture.size_given.height) == (320, 160)
+    assert (picture.size_used.width, picture.size_used.height) == (128, 64)
+    assert not picture.frame_times
+    assert (clip.size_given.width, clip.size_given.height) == (96, 64)
+    assert (clip.size_used.width, clip.size_used.height) == (16 * clip.grid_thw.w, 16 * clip.grid_thw.h)
+    assert list(clip.frame_times) == pytest.approx([0.0, 0.6, 1.2, 1.8])
+
+
+async def tokens_of(server: Any, **options: Any) -> int:
+    """Tokens of a large picture with these options."""
+    return int((await server.stub.Describe(image(640, 640, **options))).token_count)
+
+
+async def test_the_default_budget(bundle: Bundle) -> None:
+    """It bounds pictures of requests that name no bound; a request may name a bound, or a budget."""
+    async with running(bundle, default_max_pixels=128 * 128) as server:
+        assert await tokens_of(server) == 16
+        assert await tokens_of(server, max_pixels=64 * 64) == 4
+        assert await tokens_of(server, max_pixels=256 * 256) == 64
+        assert await tokens_of(server, min_pixels=256 * 256) == 64
+        assert await tokens_of(server, detail=media_pb2.DETAIL_HIGH) == 16
+        assert await tokens_of(server, detail=media_pb2.DETAIL_LOW) == 16
+        assert await tokens_of(server, detail=media_pb2.DETAIL_ORIGINAL) == 36
+    async with running(bundle, default_max_pixels="published") as server:
+        assert await tokens_of(server) == 36
+    async with running(bundle, default_max_pixels=640 * 640) as server:
+        assert await tokens_of(server) == 400
+        assert await tokens_of(server, detail=media_pb2.DETAIL_LOW) == 256
+
+
+async def test_the_default_budget_of_videos(bundle: Bundle) -> None:
+    """It bounds frames and pixels of all of them."""
+    data = pictures.video(noises(20, 64, 64), 5)
+    settings = {"default_max_frames": 4, "default_max_video_pixels": 4 * 32 * 64}
+    async with running(bundle, **settings) as server:
+        layout = await server.stub.Describe(vision_pb2.EncodeRequest(kind=VIDEO, data=data))
+        options = media_pb2.MediaOptions(max_frames=6, detail=media_pb2.DETAIL_ORIGINAL)
+        original = await server.stub.Describe(vision_pb2.EncodeRequest(kind=VIDEO, data=data, options=options))
+    assert len(layout.frame_times) == 4
+    assert len(layout.frame_times) * layout.size_used.width * layout.size_used.height <= 4 * 32 * 64
+    assert len(original.frame_times) == 6
+    assert original.size_used.width * original.size_used.height > 32 * 64
+
+
+async def test_a_budget_and_its_number_share_features(bundle: Bundle) -> None:
+    """A request without options and one that names the default's numbers are one entry of the cache."""
+    async with running(bundle, GatedService) as server:
+        server.service.encoder.batches.clear()
+        for options in ({}, {"max_pixels": 36864}, {"detail": media_pb2.DETAIL_HIGH}):
+            await encode(server.stub, image(**options))
+        assert len(server.service.encoder.batches) == 1
+
+
+async def test_replicas_that_are_set_otherwise_refuse(bundle: Bundle) -> None:
+    """A caller that has learnt the settings of another replica is told so before any work is done."""
+    async with running(bundle) as server, running(bundle, default_max_pixels=4096) as other:
+        digests = [
+            (await one.stub.GetEncoder(vision_pb2.GetEncoderRequest())).settings_digest for one in (server, other)
+        ]
+        request = image()
+        request.settings_digest = digests[0]
+        await encode(server.stub, request)
+        failure = await refusal(other.stub.Encode(request))
+    assert digests[0] != digests[1]
+    assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION, "ENCODER_SETTINGS_DIFFER")
+    assert all(digest in failure.message for digest in digests)
+
+
+async def test_progress_is_told_while_the_encoder_works(bundle: Bundle) -> None:
+    """Until the features are there a message comes each second, with the patches of the medium."""
+    async with running(bundle, GatedService) as server:
+        await server.service.hold()
+        responses = aiter(server.stub.Encode(image()))
+        assert (await next_payload(responses)).HasField("header")
+        progress = (await anext(responses)).progress
+        assert (progress.patches_done, progress.patches_total) == (0, 24)
+        server.service.encoder.gate.set()
+        assert (await next_payload(responses)).HasField("chunk")
+
+
+async def test_what_cannot_be_encoded_in_time_is_refused(bundle: Bundle) -> None:
+    """The refusal tells the estimate and a size that would do, which does; without a deadline nothing is refused."""
+    async with running(bundle, default_max_pixels=1 << 20) as server:
+        scheduler = server.service._scheduler
+        cost = scheduler._encoder.cost
+        scheduler._rate = cost.frame(4096) / 1000.0  # as if such a picture took a thousand seconds
+        failure = await refusal(server.stub.Encode(image(1024, 1024), timeout=100))
+        assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "ENCODING_TOO_SLOW")
+        assert failure.violations[0].field == "data"
+        assert failure.retry_after is None
+        assert "about 1000 seconds" in failure.message
+        assert "max_pixels" in failure.message
+        pixels = int(failure.metadata["limit"])
+        assert 16_384 < pixels < 1 << 20
+        header, _ = await encode(server.stub, image(1024, 1024, max_pixels=pixels), seconds=100)
+        assert header.layout.size_used.width * header.layout.size_used.height <= pixels
+        await encode(server.stub, image(1024, 1024))
+
+
+async def test_a_queue_that_is_too_long_is_told_apart(bundle: Bundle) -> None:
+    """A medium that alone would be in time is refused with a delay, since it is those before it that take too long."""
+    async with running(bundle, GatedService, default_max_pixels=1 << 20) as server:
+        await server.service.hold()
+        first = server.stub.Encode(image(1024, 1024))
+        await first.read()
+        await server.service.held()
+        scheduler = server.service._scheduler
+        scheduler._rate = scheduler._encoder.cost.frame(4096) / 1000.0
+        failure = await refusal(server.stub.Encode(image(64, 64), timeout=100))
+        assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "ENCODER_BUSY")
+        assert failure.retry_after is not None
+        assert 800 < failure.retry_after < 1000
+        server.service.encoder.gate.set()
+        first.cancel()

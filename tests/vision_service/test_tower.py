@@ -62,6 +62,10 @@ def by_transformers(model: Qwen3VLVisionModel, pixels: torch.Tensor, grids: list
     return [output.pooler_output, *output.deepstack_features]
 
 
+def ignore(share: float) -> None:
+    """Told how far the work is, and not interested."""
+
+
 def never() -> bool:
     """The work is wanted to its end."""
     return False
@@ -76,7 +80,7 @@ def test_equals_transformers(changes: dict[str, Any]) -> None:
     pixels = draw_pixels(model, grids)
     with torch.inference_mode():
         expected = by_transformers(model, pixels, grids)
-        got = Tower(model)(pixels, grids, never)
+        got = Tower(model)(pixels, grids, never, ignore)
     assert len(got) == 1 + len(model.config.deepstack_visual_indexes)
     for one, other in zip(got, expected, strict=True):
         assert other.abs().max() > 0.5
@@ -96,7 +100,7 @@ def test_packed_equals_alone() -> None:
             ]
             pixels = draw_pixels(model, grids)
             counts = [grid.patches for grid in grids]
-            packed = [one.split([count // 4 for count in counts]) for one in tower(pixels, grids, never)]
+            packed = [one.split([count // 4 for count in counts]) for one in tower(pixels, grids, never, ignore)]
             for index, (grid, part) in enumerate(zip(grids, pixels.split(counts), strict=True)):
                 alone = by_transformers(model, part, [grid])
                 assert all(error(one[index], other) <= 1e-5 for one, other in zip(packed, alone, strict=True))
@@ -110,7 +114,7 @@ def test_frames_see_only_themselves() -> None:
     changed = pixels.clone()
     changed[16:32] += 1
     with torch.inference_mode():
-        before, after = (tower(one, [Grid(3, 4, 4)], never)[0].split(4) for one in (pixels, changed))
+        before, after = (tower(one, [Grid(3, 4, 4)], never, ignore)[0].split(4) for one in (pixels, changed))
     assert torch.equal(before[0], after[0])
     assert torch.equal(before[2], after[2])
     assert error(after[1], before[1]) > 0.01
@@ -123,7 +127,7 @@ def test_more_rows_than_go_through_the_mlp_together() -> None:
     pixels = draw_pixels(model, grids)
     with torch.inference_mode():
         expected = by_transformers(model, pixels, grids)
-        got = Tower(model)(pixels, grids, never)
+        got = Tower(model)(pixels, grids, never, ignore)
     assert error(got[0], expected[0]) <= 1e-5
 
 
@@ -135,7 +139,7 @@ def test_halves(dtype: torch.dtype) -> None:
     pixels = draw_pixels(model, grids)
     with torch.inference_mode():
         (expected, *_) = by_transformers(model, pixels, grids)
-        (got, *_) = Tower(model.to(dtype))(pixels.to(dtype), grids, never)
+        (got, *_) = Tower(model.to(dtype))(pixels.to(dtype), grids, never, ignore)
     assert got.dtype is dtype
     assert torch.nn.functional.cosine_similarity(got.float(), expected, dim=-1).min() > 0.99
 
@@ -162,7 +166,7 @@ def test_cancelled_between_layers() -> None:
     tower = Tower(model)
     answers = iter((False, False, True))
     with torch.inference_mode(), pytest.raises(WorkCancelledError):
-        tower(draw_pixels(model, [Grid(1, 2, 2)]), [Grid(1, 2, 2)], lambda: next(answers))
+        tower(draw_pixels(model, [Grid(1, 2, 2)]), [Grid(1, 2, 2)], lambda: next(answers), ignore)
     assert next(answers, None) is None
 
 

@@ -53,6 +53,32 @@ ROLE_TOOL: Role.ValueType  # 4
 """A tool's result. UNIMPLEMENTED for now."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _Stage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STAGE_UNSPECIFIED: _Stage.ValueType  # 0
+    STAGE_QUEUED: _Stage.ValueType  # 1
+    """Its features are complete, and it waits for a slot of the engine."""
+    STAGE_ENCODING: _Stage.ValueType  # 2
+    """Its media are being encoded, or wait for the encoder. `done` and `total` are patches."""
+    STAGE_PREFILL: _Stage.ValueType  # 3
+    """Its prompt is being computed. `done` and `total` are tokens; those found in a cache count as done."""
+
+class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
+    """What a request is doing before its first token."""
+
+STAGE_UNSPECIFIED: Stage.ValueType  # 0
+STAGE_QUEUED: Stage.ValueType  # 1
+"""Its features are complete, and it waits for a slot of the engine."""
+STAGE_ENCODING: Stage.ValueType  # 2
+"""Its media are being encoded, or wait for the encoder. `done` and `total` are patches."""
+STAGE_PREFILL: Stage.ValueType  # 3
+"""Its prompt is being computed. `done` and `total` are tokens; those found in a cache count as done."""
+Global___Stage: _TypeAlias = Stage  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -464,7 +490,9 @@ Global___GenerationOptions: _TypeAlias = GenerationOptions  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """The first event: the prompt is laid out and has a place in the queue."""
+    """The first event: the media are decoded, the prompt is laid out and has a place in the queue. It does not wait until the
+    media are encoded.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -473,6 +501,7 @@ class Started(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, the client's own or one that the gateway made."""
     model: _builtins.str
@@ -485,6 +514,10 @@ class Started(_message.Message):
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's token ids, only where GenerationOptions.return_prompt_token_ids asks for them."""
 
+    @_builtins.property
+    def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_pb2.MediaLayout]:
+        """What each medium of the conversation became, in order of appearance."""
+
     def __init__(
         self,
         *,
@@ -493,14 +526,45 @@ class Started(_message.Message):
         prompt_tokens: _builtins.int = ...,
         media_tokens: _builtins.int = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        media: _abc.Iterable[_media_pb2.MediaLayout] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_tokens", b"media_tokens", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "media_tokens", b"media_tokens", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Started: _TypeAlias = Started  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    """How far a request is. Sent between `started` and the first token where the request asks for it, about once a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    stage: Global___Stage.ValueType
+    """What is being done."""
+    done: _builtins.int
+    """How much of it is done."""
+    total: _builtins.int
+    """How much there is to do; 0 where it cannot be told."""
+    def __init__(
+        self,
+        *,
+        stage: Global___Stage.ValueType = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "stage", b"stage", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):
@@ -744,7 +808,9 @@ Global___Finished: _TypeAlias = Finished  # noqa: Y015
 
 @_typing.final
 class ChatEvent(_message.Message):
-    """One step of an answer: `started`, any number of deltas, `finished`. A failure ends the stream with a status instead."""
+    """One step of an answer: `started`, progress where it was asked for, any number of deltas, `finished`. A failure ends the
+    stream with a status instead.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -752,6 +818,7 @@ class ChatEvent(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started:
         """First."""
@@ -768,6 +835,10 @@ class ChatEvent(_message.Message):
     def finished(self) -> Global___Finished:
         """Last."""
 
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """How far the request is, before its first token."""
+
     def __init__(
         self,
         *,
@@ -775,12 +846,13 @@ class ChatEvent(_message.Message):
         delta: Global___Delta | None = ...,
         tool_call: Global___ToolCallDelta | None = ...,
         finished: Global___Finished | None = ...,
+        progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started", "tool_call", b"tool_call"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "progress", b"progress", "started", b"started", "tool_call", b"tool_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "started", b"started", "tool_call", b"tool_call"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "event", b"event", "finished", b"finished", "progress", b"progress", "started", b"started", "tool_call", b"tool_call"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "tool_call", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "delta", "tool_call", "finished", "progress"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -31,6 +31,7 @@ class GenerateRequest(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___GenerateOpen:
         """First, once."""
@@ -43,18 +44,23 @@ class GenerateRequest(_message.Message):
     def chunk(self) -> Global___FeatureChunk:
         """Features of one medium go on."""
 
+    @_builtins.property
+    def progress(self) -> Global___FeatureProgress:
+        """One medium is still being worked on: the decoder goes on waiting for it."""
+
     def __init__(
         self,
         *,
         open: Global___GenerateOpen | None = ...,
         header: Global___FeatureHeader | None = ...,
         chunk: Global___FeatureChunk | None = ...,
+        progress: Global___FeatureProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "open", b"open", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "open", b"open", "payload", b"payload", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "open", b"open", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "open", b"open", "payload", b"payload", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["open", "header", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["open", "header", "chunk", "progress"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -73,13 +79,21 @@ class GenerateOpen(_message.Message):
     MEDIA_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    ENCODER_DTYPE_FIELD_NUMBER: _builtins.int
+    REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """For logs and traces."""
     model: _builtins.str
     """Name of the model; empty takes the one that is served."""
+    encoder_dtype: _tensor_pb2.DataType.ValueType
+    """Type that the encoder computes in: with the digest and the options it names a feature map."""
+    report_progress: _builtins.bool
+    """As in ChatRequest."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
-        """The conversation. Media are numbered as they appear, from 0; each has its `digest` set."""
+        """The conversation. Media are numbered as they appear, from 0; each has its `digest` set, and in `options` what differs
+        from `media`.
+        """
 
     @_builtins.property
     def generation(self) -> _chat_pb2.GenerationOptions:
@@ -107,10 +121,12 @@ class GenerateOpen(_message.Message):
         media: _media_pb2.MediaOptions | None = ...,
         tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
         tool_choice: _chat_pb2.ToolChoice | None = ...,
+        encoder_dtype: _tensor_pb2.DataType.ValueType = ...,
+        report_progress: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "media", b"media", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_dtype", b"encoder_dtype", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,6 +159,34 @@ class FeatureHeader(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FeatureHeader: _TypeAlias = FeatureHeader  # noqa: Y015
+
+@_typing.final
+class FeatureProgress(_message.Message):
+    """How far one medium is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEDIA_INDEX_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    media_index: _builtins.int
+    """Number of the medium."""
+    @_builtins.property
+    def progress(self) -> _vision_pb2.EncodeProgress:
+        """As the encoder sent it."""
+
+    def __init__(
+        self,
+        *,
+        media_index: _builtins.int = ...,
+        progress: _vision_pb2.EncodeProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_index", b"media_index", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureProgress: _TypeAlias = FeatureProgress  # noqa: Y015
 
 @_typing.final
 class FeatureChunk(_message.Message):
@@ -207,7 +251,7 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 @_typing.final
 class MediaNeeded(_message.Message):
     """The media whose features are missing. Where it is empty the decoder reads nothing more; else it reads until the last
-    byte of the last of them has come.
+    byte of the last of them has come. It gives up where nothing comes for `media_timeout`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -215,7 +259,7 @@ class MediaNeeded(_message.Message):
     MEDIA_INDICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def media_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Numbers of media. Of several media with the same kind and digest only the first is named, and none whose features
+        """Numbers of media. Of several media with the same kind, digest and options only the first is named, and none whose features
         the decoder has kept from an earlier request with the same media options.
         """
 

@@ -60,7 +60,8 @@ class DecoderServicer:
     def Generate(self, request_iterator, context):
         """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
         with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-        interleaving of media; events follow. Cancelling frees the engine within one step: a token,
+        interleaving of media, and progress in between; `started` follows the last header, the other events the last chunk.
+        Cancelling frees the engine within one step: a token,
         or the prefill that is running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,7 +37,8 @@ class DecoderStub:
     Generate: _grpc.StreamStreamMultiCallable[_decoder_pb2.GenerateRequest, _decoder_pb2.GenerateResponse]
     """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
     with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-    interleaving of media; events follow. Cancelling frees the engine within one step: a token,
+    interleaving of media, and progress in between; `started` follows the last header, the other events the last chunk.
+    Cancelling frees the engine within one step: a token,
     or the prefill that is running.
     """
     CountPromptTokens: _grpc.UnaryUnaryMultiCallable[_decoder_pb2.CountPromptTokensRequest, _decoder_pb2.CountPromptTokensResponse]
@@ -53,7 +54,8 @@ class DecoderAsyncStub(DecoderStub):
     Generate: _aio.StreamStreamMultiCallable[_decoder_pb2.GenerateRequest, _decoder_pb2.GenerateResponse]  # type: ignore[assignment]
     """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
     with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-    interleaving of media; events follow. Cancelling frees the engine within one step: a token,
+    interleaving of media, and progress in between; `started` follows the last header, the other events the last chunk.
+    Cancelling frees the engine within one step: a token,
     or the prefill that is running.
     """
     CountPromptTokens: _aio.UnaryUnaryMultiCallable[_decoder_pb2.CountPromptTokensRequest, _decoder_pb2.CountPromptTokensResponse]  # type: ignore[assignment]
@@ -72,7 +74,8 @@ class DecoderServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_decoder_pb2.GenerateResponse], _abc.AsyncIterator[_decoder_pb2.GenerateResponse]]:
         """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
         with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-        interleaving of media; events follow. Cancelling frees the engine within one step: a token,
+        interleaving of media, and progress in between; `started` follows the last header, the other events the last chunk.
+        Cancelling frees the engine within one step: a token,
         or the prefill that is running.
         """
 

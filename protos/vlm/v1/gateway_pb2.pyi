@@ -33,10 +33,13 @@ class ChatRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty takes the one that is served. Another name is NOT_FOUND."""
     request_id: _builtins.str
     """The client's own id for logs and traces, at most 128 printable ASCII characters; empty: the gateway makes one."""
+    report_progress: _builtins.bool
+    """Ask for `progress` events while media are encoded and the prompt is computed."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
         """The conversation, oldest first. 1 to 1024 messages; the last is not the assistant's."""
@@ -67,10 +70,11 @@ class ChatRequest(_message.Message):
         tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
         tool_choice: _chat_pb2.ToolChoice | None = ...,
         request_id: _builtins.str = ...,
+        report_progress: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "media", b"media", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -161,6 +165,7 @@ class CountTokensResponse(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the whole prompt."""
     media_tokens: _builtins.int
@@ -169,16 +174,21 @@ class CountTokensResponse(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's token ids, where they were asked for."""
 
+    @_builtins.property
+    def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_pb2.MediaLayout]:
+        """What each medium of the conversation would become, in order of appearance."""
+
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         media_tokens: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        media: _abc.Iterable[_media_pb2.MediaLayout] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,23 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12vlm/v1/media.proto\x12\x06vlm.v1\"B\n\x05Media\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03url\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x64igest\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\".\n\x08MediaRef\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xb0\x02\n\x0cMediaOptions\x12\x17\n\nmin_pixels\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmax_pixels\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x03\x66ps\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nmin_frames\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x17\n\nmax_frames\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x1d\n\x10min_video_pixels\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10max_video_pixels\x18\x07 \x01(\rH\x06\x88\x01\x01\x42\r\n\x0b_min_pixelsB\r\n\x0b_max_pixelsB\x06\n\x04_fpsB\r\n\x0b_min_framesB\r\n\x0b_max_framesB\x13\n\x11_min_video_pixelsB\x13\n\x11_max_video_pixels\"*\n\x07GridThw\x12\t\n\x01t\x18\x01 \x01(\r\x12\t\n\x01h\x18\x02 \x01(\r\x12\t\n\x01w\x18\x03 \x01(\r\"\x8a\x01\n\x0bMediaLayout\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.vlm.v1.MediaKind\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12!\n\x08grid_thw\x18\x03 \x01(\x0b\x32\x0f.vlm.v1.GridThw\x12\x13\n\x0btoken_count\x18\x04 \x01(\r\x12\x12\n\ntimestamps\x18\x05 \x03(\x01*S\n\tMediaKind\x12\x1a\n\x16MEDIA_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MEDIA_KIND_IMAGE\x10\x01\x12\x14\n\x10MEDIA_KIND_VIDEO\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12vlm/v1/media.proto\x12\x06vlm.v1\"i\n\x05Media\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03url\x18\x02 \x01(\tH\x00\x12\x10\n\x06\x64igest\x18\x03 \x01(\tH\x00\x12%\n\x07options\x18\x04 \x01(\x0b\x32\x14.vlm.v1.MediaOptionsB\x08\n\x06source\".\n\x08MediaRef\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\xd0\x02\n\x0cMediaOptions\x12\x17\n\nmin_pixels\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmax_pixels\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x03\x66ps\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\nmin_frames\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x17\n\nmax_frames\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x1d\n\x10min_video_pixels\x18\x06 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10max_video_pixels\x18\x07 \x01(\rH\x06\x88\x01\x01\x12\x1e\n\x06\x64\x65tail\x18\x08 \x01(\x0e\x32\x0e.vlm.v1.DetailB\r\n\x0b_min_pixelsB\r\n\x0b_max_pixelsB\x06\n\x04_fpsB\r\n\x0b_min_framesB\r\n\x0b_max_framesB\x13\n\x11_min_video_pixelsB\x13\n\x11_max_video_pixels\"%\n\x04Size\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\"*\n\x07GridThw\x12\t\n\x01t\x18\x01 \x01(\r\x12\t\n\x01h\x18\x02 \x01(\r\x12\t\n\x01w\x18\x03 \x01(\r\"\xe2\x01\n\x0bMediaLayout\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.vlm.v1.MediaKind\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12!\n\x08grid_thw\x18\x03 \x01(\x0b\x32\x0f.vlm.v1.GridThw\x12\x13\n\x0btoken_count\x18\x04 \x01(\r\x12\x12\n\ntimestamps\x18\x05 \x03(\x01\x12 \n\nsize_given\x18\x06 \x01(\x0b\x32\x0c.vlm.v1.Size\x12\x1f\n\tsize_used\x18\x07 \x01(\x0b\x32\x0c.vlm.v1.Size\x12\x13\n\x0b\x66rame_times\x18\x08 \x03(\x01*S\n\tMediaKind\x12\x1a\n\x16MEDIA_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10MEDIA_KIND_IMAGE\x10\x01\x12\x14\n\x10MEDIA_KIND_VIDEO\x10\x02*V\n\x06\x44\x65tail\x12\x16\n\x12\x44\x45TAIL_UNSPECIFIED\x10\x00\x12\x0e\n\nDETAIL_LOW\x10\x01\x12\x0f\n\x0b\x44\x45TAIL_HIGH\x10\x02\x12\x13\n\x0f\x44\x45TAIL_ORIGINAL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vlm.v1.media_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MEDIAKIND']._serialized_start=638
-  _globals['_MEDIAKIND']._serialized_end=721
+  _globals['_MEDIAKIND']._serialized_start=836
+  _globals['_MEDIAKIND']._serialized_end=919
+  _globals['_DETAIL']._serialized_start=921
+  _globals['_DETAIL']._serialized_end=1007
   _globals['_MEDIA']._serialized_start=30
-  _globals['_MEDIA']._serialized_end=96
-  _globals['_MEDIAREF']._serialized_start=98
-  _globals['_MEDIAREF']._serialized_end=144
-  _globals['_MEDIAOPTIONS']._serialized_start=147
-  _globals['_MEDIAOPTIONS']._serialized_end=451
-  _globals['_GRIDTHW']._serialized_start=453
-  _globals['_GRIDTHW']._serialized_end=495
-  _globals['_MEDIALAYOUT']._serialized_start=498
-  _globals['_MEDIALAYOUT']._serialized_end=636
+  _globals['_MEDIA']._serialized_end=135
+  _globals['_MEDIAREF']._serialized_start=137
+  _globals['_MEDIAREF']._serialized_end=183
+  _globals['_MEDIAOPTIONS']._serialized_start=186
+  _globals['_MEDIAOPTIONS']._serialized_end=522
+  _globals['_SIZE']._serialized_start=524
+  _globals['_SIZE']._serialized_end=561
+  _globals['_GRIDTHW']._serialized_start=563
+  _globals['_GRIDTHW']._serialized_end=605
+  _globals['_MEDIALAYOUT']._serialized_start=608
+  _globals['_MEDIALAYOUT']._serialized_end=834
 # @@protoc_insertion_point(module_scope)

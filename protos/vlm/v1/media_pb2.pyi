@@ -41,6 +41,34 @@ MEDIA_KIND_VIDEO: MediaKind.ValueType  # 2
 """A video: sampled to frames, two frames to a temporal patch."""
 Global___MediaKind: _TypeAlias = MediaKind  # noqa: Y015
 
+class _Detail:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Detail.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DETAIL_UNSPECIFIED: _Detail.ValueType  # 0
+    """As DETAIL_HIGH."""
+    DETAIL_LOW: _Detail.ValueType  # 1
+    """A small budget: at most 262144 pixels (256 tokens) a picture; 524288 pixels and 16 frames a video."""
+    DETAIL_HIGH: _Detail.ValueType  # 2
+    """The vision tier's default budget."""
+    DETAIL_ORIGINAL: _Detail.ValueType  # 3
+    """The limits that the checkpoint was published with."""
+
+class Detail(_Detail, metaclass=_DetailEnumTypeWrapper):
+    """A budget of pixels and frames by name. The numbers behind it are in EncoderInfo."""
+
+DETAIL_UNSPECIFIED: Detail.ValueType  # 0
+"""As DETAIL_HIGH."""
+DETAIL_LOW: Detail.ValueType  # 1
+"""A small budget: at most 262144 pixels (256 tokens) a picture; 524288 pixels and 16 frames a video."""
+DETAIL_HIGH: Detail.ValueType  # 2
+"""The vision tier's default budget."""
+DETAIL_ORIGINAL: Detail.ValueType  # 3
+"""The limits that the checkpoint was published with."""
+Global___Detail: _TypeAlias = Detail  # noqa: Y015
+
 @_typing.final
 class Media(_message.Message):
     """One image or video, named in one of three ways."""
@@ -50,6 +78,7 @@ class Media(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """The file itself, as it lies on disk (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; MP4, WebM, MOV, MKV, AVI).
     At most the gateway's `max_image_bytes` (32 MiB unless it is set otherwise) or `max_video_bytes` (64 MiB).
@@ -60,16 +89,23 @@ class Media(_message.Message):
     """The digest of something sent before, `sha256:` and 64 lower-case hexadecimal digits.
     From clients UNIMPLEMENTED for now; between the gateway and the decoder every media part is named so.
     """
+    @_builtins.property
+    def options(self) -> Global___MediaOptions:
+        """How this medium becomes pixels, where that differs from the request's `media`: a field that is set here takes the
+        place of the request's.
+        """
+
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         url: _builtins.str = ...,
         digest: _builtins.str = ...,
+        options: Global___MediaOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "source", b"source", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "options", b"options", "source", b"source", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "options", b"options", "source", b"source", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "url", "digest"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -105,8 +141,9 @@ Global___MediaRef: _TypeAlias = MediaRef  # noqa: Y015
 
 @_typing.final
 class MediaOptions(_message.Message):
-    """How media become pixels. Unset fields take the checkpoint's own preprocessor settings; of a pair of bounds of which one
-    is set, the other gives way where the two would cross.
+    """How media become pixels. A field that is not set takes the budget that `detail` names, and what no budget bounds the
+    checkpoint's own preprocessor setting. Of a pair of bounds of which one is set, the other gives way where the two would
+    cross.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -118,6 +155,7 @@ class MediaOptions(_message.Message):
     MAX_FRAMES_FIELD_NUMBER: _builtins.int
     MIN_VIDEO_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_VIDEO_PIXELS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     min_pixels: _builtins.int
     """Least area of a resized image, in pixels (height x width). 1 to 2^31."""
     max_pixels: _builtins.int
@@ -132,6 +170,8 @@ class MediaOptions(_message.Message):
     """Least volume of a resized video, in pixels (sampled frames x height x width). 1 to 2^31."""
     max_video_pixels: _builtins.int
     """Greatest volume of a resized video, in pixels. At least `min_video_pixels`."""
+    detail: Global___Detail.ValueType
+    """The budget from which the other fields start. Default: the vision tier's default budget."""
     def __init__(
         self,
         *,
@@ -142,10 +182,11 @@ class MediaOptions(_message.Message):
         max_frames: _builtins.int | None = ...,
         min_video_pixels: _builtins.int | None = ...,
         max_video_pixels: _builtins.int | None = ...,
+        detail: Global___Detail.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_max_frames", b"_max_frames", "_max_pixels", b"_max_pixels", "_max_video_pixels", b"_max_video_pixels", "_min_frames", b"_min_frames", "_min_pixels", b"_min_pixels", "_min_video_pixels", b"_min_video_pixels", "fps", b"fps", "max_frames", b"max_frames", "max_pixels", b"max_pixels", "max_video_pixels", b"max_video_pixels", "min_frames", b"min_frames", "min_pixels", b"min_pixels", "min_video_pixels", b"min_video_pixels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_max_frames", b"_max_frames", "_max_pixels", b"_max_pixels", "_max_video_pixels", b"_max_video_pixels", "_min_frames", b"_min_frames", "_min_pixels", b"_min_pixels", "_min_video_pixels", b"_min_video_pixels", "fps", b"fps", "max_frames", b"max_frames", "max_pixels", b"max_pixels", "max_video_pixels", b"max_video_pixels", "min_frames", b"min_frames", "min_pixels", b"min_pixels", "min_video_pixels", b"min_video_pixels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_max_frames", b"_max_frames", "_max_pixels", b"_max_pixels", "_max_video_pixels", b"_max_video_pixels", "_min_frames", b"_min_frames", "_min_pixels", b"_min_pixels", "_min_video_pixels", b"_min_video_pixels", "detail", b"detail", "fps", b"fps", "max_frames", b"max_frames", "max_pixels", b"max_pixels", "max_video_pixels", b"max_video_pixels", "min_frames", b"min_frames", "min_pixels", b"min_pixels", "min_video_pixels", b"min_video_pixels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
@@ -179,6 +220,32 @@ class MediaOptions(_message.Message):
 Global___MediaOptions: _TypeAlias = MediaOptions  # noqa: Y015
 
 @_typing.final
+class Size(_message.Message):
+    """Width and height of a picture or a frame, in pixels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Columns."""
+    height: _builtins.int
+    """Rows."""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Size: _TypeAlias = Size  # noqa: Y015
+
+@_typing.final
 class GridThw(_message.Message):
     """The extent of a feature map in patches, before spatial merging."""
 
@@ -210,7 +277,7 @@ Global___GridThw: _TypeAlias = GridThw  # noqa: Y015
 
 @_typing.final
 class MediaLayout(_message.Message):
-    """What the decoder must know of a medium to lay out the prompt, before any feature exists."""
+    """What a medium becomes: known before any feature exists. The decoder lays out the prompt from it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -219,6 +286,9 @@ class MediaLayout(_message.Message):
     GRID_THW_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TIMESTAMPS_FIELD_NUMBER: _builtins.int
+    SIZE_GIVEN_FIELD_NUMBER: _builtins.int
+    SIZE_USED_FIELD_NUMBER: _builtins.int
+    FRAME_TIMES_FIELD_NUMBER: _builtins.int
     kind: Global___MediaKind.ValueType
     """Image or video."""
     digest: _builtins.str
@@ -233,6 +303,18 @@ class MediaLayout(_message.Message):
     def timestamps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Of a video: the time of each temporal patch in seconds, `grid_thw.t` of them. Empty for an image."""
 
+    @_builtins.property
+    def size_given(self) -> Global___Size:
+        """Size of the picture, or of the video's frames, as the file has it, upright."""
+
+    @_builtins.property
+    def size_used(self) -> Global___Size:
+        """Size to which it was resized: the grid's rows and columns times the size of a patch."""
+
+    @_builtins.property
+    def frame_times(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of a video: the time of each sampled frame in seconds. Empty for an image."""
+
     def __init__(
         self,
         *,
@@ -241,10 +323,13 @@ class MediaLayout(_message.Message):
         grid_thw: Global___GridThw | None = ...,
         token_count: _builtins.int = ...,
         timestamps: _abc.Iterable[_builtins.float] | None = ...,
+        size_given: Global___Size | None = ...,
+        size_used: Global___Size | None = ...,
+        frame_times: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grid_thw", b"grid_thw"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid_thw", b"grid_thw", "size_given", b"size_given", "size_used", b"size_used"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "grid_thw", b"grid_thw", "kind", b"kind", "timestamps", b"timestamps", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "frame_times", b"frame_times", "grid_thw", b"grid_thw", "kind", b"kind", "size_given", b"size_given", "size_used", b"size_used", "timestamps", b"timestamps", "token_count", b"token_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,12 +28,17 @@ class EncodeRequest(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SETTINGS_DIGEST_FIELD_NUMBER: _builtins.int
     kind: _media_pb2.MediaKind.ValueType
     """Image or video."""
     data: _builtins.bytes
     """The file's bytes."""
     request_id: _builtins.str
     """For logs and traces."""
+    settings_digest: _builtins.str
+    """`EncoderInfo.settings_digest`, as the caller knows it. A service that is set otherwise refuses with
+    FAILED_PRECONDITION and reason ENCODER_SETTINGS_DIFFER. Empty: not checked.
+    """
     @_builtins.property
     def options(self) -> _media_pb2.MediaOptions:
         """How it becomes pixels."""
@@ -45,23 +50,51 @@ class EncodeRequest(_message.Message):
         data: _builtins.bytes = ...,
         options: _media_pb2.MediaOptions | None = ...,
         request_id: _builtins.str = ...,
+        settings_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "kind", b"kind", "options", b"options", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "kind", b"kind", "options", b"options", "request_id", b"request_id", "settings_digest", b"settings_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
 
 @_typing.final
+class EncodeProgress(_message.Message):
+    """How far one medium is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATCHES_DONE_FIELD_NUMBER: _builtins.int
+    PATCHES_TOTAL_FIELD_NUMBER: _builtins.int
+    patches_done: _builtins.int
+    """Patches that are encoded. Within a forward pass they are told from the layers that are done."""
+    patches_total: _builtins.int
+    """Patches of the medium; 0 while it is being decoded."""
+    def __init__(
+        self,
+        *,
+        patches_done: _builtins.int = ...,
+        patches_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["patches_done", b"patches_done", "patches_total", b"patches_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodeProgress: _TypeAlias = EncodeProgress  # noqa: Y015
+
+@_typing.final
 class EncodeResponse(_message.Message):
-    """First a header, then the features in chunks."""
+    """First a header, then the features in chunks. Progress may come before either."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___EncodeHeader:
         """First."""
@@ -70,17 +103,22 @@ class EncodeResponse(_message.Message):
     def chunk(self) -> _tensor_pb2.TensorChunk:
         """Then, in order, until the whole tensor has come."""
 
+    @_builtins.property
+    def progress(self) -> Global___EncodeProgress:
+        """While the medium is decoded, waits for the encoder or is encoded."""
+
     def __init__(
         self,
         *,
         header: Global___EncodeHeader | None = ...,
         chunk: _tensor_pb2.TensorChunk | None = ...,
+        progress: Global___EncodeProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "payload", b"payload", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "payload", b"payload", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["header", "chunk", "progress"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -95,8 +133,11 @@ class EncodeHeader(_message.Message):
     LAYOUT_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ENCODER_DTYPE_FIELD_NUMBER: _builtins.int
     encoder_fingerprint: _builtins.str
     """Which encoder made them."""
+    encoder_dtype: _tensor_pb2.DataType.ValueType
+    """Type that the encoder computed in."""
     @_builtins.property
     def layout(self) -> _media_pb2.MediaLayout:
         """Grid, token count and timestamps."""
@@ -111,10 +152,11 @@ class EncodeHeader(_message.Message):
         layout: _media_pb2.MediaLayout | None = ...,
         features: _tensor_pb2.TensorSpec | None = ...,
         encoder_fingerprint: _builtins.str = ...,
+        encoder_dtype: _tensor_pb2.DataType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "layout", b"layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_fingerprint", b"encoder_fingerprint", "features", b"features", "layout", b"layout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_dtype", b"encoder_dtype", "encoder_fingerprint", b"encoder_fingerprint", "features", b"features", "layout", b"layout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -148,6 +190,9 @@ class EncoderInfo(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     FEATURE_WIDTH_FIELD_NUMBER: _builtins.int
+    DEFAULT_MEDIA_FIELD_NUMBER: _builtins.int
+    PUBLISHED_MEDIA_FIELD_NUMBER: _builtins.int
+    SETTINGS_DIGEST_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model that the encoder belongs to."""
     encoder_fingerprint: _builtins.str
@@ -158,6 +203,16 @@ class EncoderInfo(_message.Message):
     """Type that the encoder computes in."""
     feature_width: _builtins.int
     """(1 + L) x hidden_size."""
+    settings_digest: _builtins.str
+    """Names the type and both budgets, 16 hexadecimal digits: replicas of one tier must agree."""
+    @_builtins.property
+    def default_media(self) -> _media_pb2.MediaOptions:
+        """The budget of requests that name none: `max_pixels`, `max_video_pixels` and `max_frames` of DETAIL_HIGH."""
+
+    @_builtins.property
+    def published_media(self) -> _media_pb2.MediaOptions:
+        """The limits that the checkpoint was published with: DETAIL_ORIGINAL. All fields but `detail` are set."""
+
     def __init__(
         self,
         *,
@@ -166,10 +221,13 @@ class EncoderInfo(_message.Message):
         device: _builtins.str = ...,
         dtype: _tensor_pb2.DataType.ValueType = ...,
         feature_width: _builtins.int = ...,
+        default_media: _media_pb2.MediaOptions | None = ...,
+        published_media: _media_pb2.MediaOptions | None = ...,
+        settings_digest: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_media", b"default_media", "published_media", b"published_media"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "encoder_fingerprint", b"encoder_fingerprint", "feature_width", b"feature_width", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_media", b"default_media", "device", b"device", "dtype", b"dtype", "encoder_fingerprint", b"encoder_fingerprint", "feature_width", b"feature_width", "model", b"model", "published_media", b"published_media", "settings_digest", b"settings_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,7 +61,8 @@ class VisionEncoderServicer:
 
     def Encode(self, request, context):
         """Encodes one image or video. The header comes as soon as the media are preprocessed, the features when they are
-        encoded. Cancelling takes the request out of the queue.
+        encoded; progress comes about once a second in between. Cancelling takes the request out of the queue. A medium that
+        cannot be encoded before the call's deadline is refused as soon as its grid is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

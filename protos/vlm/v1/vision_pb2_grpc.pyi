@@ -38,7 +38,8 @@ class VisionEncoderStub:
     def __new__(cls, channel: _aio.Channel) -> VisionEncoderAsyncStub: ...
     Encode: _grpc.UnaryStreamMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]
     """Encodes one image or video. The header comes as soon as the media are preprocessed, the features when they are
-    encoded. Cancelling takes the request out of the queue.
+    encoded; progress comes about once a second in between. Cancelling takes the request out of the queue. A medium that
+    cannot be encoded before the call's deadline is refused as soon as its grid is known.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _media_pb2.MediaLayout]
     """Lays one image or video out without encoding it."""
@@ -54,7 +55,8 @@ class VisionEncoderAsyncStub(VisionEncoderStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryStreamMultiCallable[_vision_pb2.EncodeRequest, _vision_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encodes one image or video. The header comes as soon as the media are preprocessed, the features when they are
-    encoded. Cancelling takes the request out of the queue.
+    encoded; progress comes about once a second in between. Cancelling takes the request out of the queue. A medium that
+    cannot be encoded before the call's deadline is refused as soon as its grid is known.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_vision_pb2.EncodeRequest, _media_pb2.MediaLayout]  # type: ignore[assignment]
     """Lays one image or video out without encoding it."""
@@ -73,7 +75,8 @@ class VisionEncoderServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_vision_pb2.EncodeResponse], _abc.AsyncIterator[_vision_pb2.EncodeResponse]]:
         """Encodes one image or video. The header comes as soon as the media are preprocessed, the features when they are
-        encoded. Cancelling takes the request out of the queue.
+        encoded; progress comes about once a second in between. Cancelling takes the request out of the queue. A medium that
+        cannot be encoded before the call's deadline is refused as soon as its grid is known.
         """
 
     @_abc_1.abstractmethod
