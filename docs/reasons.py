@@ -102,6 +102,11 @@ CLIENT: Mapping[str, Advice] = {
         "The file is over `max_image_bytes` (gateway), or its pixels over `max_image_pixels` (vision service).",
         "Make the image smaller.",
     ),
+    "ENCODING_TOO_SLOW": Advice(
+        "By the measured speed of the encoder the medium would not be encoded before the request's deadline. The message "
+        "and the metadata `limit` tell how many pixels would be.",
+        "Ask for fewer pixels (`max_pixels`, `max_video_pixels`, `detail`), or give the request more time.",
+    ),
     "IMAGE_TOO_MANY_PATCHES": Advice("After resizing it has over `max_patches` patches.", "Lower `max_pixels`."),
     "VIDEO_UNREADABLE": Advice(
         "No video of a known container, damaged, or of an unknown codec.", "Send MP4, MOV, WebM, MKV or AVI."
@@ -125,6 +130,10 @@ CLIENT: Mapping[str, Advice] = {
     "QUEUE_FULL": Advice(
         "As many requests are running or waiting as the service holds.", "Try again after the delay; add replicas."
     ),
+    "ENCODER_BUSY": Advice(
+        "The medium alone would be encoded in time, but not after what waits before it.",
+        "Try again after the delay; add vision replicas.",
+    ),
     "FEATURE_MEMORY_FULL": Advice(
         "The features of all running requests together would pass `max_buffered_feature_bytes`.",
         "Try again after the delay.",
@@ -146,12 +155,16 @@ CLIENT: Mapping[str, Advice] = {
         "The request was not answered in its time.", "Allow more time, or ask for fewer tokens."
     ),
     "MEDIA_TIMEOUT": Advice(
-        "The features did not reach the decoder within `media_timeout`.",
-        "Look at the vision service: it is slow or overloaded.",
+        "For `media_timeout` nothing came about media that are to be encoded, not even how far they are.",
+        "Look at the vision service and at the network between it and the gateway.",
     ),
     "ENCODER_MISMATCH": Advice(
-        "A vision service has another encoder than the decoder's model.",
-        "Start all services from bundles of one checkpoint.",
+        "A vision service has another encoder than the decoder's model, or computes in another type than the others.",
+        "Start all services from bundles of one checkpoint, and all vision services with one `dtype`.",
+    ),
+    "ENCODER_SETTINGS_DIFFER": Advice(
+        "Vision replicas differ in their type or in their default budget.",
+        "Start all of them with the same `dtype` and `default_max_…`.",
     ),
     "TEMPLATE_MISMATCH": Advice(
         "The chat template did not write one placeholder for each medium.", "Check the template in the bundle."

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
+from gateway.budget import SETTINGS_DIFFER, Budget, TierBudget
 from gateway.errors import Tier, broken, lost, lost_midway, of_decoder, of_medium, untyped
-from gateway.feed import Feed, Stopwatch
-from gateway.media import Conversation, Limits, Medium, collect
+from gateway.feed import EncodeMeter, Feed, Stopwatch
+from gateway.media import Conversation, Limits, Medium, collect, name_options
 from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
 from gateway.retry import Backoff, Deadline, persist
 from serving.errors import Code, ServiceError, unimplemented
@@ -57,6 +59,7 @@ class _Progress:
     paths: list[str] = field(default_factory=list)  # of the media
     arrived: float = field(default_factory=time.monotonic)
     vision: Stopwatch = field(default_factory=Stopwatch)
+    reporting: bool = False  # whether the client wants to know
     started: bool = False
     first_token: float | None = None
     tokens: int = 0
@@ -69,6 +72,8 @@ class _Progress:
                 return False
             self.started = True
             event.started.request_id = self.request_id
+        elif which == "progress":
+            return self.reporting and self.started and self.first_token is None
         elif which in ("delta", "tool_call"):
             self.first_token = self.first_token or time.monotonic()
             self.tokens += len(event.delta.token_ids)
@@ -89,18 +94,27 @@ class Conductor:
         decoder: The decoder tier.
         limits: What a request may hold.
         policy: How often and how widely the tiers are tried.
+        encoder: What the vision tier is set to, where that was learnt before; else it is asked.
     """
 
-    def __init__(self, vision: VisionTier, decoder: DecoderTier, limits: Limits, policy: Policy) -> None:
+    def __init__(
+        self,
+        vision: VisionTier,
+        decoder: DecoderTier,
+        limits: Limits,
+        policy: Policy,
+        encoder: vision_pb2.EncoderInfo | None = None,
+    ) -> None:
         self._vision = vision
         self._decoder = decoder
         self._limits = limits
         self._policy = policy
+        self._budget = TierBudget(vision, attempts=policy.encode_attempts, backoff=policy.backoff, known=encoder)
 
     async def chat(
         self, request: gateway_pb2.ChatRequest, *, request_id: str, deadline: Deadline
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
-        """Answer a conversation: `started` once, deltas, `finished`.
+        """Answer a conversation: `started` once, progress where it was asked for, deltas, `finished`.
 
         A decoder that is lost before its first token is replaced by another, unseen by the client. Closing the
         generator cancels whatever is going on in both tiers; use `contextlib.aclosing`.
@@ -113,7 +127,8 @@ class Conductor:
         Raises:
             ServiceError: The request failed; the fields at fault are named as in the client's request.
         """
-        progress = _Progress(request_id, deadline)
+        progress = _Progress(request_id, deadline, reporting=request.report_progress)
+        check_options(request.media, "media")
         conversation = await collect(request.messages, self._limits)
         opening = decoder_pb2.GenerateOpen(
             request_id=request_id,
@@ -123,13 +138,19 @@ class Conductor:
             media=request.media if request.HasField("media") else None,
             tools=request.tools,
             tool_choice=request.tool_choice if request.HasField("tool_choice") else None,
+            report_progress=request.report_progress,
         )
         media = list(conversation.media)
         progress.paths = [medium.path for medium in media]
         del request, conversation
-        for attempt in range(1, self._policy.decode_attempts + 1):
+        budget: Budget | None = None
+        learnt_again = False
+        attempt = 1
+        while True:
+            if media and budget is None:
+                budget = await self._budget.get(deadline)
             try:
-                async with contextlib.aclosing(self._attempt(opening, media, progress)) as events:
+                async with contextlib.aclosing(self._attempt(opening, media, budget, progress)) as events:
                     async for event in events:
                         if not progress.note(event):
                             continue
@@ -137,6 +158,15 @@ class Conductor:
                             media.clear()  # there is no other attempt from here on: the files may go
                         yield event
                 return
+            except ServiceError as error:
+                # The vision tier was started anew with other settings: they are learnt once more. Where its replicas
+                # disagree with each other that does not help.
+                if budget is None or learnt_again or error.reason != SETTINGS_DIFFER:
+                    raise
+                log.warning("settings of the vision tier have changed", error=error.message)
+                self._budget.forget(budget)
+                budget, learnt_again = None, True
+                continue
             except _DecoderLostError as failure:
                 if progress.first_token is not None:
                     raise lost_midway(failure.error, tokens=progress.tokens) from failure
@@ -150,55 +180,79 @@ class Conductor:
                 if attempt == self._policy.decode_attempts:
                     raise lost(Tier.DECODER, failure.error, attempts=attempt) from failure
             await deadline.pause(self._policy.backoff.seconds(attempt))
+            attempt += 1
 
     async def _attempt(
-        self, opening: decoder_pb2.GenerateOpen, media: Sequence[Medium], progress: _Progress
+        self,
+        opening: decoder_pb2.GenerateOpen,
+        media: Sequence[Medium],
+        budget: Budget | None,
+        progress: _Progress,
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
-        """The events of one generation, fed with the features that it lacks."""
+        """The events of one generation, fed with the features that it lacks. With media there is a budget."""
+        options: list[media_pb2.MediaOptions] = []
+        sent = decoder_pb2.GenerateOpen()
+        sent.CopyFrom(opening)
+        if budget is not None:
+            options = [budget.options(medium.kind, opening.media, medium.options) for medium in media]
+            name_options(sent.messages, options)
+            sent.ClearField("media")  # each medium has its own options now
+            sent.encoder_dtype = budget.encoder_dtype
+        meter = EncodeMeter()
         async with self._decoder.generate(seconds=progress.deadline.remaining()) as generation:
             with contextlib.suppress(CallEndedError):  # the receiver is told why
-                await generation.send(decoder_pb2.GenerateRequest(open=opening))
+                await generation.send(decoder_pb2.GenerateRequest(open=sent))
             needed = _needed(await self._receive(generation, progress), len(media))
             feed = Feed(
                 self._vision,
                 generation,
-                options=opening.media,
+                settings_digest="" if budget is None else budget.settings_digest,
                 request_id=progress.request_id,
                 deadline=progress.deadline,
                 attempts=self._policy.encode_attempts,
                 concurrency=self._policy.encode_concurrency,
                 backoff=self._policy.backoff,
                 stopwatch=progress.vision,
+                meter=meter,
             )
-            feeding = asyncio.create_task(feed.run([(number, media[number]) for number in needed]))
+            feeding = asyncio.create_task(feed.run([(number, media[number], options[number]) for number in needed]))
             try:
-                while True:
-                    response = await self._receive_while(feeding, generation, progress)
-                    if response is None:
-                        raise broken(Tier.DECODER, "ended its answer without `finished`")
-                    if response.WhichOneof("payload") != "event":
-                        raise broken(Tier.DECODER, "sent something else than an event")
-                    yield response.event
-                    if response.event.WhichOneof("event") == "finished":
-                        return
+                async with contextlib.aclosing(self._events(feeding, generation, meter, progress)) as events:
+                    async for event in events:
+                        yield event
+                        if event.WhichOneof("event") == "finished":
+                            return
             finally:
                 await drop(feeding)
 
-    async def _receive_while(
-        self, feeding: asyncio.Task[None], generation: Generation, progress: _Progress
-    ) -> decoder_pb2.GenerateResponse | None:
-        """The decoder's next message, unless the feed fails first."""
-        if feeding.done():
-            feeding.result()
-            return await self._receive(generation, progress)
+    async def _events(
+        self, feeding: asyncio.Task[None], generation: Generation, meter: EncodeMeter, progress: _Progress
+    ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
+        """The decoder's events without end and, until the feed is through, how far the encoding is.
+
+        Raises:
+            ServiceError: The feed or the decoder failed.
+        """
         receiving = asyncio.create_task(self._receive(generation, progress))
+        metering = asyncio.create_task(meter.changed())
         try:
-            await asyncio.wait((receiving, feeding), return_when=asyncio.FIRST_COMPLETED)
-            if feeding.done():
-                feeding.result()
-            return await receiving
+            while True:
+                await asyncio.wait((receiving, feeding, metering), return_when=asyncio.FIRST_COMPLETED)
+                if feeding.done():
+                    feeding.result()
+                if metering.done():
+                    yield chat_pb2.ChatEvent(progress=metering.result())
+                    metering = asyncio.create_task(meter.changed())
+                if receiving.done():
+                    yield _event(receiving.result())
+                    receiving = asyncio.create_task(self._receive(generation, progress))
+                if feeding.done():
+                    break
+            yield _event(await receiving)
+            while True:  # a task for each token is of no use any more
+                yield _event(await self._receive(generation, progress))
         finally:
-            await drop(receiving)
+            await drop(receiving, metering)
 
     async def _receive(self, generation: Generation, progress: _Progress) -> decoder_pb2.GenerateResponse | None:
         try:
@@ -240,18 +294,25 @@ class Conductor:
         except ServiceError as error:
             raise of_decoder(error, [medium.path for medium in conversation.media]) from error
         return gateway_pb2.CountTokensResponse(
-            prompt_tokens=counted.prompt_tokens, media_tokens=counted.media_tokens, token_ids=counted.token_ids
+            prompt_tokens=counted.prompt_tokens,
+            media_tokens=counted.media_tokens,
+            token_ids=counted.token_ids,
+            media=layouts,
         )
 
     async def _layouts(
         self, conversation: Conversation, options: media_pb2.MediaOptions, request_id: str, deadline: Deadline
     ) -> list[media_pb2.MediaLayout]:
-        """The layout of each medium, in order; of the same file sent twice it is asked once."""
+        """The layout of each medium, in order; of the same file sent twice with the same options it is asked once."""
+        if not conversation.media:
+            return []
         slots = asyncio.Semaphore(self._policy.encode_concurrency)
+        budget = await self._budget.get(deadline)
 
-        async def describe(medium: Medium) -> media_pb2.MediaLayout:
+        async def describe(medium: Medium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
+            # Without the settings' digest: whichever replica answers, the options are in numbers.
             question = vision_pb2.EncodeRequest(
-                kind=medium.kind, data=medium.data, options=options, request_id=request_id
+                kind=medium.kind, data=medium.data, options=resolved, request_id=request_id
             )
             async with slots:
                 try:
@@ -263,13 +324,20 @@ class Conductor:
                         deadline=deadline,
                     )
                 except ServiceError as error:
-                    raise of_medium(error, medium.path) from error
+                    raise of_medium(error, medium.path, medium.options) from error
 
-        distinct: dict[tuple[media_pb2.MediaKind.ValueType, str], Medium] = {}
+        keys = []
+        distinct: dict[
+            tuple[media_pb2.MediaKind.ValueType, str, bytes], Coroutine[Any, Any, media_pb2.MediaLayout]
+        ] = {}
         for medium in conversation.media:
-            distinct.setdefault((medium.kind, medium.digest), medium)
-        layouts = dict(zip(distinct, await together(map(describe, distinct.values())), strict=True))
-        return [layouts[medium.kind, medium.digest] for medium in conversation.media]
+            resolved = budget.options(medium.kind, options, medium.options)
+            key = (medium.kind, medium.digest, resolved.SerializeToString(deterministic=True))
+            keys.append(key)
+            if key not in distinct:
+                distinct[key] = describe(medium, resolved)
+        layouts = dict(zip(distinct, await together(distinct.values()), strict=True))
+        return [layouts[key] for key in keys]
 
     async def models(self, *, deadline: Deadline) -> list[chat_pb2.Model]:
         """What can be asked. Raises ServiceError."""
@@ -281,6 +349,15 @@ class Conductor:
             deadline=deadline,
         )
         return [model]
+
+
+def _event(response: decoder_pb2.GenerateResponse | None) -> chat_pb2.ChatEvent:
+    """The event that the decoder sent."""
+    if response is None:
+        raise broken(Tier.DECODER, "ended its answer without `finished`")
+    if response.WhichOneof("payload") != "event":
+        raise broken(Tier.DECODER, "sent something else than an event")
+    return response.event
 
 
 def _needed(response: decoder_pb2.GenerateResponse | None, media: int) -> list[int]:

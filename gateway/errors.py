@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 
 from serving.errors import Code, ServiceError, Violation, unavailable
+from vlm.v1 import media_pb2
 
 
 class Tier(Enum):
@@ -45,18 +46,23 @@ def renamed(error: ServiceError, rename: Callable[[str], str]) -> ServiceError:
     )
 
 
-def of_medium(error: ServiceError, path: str) -> ServiceError:
+def of_medium(error: ServiceError, path: str, own: media_pb2.MediaOptions) -> ServiceError:
     """An error of the vision service in the words of the gateway's client.
 
     Args:
         error: As the vision service sent it: its request has `kind`, `data` and `options`.
         path: Path of the medium in the client's request, as in `messages[0].parts[1].image`.
+        own: The medium's own options, as the client sent them; what they do not set came from the request's.
     """
+    given = {descriptor.name for descriptor, _ in own.ListFields()}
 
     def rename(field: str) -> str:
         if field in ("data", "kind"):
             return path
-        return re.sub(r"^options\b", "media", field)
+        top, _, option = field.partition(".")
+        if top != "options":
+            return field
+        return f"{path}.{field}" if option in given else f"media.{option}" if option else "media"
 
     return renamed(error, rename)
 

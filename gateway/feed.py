@@ -14,7 +14,7 @@ from gateway.ports import CallEndedError, Generation, VisionTier
 from gateway.retry import Backoff, Deadline, persist
 from serving.errors import ServiceError
 from serving.tasks import together
-from vlm.v1 import decoder_pb2, media_pb2, vision_pb2
+from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
 
 _WAITING_MESSAGES = 2
 """Messages between the vision tier and the decoder, for all media of a request: one more chunk each is in hand."""
@@ -33,6 +33,35 @@ class Stopwatch:
         return 0.0 if self.began is None or self.ended is None else self.ended - self.began
 
 
+class EncodeMeter:
+    """How far the encoding of a request's media is, in patches; tells those who wait when it changes."""
+
+    def __init__(self) -> None:
+        self._media: dict[int, vision_pb2.EncodeProgress] = {}
+        self._changed = asyncio.Event()
+
+    def set(self, number: int, done: int, total: int) -> None:
+        """One medium is so far."""
+        self._media[number] = vision_pb2.EncodeProgress(patches_done=done, patches_total=total)
+        self._changed.set()
+
+    def finish(self, number: int) -> None:
+        """One medium is encoded."""
+        if (medium := self._media.get(number)) is not None and medium.patches_done < medium.patches_total:
+            self.set(number, medium.patches_total, medium.patches_total)
+
+    async def changed(self) -> chat_pb2.Progress:
+        """The next change: all media together."""
+        await self._changed.wait()
+        self._changed.clear()
+        media = self._media.values()
+        return chat_pb2.Progress(
+            stage=chat_pb2.STAGE_ENCODING,
+            done=sum(medium.patches_done for medium in media),
+            total=sum(medium.patches_total for medium in media),
+        )
+
+
 class Feed:
     """Has media encoded and relays their features to one generation.
 
@@ -42,13 +71,14 @@ class Feed:
     Args:
         vision: Encodes.
         generation: Takes the features. The feed is its only sender from here on.
-        options: How media become pixels.
+        settings_digest: Of the vision tier, as it was learnt.
         request_id: For logs and traces.
         deadline: When to give up.
         attempts: How often one medium is tried while the vision tier is unavailable.
         concurrency: How many media are encoded at the same time.
         backoff: The waits between attempts.
         stopwatch: Told when features are asked for and come.
+        meter: Told how far each medium is.
     """
 
     def __init__(
@@ -56,27 +86,31 @@ class Feed:
         vision: VisionTier,
         generation: Generation,
         *,
-        options: media_pb2.MediaOptions,
+        settings_digest: str,
         request_id: str,
         deadline: Deadline,
         attempts: int,
         concurrency: int,
         backoff: Backoff,
         stopwatch: Stopwatch,
+        meter: EncodeMeter,
     ) -> None:
         self._vision = vision
         self._generation = generation
-        self._options = options
+        self._settings_digest = settings_digest
         self._request_id = request_id
         self._deadline = deadline
         self._attempts = attempts
         self._slots = asyncio.Semaphore(concurrency)
         self._backoff = backoff
         self._stopwatch = stopwatch
+        self._meter = meter
         self._queue: asyncio.Queue[decoder_pb2.GenerateRequest | None] = asyncio.Queue(_WAITING_MESSAGES)
 
-    async def run(self, media: Iterable[tuple[int, Medium]]) -> None:
-        """Relay the features of these media, each with its number. Returns early when the generation is over.
+    async def run(self, media: Iterable[tuple[int, Medium, media_pb2.MediaOptions]]) -> None:
+        """Relay the features of these media, each with its number and the options that it is encoded with.
+
+        Returns early when the generation is over.
 
         Raises:
             ServiceError: A medium cannot be encoded; the fields at fault are named as in the client's request.
@@ -89,29 +123,33 @@ class Feed:
             await self._generation.send(message)
         await self._generation.done_sending()
 
-    async def _encode_all(self, media: Iterable[tuple[int, Medium]]) -> None:
-        await together(self._encode(number, medium) for number, medium in media)
+    async def _encode_all(self, media: Iterable[tuple[int, Medium, media_pb2.MediaOptions]]) -> None:
+        await together(self._encode(*one) for one in media)
         await self._queue.put(None)
 
-    async def _encode(self, number: int, medium: Medium) -> None:
+    async def _encode(self, number: int, medium: Medium, options: media_pb2.MediaOptions) -> None:
         async with self._slots:
             if self._stopwatch.began is None:
                 self._stopwatch.began = time.monotonic()
             try:
                 await persist(
-                    lambda: self._relay(number, medium),
+                    lambda: self._relay(number, medium, options),
                     tier=Tier.VISION,
                     attempts=self._attempts,
                     backoff=self._backoff,
                     deadline=self._deadline,
                 )
             except ServiceError as error:
-                raise of_medium(error, medium.path) from error
+                raise of_medium(error, medium.path, medium.options) from error
 
-    async def _relay(self, number: int, medium: Medium) -> None:
+    async def _relay(self, number: int, medium: Medium, options: media_pb2.MediaOptions) -> None:
         """One attempt. Its header, sent again, makes the decoder forget what came of an earlier one."""
         request = vision_pb2.EncodeRequest(
-            kind=medium.kind, data=medium.data, options=self._options, request_id=self._request_id
+            kind=medium.kind,
+            data=medium.data,
+            options=options,
+            request_id=self._request_id,
+            settings_digest=self._settings_digest,
         )
         announced = False
         async with contextlib.aclosing(self._vision.encode(request, seconds=self._deadline.remaining())) as responses:
@@ -124,10 +162,18 @@ class Feed:
                     announced = True
                     message.header.media_index = number
                     message.header.header.CopyFrom(response.header)
+                    grid = response.header.layout.grid_thw
+                    self._meter.set(number, 0, grid.t * grid.h * grid.w)
                 elif which == "chunk" and announced:
                     self._stopwatch.ended = time.monotonic()
                     message.chunk.media_index = number
                     message.chunk.chunk.CopyFrom(response.chunk)
+                    self._meter.finish(number)
+                elif which == "progress":
+                    message.progress.media_index = number
+                    message.progress.progress.CopyFrom(response.progress)
+                    if announced:
+                        self._meter.set(number, response.progress.patches_done, response.progress.patches_total)
                 else:
                     raise broken(Tier.VISION, f"sent {which or 'nothing'} where it must not")
                 await self._queue.put(message)

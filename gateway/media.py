@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from serving.errors import invalid, too_large, unimplemented
-from serving.media import media_digest
+from serving.media import check_options, media_digest
 from vlm.v1 import chat_pb2, media_pb2
 
 _KINDS = {"image": media_pb2.MEDIA_KIND_IMAGE, "video": media_pb2.MEDIA_KIND_VIDEO}
@@ -44,12 +44,14 @@ class Medium:
         kind: Image or video.
         digest: Its name by content.
         data: The file's bytes.
+        options: Its own options, as the client sent them.
     """
 
     path: str
     kind: media_pb2.MediaKind.ValueType
     digest: str
     data: bytes = field(repr=False)
+    options: media_pb2.MediaOptions = field(default_factory=media_pb2.MediaOptions)
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,15 @@ async def collect(messages: Sequence[chat_pb2.Message], limits: Limits) -> Conve
                 parts.append(part)
                 continue
             path = f"messages[{i}].parts[{j}].{which}"
-            data = _data(part.image if which == "image" else part.video, path, which, limits)
+            sent = part.image if which == "image" else part.video
+            check_options(sent.options, f"{path}.options")
+            data = _data(sent, path, which, limits)
             digest = await _digest(data)
             source = media_pb2.Media(digest=digest)
             parts.append(chat_pb2.Part(image=source) if which == "image" else chat_pb2.Part(video=source))
-            media.append(Medium(path, _KINDS[which], digest, held.setdefault(digest, data)))
+            options = media_pb2.MediaOptions()
+            options.CopyFrom(sent.options)
+            media.append(Medium(path, _KINDS[which], digest, held.setdefault(digest, data), options))
         light.append(chat_pb2.Message(role=message.role, parts=parts))
     return Conversation(light, media)
 
@@ -131,6 +137,17 @@ def _data(source: media_pb2.Media, path: str, which: str, limits: Limits) -> byt
             limit=limit,
         )
     return data
+
+
+def name_options(messages: Iterable[chat_pb2.Message], options: Iterable[media_pb2.MediaOptions]) -> None:
+    """Write into each medium of the messages with which options it is encoded, in order of appearance."""
+    following = iter(options)
+    for message in messages:
+        for part in message.parts:
+            which = part.WhichOneof("part")
+            if which in _KINDS:
+                medium = part.image if which == "image" else part.video
+                medium.options.CopyFrom(next(following))
 
 
 async def _digest(data: bytes) -> str:

@@ -22,7 +22,7 @@ from serving.channels import open_channel
 from serving.errors import Code, ServiceError
 from serving.server import Service, StartError
 from serving.tasks import drop
-from vlm.v1 import gateway_pb2, gateway_pb2_grpc
+from vlm.v1 import gateway_pb2, gateway_pb2_grpc, vision_pb2
 
 log = structlog.get_logger()
 
@@ -67,8 +67,8 @@ class GatewayService(Service):
         async with contextlib.AsyncExitStack() as stack:
             vision = GrpcVisionTier(await stack.enter_async_context(self._channel(self._settings.vision)))
             decoder = GrpcDecoderTier(await stack.enter_async_context(self._channel(self._settings.decoder)))
-            await self._agree(vision, decoder)
-            self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy)
+            encoder = await self._agree(vision, decoder)
+            self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy, encoder)
             if self._settings.http_port is not None:
                 app = create_app(
                     self._conductor,
@@ -93,8 +93,8 @@ class GatewayService(Service):
     def _channel(self, target: str) -> grpc.aio.Channel:
         return open_channel(target, max_message_bytes=self._settings.max_message_bytes)
 
-    async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> None:
-        """Wait until both tiers answer, and compare what they have loaded."""
+    async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
+        """Wait until both tiers answer, and compare what they have loaded. Returns what the vision tier is set to."""
         asked = asyncio.create_task(
             _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS))
         )
@@ -111,7 +111,15 @@ class GatewayService(Service):
                 f"({encoder.encoder_fingerprint[:12]}) and the decoder service at {self._settings.decoder} needs that "
                 f"of {model.id!r} ({model.encoder_fingerprint[:12]}): start both from the same bundle"
             )
-        log.info("tiers agree", model=model.id, encoder=encoder.encoder_fingerprint[:12])
+        log.info(
+            "tiers agree",
+            model=model.id,
+            encoder=encoder.encoder_fingerprint[:12],
+            max_pixels=encoder.default_media.max_pixels,
+            max_video_pixels=encoder.default_media.max_video_pixels,
+            max_frames=encoder.default_media.max_frames,
+        )
+        return encoder
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the Gateway service."""

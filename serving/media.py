@@ -118,15 +118,12 @@ def resolve_options(
         published: The checkpoint's own limits, as in EncoderInfo.
     """
     budget = media_pb2.MediaOptions()
+    source = published if requested.detail == media_pb2.DETAIL_ORIGINAL else default
     for field in BUDGET_FIELDS:
-        match requested.detail:
-            case media_pb2.DETAIL_ORIGINAL:
-                value = getattr(published, field)
-            case media_pb2.DETAIL_LOW:
-                value = min(getattr(LOW, field), getattr(default, field))
-            case _:
-                value = getattr(default, field)
-        setattr(budget, field, value)
+        if source.HasField(field):  # type: ignore[arg-type]
+            bound = getattr(source, field)
+            low = requested.detail == media_pb2.DETAIL_LOW
+            setattr(budget, field, min(getattr(LOW, field), bound) if low else bound)
     resolved = relevant_options(kind, merge_options(budget, requested))
     resolved.ClearField("detail")
     return resolved

@@ -57,7 +57,13 @@ class EncodeCall:
 class FakeVision:
     """A vision service whose features are the file's own bytes, over and over: 4 tokens in `chunks` chunks."""
 
-    def __init__(self, *, chunks: int = 4, chunk_bytes: int = 64, fingerprint: str = FINGERPRINT) -> None:
+    def __init__(
+        self, *, chunks: int = 4, chunk_bytes: int = 64, fingerprint: str = FINGERPRINT, max_pixels: int = 500
+    ) -> None:
+        # What requests that name no bound get; part of what replicas must agree on.
+        self.max_pixels = max_pixels
+        # Sent as progress before each chunk, where it is set: patches that are done.
+        self.progress: int | None = None
         self.chunks = chunks
         self.chunk_bytes = chunk_bytes
         self.fingerprint = fingerprint
@@ -78,6 +84,9 @@ class FakeVision:
             raise invalid("data", "cannot be read as an image", reason="IMAGE_UNREADABLE")
         if request.options.min_pixels > 1000:
             raise invalid("options.min_pixels", "is over 1000")
+        if request.settings_digest not in ("", str(self.max_pixels)):
+            message = f"the settings are {self.max_pixels}, not {request.settings_digest}"
+            raise ServiceError(Code.FAILED_PRECONDITION, "ENCODER_SETTINGS_DIFFER", message)
         grid = media_pb2.GridThw(t=1, h=4, w=4)
         return media_pb2.MediaLayout(
             kind=request.kind, digest=media_digest(request.data), grid_thw=grid, token_count=len(request.data)
@@ -102,6 +111,9 @@ class FakeVision:
             for i in range(self.chunks):
                 if self.hook:
                     await self.hook(call, i)
+                if self.progress is not None:
+                    progress = vision_pb2.EncodeProgress(patches_done=self.progress, patches_total=16)
+                    yield vision_pb2.EncodeResponse(progress=progress)
                 at = i * self.chunk_bytes
                 chunk = tensor_pb2.TensorChunk(offset=at, data=features[at : at + self.chunk_bytes])
                 yield vision_pb2.EncodeResponse(chunk=chunk)
@@ -112,7 +124,15 @@ class FakeVision:
 
     def info(self) -> vision_pb2.EncoderInfo:
         """What is loaded."""
-        return vision_pb2.EncoderInfo(model=MODEL, encoder_fingerprint=self.fingerprint, device="cpu")
+        return vision_pb2.EncoderInfo(
+            model=MODEL,
+            encoder_fingerprint=self.fingerprint,
+            device="cpu",
+            dtype=tensor_pb2.DATA_TYPE_FLOAT32,
+            default_media=media_pb2.MediaOptions(max_pixels=self.max_pixels, max_video_pixels=900, max_frames=8),
+            published_media=media_pb2.MediaOptions(max_pixels=4000, max_video_pixels=9000, max_frames=768),
+            settings_digest=str(self.max_pixels),
+        )
 
 
 @dataclass
@@ -123,7 +143,9 @@ class GenerateCall:
     open: decoder_pb2.GenerateOpen | None = None
     order: list[tuple[str, int]] = field(default_factory=list)
     features: dict[int, bytearray] = field(default_factory=dict)
+    progress: list[int] = field(default_factory=list)
     half_closed: bool = False
+    started: bool = False
     complete: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -137,6 +159,8 @@ class FakeDecoder:
         self.said: list[tuple[str, list[chat_pb2.PositionLogprobs]]] = [(word, []) for word in words]
         self.fingerprint = fingerprint
         self.cached: set[str] = set()
+        # Whether `started` comes after the last header, as a real decoder sends it, or after the last feature.
+        self.start_early = False
         self.calls: list[GenerateCall] = []
         self.counted: list[decoder_pb2.CountPromptTokensRequest] = []
         # Awaited at `open`, `read` (before each message is taken), `start`, `delta` and `finish`; what it raises
@@ -145,7 +169,7 @@ class FakeDecoder:
 
     def needed(self, opening: decoder_pb2.GenerateOpen) -> list[int]:
         """The numbers of the media that are not cached, one for each distinct file."""
-        seen: set[tuple[str, str]] = set()
+        seen: set[tuple[str, str, bytes]] = set()
         numbers = []
         number = 0
         for message in opening.messages:
@@ -154,11 +178,21 @@ class FakeDecoder:
                 if which not in ("image", "video"):
                     continue
                 digest = getattr(part, which).digest
-                if (which, digest) not in seen and digest not in self.cached:
+                key = (which, digest, getattr(part, which).options.SerializeToString(deterministic=True))
+                if key not in seen and digest not in self.cached:
                     numbers.append(number)
-                seen.add((which, digest))
+                seen.add(key)
                 number += 1
         return numbers
+
+    @staticmethod
+    def _check(opening: decoder_pb2.GenerateOpen) -> None:
+        if not opening.messages:
+            raise invalid("messages", "is empty; send at least one message")
+        if opening.generation.top_p > 1:
+            raise invalid("generation.top_p", "is over 1")
+        if opening.model not in ("", MODEL):
+            raise ServiceError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"model: {opening.model!r} is not served")
 
     async def generate(
         self, requests: AsyncIterator[decoder_pb2.GenerateRequest], seconds: float
@@ -169,16 +203,16 @@ class FakeDecoder:
         try:
             call.open = (await anext(requests)).open
             await self._hook(call, "open")
-            if not call.open.messages:
-                raise invalid("messages", "is empty; send at least one message")
-            if call.open.generation.top_p > 1:
-                raise invalid("generation.top_p", "is over 1")
-            if call.open.model not in ("", MODEL):
-                raise ServiceError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"model: {call.open.model!r} is not served")
+            self._check(call.open)
             needed = self.needed(call.open)
             yield decoder_pb2.GenerateResponse(media_needed=decoder_pb2.MediaNeeded(media_indices=needed))
             missing = dict.fromkeys(needed, -1)
+            started = chat_pb2.Started(request_id=call.open.request_id, model=MODEL, prompt_tokens=7, media_tokens=4)
+            starting = decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(started=started))
             while any(missing.values()):
+                if self.start_early and not call.started and -1 not in missing.values():
+                    call.started = True
+                    yield starting
                 await self._hook(call, "read")
                 request = await anext(requests, None)
                 if request is None:
@@ -191,6 +225,8 @@ class FakeDecoder:
                     call.features[number] = bytearray()
                     shape = request.header.header.features.shape
                     missing[number] = shape[0] * shape[1] * 4
+                elif request.WhichOneof("payload") == "progress":
+                    call.progress.append(request.progress.progress.patches_done)
                 else:
                     number = request.chunk.media_index
                     assert request.chunk.chunk.offset == len(call.features[number])
@@ -200,8 +236,8 @@ class FakeDecoder:
             # Half-closed: nothing more may come.
             call.half_closed = await anext(requests, None) is None
             await self._hook(call, "start")
-            started = chat_pb2.Started(request_id=call.open.request_id, model=MODEL, prompt_tokens=7, media_tokens=4)
-            yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(started=started))
+            if not call.started:
+                yield starting
             for i, (word, logprobs) in enumerate(self.said):
                 await self._hook(call, "delta")
                 delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs)

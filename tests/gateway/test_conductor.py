@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
+from gateway.budget import Budget
 from gateway.conductor import Conductor, Policy
 from gateway.media import Limits
 from gateway.retry import Deadline
@@ -23,7 +24,7 @@ from tests.gateway.fakes import (
     down,
 )
 from tests.gateway.requests import answer, ask, chat, image, kinds, text, user, video
-from vlm.v1 import chat_pb2, gateway_pb2, media_pb2, vision_pb2
+from vlm.v1 import chat_pb2, gateway_pb2, media_pb2, tensor_pb2, vision_pb2
 
 Conduct = Callable[..., Conductor]
 EVENTS = ["started", "delta", "delta", "delta", "finished"]
@@ -58,7 +59,7 @@ async def test_features_arrive_whole(conduct: Conduct, vision: FakeVision, decod
 
 
 async def test_the_decoder_gets_digests_and_everything_else_as_sent(conduct: Conduct, decoder: FakeDecoder) -> None:
-    """`open` holds the client's messages and options, with digests in the place of files."""
+    """`open` holds the client's messages, with digests and options in numbers in the place of files."""
     request = ask(
         text("Look: "), image(b"file one"), generation={"top_k": 3, "stop": ["x"]}, media={"max_pixels": 5000}
     )
@@ -69,11 +70,12 @@ async def test_the_decoder_gets_digests_and_everything_else_as_sent(conduct: Con
     assert request == sent
     opening = decoder.calls[0].open
     assert opening is not None
-    digest = media_pb2.Media(digest=media_digest(b"file one"))
-    assert list(opening.messages) == [user(text("Look: "), chat_pb2.Part(image=digest))]
+    named = media_pb2.Media(digest=media_digest(b"file one"), options={"max_pixels": 5000})
+    assert list(opening.messages) == [user(text("Look: "), chat_pb2.Part(image=named))]
     assert opening.request_id == "r-1"
     assert opening.generation == request.generation
-    assert opening.media == request.media
+    assert not opening.HasField("media")
+    assert opening.encoder_dtype == tensor_pb2.DATA_TYPE_FLOAT32
     assert list(opening.tools) == list(request.tools)
     assert opening.tool_choice == request.tool_choice
 
@@ -84,6 +86,141 @@ async def test_options_that_were_not_sent_stay_unset(conduct: Conduct, decoder: 
     opening = decoder.calls[0].open
     assert opening is not None
     assert not any(opening.HasField(name) for name in ("generation", "media", "tool_choice"))
+
+
+def options_sent(vision: FakeVision) -> list[media_pb2.MediaOptions]:
+    """The options of each medium that was encoded."""
+    return [call.request.options for call in vision.calls]
+
+
+ORIGINAL, HIGH = {"detail": media_pb2.DETAIL_ORIGINAL}, {"detail": media_pb2.DETAIL_HIGH}
+
+
+@pytest.mark.parametrize(
+    ("sent", "own", "expected"),
+    [
+        ({}, {}, {"max_pixels": 500}),
+        ({"max_pixels": 700}, {}, {"max_pixels": 700}),
+        ({"max_pixels": 700}, {"max_pixels": 600}, {"max_pixels": 600}),
+        ({"min_pixels": 800}, {}, {"min_pixels": 800, "max_pixels": 800}),
+        ({"min_pixels": 300}, {"max_pixels": 200}, {"min_pixels": 200, "max_pixels": 200}),
+        (ORIGINAL, {}, {"max_pixels": 4000}),
+        ({"max_pixels": 700}, HIGH, {"max_pixels": 500}),
+        ({**ORIGINAL, "max_pixels": 900}, {}, {"max_pixels": 900}),
+        ({"fps": 3.0, "max_frames": 2}, {}, {"max_pixels": 500}),
+    ],
+)
+def test_a_picture_has_a_budget(sent: dict[str, int], own: dict[str, int], expected: dict[str, int]) -> None:
+    """The tier's default, the request's and the medium's own options become numbers."""
+    options = Budget(FakeVision().info()).options(
+        media_pb2.MEDIA_KIND_IMAGE, media_pb2.MediaOptions(**sent), media_pb2.MediaOptions(**own)
+    )
+    assert options == media_pb2.MediaOptions(**expected)
+
+
+async def test_both_tiers_get_the_same_options(conduct: Conduct, vision: FakeVision, decoder: FakeDecoder) -> None:
+    """What is encoded with some options is looked up and kept under the same ones."""
+    part = chat_pb2.Part(image=media_pb2.Media(data=b"file one", options={"min_pixels": 90}))
+    await chat(conduct(), ask(part, image(b"file two"), media={"max_pixels": 700}))
+    expected = [media_pb2.MediaOptions(min_pixels=90, max_pixels=700), media_pb2.MediaOptions(max_pixels=700)]
+    assert sorted(options_sent(vision), key=lambda options: -options.min_pixels) == expected
+    opening = decoder.calls[0].open
+    assert opening is not None
+    assert [part.image.options for part in opening.messages[0].parts] == expected
+
+
+async def test_a_video_has_a_budget(conduct: Conduct, vision: FakeVision) -> None:
+    """Its own three bounds; those of pictures say nothing about it."""
+    await chat(conduct(), ask(video(b"file one"), media={"max_pixels": 9, "fps": 2.0, "max_frames": 20}))
+    assert options_sent(vision) == [media_pb2.MediaOptions(max_video_pixels=900, max_frames=20, fps=2.0)]
+
+
+async def test_a_low_budget_is_never_more_than_the_default(conduct: Conduct, vision: FakeVision) -> None:
+    """Where the default is small, `low` is the default."""
+    await chat(conduct(), ask(image(b"file one"), video(b"file two"), media={"detail": media_pb2.DETAIL_LOW}))
+    by_kind = {call.request.kind: call.request.options for call in vision.calls}
+    assert by_kind[media_pb2.MEDIA_KIND_IMAGE] == media_pb2.MediaOptions(max_pixels=500)
+    assert by_kind[media_pb2.MEDIA_KIND_VIDEO] == media_pb2.MediaOptions(max_video_pixels=900, max_frames=8)
+
+
+async def test_the_same_file_with_other_options_is_another_medium(conduct: Conduct, vision: FakeVision) -> None:
+    """Once small and once large, a file is encoded twice; twice alike, once."""
+    small = chat_pb2.Part(image=media_pb2.Media(data=b"file one", options={"max_pixels": 100}))
+    named = chat_pb2.Part(image=media_pb2.Media(data=b"file one", options={"max_pixels": 500}))
+    await chat(conduct(), ask(image(b"file one"), small, named))
+    assert sorted(options.max_pixels for options in options_sent(vision)) == [100, 500]
+
+
+async def test_bad_options_are_refused_before_anything_is_sent(conduct: Conduct, vision: FakeVision) -> None:
+    """The request's and a medium's own options are checked, and named, by the gateway."""
+    for options, own, field in (
+        ({"fps": 1000}, {}, "media.fps"),
+        ({"detail": 9}, {}, "media.detail"),
+        ({}, {"max_pixels": 0}, "messages[0].parts[0].image.options.max_pixels"),
+        ({}, {"min_pixels": 9, "max_pixels": 8}, "messages[0].parts[0].image.options.max_pixels"),
+    ):
+        part = chat_pb2.Part(image=media_pb2.Media(data=b"file one", options=own))
+        with pytest.raises(ServiceError) as caught:
+            await chat(conduct(), ask(part, media=options))
+        assert (caught.value.code, caught.value.violations[0].field) == (Code.INVALID_ARGUMENT, field)
+    assert vision.calls == []
+
+
+async def test_settings_that_have_changed_are_learnt_again(conduct: Conduct, vision: FakeVision) -> None:
+    """A tier that was started anew with another budget is asked once more, unseen by the client."""
+    conductor = conduct()
+    await chat(conductor, ask(image(b"file one")))
+    vision.max_pixels = 300
+    assert answer(await chat(conductor, ask(image(b"file one")))) == "A red circle."
+    assert [options.max_pixels for options in options_sent(vision)] == [500, 500, 300]
+
+
+async def test_replicas_that_disagree_are_refused(
+    conduct: Conduct, vision: FakeVision, decoder: FakeDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where learning again does not help the client is told so, and nothing of an answer has come."""
+    conductor = conduct()
+    other = FakeVision(max_pixels=300).info()
+    monkeypatch.setattr(vision, "info", lambda: other)
+    with pytest.raises(ServiceError) as caught:
+        await chat(conductor, ask(image(b"file one")))
+    assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "ENCODER_SETTINGS_DIFFER")
+    assert not any(call.complete for call in decoder.calls)
+    assert answer(await chat(conductor, ask(text("Hello")))) == "A red circle."
+
+
+async def test_text_alone_needs_no_budget(
+    conduct: Conduct, vision: FakeVision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vision tier is not asked for its settings where nothing is shown."""
+    monkeypatch.setattr(vision, "info", lambda: pytest.fail("it was asked"))
+    assert answer(await chat(conduct(), ask(text("Hello")))) == "A red circle."
+
+
+async def test_progress_is_relayed(conduct: Conduct, vision: FakeVision, decoder: FakeDecoder) -> None:
+    """A client that asks hears of the encoding after `started`; the decoder hears of it whether it is asked or not."""
+    told = asyncio.Event()
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        if stage == "read" and call.progress:
+            told.set()
+
+    async def wait(call: EncodeCall, chunk: int) -> None:
+        if chunk == 2:  # the client has had time to hear of what came before
+            await told.wait()
+
+    vision.progress, vision.hook, decoder.hook = 5, wait, hook
+    decoder.start_early = True
+    request = ask(image(b"file one"), report_progress=True)
+    events = await chat(conduct(), request)
+    progress = [event.progress for event in events if event.HasField("progress")]
+    assert [event.WhichOneof("event") for event in events][:2] == ["started", "progress"]
+    assert {(one.stage, one.total) for one in progress} == {(chat_pb2.STAGE_ENCODING, 16)}
+    assert all(one.done in (0, 5, 16) for one in progress)
+    assert kinds(await chat(conduct(), ask(image(b"file one")))) == ["started", "delta", "delta", "delta", "finished"]
+    assert decoder.calls[0].open is not None
+    assert decoder.calls[0].open.report_progress
+    assert all(set(call.progress) == {5} for call in decoder.calls)
 
 
 async def test_only_needed_media_are_encoded(conduct: Conduct, vision: FakeVision, decoder: FakeDecoder) -> None:
@@ -272,9 +409,13 @@ async def test_a_medium_that_cannot_be_read_cancels_the_decoder(
 async def test_an_option_of_the_media_is_named_as_the_client_named_it(conduct: Conduct) -> None:
     """`options.x` of the vision service is `media.x` of the client."""
     with pytest.raises(ServiceError) as caught:
-        await chat(conduct(), ask(video(b"file one"), media={"min_pixels": 2000}))
+        await chat(conduct(), ask(image(b"file one"), media={"min_pixels": 2000}))
     assert caught.value.violations[0].field == "media.min_pixels"
     assert caught.value.message == "media.min_pixels: is over 1000"
+    own = chat_pb2.Part(image=media_pb2.Media(data=b"file one", options={"min_pixels": 2000}))
+    with pytest.raises(ServiceError) as caught:
+        await chat(conduct(), ask(own, media={"max_pixels": 3000}))
+    assert caught.value.violations[0].field == "messages[0].parts[0].image.options.min_pixels"
 
 
 async def test_another_encoder_is_refused_by_the_decoder(conduct: Conduct, vision: FakeVision) -> None:
@@ -469,7 +610,11 @@ async def test_count_tokens(conduct: Conduct, vision: FakeVision, decoder: FakeD
     counted = await conduct().count_tokens(request, request_id="r", deadline=Deadline(30))
     assert (counted.prompt_tokens, counted.media_tokens, list(counted.token_ids)) == (10 + 26, 26, [1, 2, 3])
     assert sorted(described.data for described in vision.described) == [b"file one", b"file three"]
-    assert {described.options.max_pixels for described in vision.described} == {5000}
+    assert {described.data: described.options for described in vision.described} == {
+        b"file one": media_pb2.MediaOptions(max_pixels=5000),
+        b"file three": media_pb2.MediaOptions(max_video_pixels=900, max_frames=8),
+    }
+    assert list(counted.media) == list(decoder.counted[0].layouts)
     question = decoder.counted[0]
     assert [layout.digest for layout in question.layouts] == [
         media_digest(data) for data in (b"file one", b"file three", b"file one")

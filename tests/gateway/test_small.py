@@ -17,17 +17,25 @@ from gateway.servicer import accept_request_id
 from gateway.settings import GatewaySettings
 from serving.errors import Code, ServiceError, Violation, invalid, too_large, unavailable
 from serving.tasks import together
+from vlm.v1 import media_pb2
 
 PATH = "messages[0].parts[1].image"
 
 
 @pytest.mark.parametrize(
     ("field", "expected"),
-    [("data", PATH), ("kind", PATH), ("options.fps", "media.fps"), ("options", "media"), ("request_id", "request_id")],
+    [
+        ("data", PATH),
+        ("kind", PATH),
+        ("options.fps", "media.fps"),
+        ("options.max_pixels", f"{PATH}.options.max_pixels"),
+        ("options", "media"),
+        ("request_id", "request_id"),
+    ],
 )
 def test_fields_of_the_vision_service_get_the_clients_names(field: str, expected: str) -> None:
     """The path is replaced in the violation and at the start of the message."""
-    error = of_medium(invalid(field, "is wrong"), PATH)
+    error = of_medium(invalid(field, "is wrong"), PATH, media_pb2.MediaOptions(max_pixels=5))
     assert error.violations == (Violation(expected, "is wrong"),)
     assert error.message == f"{expected}: is wrong"
 
@@ -41,7 +49,7 @@ def test_only_the_fields_name_is_replaced_in_a_message() -> None:
         violations=(Violation("data", "truncated"),),
         metadata={"limit": "1"},
     )
-    mapped = of_medium(error, PATH)
+    mapped = of_medium(error, PATH, media_pb2.MediaOptions())
     assert mapped.message == f"the data are truncated, see `{PATH}`"
     assert (mapped.code, mapped.reason, mapped.metadata) == (Code.INVALID_ARGUMENT, "R", {"limit": "1"})
 

@@ -50,7 +50,7 @@ class _DetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Detail.ValueTy
     DETAIL_UNSPECIFIED: _Detail.ValueType  # 0
     """As DETAIL_HIGH."""
     DETAIL_LOW: _Detail.ValueType  # 1
-    """A small budget: at most 262144 pixels (256 tokens) a picture; 524288 pixels and 16 frames a video."""
+    """A small budget, never more than DETAIL_HIGH: 262144 pixels (256 tokens) a picture; 524288 pixels and 16 frames a video."""
     DETAIL_HIGH: _Detail.ValueType  # 2
     """The vision tier's default budget."""
     DETAIL_ORIGINAL: _Detail.ValueType  # 3
@@ -62,7 +62,7 @@ class Detail(_Detail, metaclass=_DetailEnumTypeWrapper):
 DETAIL_UNSPECIFIED: Detail.ValueType  # 0
 """As DETAIL_HIGH."""
 DETAIL_LOW: Detail.ValueType  # 1
-"""A small budget: at most 262144 pixels (256 tokens) a picture; 524288 pixels and 16 frames a video."""
+"""A small budget, never more than DETAIL_HIGH: 262144 pixels (256 tokens) a picture; 524288 pixels and 16 frames a video."""
 DETAIL_HIGH: Detail.ValueType  # 2
 """The vision tier's default budget."""
 DETAIL_ORIGINAL: Detail.ValueType  # 3
@@ -92,7 +92,7 @@ class Media(_message.Message):
     @_builtins.property
     def options(self) -> Global___MediaOptions:
         """How this medium becomes pixels, where that differs from the request's `media`: a field that is set here takes the
-        place of the request's.
+        place of the request's. Where it sets `detail`, the request's `media` does not apply to it.
         """
 
     def __init__(

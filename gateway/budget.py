@@ -1,0 +1,89 @@
+"""The settings of the vision tier: what media become where a request is silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.errors import Tier
+from gateway.ports import VisionTier
+from gateway.retry import Backoff, Deadline, persist
+from serving.media import requested_options, resolve_options
+from vlm.v1 import media_pb2, tensor_pb2, vision_pb2
+
+SETTINGS_DIFFER = "ENCODER_SETTINGS_DIFFER"
+"""Reason with which a vision service refuses a caller that has learnt other settings than its own."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the vision tier is set to.
+
+    Attributes:
+        info: As a replica tells it.
+    """
+
+    info: vision_pb2.EncoderInfo
+
+    @property
+    def encoder_dtype(self) -> tensor_pb2.DataType.ValueType:
+        """Type that the encoder computes in."""
+        return self.info.dtype
+
+    @property
+    def settings_digest(self) -> str:
+        """Names the settings; every replica must have the same."""
+        return self.info.settings_digest
+
+    def options(
+        self, kind: media_pb2.MediaKind.ValueType, request: media_pb2.MediaOptions, own: media_pb2.MediaOptions
+    ) -> media_pb2.MediaOptions:
+        """How one medium becomes pixels, in numbers: what is encoded, cached and looked up under.
+
+        Args:
+            kind: Image or video.
+            request: Options of the whole request.
+            own: The medium's own.
+        """
+        return resolve_options(
+            kind,
+            requested_options(request, own),
+            default=self.info.default_media,
+            published=self.info.published_media,
+        )
+
+
+class TierBudget:
+    """Learns the budget from the tier, once, and again where a replica says that it is another.
+
+    Args:
+        vision: The tier.
+        attempts: How often it is asked while it is unavailable.
+        backoff: The waits in between.
+        known: What was learnt before.
+    """
+
+    def __init__(
+        self, vision: VisionTier, *, attempts: int, backoff: Backoff, known: vision_pb2.EncoderInfo | None = None
+    ) -> None:
+        self._vision = vision
+        self._attempts = attempts
+        self._backoff = backoff
+        self._budget = None if known is None else Budget(known)
+
+    async def get(self, deadline: Deadline) -> Budget:
+        """The budget. Raises ServiceError where the tier does not tell it."""
+        if self._budget is None:
+            info = await persist(
+                lambda: self._vision.encoder(seconds=deadline.remaining()),
+                tier=Tier.VISION,
+                attempts=self._attempts,
+                backoff=self._backoff,
+                deadline=deadline,
+            )
+            self._budget = Budget(info)
+        return self._budget
+
+    def forget(self, budget: Budget) -> None:
+        """Ask the tier again the next time, unless another request has done so since this one was learnt."""
+        if self._budget is budget:
+            self._budget = None
