@@ -57,12 +57,15 @@ class Reference:
 
     Args:
         checkpoint: Its directory.
+        max_pixels: Greatest area of a resized image, in the place of the checkpoint's own.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, *, max_pixels: int | None = None) -> None:
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self._images = _settings(checkpoint / "preprocessor_config.json")
+        if max_pixels is not None:
+            self._images["size"]["longest_edge"] = max_pixels
         self._videos = _settings(checkpoint / "video_preprocessor_config.json")
         self.eos = self.model.generation_config.eos_token_id
 
