@@ -1,0 +1,3 @@
+"""How all tests are run."""
+
+pytest_plugins = ["tests.running.coroutines", "tests.running.remains", "tests.running.watchdog"]
