@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 
-from tests.containers.engine import docker, inspect, works
+from tests.containers.engine import EngineError, docker, inspect, works
 
 _OURS = "Triptych "  # how the title of every stage in deploy/docker begins
 
@@ -32,14 +32,21 @@ def removed_afterwards(tags: Iterable[str], base: str) -> Iterator[None]:
         yield
     finally:
         for name in names:
-            docker("image", "rm", name, check=False)
+            _remove(name)
         # The container of a build that was interrupted holds its image until the engine has removed it.
         end = time.monotonic() + 30
         while (left := [image for image in _unnamed() if image not in before and _is_ours(image)]) and (
             time.monotonic() < end
         ):
-            docker("image", "rm", *left, check=False)
+            for image in left:
+                _remove(image)
             time.sleep(1)
+
+
+def _remove(image: str) -> None:
+    """Remove an image, or leave it where that cannot be done; the removal of a large one takes its time."""
+    with contextlib.suppress(EngineError):
+        docker("image", "rm", image, seconds=600, check=False)
 
 
 def _unnamed() -> list[str]:

@@ -101,7 +101,7 @@ def test_the_checks_need_the_dependencies_of_the_base_package_alone() -> None:
     assert '["project"]["dependencies"]' in (ROOT / "tests" / "containers" / "run").read_text()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")])}
     command = [sys.executable, "-c", BASE_PACKAGE_ALONE]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
