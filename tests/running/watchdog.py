@@ -25,7 +25,7 @@ from tests.running.limits import seconds_of
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The bounds, in seconds; `pytest -o session_bound=…` sets another."""
-    parser.addini("session_bound", "Seconds after which a run is ended.", default="1500")
+    parser.addini("session_bound", "Seconds after which a run is ended.", default="2400")
     parser.addini("test_grace", "Seconds after its time-out after which a test is ended.", default="60")
     parser.addini("exit_bound", "Seconds after the last test after which the interpreter is ended.", default="60")
 
