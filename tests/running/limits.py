@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 
@@ -11,4 +13,6 @@ def seconds_of(item: pytest.Item) -> float:
     if marker is not None:
         return float(marker.args[0] if marker.args else marker.kwargs["timeout"])
     option = item.config.getoption("timeout", None)
-    return float(option if option is not None else item.config.getini("timeout") or 0)
+    if option is None:
+        option = os.environ.get("PYTEST_TIMEOUT") or item.config.getini("timeout")
+    return float(option or 0)
