@@ -23,7 +23,7 @@ def test_a_coroutine_says_what_it_waited_for(run: Run) -> None:
                 await asyncio.sleep(0)
                 left = True
 
-        @pytest.mark.timeout(1)
+        @pytest.mark.timeout(4)
         async def test_waits():
             async with context():
                 await asyncio.Event().wait()
@@ -34,7 +34,7 @@ def test_a_coroutine_says_what_it_waited_for(run: Run) -> None:
     )
     assert done.returncode == 1
     assert "1 failed, 1 passed" in done.stdout
-    assert "waited for more than 0.5 s at test_it.py:19, in test_waits: await asyncio.Event().wait()" in done.stdout
+    assert "waited for more than 2 s at test_it.py:19, in test_waits: await asyncio.Event().wait()" in done.stdout
 
 
 def test_a_time_out_of_the_tests_own_stays(run: Run) -> None:
@@ -60,11 +60,11 @@ def test_fixtures_are_bounded_too(run: Run) -> None:
             yield 1
             await asyncio.Event().wait()
 
-        @pytest.mark.timeout(1)
+        @pytest.mark.timeout(4)
         async def test_before(before):
             pass
 
-        @pytest.mark.timeout(1)
+        @pytest.mark.timeout(4)
         async def test_after(after):
             assert after == 1
 
@@ -86,7 +86,7 @@ def test_what_a_lost_event_loop_leaves_is_blamed_on_its_test(run: Run) -> None:
         import grpc.aio
         import pytest
 
-        @pytest.mark.timeout(1)
+        @pytest.mark.timeout(4)
         async def test_stays():
             server = grpc.aio.server()
             port = server.add_insecure_port("127.0.0.1:0")
