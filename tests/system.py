@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from decoder_service.service import DecoderService
 from decoder_service.settings import DecoderSettings
@@ -16,6 +18,8 @@ from serving.server import Service, serve
 from serving.settings import ServerSettings
 from vision_service.service import VisionService
 from vision_service.settings import VisionSettings
+
+T = TypeVar("T")
 
 
 class Servers:
@@ -29,28 +33,42 @@ class Servers:
 
     def start(self, service: Service, settings: ServerSettings) -> str:
         """Start one; returns its address when it is SERVING."""
-        return asyncio.run_coroutine_threadsafe(self._start(service, settings), self.loop).result(120)
+        return self._result(self._start(service, settings), 120, f"the start of {service.name}")
 
     def stop_last(self) -> None:
         """Stop the one that was started last."""
-        asyncio.run_coroutine_threadsafe(self._stop(*self._running.pop()), self.loop).result(60)
+        self._result(self._stop(*self._running.pop()), 60, "the end of a server")
 
     def close(self) -> None:
-        """Stop them all, the last started first."""
-        while self._running:
-            self.stop_last()
+        """Stop them all, the last started first; one that does not end does not keep the others."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._end)
+            for _ in self._running:
+                stack.callback(self.stop_last)
+
+    def _end(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self.loop.close()
+
+    def _result(self, coroutine: Coroutine[Any, Any, T], seconds: float, awaited: str) -> T:
+        """What a coroutine on the loop comes to; one that takes longer is cancelled."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        done, _ = concurrent.futures.wait([future], seconds)
+        if not done:
+            future.cancel()
+        assert done, f"waited {seconds:g} s for {awaited}"
+        return future.result()
 
     async def _start(self, service: Service, settings: ServerSettings) -> str:
         stop = asyncio.Event()
         port: asyncio.Future[int] = self.loop.create_future()
         task = asyncio.create_task(serve(service, settings, on_listening=port.set_result, stop=stop))
+        self._running.append((stop, task))
         await asyncio.wait((task, port), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
+            self._running.pop()
             task.result()
-        self._running.append((stop, task))
         return f"127.0.0.1:{port.result()}"
 
     @staticmethod

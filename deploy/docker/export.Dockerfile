@@ -7,6 +7,7 @@
 # needs no GPU.
 
 FROM python:3.11-slim-bookworm AS builder
+LABEL org.opencontainers.image.title="Triptych exporter, builder stage"
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore

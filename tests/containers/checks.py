@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import triptych
 from tests.containers.engine import ROOT, EngineError, Project, calls, compose_command, docker, inspect, run
+from tests.containers.leftovers import removed_afterwards
 from tests.containers.load import Load
 
 T = TypeVar("T")
@@ -113,15 +114,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--build-network", metavar="NAME", help=network)
     parser.add_argument("--torch-index", metavar="URL", help=index)
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="serve this bundle instead of the demo model")
-    parser.add_argument("--tag", default="test", help="tag of the images that are built (default %(default)s)")
+    parser.add_argument("--tag", metavar="NAME", help="tag of the images, which are kept then; else they are removed")
     return parser.parse_args()
 
 
 @contextlib.contextmanager
 def project(options: argparse.Namespace, scratch: Path) -> Iterator[Project]:
-    """The compose project under a name of its own; afterwards neither containers, networks nor volumes are left."""
+    """The compose project under a name of its own; afterwards neither containers, networks nor volumes are left.
+
+    Nor are images, unless a tag was given for them.
+    """
+    tag = options.tag or f"test-{os.getpid()}"
     values = {
-        "TRIPTYCH_TAG": options.tag,
+        "TRIPTYCH_TAG": tag,
         "GATEWAY_GRPC_PORT": _free_port(),
         "GATEWAY_HTTP_PORT": _free_port(),
         "VISION_MEMORY": "2g",
@@ -139,13 +144,19 @@ def project(options: argparse.Namespace, scratch: Path) -> Iterator[Project]:
     services = ("bundle", "vision", "decoder", "gateway")
     override.write_text(json.dumps({"services": {name: {"build": building} if building else {} for name in services}}))
     containers = Project(compose_command(), f"triptych-test-{os.getpid()}", env_file, override)
-    try:
-        yield containers
-    except BaseException:
-        say(containers.compose("logs", "--no-color", "--tail", "20", check=False))
-        raise
-    finally:
-        containers.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
+    with contextlib.ExitStack() as stack:
+        if options.tag is None:
+            stack.enter_context(removed_afterwards([f"triptych-{name}:{tag}" for name in CONTENT], BASE))
+        try:
+            yield containers
+        except Exception:
+            say(containers.compose("logs", "--no-color", "--tail", "20", check=False))
+            raise
+        finally:
+            # What is removed from here on is removed whole, however often it is told to end.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            containers.compose("down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
 
 
 def _free_port() -> int:

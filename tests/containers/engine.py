@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -33,24 +35,38 @@ def run(
     Raises:
         EngineError: It failed, and `check` is set, or it took too long.
     """
-    try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=seconds,
-            env=environment,
-            cwd=ROOT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"`{' '.join(command)}` took longer than {seconds:g} s") from error
-    if check and done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-30:])
-        raise EngineError(f"`{' '.join(command)}` ended with {done.returncode}:\n{tail}")
-    return done.stdout
+    # In a session of its own: Ctrl-C reaches the checks alone, and what compose has started ends with it.
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            _end(process)
+            raise EngineError(f"`{' '.join(command)}` took longer than {seconds:g} s") from error
+        except BaseException:
+            _end(process)
+            raise
+    if check and process.returncode != 0:
+        tail = "\n".join(printed.splitlines()[-30:])
+        raise EngineError(f"`{' '.join(command)}` ended with {process.returncode}:\n{tail}")
+    return printed
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a command and all that it has started; the engine gives up a build whose client is gone."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
 
 
 def works(*command: str) -> bool:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import io
+import struct
 import threading
 import time
+import zlib
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from PIL import Image, PngImagePlugin
-
 import triptych
+
+_HEADER = 33  # bytes of a PNG file's signature and of its first chunk
+
+
+def with_comment(png: bytes, comment: str) -> bytes:
+    """The same picture in another PNG file: one that holds a comment, in a chunk of its own after the header."""
+    body = b"tEXt" + b"Comment\0" + comment.encode("latin-1")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return png[:_HEADER] + chunk + png[_HEADER:]
 
 
 @dataclass(frozen=True)
@@ -38,15 +46,14 @@ class Load:
 
     Args:
         address: `host:port` of the gateway.
-        picture: Bytes of an image file.
+        picture: A PNG file.
         people: How many ask at once.
     """
 
     def __init__(self, address: str, picture: bytes, *, people: int = 4) -> None:
         self.outcomes: list[Outcome] = []
         self._address = address
-        self._picture = Image.open(io.BytesIO(picture))
-        self._picture.load()
+        self._picture = picture
         self._leaving = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(people)]
 
@@ -77,20 +84,14 @@ class Load:
         """What went wrong."""
         return [outcome for outcome in self.outcomes if outcome.error is not None]
 
-    def _file(self, comment: str) -> triptych.Image:
-        """The picture as a PNG file that holds a comment."""
-        info, out = PngImagePlugin.PngInfo(), io.BytesIO()
-        info.add_text("Comment", comment)
-        self._picture.save(out, "PNG", pnginfo=info)
-        return triptych.Image(out.getvalue())
-
     def _ask(self, number: int) -> None:
         with triptych.Client(self._address) as client:
             turn = 0
             while not self._leaving.is_set():
                 turn += 1
                 words = f"What is in the picture, person {number}, turn {turn}?"
-                question = triptych.user(self._file(f"{time.monotonic_ns()} {words}"), words)
+                file = with_comment(self._picture, f"{time.monotonic_ns()} {words}")
+                question = triptych.user(triptych.Image(file), words)
                 began, tokens, failure = time.monotonic(), 0, None
                 try:
                     for event in client.chat([question], max_tokens=40, timeout=120):

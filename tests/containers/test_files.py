@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.containers.engine import ROOT, settings
+from tests.containers.load import with_comment
+from tests.pictures import noise, png
 
 DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
 SERVERS = [path for path in DOCKERFILES if path.name != "export.Dockerfile"]
@@ -55,3 +63,59 @@ def test_the_health_check_asks_the_port_that_the_service_listens_on(path: Path) 
     (probed,) = re.findall(r'"serving\.probe", "127\.0\.0\.1:(\d+)"', text)
     assert f"{path.stem.upper()}_PORT={probed} " in text
     assert re.search(rf"^EXPOSE {probed}\b", text, re.MULTILINE)
+
+
+BASE_PACKAGE_ALONE = textwrap.dedent(
+    """
+    import importlib.abc, importlib.metadata, re, sys, tomllib
+
+    def name_of(requirement):
+        return re.sub("[-_.]+", "-", re.match("[A-Za-z0-9._-]+", requirement)[0]).lower()
+
+    with open("pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    allowed, more = set(), {name_of(requirement) for requirement in project["dependencies"]}
+    while more:
+        allowed |= more
+        needed = (r for name in more for r in importlib.metadata.requires(name) or () if "extra ==" not in r)
+        present = {name_of(d.name) for d in importlib.metadata.distributions()}
+        more = {name_of(r) for r in needed} & present - allowed
+
+    class OnlyAllowed(importlib.abc.MetaPathFinder):
+        owners = importlib.metadata.packages_distributions()
+
+        def find_spec(self, fullname, path=None, target=None):
+            owners = {name_of(owner) for owner in self.owners.get(fullname.partition(".")[0], ())}
+            if path is None and owners and not owners & (allowed | {project["name"]}):
+                raise ModuleNotFoundError(f"{fullname} is of {owners}, which tests/containers/run does not install")
+
+    sys.meta_path.insert(0, OnlyAllowed())
+    import tests.containers.checks
+    import triptych.cli
+    """
+)
+
+
+def test_the_checks_need_the_dependencies_of_the_base_package_alone() -> None:
+    """What `tests/containers/run` imports on the host is what it installs there."""
+    assert '["project"]["dependencies"]' in (ROOT / "tests" / "containers" / "run").read_text()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")])}
+    command = [sys.executable, "-c", BASE_PACKAGE_ALONE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_comment_makes_another_file_of_the_same_picture() -> None:
+    """The files that the load asks about are PNG files that differ in their comment and show the same."""
+    picture = noise(16, 8)
+    with Image.open(io.BytesIO(with_comment(png(picture), "turn 2"))) as other:
+        assert other.convert("RGB").tobytes() == picture.tobytes()
+        assert other.info["Comment"] == "turn 2"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_every_stage_says_whose_it_is(path: Path) -> None:
+    """Each stage has a title that begins alike, by which `tests/containers/run` knows what it may remove."""
+    stages = re.split(r"^FROM ", path.read_text(), flags=re.MULTILINE)[1:]
+    assert len(stages) == 2
+    assert all('LABEL org.opencontainers.image.title="Triptych ' in stage for stage in stages)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving.bundle import Bundle
+from tests.processes import PATIENCE, line, started
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}"}
@@ -64,17 +65,15 @@ def test_the_engine_does_not_outlive_its_server(bundle: Bundle) -> None:
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)):
         command = [sys.executable, "-m", "decoder_service", "--bundle", str(bundle.root), "--port", "0"]
         command += ["--engine", "genai"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
-            assert server.stderr is not None
-            for line in server.stderr:
-                if "serving" in line:
-                    break
+        with started(command, stdout=None, stderr=subprocess.PIPE, env=ENVIRONMENT) as server:
+            while "serving" not in (said := line(server.stderr, "the line that says that it is serving")):
+                assert said, "it ended before it was serving"
             children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
             for pid in (server.pid, *(children if number is signal.SIGTERM else ())):
                 os.kill(int(pid), number)
-            assert server.wait(30) == code
+            assert server.wait(PATIENCE) == code
         assert children
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while any(alive(int(pid)) for pid in children) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not any(alive(int(pid)) for pid in children)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,16 @@ from demo.train import Run, new_run, recipe_tokenizer, train
 
 TOKENIZER = recipe_tokenizer()
 COURSE = Course(batch_size=4, batch_asked=4, turns=2, look_until=1, scenes_until=2, still_until=2)
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    """Ranks that a failing test leaves behind are killed: the interpreter's exit would wait for them."""
+    before = set(multiprocessing.active_children())
+    yield
+    for other in set(multiprocessing.active_children()) - before:
+        other.kill()
+        other.join()
 
 
 def _parameters(rank: int) -> list[nn.Parameter]:

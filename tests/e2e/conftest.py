@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import line, started
 from triptych.bundles import demo_bundle, demo_checkpoint
 
 TRIPTYCH = str(Path(sys.executable).with_name("triptych"))
@@ -23,7 +24,7 @@ READY = re.compile(r"ready grpc=(\S+) http=(\S+) model=(\S+)\n")
 class Up:
     """A running system."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     grpc: str
     http: str
     model: str
@@ -42,12 +43,11 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def up(*flags: str) -> Iterator[Up]:
     """Start the system on free ports and stop it as a supervisor would."""
     command = [TRIPTYCH, "up", "--grpc-port", "0", "--http-port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with started(command) as process:
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = READY.fullmatch(line)
-            assert found is not None, f"no ready line but {line!r}"
+            said = line(process.stdout, "the line that says that it is ready")
+            found = READY.fullmatch(said)
+            assert found is not None, f"no ready line but {said!r}"
             yield Up(process, *found.groups())
         finally:
             process.send_signal(signal.SIGTERM)

@@ -433,7 +433,7 @@ async def serve(fake: FakeVision | FakeDecoder, port: int = 0) -> AsyncIterator[
 async def _process(arguments: argparse.Namespace) -> None:
     """A fake as a process: it tells its address, and `deaf` each time that it stops at the stage asked for.
 
-    There it stays until a line comes on stdin, and then fails with RESOURCE_EXHAUSTED.
+    There it stays until a line comes on stdin, and then fails with RESOURCE_EXHAUSTED. It ends when stdin does.
     """
     line = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
 
@@ -450,7 +450,8 @@ async def _process(arguments: argparse.Namespace) -> None:
     fake.hook = stop_at
     async with serve(fake) as (address, server):
         print(address, flush=True)  # noqa: T201
-        await server.wait_for_termination()
+        if await line:  # else the test is gone
+            await server.wait_for_termination()
 
 
 if __name__ == "__main__":

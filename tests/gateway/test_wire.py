@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -113,10 +112,11 @@ async def test_a_client_without_time_left_frees_both_tiers(door: Any, vision: Fa
             await asyncio.Event().wait()
 
     vision.hook = hook
-    error = await failure(door.Chat(ask(image(b"file one")), timeout=0.5))
-    assert error.code.value == "DEADLINE_EXCEEDED"
-    await vision.calls[0].ended.wait()
-    await decoder.calls[0].ended.wait()
+    while not (vision.calls and decoder.calls):  # the time may be over before the call has come to both
+        error = await failure(door.Chat(ask(image(b"file one")), timeout=0.5))
+        assert error.code.value == "DEADLINE_EXCEEDED"
+    for call in (*vision.calls, *decoder.calls):
+        await call.ended.wait()
 
 
 async def test_the_gateways_own_deadline(vision: FakeVision, decoder: FakeDecoder) -> None:
@@ -132,9 +132,10 @@ async def test_the_gateways_own_deadline(vision: FakeVision, decoder: FakeDecode
         serve(decoder) as (other, _),
         gateway(one, other, default_deadline_seconds=0.5) as channel,
     ):
-        error = await failure(gateway_pb2_grpc.GatewayStub(channel).Chat(ask(text("Hello"))))
-    assert (error.code.value, error.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
-    assert "within its 0.5 seconds" in error.message
+        while not decoder.calls:  # the time may be over before the call has come to the decoder
+            error = await failure(gateway_pb2_grpc.GatewayStub(channel).Chat(ask(text("Hello"))))
+            assert (error.code.value, error.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
+            assert "within its 0.5 seconds" in error.message
     await decoder.calls[0].ended.wait()
 
 
@@ -192,31 +193,68 @@ async def _all(call: Any) -> list[Any]:
     return [event async for event in call]
 
 
-@contextlib.contextmanager
-def process(what: str, stop_at: str) -> Any:
-    """A fake tier as a process of its own: its address, its lines, and how to kill it."""
-    command = [sys.executable, "-m", "tests.gateway.fakes", what, "--stop-at", stop_at]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+@contextlib.asynccontextmanager
+async def process(what: str, stop_at: str) -> AsyncIterator[tuple[str, Any]]:
+    """A fake tier as a process of its own: its address, and the process, which is killed at the end of the block."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.gateway.fakes", what, "--stop-at", stop_at),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
         assert child.stdout is not None
-        try:
-            yield child.stdout.readline().strip(), child
-        finally:
+        address = (await child.stdout.readline()).decode().strip()
+        assert address, "the process has ended before it listened"
+        yield address, child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
             child.kill()
+        await child.wait()
+
+
+async def deaf(child: Any) -> None:
+    """Wait until the process says that a call has come to the stage at which it stops."""
+    assert await child.stdout.readline() == b"deaf\n", "the process has ended before a call came so far"
+
+
+async def until_deaf(child: Any, stub: gateway_pb2_grpc.GatewayStub) -> list[asyncio.Task[list[Any]]]:
+    """Ask until a call has come to the process and stays there; all that was asked, answered or not.
+
+    The gateway is ready as soon as it is connected to one replica of a tier. Until it is connected to the process, too,
+    all questions go to the other replica.
+    """
+    heard = asyncio.create_task(deaf(child))
+    asked: list[asyncio.Task[list[Any]]] = []
+    try:
+        while not heard.done():
+            several = [asyncio.create_task(_all(stub.Chat(ask(image(b"file one")), timeout=60))) for _ in range(4)]
+            asked += several
+            answered = asyncio.gather(*several)
+            await asyncio.wait([heard, answered], return_when=asyncio.FIRST_COMPLETED)
+            if answered.done():
+                answered.result()  # raises what failed
+        await heard
+    finally:
+        heard.cancel()
+    return asked
 
 
 async def test_an_error_in_the_middle_of_a_write_is_not_lost() -> None:
     """A decoder that fails while writes to it are blocked is heard (grpc's own `write` says INTERNAL instead)."""
     vision = FakeVision(chunks=32, chunk_bytes=1 << 20)
-    with process("decoder", "read 2") as (address, child):
-        async with serve(vision) as (one, _), gateway(one, address) as channel:
-            stub = gateway_pb2_grpc.GatewayStub(channel)
-            asking = [asyncio.create_task(failure(stub.Chat(ask(image(b"file one")), timeout=60))) for _ in range(8)]
-            for _ in asking:
-                assert await asyncio.to_thread(child.stdout.readline) == "deaf\n"
-            await _stalled(vision)
-            child.stdin.write("fail\n")
-            child.stdin.flush()
-            errors = await asyncio.gather(*asking)
+    async with (
+        process("decoder", "read 2") as (address, child),
+        serve(vision) as (one, _),
+        gateway(one, address) as channel,
+    ):
+        stub = gateway_pb2_grpc.GatewayStub(channel)
+        asking = [asyncio.create_task(failure(stub.Chat(ask(image(b"file one")), timeout=60))) for _ in range(8)]
+        for _ in asking:
+            await deaf(child)
+        await _stalled(vision)
+        child.stdin.write(b"fail\n")
+        await child.stdin.drain()
+        errors = await asyncio.gather(*asking)
     assert {(error.code, error.reason) for error in errors} == {(Code.RESOURCE_EXHAUSTED, "FULL")}
 
 
@@ -224,19 +262,16 @@ async def test_an_error_in_the_middle_of_a_write_is_not_lost() -> None:
 async def test_a_killed_vision_replica_goes_unnoticed(stop_at: str, decoder: FakeDecoder) -> None:
     """Of two replicas one is killed in the middle of a feature map: the other one encodes the medium."""
     vision = FakeVision()
-    with process("vision", stop_at) as (doomed, child):
-        async with (
-            serve(vision) as (healthy, _),
-            serve(decoder) as (other, _),
-            gateway(f"ipv4:{doomed},{healthy}", other) as channel,
-        ):
-            stub = gateway_pb2_grpc.GatewayStub(channel)
-            # Balancing goes in turns: one of the first requests meets the doomed replica, which then says so.
-            asking = [asyncio.create_task(_all(stub.Chat(ask(image(b"file one")), timeout=60))) for _ in range(4)]
-            assert await asyncio.to_thread(child.stdout.readline) == "deaf\n"
-            child.kill()
-            for events in await asyncio.gather(*asking):
-                assert kinds(events) == EVENTS
+    async with (
+        process("vision", stop_at) as (doomed, child),
+        serve(vision) as (healthy, _),
+        serve(decoder) as (other, _),
+        gateway(f"ipv4:{doomed},{healthy}", other) as channel,
+    ):
+        asking = await until_deaf(child, gateway_pb2_grpc.GatewayStub(channel))
+        child.kill()
+        for events in await asyncio.gather(*asking):
+            assert kinds(events) == EVENTS
     assert all(bytes(call.features[0]) == vision.features(b"file one") for call in decoder.calls)
 
 
@@ -244,18 +279,16 @@ async def test_a_killed_vision_replica_goes_unnoticed(stop_at: str, decoder: Fak
 async def test_a_killed_decoder_replica_goes_unnoticed_before_the_first_token(stop_at: str) -> None:
     """Of two replicas one is killed at any stage before a token, also while features are written to it."""
     vision, decoder = FakeVision(chunks=16, chunk_bytes=1 << 20), FakeDecoder()
-    with process("decoder", stop_at) as (doomed, child):
-        async with (
-            serve(vision) as (one, _),
-            serve(decoder) as (healthy, _),
-            gateway(one, f"ipv4:{doomed},{healthy}") as channel,
-        ):
-            stub = gateway_pb2_grpc.GatewayStub(channel)
-            asking = [asyncio.create_task(_all(stub.Chat(ask(image(b"file one")), timeout=60))) for _ in range(4)]
-            assert await asyncio.to_thread(child.stdout.readline) == "deaf\n"
-            child.kill()
-            for events in await asyncio.gather(*asking):
-                assert kinds(events) == EVENTS
+    async with (
+        process("decoder", stop_at) as (doomed, child),
+        serve(vision) as (one, _),
+        serve(decoder) as (healthy, _),
+        gateway(one, f"ipv4:{doomed},{healthy}") as channel,
+    ):
+        asking = await until_deaf(child, gateway_pb2_grpc.GatewayStub(channel))
+        child.kill()
+        for events in await asyncio.gather(*asking):
+            assert kinds(events) == EVENTS
     assert all(bytes(call.features[0]) == vision.features(b"file one") for call in decoder.calls if call.complete)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pytest
 import exporter
 from tests.checkpoints import make_checkpoint
 from tests.pictures import noise, png
+from tests.processes import line, started
 from tests.system import triptych_system
 from triptych import AsyncClient, Client, Delta, Finished, Image, user
 
@@ -41,10 +41,9 @@ def test_a_killed_client_frees_the_decoder(address: str) -> None:
                 print(type(event).__name__, flush=True)
         """
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "Started\n"
-        assert process.stdout.readline() == "Delta\n"
+    with started([sys.executable, "-c", program]) as process:
+        assert line(process.stdout, "the answer's start") == "Started\n"
+        assert line(process.stdout, "the answer's first token") == "Delta\n"
         process.kill()
     with Client(address) as client:
         answer = client.answer([user(Image(png(noise(64, 64))), "next")], max_tokens=3, timeout=20)

@@ -221,5 +221,5 @@ def test_reading_needs_no_heavy_library() -> None:
     code = (
         "import sys, serving.bundle; print([m for m in ('torch', 'onnxruntime', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

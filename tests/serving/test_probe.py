@@ -23,7 +23,11 @@ async def _probe(*arguments: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "serving.probe", *arguments, stdout=asyncio.subprocess.PIPE, env=environment
     )
-    printed, _ = await process.communicate()
+    try:
+        printed, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
     return process.returncode, printed.decode().strip()
 
 
@@ -32,8 +36,11 @@ async def test_the_probe_follows_the_health_of_a_server() -> None:
     service, stop = Echo(), asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(service, ServerSettings(), on_listening=port.set_result, stop=stop))
+    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task  # raises why it did not start
     try:
-        address = f"127.0.0.1:{await port}"
+        address = f"127.0.0.1:{port.result()}"
         assert await _probe(address) == (0, "SERVING")
         assert service.set_serving is not None
         service.set_serving(False)

@@ -23,6 +23,7 @@ from serving.errors import Code, invalid
 from serving.server import Service, StartError, serve
 from serving.settings import ServerSettings
 from serving.status import from_rpc_error
+from tests.processes import PATIENCE, line, rest, started
 from vlm.v1 import media_pb2, vision_pb2, vision_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -83,13 +84,16 @@ async def running(
     """A server on a free port, a channel to it, and what stops it."""
     stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(service, ServerSettings(**settings), on_listening=port.set_result, stop=stop))
-    async with open_channel(f"127.0.0.1:{await port}") as channel:
-        try:
+    await asyncio.wait([task, port], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task  # raises why it did not start
+    try:
+        async with open_channel(f"127.0.0.1:{port.result()}") as channel:
             yield channel, stop, task
-        finally:
-            service.release.set()
-            stop.set()
-            await task
+    finally:
+        service.release.set()
+        stop.set()
+        await task
 
 
 async def test_a_service_error_reaches_the_client_with_its_details() -> None:
@@ -232,22 +236,19 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def _spawn(*flags: str) -> subprocess.Popen[str]:
+def _python(program: str, *arguments: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")])}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *flags], stdout=subprocess.PIPE, text=True, env=environment, cwd=root
-    )
+    return started([sys.executable, "-c", program, *arguments], env=environment, cwd=root)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_process_cleanly(number: signal.Signals) -> None:
     """SIGTERM and SIGINT end it with exit code 0."""
-    with _spawn() as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
+    with _python(PROGRAM) as process:
+        assert line(process.stdout, "the server to listen") == "up\n"
         process.send_signal(number)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's death")
@@ -261,14 +262,9 @@ def test_a_server_does_not_outlive_its_launcher() -> None:
         child.wait()
         """
     )
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")])}
-    with subprocess.Popen(
-        [sys.executable, "-c", program, PROGRAM], stdout=subprocess.PIPE, text=True, env=environment, cwd=root
-    ) as launcher:
-        assert launcher.stdout is not None
-        launcher.stdout.readline()
-        assert launcher.stdout.readline() == "up\n"
+    with _python(program, PROGRAM) as launcher:
+        line(launcher.stdout, "the server's process id")
+        assert line(launcher.stdout, "the server to listen") == "up\n"
         launcher.kill()
         launcher.wait()
-        assert launcher.stdout.read() == ""  # returns when the server, which holds the same pipe, has ended
+        assert rest(launcher.stdout, "the end of the server, which holds the same pipe") == ""

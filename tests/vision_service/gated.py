@@ -28,7 +28,7 @@ class GatedEncoder(Encoder):
     ) -> list[torch.Tensor]:
         self.batches.append([medium.grid.patches for medium in media])
         self.entered.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(30), "nobody has opened the gate within 30 s"
         return super().encode(media, cancelled, advance)
 
 
@@ -48,4 +48,6 @@ async def running(
         await scheduler.start()
         yield scheduler
     finally:
+        if isinstance(encoder, GatedEncoder):
+            encoder.gate.set()
         await scheduler.stop()

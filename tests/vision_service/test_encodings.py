@@ -43,7 +43,7 @@ class House:
 
     async def held(self) -> None:
         """Until the encoder has begun."""
-        assert await asyncio.to_thread(self.encoder.entered.wait, 30)
+        assert await asyncio.to_thread(self.encoder.entered.wait, 30), "the encoder has not begun within 30 s"
 
 
 Open = Callable[..., AbstractAsyncContextManager[House]]

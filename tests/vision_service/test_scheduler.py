@@ -48,7 +48,7 @@ async def close_gate(encoder: GatedEncoder, scheduler: Scheduler, first: Medium,
     encoder.entered.clear()
     encoder.gate.clear()
     stack.enter_context(scheduler.enqueue(first))
-    assert await asyncio.to_thread(encoder.entered.wait, 30)
+    assert await asyncio.to_thread(encoder.entered.wait, 30), "the encoder has not begun within 30 s"
 
 
 async def test_waiting_media_are_packed(
@@ -276,19 +276,23 @@ async def test_refused_media_raise_where_they_are_prepared(gated: GatedEncoder, 
 
 async def test_cancelled_while_preparing(gated: GatedEncoder) -> None:
     """Preprocessing is told that nobody waits any more."""
-    entered, told = threading.Event(), threading.Event()
+    entered, told, over = threading.Event(), threading.Event(), threading.Event()
 
     def prepare(kind: Kind, data: bytes, options: Options, cancelled: Cancelled) -> Medium:
         entered.set()
-        while not cancelled():
+        while not cancelled() and not over.is_set():
             pass
-        told.set()
+        if cancelled():
+            told.set()
         raise invalid("data", "too late")
 
     async with running(gated, prepare) as scheduler:
-        task = asyncio.create_task(scheduler.prepare("video", b"", Options()))
-        assert await asyncio.to_thread(entered.wait, 30)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert await asyncio.to_thread(told.wait, 30)
+        try:
+            task = asyncio.create_task(scheduler.prepare("video", b"", Options()))
+            assert await asyncio.to_thread(entered.wait, 30), "preprocessing has not begun within 30 s"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(told.wait, 30), "preprocessing was not told within 30 s"
+        finally:
+            over.set()

@@ -66,7 +66,7 @@ class GatedService(VisionService):
 
     async def held(self) -> None:
         """Until the encoder has begun a forward."""
-        assert await asyncio.to_thread(self.encoder.entered.wait, 30)
+        assert await asyncio.to_thread(self.encoder.entered.wait, 30), "the encoder has not begun within 30 s"
 
 
 @asynccontextmanager

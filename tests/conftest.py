@@ -1,0 +1,9 @@
+"""How all tests are run."""
+
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["tests.running.coroutines", "tests.running.remains", "tests.running.watchdog"]
+
+# How long an example takes says nothing on a machine that is busy with something else.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
