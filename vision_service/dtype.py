@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 
 
 def choose_dtype(name: str, device: torch.device, folder: Path) -> Choice:
-    """The type that a setting names; for `auto` bfloat16 where the device multiplies it and the weights are stored in it.
+    """The type that a setting names; `auto`: bfloat16 if the device multiplies it and the weights are stored in it.
 
     Args:
         name: auto, float32, bfloat16 or float16.
@@ -60,7 +60,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or any(os.environ.get(name) for name in _ONEDNN_LIMITS):
         return False
     # They are not public: PyTorch is pinned, and a build for another processor may lack them.

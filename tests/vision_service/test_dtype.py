@@ -77,7 +77,7 @@ def test_the_device_and_the_bundle_decide(
     stored: set[str],
     expected: torch.dtype,
 ) -> None:
-    """`auto` is bfloat16 where the device multiplies it and every weight is stored in it, and says why; else float32."""
+    """`auto` is bfloat16 where the device multiplies it and all weights are stored in it, else float32; it says why."""
     monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda asked: multiplies and asked == device)
     monkeypatch.setattr(dtype, "stored_types", lambda folder: stored)
     chosen, reason = choose_dtype("auto", device, Path("vision"))
@@ -120,7 +120,7 @@ def test_the_probes_are_there() -> None:
 
 
 def test_the_type_of_the_weights(half_bundle: Bundle, tmp_path: Path) -> None:
-    """It is the checkpoint's own, told from the header; one tensor of another type is seen, an integer is not counted."""
+    """It is the checkpoint's own; one tensor of another type is seen, and an integer is not counted."""
     assert stored_types(half_bundle.vision_dir) == {"BF16"}
     tensors = load_file(half_bundle.vision_dir / "model.safetensors")
     save_file({**tensors, "count": torch.zeros(1, dtype=torch.int64)}, tmp_path / "model.safetensors")
