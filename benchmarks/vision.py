@@ -114,7 +114,10 @@ def compare(
         threads: As in `run`.
     """
     encoder = Encoder(Tower(copy.deepcopy(model)))
-    half = Encoder(Tower(copy.deepcopy(model).to(torch.bfloat16)))
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():  # but not the frequencies of its rotations, which stay in float32
+        parameter.data = parameter.data.to(torch.bfloat16)
+    half = Encoder(Tower(rounded))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or usable_cores())
     try:
