@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +21,8 @@ from vision_service.dtype import choose_dtype, multiplies_bfloat16, stored_types
 from vision_service.encoder import Encoder
 from vision_service.media import Medium, Options
 from vision_service.preprocess import Preprocessor
+from vision_service.service import VisionService
+from vision_service.settings import VisionSettings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -137,6 +140,19 @@ def test_damaged_weights_have_no_type(half_bundle: Bundle, tmp_path: Path) -> No
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:100])
     with pytest.raises(BundleError, match="export the bundle again"):
         stored_types(tmp_path)
+
+
+async def test_the_service_takes_it_and_logs_why(half_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told nothing, a service computes in what the processor and its bundle decide, and its log says so."""
+    for multiplies, name in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda device, answer=multiplies: answer)
+        service = VisionService(VisionSettings(bundle=half_bundle.root, device="cpu"))
+        with structlog.testing.capture_logs() as lines:
+            await service.start(lambda serving: None)
+        await service.stop()
+        chosen, loaded = (one for one in lines if "dtype" in one)
+        assert (chosen["event"], chosen["dtype"], loaded["dtype"]) == ("type chosen", name, name)
+        assert "device" in chosen["reason"]
 
 
 def test_bfloat16_is_close_to_float32(exact: Encoder, fast: Encoder, media: list[Medium]) -> None:
