@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from benchmarks.errors import BenchError
 from demo.tokenizer import CONTROL_TOKENS, build_tokenizer, save_tokenizer
+
+SHARD_SIZE = "2GB"
+"""Of a file of weights at most, but for a tensor that is larger: so much is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,14 @@ class Shape:
         vision: Of the encoder.
         vocab_size: Rows of the embedding.
         context: Most tokens of a prompt and its answer.
+        tied: Whether the output head is the embedding.
     """
 
     text: dict[str, int]
     vision: dict[str, Any]
     vocab_size: int = 151936
     context: int = 262144
+    tied: bool = True
 
 
 VISION: dict[str, Any] = {
@@ -47,7 +54,7 @@ VISION: dict[str, Any] = {
     "deepstack_visual_indexes": [5, 11, 17],
     "num_position_embeddings": 2304,
 }
-"""The encoder of the published models, but for `out_hidden_size`."""
+"""The encoder of the published 2B and 4B, but for `out_hidden_size`."""
 
 
 def _text(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, int]:
@@ -64,6 +71,18 @@ def _text(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, 
 SHAPES = {
     "2b": Shape(_text(2048, 28, 16, 6144), VISION),
     "4b": Shape(_text(2560, 36, 32, 9728), VISION),
+    "8b": Shape(
+        _text(4096, 36, 32, 12288),
+        {
+            "depth": 27,
+            "hidden_size": 1152,
+            "num_heads": 16,
+            "intermediate_size": 4304,
+            "deepstack_visual_indexes": [8, 16, 24],
+            "num_position_embeddings": 2304,
+        },
+        tied=False,
+    ),
     # To try a benchmark in seconds: its figures say nothing of any model.
     "tiny": Shape(
         {**_text(64, 4, 2, 128), "num_key_value_heads": 1},
@@ -125,7 +144,7 @@ def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int)
             "vocab_size": shape.vocab_size,
             "max_position_embeddings": shape.context,
             "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": shape.tied,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 5e6,
@@ -142,21 +161,35 @@ def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int)
             "temporal_patch_size": 2,
             "out_hidden_size": shape.text["hidden_size"],
         },
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.tied,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)  # or the 4B would take 18 GB on its way
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: Any = Qwen3VLForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.save_pretrained(directory, max_shard_size="4GB")
+    config.architectures, config.dtype = [Qwen3VLForConditionalGeneration.__name__], torch.bfloat16
+    directory.mkdir()
+    config.save_pretrained(directory)
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(config).to(torch.bfloat16)  # type: ignore[arg-type]  # it is a module
+    blank = {name: one for name, one in model.state_dict().items() if name != "lm_head.weight" or not shape.tied}
+    # Drawn and written file by file: memory holds one of them.
+    files = split_torch_state_dict_into_shards(blank, max_shard_size=SHARD_SIZE)
+    draw = torch.Generator().manual_seed(seed)
+    for file, names in files.filename_to_tensors.items():
+        weights = {name: _draw(name, blank[name].shape, draw) for name in names}
+        save_file(weights, directory / file, metadata={"format": "pt"})
+    if files.is_sharded:
+        index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
+        _write(directory / "model.safetensors.index.json", index)
+
+
+def _draw(name: str, shape: torch.Size, draw: torch.Generator) -> torch.Tensor:
+    """A tensor as a model is initialized: norms are one, biases zero, the rest is normal."""
+    values = torch.empty(shape, dtype=torch.bfloat16)
+    if name.endswith(".bias"):
+        return values.zero_()
+    return values.fill_(1) if len(shape) == 1 else values.normal_(0, 0.02, generator=draw)
 
 
 def _processor(medium: str, shortest: int, longest: int) -> dict[str, Any]:

@@ -61,16 +61,19 @@ class Divergence:
     positions: int
 
 
-def ask(bundle: Bundle, pictures: Sequence[bytes], questions: Sequence[str]) -> list[Asked]:
-    """Lay out every question about every picture, with the bundle's own encoder in float32.
+def ask(
+    bundle: Bundle, pictures: Sequence[bytes], questions: Sequence[str], *, dtype: torch.dtype = torch.float32
+) -> list[Asked]:
+    """Lay out every question about every picture, with the bundle's own encoder.
 
     Args:
         bundle: any precision: the encoder is the same.
         pictures: image files.
         questions: what is asked about each of them.
+        dtype: what the encoder computes in.
     """
     preprocessor = Preprocessor(bundle, _LIMITS)
-    encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32)
+    encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=dtype)
     prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
     asked = []
     for picture in pictures:
@@ -164,11 +167,16 @@ class Reference:
         self._asked = asked
         self._answers = [graph.greedy(prompt, steps) for prompt in asked]
 
-    def compare(self, graph: Graph) -> Divergence:
-        """Lead `graph` along the same answers."""
+    def compare(self, graph: Graph, asked: Sequence[Asked] | None = None) -> Divergence:
+        """Lead `graph` along the same answers.
+
+        Args:
+            graph: any precision.
+            asked: the same prompts with other features; None takes the reference's own.
+        """
         divergences: list[NDArray[np.float64]] = []
         agreements: list[NDArray[np.bool_]] = []
-        for prompt, (tokens, exact) in zip(self._asked, self._answers, strict=True):
+        for prompt, (tokens, exact) in zip(asked or self._asked, self._answers, strict=True):
             other = graph.led(prompt, tokens)
             divergences.append(kl_divergence(exact, other))
             agreements.append(exact.argmax(-1) == other.argmax(-1))

@@ -1,7 +1,8 @@
 """What rounding costs: `python -m benchmarks.quality CHECKPOINT`.
 
 The checkpoint is exported at fp32 and at INT4 with both phases, and the graphs are compared on questions about
-pictures. With `--outliers`, the same is done for a checkpoint of the same function whose channels have outliers.
+pictures. With `--outliers`, the same is done for a checkpoint of the same function whose channels have outliers. With
+`--encoder`, what is compared are features: those of an encoder that computes in another type, by kind of picture.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import exporter
 from benchmarks.divergence import Divergence, Graph, Reference, ask
+from benchmarks.encoder_types import TYPES, EncoderRow, measure_encoder
+from benchmarks.kinds import draw_kinds
 from benchmarks.outliers import add_outliers
 from serving.bundle import Bundle
 
@@ -29,6 +32,7 @@ QUESTIONS = (
     "Where is the square?",
     "Is there any text in it?",
 )
+_OF_A_KIND = 6  # pictures of each kind, where none are given
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description="What rounding costs.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("--image", type=Path, action="append", metavar="PATH", help="default: the demo's examples")
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="default: the demo's examples; with --encoder, pictures of four kinds",
+    )
+    parser.add_argument(
+        "--encoder", choices=TYPES, action="append", help="show what an encoder in this type costs, instead"
+    )
     parser.add_argument(
         "--steps", type=int, default=12, metavar="N", help="tokens of each answer (default %(default)s)"
     )
@@ -99,38 +112,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
+    if options.encoder and options.outliers is not None:
+        parser.error("--outliers changes the decoder alone: leave it out with --encoder")
+    given = {"steps": options.steps, "threads": options.threads, "operators": not options.no_operators}
     pictures = [path.read_bytes() for path in options.image or sorted(PICTURES.glob("*.png"))]
     with tempfile.TemporaryDirectory(dir=options.work) as work:
-        rows = measure(
-            options.checkpoint,
-            Path(work),
-            pictures=pictures,
-            steps=options.steps,
-            outliers=options.outliers,
-            threads=options.threads,
-            operators=not options.no_operators,
-        )
+        rows: Iterator[Row] | Iterator[EncoderRow]
+        if options.encoder:
+            kinds = {"given": pictures} if options.image else draw_kinds(_OF_A_KIND)
+            rows = measure_encoder(
+                options.checkpoint, Path(work), kinds=kinds, questions=QUESTIONS, types=options.encoder, **given
+            )
+        else:
+            rows = measure(options.checkpoint, Path(work), pictures=pictures, outliers=options.outliers, **given)
         if options.json:
             print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         else:
-            print("| checkpoint | smoothed | graph | mean KL | largest KL | same token | positions |")
-            print("| --- | --- | --- | --- | --- | --- | --- |")
+            what = (
+                ["pictures", "graph", "encoder", "cosine"] if options.encoder else ["checkpoint", "smoothed", "graph"]
+            )
+            head = [*what, "mean KL", "largest KL", "same token", "positions"]
+            print(_line(head), _line(["---"] * len(head)), sep="\n")
             for row in rows:
-                print(_line(row), flush=True)
+                print(_line(_cells(row)), flush=True)
     return 0
 
 
-def _line(row: Row) -> str:
+def _cells(row: Row | EncoderRow) -> list[str]:
     found = row.divergence
-    cells = (
-        row.checkpoint,
-        "yes" if row.smoothed else "no",
-        row.graph,
-        f"{found.mean:.2e}",
-        f"{found.largest:.2e}",
-        f"{found.agreement:.1%}",
-        str(found.positions),
-    )
+    if isinstance(row, EncoderRow):
+        first = [row.pictures, row.graph, row.encoder, f"{row.cosine:.5f}"]
+    else:
+        first = [row.checkpoint, "yes" if row.smoothed else "no", row.graph]
+    return [*first, f"{found.mean:.2e}", f"{found.largest:.2e}", f"{found.agreement:.1%}", str(found.positions)]
+
+
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

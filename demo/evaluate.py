@@ -138,7 +138,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             bundle = bundle_of(options.checkpoint, VARIANTS[name], Path(scratch))
             results[name] = while_serving(
-                bundle, lambda answer: evaluate(answer, options.skills, options.count, options.seed)
+                bundle, VARIANTS[name], lambda answer: evaluate(answer, options.skills, options.count, options.seed)
             )
         for result in results[name]:
             for case, answer_given in result.wrong[: options.show]:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from PIL import Image as PillowImage
 
@@ -25,22 +25,25 @@ _LONGEST_ANSWER = 64
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to export a checkpoint.
+    """A way to export and serve a checkpoint.
 
     Attributes:
         precision: Of the decoder's first graph.
         phases: The graphs of an INT4 bundle; None: those that an export makes unless told otherwise.
         deepstack: Whether the DeepStack features say anything.
+        encoder: Type that the encoder computes in.
     """
 
     precision: exporter.Precision
     phases: tuple[exporter.Phase, ...] | None = None
     deepstack: bool = True
+    encoder: Literal["float32", "bfloat16"] = "float32"
 
 
 VARIANTS = {
     "fp32": Variant("fp32"),
     "INT4": Variant("int4"),
+    "INT4, encoder bf16": Variant("int4", encoder="bfloat16"),
     "INT4 alone": Variant("int4", phases=("int4",)),
     "INT4 without DeepStack": Variant("int4", deepstack=False),
 }
@@ -56,8 +59,8 @@ def bundle_of(checkpoint: Path, variant: Variant, scratch: Path) -> Path:
     return bundle.root
 
 
-def while_serving(bundle: Path, work: Callable[[Answer], T]) -> T:
-    """Start the whole system on a bundle, on free ports, do some work with what answers a case, and stop it.
+def while_serving(bundle: Path, variant: Variant, work: Callable[[Answer], T]) -> T:
+    """Start the whole system on a variant's bundle, on free ports, do some work with what answers a case, and stop it.
 
     Raises:
         LaunchError: It cannot start.
@@ -69,7 +72,7 @@ def while_serving(bundle: Path, work: Callable[[Answer], T]) -> T:
         with Client(address) as client:
             done.append(work(answer_through(client)))
 
-    plan = launcher.Plan(bundle=bundle, grpc_port=0, http_port=0)
+    plan = launcher.Plan(bundle=bundle, grpc_port=0, http_port=0, environment={"VISION_DTYPE": variant.encoder})
     asyncio.run(launcher.run(plan, lambda addresses: asyncio.to_thread(ask, addresses.grpc)))
     if not done:
         raise SystemExit("interrupted")

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # it is part of this module, too
+
 FORMAT = "triptych-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -17,10 +19,6 @@ MANIFEST = "bundle.json"
 _DIGEST_CHUNK = 4 * 1024 * 1024
 _Positive = Annotated[int, Field(gt=0)]
 _TokenId = Annotated[int, Field(ge=0)]
-
-
-class BundleError(Exception):
-    """The directory is not a usable bundle; the message says what is wrong and what to do about it."""
 
 
 class _Frozen(BaseModel):

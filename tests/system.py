@@ -79,7 +79,7 @@ class Servers:
 
 @contextlib.contextmanager
 def triptych_system(bundle: Path, *, vision_bundle: Path | None = None, **decoder: object) -> Iterator[str]:
-    """A vision service, a decoder service and a gateway on free ports.
+    """A vision service, a decoder service and a gateway on free ports. The encoder computes in float32.
 
     Args:
         bundle: The model.
@@ -91,7 +91,7 @@ def triptych_system(bundle: Path, *, vision_bundle: Path | None = None, **decode
     """
     servers = Servers()
     try:
-        vision = VisionSettings(bundle=vision_bundle or bundle, port=0, grace_seconds=5)
+        vision = VisionSettings(bundle=vision_bundle or bundle, port=0, grace_seconds=5, dtype="float32")
         vision_address = servers.start(VisionService(vision), vision)
         decoding = DecoderSettings(bundle=bundle, port=0, grace_seconds=5, **decoder)  # type: ignore[arg-type]
         decoder_address = servers.start(DecoderService(decoding), decoding)

@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -40,6 +40,7 @@ class Plan:
         decoder_replicas: How many decoder services.
         grace_seconds: How long running answers may go on after a signal.
         log_level: Least level that the services log.
+        environment: Variables of the model's services, over this process's own.
     """
 
     bundle: Path
@@ -49,6 +50,7 @@ class Plan:
     decoder_replicas: int = 1
     grace_seconds: float = 30.0
     log_level: str = "warning"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class System:
 
         def tier(module: str, threads: str, count: int) -> list[Replica]:
             # The replicas of a tier share the machine's cores; the tiers themselves rarely work at the same moment.
-            environment = {threads: str(max(1, usable_cores() // count)), **os.environ}
+            environment = {threads: str(max(1, usable_cores() // count)), **os.environ, **plan.environment}
             return [Replica(module, model, ports.free(), environment) for _ in range(count)]
 
         self.vision = tier("vision_service", "VISION_THREADS", plan.vision_replicas)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from serving.bundle import BundleError
+from serving.bundle_error import BundleError
 from vision_service.cost import Cost
 from vision_service.media import Advance, Cancelled, Grid, Medium
 from vision_service.tower import Tower

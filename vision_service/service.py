@@ -14,6 +14,7 @@ from serving.cores import usable_cores
 from serving.server import Service, StartError
 from vision_service.budget import default_budget, published_budget
 from vision_service.cache import FeatureCache
+from vision_service.dtype import choose_dtype
 from vision_service.encoder import Encoder
 from vision_service.encodings import Encodings
 from vision_service.preprocess import Limits, Preprocessor
@@ -52,10 +53,9 @@ class VisionService(Service):
     async def start(self, set_serving: Callable[[bool], None]) -> None:
         """Load the bundle's encoder and encode something small."""
         device = choose_device(self._settings.device)
-        dtype = choose_dtype(self._settings.dtype, device)
         threads = self._settings.threads or usable_cores()
         try:
-            bundle, preprocessor, encoder = await asyncio.to_thread(self._load, device, dtype)
+            bundle, preprocessor, encoder = await asyncio.to_thread(self._load, device)
         except BundleError as error:
             raise StartError(str(error)) from error
         self._scheduler = Scheduler(
@@ -107,9 +107,11 @@ class VisionService(Service):
         if self._scheduler is not None:
             await self._scheduler.stop()
 
-    def _load(self, device: torch.device, dtype: torch.dtype) -> tuple[Bundle, Preprocessor, Encoder]:
+    def _load(self, device: torch.device) -> tuple[Bundle, Preprocessor, Encoder]:
         settings = self._settings
         bundle = Bundle.open(settings.bundle, verify=settings.verify)
+        dtype, reason = choose_dtype(settings.dtype, device, bundle.vision_dir)
+        log.info("type chosen", dtype=str(dtype).removeprefix("torch."), reason=reason)
         preprocessor = Preprocessor(
             bundle,
             Limits(
@@ -153,11 +155,3 @@ def choose_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise StartError(f"device {name} is asked for, and this machine has {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in: by the device, unless the setting names one."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

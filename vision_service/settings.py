@@ -25,9 +25,9 @@ class VisionSettings(ServerSettings):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        # On a CPU with instructions for bfloat16 it is faster than float32, and not as exact: never chosen unasked.
         "auto",
-        description="Type to compute in; auto: float32 on a CPU, bfloat16 on a GPU.",
+        description="Type to compute in; auto: bfloat16 where the bundle's encoder is stored in it and the CPU "
+        "(AVX-512 BF16, AMX) or the GPU multiplies it, else float32.",
     )
     wire_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type that features are sent in; the halves save bandwidth and lose digits."

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer
+from transformers import Qwen3VLForConditionalGeneration
 
 from benchmarks import checkpoint
 from benchmarks.checkpoint import SHAPES, make
@@ -25,7 +28,7 @@ def test_a_checkpoint_is_one_that_can_be_exported(tiny_checkpoint: Path, tiny: B
     assert [path.name for path in tiny_checkpoint.parent.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize(("name", "billions"), [("2b", 2.1), ("4b", 4.4)])
+@pytest.mark.parametrize(("name", "billions"), [("2b", 2.1), ("4b", 4.4), ("8b", 8.8)])
 def test_the_published_shapes_have_their_size(name: str, billions: float) -> None:
     """The parameters of the shapes, counted by hand, are as many as the published models have."""
     shape = SHAPES[name]
@@ -34,7 +37,11 @@ def test_the_published_shapes_have_their_size(name: str, billions: float) -> Non
     layer = text["head_dim"] * (heads + text["num_attention_heads"] + text["num_key_value_heads"]) * width
     layer += 3 * width * text["intermediate_size"]
     block = 4 * vision["hidden_size"] ** 2 + 2 * vision["hidden_size"] * vision["intermediate_size"]
-    total = shape.vocab_size * width + text["num_hidden_layers"] * layer + vision["depth"] * block
+    total = (
+        (1 if shape.tied else 2) * shape.vocab_size * width
+        + text["num_hidden_layers"] * layer
+        + vision["depth"] * block
+    )
     assert total / 1e9 == pytest.approx(billions, rel=0.05)
 
 
@@ -61,3 +68,27 @@ def test_what_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         checkpoint.main(["tiny", str(tmp_path)])
     assert caught.value.code == 1
     assert "exists" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_one_that_transformers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tied or not, in one file or several, every weight of the model is there in bfloat16, and no other."""
+    for tied, size in ((True, "2GB"), (False, "100KB")):
+        monkeypatch.setattr(checkpoint, "SHARD_SIZE", size)
+        made = make(dataclasses.replace(SHAPES["tiny"], tied=tied), tmp_path / str(tied))
+        assert (len(list(made.glob("*.safetensors"))) > 1) is not tied
+        model, info = Qwen3VLForConditionalGeneration.from_pretrained(made, dtype="auto", output_loading_info=True)
+        assert not any(info.values())
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert (model.lm_head.weight is model.get_input_embeddings().weight) is tied
+        assert float(model.lm_head.weight.detach().float().std()) == pytest.approx(0.02, rel=0.05)
+        assert model.model.visual.merger.norm.weight.eq(1).all()
+
+
+def test_the_same_seed_draws_the_same_weights(tmp_path: Path) -> None:
+    """Another seed draws others."""
+    shape = SHAPES["tiny"]
+    first, again, other = (
+        (make(shape, tmp_path / str(index), seed=index // 2) / "model.safetensors").read_bytes() for index in range(3)
+    )
+    assert first == again
+    assert first != other

@@ -23,11 +23,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_both_sides_compute_the_same(bundle: Bundle) -> None:
-    """Each case gives rates of both sides, their ratio, and features that agree."""
+    """Each case gives rates of all sides, their ratios, and features that agree."""
     results = vision.run(bundle, repeats=3, cases=SMALL, threads=1)
     assert [(one.images, one.patches) for one in results] == [(1, 24), (3, 12)]
     for one in results:
-        assert min(one.transformers, one.triptych, one.ratio) > 0
+        assert min(one.transformers, one.triptych, one.bfloat16, one.ratio, one.bfloat16_ratio) > 0
         assert one.difference < 1e-5
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -40,10 +41,15 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def up(*flags: str) -> Iterator[Up]:
-    """Start the system on free ports and stop it as a supervisor would."""
+def up(*flags: str, encoder: str = "float32") -> Iterator[Up]:
+    """Start the system on free ports and stop it as a supervisor would.
+
+    Args:
+        flags: Of the command.
+        encoder: Type that the encoder computes in: the same on every processor, unless it is `auto`.
+    """
     command = [TRIPTYCH, "up", "--grpc-port", "0", "--http-port", "0", *flags]
-    with started(command) as process:
+    with started(command, env={**os.environ, "VISION_DTYPE": encoder}) as process:
         try:
             said = line(process.stdout, "the line that says that it is ready")
             found = READY.fullmatch(said)
@@ -62,8 +68,15 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def int4_system() -> Iterator[Up]:
-    """The demo model at INT4, as `triptych up` starts it when told nothing."""
+    """The demo model at INT4, as `triptych up` starts it, with the encoder in float32."""
     with up() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def auto_system() -> Iterator[Up]:
+    """The demo model at INT4, as `triptych up` starts it when told nothing."""
+    with up(encoder="auto") as running:
         yield running
 
 

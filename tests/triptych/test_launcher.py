@@ -10,7 +10,7 @@ from serving.cores import usable_cores
 from triptych.launcher import Plan, Replica, System
 
 
-def _threads(replicas: list[Replica], name: str) -> set[str | None]:
+def _values(replicas: list[Replica], name: str) -> set[str | None]:
     return {(replica.environment or {}).get(name) for replica in replicas}
 
 
@@ -19,8 +19,8 @@ def test_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VISION_THREADS", "DECODER_THREADS"):
         monkeypatch.delenv(name, raising=False)
     system = System(Plan(Path("bundle"), grpc_port=0, http_port=0, vision_replicas=1, decoder_replicas=64))
-    assert _threads(system.vision, "VISION_THREADS") == {str(usable_cores())}
-    assert _threads(system.decoders, "DECODER_THREADS") == {str(max(1, usable_cores() // 64))}
+    assert _values(system.vision, "VISION_THREADS") == {str(usable_cores())}
+    assert _values(system.decoders, "DECODER_THREADS") == {str(max(1, usable_cores() // 64))}
 
 
 def test_what_the_environment_says_of_threads_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,8 +28,8 @@ def test_what_the_environment_says_of_threads_wins(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DECODER_THREADS", "3")
     monkeypatch.delenv("VISION_THREADS", raising=False)
     system = System(Plan(Path("bundle"), grpc_port=0, http_port=0, decoder_replicas=2))
-    assert _threads(system.decoders, "DECODER_THREADS") == {"3"}
-    assert _threads(system.vision, "VISION_THREADS") == {str(usable_cores())}
+    assert _values(system.decoders, "DECODER_THREADS") == {"3"}
+    assert _values(system.vision, "VISION_THREADS") == {str(usable_cores())}
 
 
 def test_no_port_is_given_twice() -> None:
@@ -37,3 +37,11 @@ def test_no_port_is_given_twice() -> None:
     system = System(Plan(Path("bundle"), grpc_port=0, http_port=0, vision_replicas=3, decoder_replicas=3))
     addresses = [replica.address for replica in (*system.vision, *system.decoders, system.gateway)]
     assert len({*addresses, system.addresses.http.removeprefix("http://")}) == 8
+
+
+def test_a_plan_tells_the_models_services_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher's own environment reaches them, and what the plan says is over it."""
+    monkeypatch.setenv("VISION_DTYPE", "float32")
+    for given, expected in (({}, "float32"), ({"VISION_DTYPE": "bfloat16"}, "bfloat16")):
+        system = System(Plan(Path("bundle"), grpc_port=0, http_port=0, environment=given))
+        assert _values(system.vision, "VISION_DTYPE") == {expected}

@@ -100,14 +100,6 @@ def test_features_beyond_float16_stay_finite(bundle: Bundle, media: list[Medium]
     assert torch.isfinite(half.encode(media[:1])[0]).all()
 
 
-def test_computing_in_bfloat16(bundle: Bundle, encoder: Encoder, media: list[Medium]) -> None:
-    """In bfloat16 the features are close to float32's."""
-    fast = Encoder.load(bundle.vision_dir, device=CPU, dtype=torch.bfloat16)
-    got, expected = fast.encode(media[:1])[0], encoder.encode(media[:1])[0]
-    assert (fast.dtype, got.dtype) == (torch.bfloat16, torch.float32)
-    assert torch.nn.functional.cosine_similarity(got, expected, dim=-1).min() > 0.99
-
-
 def test_cancelling_stops_between_layers(encoder: Encoder, media: list[Medium]) -> None:
     """Once nobody wants the features the forward ends at the next layer, and the encoder goes on with other work."""
     asked: list[None] = []

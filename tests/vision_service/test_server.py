@@ -54,8 +54,8 @@ class GatedService(VisionService):
 
     encoder: GatedEncoder
 
-    def _load(self, device: torch.device, dtype: torch.dtype) -> tuple[Bundle, Preprocessor, Encoder]:
-        bundle, preprocessor, encoder = super()._load(device, dtype)
+    def _load(self, device: torch.device) -> tuple[Bundle, Preprocessor, Encoder]:
+        bundle, preprocessor, encoder = super()._load(device)
         self.encoder = GatedEncoder(encoder)
         return bundle, preprocessor, self.encoder
 
@@ -72,7 +72,7 @@ class GatedService(VisionService):
 @asynccontextmanager
 async def running(bundle: Bundle, service: type[VisionService] = VisionService, **settings: Any) -> AsyncIterator[Any]:
     """Run the service on a free port until the end of the block."""
-    configured = VisionSettings(bundle=bundle.root, port=0, device="cpu", **settings)
+    configured = VisionSettings(bundle=bundle.root, port=0, **{"device": "cpu", "dtype": "float32", **settings})
     panel, stop = service(configured), asyncio.Event()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     server = asyncio.create_task(serve(panel, configured, on_listening=port.set_result, stop=stop))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from serving.bundle import Bundle
 from serving.server import StartError
-from vision_service.service import VisionService, choose_device, choose_dtype
+from vision_service.service import VisionService, choose_device
 from vision_service.settings import VisionSettings
 
 CPU = torch.device("cpu")
@@ -50,12 +50,6 @@ def test_devices_without_a_gpu() -> None:
     for name in ("cuda", "cuda:1"):
         with pytest.raises(StartError, match=name):
             choose_device(name)
-
-
-def test_dtypes() -> None:
-    """On a CPU float32 is chosen, unless another is named."""
-    assert choose_dtype("auto", CPU) is torch.float32
-    assert choose_dtype("bfloat16", CPU) is torch.bfloat16
 
 
 async def test_bad_bundles(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""What an encoder in another type than float32 costs: the divergence of the next token behind its features.
+
+The reference is the float32 graph behind float32 features. The same graph behind the other features shows what the
+type of the encoder costs alone; the quantized graphs, behind both kinds of features, what it adds to what they cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # as everybody calls it
+
+import exporter
+from benchmarks.divergence import Asked, Divergence, Graph, Reference, ask
+
+TYPES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """One line of the table.
+
+    Attributes:
+        pictures: their kind.
+        graph: the decoder's precision.
+        encoder: the type that the encoder computes in.
+        cosine: the least between a row of its features and of float32's.
+        divergence: from the float32 graph behind float32 features.
+    """
+
+    pictures: str
+    graph: str
+    encoder: str
+    cosine: float
+    divergence: Divergence
+
+
+def measure_encoder(
+    checkpoint: Path,
+    work: Path,
+    *,
+    kinds: Mapping[str, Sequence[bytes]],
+    questions: Sequence[str],
+    types: Sequence[str],
+    steps: int,
+    threads: int = 0,
+    operators: bool = True,
+) -> Iterator[EncoderRow]:
+    """Export at fp32 and INT4, encode in each type, and compare.
+
+    Args:
+        checkpoint: its directory.
+        work: an empty directory for the bundles.
+        kinds: image files, by their kind.
+        questions: what is asked about each.
+        types: of the encoder, beside float32.
+        steps: tokens of an answer.
+        threads: of the decoder's computation; 0 leaves it to the library.
+        operators: whether our own may be used, where this processor can.
+    """
+    exact = exporter.export(checkpoint, work / "fp32", precision="fp32")
+    quantized = exporter.export(checkpoint, work / "int4")
+    graphs = {"fp32": Graph(exact, "fp32", threads=threads)}
+    for name in quantized.decoder.graphs:
+        graphs[name] = Graph(quantized, name, threads=threads, operators=operators)
+    for kind, pictures in kinds.items():
+        plain = ask(exact, pictures, questions)
+        reference = Reference(exact, plain, steps=steps, threads=threads)
+        others = {name: ask(exact, pictures, questions, dtype=getattr(torch, name)) for name in types}
+        for graph, computed in graphs.items():
+            for encoder, asked in {"float32": plain, **others}.items():
+                if (graph, encoder) != ("fp32", "float32"):  # the reference itself
+                    yield EncoderRow(kind, graph, encoder, _cosine(plain, asked), reference.compare(computed, asked))
+
+
+def _cosine(plain: Sequence[Asked], asked: Sequence[Asked]) -> float:
+    """The least cosine of a row."""
+
+    def of(one: Asked, other: Asked) -> float:
+        exact, rounded = (torch.from_numpy(prompt.features).double() for prompt in (one, other))
+        return float(F.cosine_similarity(exact, rounded, dim=-1).min())
+
+    return min(of(one, other) for one, other in zip(plain, asked, strict=True))
