@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from gateway.conductor import Conductor, Policy
 from gateway.http import HttpServer, create_app
+from gateway.http.stream import Pace
 from gateway.media import Limits
 from serving.errors import Code, ServiceError, invalid, overloaded
 from tests.gateway.conftest import AT_ONCE
@@ -44,7 +45,8 @@ def app(vision: FakeVision, decoder: FakeDecoder) -> ASGIApp:
     """The application."""
     policy = Policy(backoff=AT_ONCE)
     conductor = Conductor(InProcessVision(vision), InProcessDecoder(decoder), Limits(image_bytes=1 << 20), policy)
-    return create_app(conductor, seconds=30, max_body_bytes=4 << 20, max_requests=3)
+    pace = Pace(status_seconds=60, comment_seconds=60)  # here no answer depends on the time that it takes
+    return create_app(conductor, seconds=30, max_body_bytes=4 << 20, max_requests=3, pace=pace)
 
 
 @pytest.fixture
