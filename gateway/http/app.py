@@ -11,13 +11,16 @@ from starlette.types import ASGIApp
 
 from gateway.conductor import Conductor
 from gateway.http.chat import ChatCompletions
-from gateway.http.errors import body_of, response_of
+from gateway.http.errors import body_of, response_of, unexpected
 from gateway.http.guard import Guard
+from gateway.http.stream import Pace
 from gateway.retry import Deadline
 from serving.errors import Code, ServiceError
 
 
-def create_app(conductor: Conductor, *, seconds: float, max_body_bytes: int, max_requests: int) -> ASGIApp:
+def create_app(
+    conductor: Conductor, *, seconds: float, max_body_bytes: int, max_requests: int, pace: Pace | None = None
+) -> ASGIApp:
     """The application.
 
     Args:
@@ -25,6 +28,7 @@ def create_app(conductor: Conductor, *, seconds: float, max_body_bytes: int, max
         seconds: Time for a request.
         max_body_bytes: Longest body.
         max_requests: Most requests at once.
+        pace: How long a stream may be silent.
     """
 
     async def healthz(request: Request) -> Response:
@@ -43,7 +47,7 @@ def create_app(conductor: Conductor, *, seconds: float, max_body_bytes: int, max
         ]
         return JSONResponse({"object": "list", "data": listed})
 
-    completions = ChatCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes)
+    completions = ChatCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace or Pace())
     routes = [
         Route("/healthz", healthz),
         Route("/v1/models", models),
@@ -69,4 +73,4 @@ async def _not_served(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     # Starlette raises the exception again after this answer: the guard logs it.
-    return response_of(ServiceError(Code.INTERNAL, "INTERNAL", "an unexpected failure; the server's log says more"))
+    return response_of(unexpected())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
@@ -13,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 from gateway.conductor import Conductor
 from gateway.errors import renamed
 from gateway.http.completions import Completion
-from gateway.http.errors import event_of
+from gateway.http.errors import status_of
 from gateway.http.schema import CompletionRequest
+from gateway.http.stream import EventStream, Pace
 from gateway.http.translate import JsonNames, parse, to_chat
 from gateway.retry import Deadline
 from serving.errors import ServiceError, too_large
@@ -24,12 +26,6 @@ from vlm.v1 import chat_pb2, gateway_pb2
 _INLINE_BYTES = 64 * 1024
 """Bodies up to this length are translated on the event loop; it takes less than handing them to a thread."""
 
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx must not collect the events
-]
-
 
 class ChatCompletions:
     """The endpoint, as an ASGI application: it must see a client leave, also while nothing is sent.
@@ -38,12 +34,14 @@ class ChatCompletions:
         conductor: Does the work.
         seconds: Time for a request.
         max_body_bytes: Longest body.
+        pace: How long a stream may be silent.
     """
 
-    def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int) -> None:
+    def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int, pace: Pace) -> None:
         self._conductor = conductor
         self._seconds = seconds
         self._max_body_bytes = max_body_bytes
+        self._pace = pace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -58,7 +56,7 @@ class ChatCompletions:
         else:
             request, chat = await asyncio.to_thread(_read, body, scope["request_id"])
         events = self._conductor.chat(chat, request_id=chat.request_id, deadline=deadline)
-        answer = _Answer(request, events)
+        answer = _Answer(request, events, self._pace)
         del body, request, chat  # they hold the files, in base64 and without
         await unless(answer.send(scope, receive, send), _gone(receive))
 
@@ -86,43 +84,31 @@ def _read(body: bytes, request_id: str) -> tuple[CompletionRequest, gateway_pb2.
 class _Answer:
     """The answer to one request, as JSON or as a stream of events."""
 
-    def __init__(self, request: CompletionRequest, events: AsyncGenerator[chat_pb2.ChatEvent, None]) -> None:
+    def __init__(
+        self, request: CompletionRequest, events: AsyncGenerator[chat_pb2.ChatEvent, None], pace: Pace
+    ) -> None:
         self._stream = bool(request.stream)
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._logprobs = bool(request.logprobs)
         self._names = JsonNames(request)
         self._events = events
+        self._pace = pace
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Raises ServiceError where it fails before any of it was sent."""
         completion = Completion(scope["request_id"], logprobs=self._logprobs)
         async with contextlib.aclosing(self._events) as events:
             if self._stream:
-                await self._send_stream(completion, events, send)
+                stream = EventStream(send, self._pace, self._names)
+                failure = await stream.run(events, partial(completion.chunks, include_usage=self._include_usage))
+                if failure is not None:
+                    scope["late_status"] = status_of(failure)
                 return
             try:
                 whole = await completion.whole(events)
             except ServiceError as error:
                 raise renamed(error, self._names) from error
         await JSONResponse(whole)(scope, receive, send)
-
-    async def _send_stream(
-        self, completion: Completion, events: AsyncGenerator[chat_pb2.ChatEvent, None], send: Send
-    ) -> None:
-        begun = False
-        try:
-            async for event in events:
-                if not begun:
-                    begun = True
-                    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-                for chunk in completion.chunks(event, include_usage=self._include_usage):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except ServiceError as error:
-            error = renamed(error, self._names)
-            if not begun:
-                raise error from None
-            await send({"type": "http.response.body", "body": event_of(error), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _gone(receive: Receive) -> None:

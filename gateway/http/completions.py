@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from gateway.http.logprobs import content
+from gateway.http.media import described
 from vlm.v1 import chat_pb2
 
 _REASONS = {
@@ -26,6 +28,11 @@ def _usage(usage: chat_pb2.Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def _media(started: chat_pb2.Started) -> dict[str, Any]:
+    """Triptych's addition to the JSON: what each medium of the conversation became, in order of appearance."""
+    return {"media": [described(layout) for layout in started.media]} if started.media else {}
 
 
 class Completion:
@@ -51,10 +58,12 @@ class Completion:
         text: list[str] = []
         scored: list[dict[str, Any]] = []
         finished = chat_pb2.Finished()
+        media: dict[str, Any] = {}
         async for event in events:
             match event.WhichOneof("event"):
                 case "started":
                     self._model = event.started.model
+                    media = _media(event.started)
                 case "delta":
                     text.append(event.delta.text)
                     scored += content(event.delta.logprobs)
@@ -66,14 +75,17 @@ class Completion:
             "logprobs": {"content": scored, "refusal": None} if self._logprobs else None,
             "finish_reason": _REASONS.get(finished.reason),
         }
-        return self._frame("chat.completion", [choice], usage=_usage(finished.usage))
+        return self._frame("chat.completion", [choice], usage=_usage(finished.usage), **media)
 
     def chunks(self, event: chat_pb2.ChatEvent, *, include_usage: bool) -> Iterator[bytes]:
-        """The chunks that an event makes, as lines of `text/event-stream`; those of the last end with `[DONE]`."""
+        """The chunks that an event makes, as lines of `text/event-stream`; those of the last end with `[DONE]`.
+
+        Progress makes none.
+        """
         match event.WhichOneof("event"):
             case "started":
                 self._model = event.started.model
-                yield self._chunk({"role": "assistant", "content": ""}, include_usage)
+                yield self._chunk({"role": "assistant", "content": ""}, include_usage, more=_media(event.started))
             case "delta":
                 scored = content(event.delta.logprobs) if self._logprobs else []
                 if event.delta.text or scored:  # a token's log probability does not wait for its text
@@ -91,11 +103,12 @@ class Completion:
         *,
         scored: Sequence[dict[str, Any]] = (),
         reason: str | None = None,
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         logprobs = {"content": scored, "refusal": None} if scored else None
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         usage = {"usage": None} if include_usage else {}
-        return self._line(self._frame("chat.completion.chunk", [choice], **usage))
+        return self._line(self._frame("chat.completion.chunk", [choice], **usage, **more))
 
     @staticmethod
     def _line(chunk: dict[str, Any]) -> bytes:

@@ -57,9 +57,11 @@ class Guard:
                 message = f"the limit of {self._max_requests} requests at once is reached (max_concurrent_rpcs)"
                 raise overloaded("TOO_MANY_CALLS", message, retry_after=1.0)
             await self._app(scope, receive, send_with_id)
+            code = str(scope.get("late_status", code))  # of a stream that failed after its status was sent
         except ServiceError as error:  # raised just above: those of the application are answered by `_failed`
             await response_of(error)(scope, receive, send_with_id)
         except Exception:  # the last line of defence, as in serving.interceptors
+            code = "500"
             log.exception("request failed unexpectedly", method=method)
         finally:
             self._running -= 1

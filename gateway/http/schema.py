@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictStr, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictStr, Tag
+from pydantic_core import PydanticCustomError
 
 _ANY_BOOL = (None, True, False)
 
@@ -44,6 +45,41 @@ NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
 }
 """The same for a message: an answer of the model may be sent back as it came."""
 
+NEUTRAL_IN_PROCESSOR: dict[str, tuple[Any, ...]] = {
+    "do_convert_rgb": (None, True),
+    "do_normalize": (None, True),
+    "do_rescale": (None, True),
+    "do_resize": (None, True),
+    "do_sample_frames": (None, True),
+    "image_mean": (None,),
+    "image_std": (None,),
+    "merge_size": (None,),
+    "num_frames": (None,),
+    "patch_size": (None,),
+    "resample": (None,),
+    "rescale_factor": (None,),
+    "temporal_patch_size": (None,),
+}
+"""The same for `mm_processor_kwargs`, whose names are those of transformers' processors."""
+
+NEUTRAL_IN_SIZE: dict[str, tuple[Any, ...]] = {
+    "height": (None,),
+    "max_height": (None,),
+    "max_width": (None,),
+    "width": (None,),
+}
+"""The same for `mm_processor_kwargs.size`."""
+
+NEUTRAL_IN_MEDIA_IO: dict[str, tuple[Any, ...]] = {"audio": (None, {}), "image": (None, {})}
+"""The same for `media_io_kwargs`."""
+
+NEUTRAL_IN_VIDEO_IO: dict[str, tuple[Any, ...]] = {
+    "frame_recovery": (None, False),
+    "max_duration": (None,),
+    "video_backend": (None,),
+}
+"""The same for `media_io_kwargs.video`."""
+
 
 class _Json(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,8 +89,7 @@ class Address(_Json):
     """Where an image or a video is: a `data:` URL with its bytes in base64."""
 
     url: StrictStr
-    # Pictures always enter at the checkpoint's own resolution: that is `high`, and `low` is refused.
-    detail: Literal["auto", "high", "low"] | None = None
+    detail: Literal["auto", "high", "low", "original"] | None = None
 
 
 class TextPart(_Json):
@@ -134,8 +169,82 @@ class StreamOptions(_Json):
     include_obfuscation: Literal[False] | None = None
 
 
+_Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 32)]
+_Rate = Annotated[float, Field(strict=True, ge=0)]
+
+
+def _rate_or_unset(rate: float) -> float | None:
+    if rate != -1 and not rate >= 0:
+        raise PydanticCustomError("rate", "must be -1 or at least 0")
+    return None if rate == -1 else rate
+
+
+class Size(_Json):
+    """Least and greatest area in pixels, whatever the names say: so transformers' processors of Qwen take them."""
+
+    shortest_edge: _Count | None = None
+    longest_edge: _Count | None = None
+
+    height: Any = None
+    max_height: Any = None
+    max_width: Any = None
+    width: Any = None
+
+
+class MmProcessorKwargs(_Json):
+    """How media become pixels: vLLM's addition, and the bounds of a video's volume beside it."""
+
+    min_pixels: _Count | None = None
+    max_pixels: _Count | None = None
+    fps: _Rate | None = None
+    min_frames: _Count | None = None
+    max_frames: _Count | None = None
+    min_video_pixels: _Count | None = None
+    max_video_pixels: _Count | None = None
+    size: Size | None = None
+
+    do_convert_rgb: Any = None
+    do_normalize: Any = None
+    do_rescale: Any = None
+    do_resize: Any = None
+    do_sample_frames: Any = None
+    image_mean: Any = None
+    image_std: Any = None
+    merge_size: Any = None
+    num_frames: Any = None
+    patch_size: Any = None
+    resample: Any = None
+    rescale_factor: Any = None
+    temporal_patch_size: Any = None
+
+
+class VideoIoKwargs(_Json):
+    """How a video is sampled. -1, vLLM's way to say that there is no bound, is None here."""
+
+    fps: Annotated[float, Field(strict=True), AfterValidator(_rate_or_unset)] | None = None
+    num_frames: (
+        Annotated[
+            int, Field(strict=True, ge=-1, lt=1 << 32), AfterValidator(lambda count: None if count == -1 else count)
+        ]
+        | None
+    ) = None
+
+    frame_recovery: Any = None
+    max_duration: Any = None
+    video_backend: Any = None
+
+
+class MediaIoKwargs(_Json):
+    """How files are read: vLLM's addition."""
+
+    video: VideoIoKwargs | None = None
+
+    audio: Any = None
+    image: Any = None
+
+
 class CompletionRequest(_Json):
-    """The body of a request. Ranges are the decoder's to check."""
+    """The body of a request. Ranges are the conductor's and the decoder's to check."""
 
     model: StrictStr = ""
     messages: list[Message]
@@ -156,6 +265,8 @@ class CompletionRequest(_Json):
     # vLLM's additions, beside top_k.
     min_p: float | None = None
     repetition_penalty: float | None = None
+    mm_processor_kwargs: MmProcessorKwargs | None = None
+    media_io_kwargs: MediaIoKwargs | None = None
 
     user: Any = None
     safety_identifier: Any = None

@@ -10,9 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from gateway.http.media import options_of
 from gateway.http.schema import (
     NEUTRAL,
+    NEUTRAL_IN_MEDIA_IO,
     NEUTRAL_IN_MESSAGE,
+    NEUTRAL_IN_PROCESSOR,
+    NEUTRAL_IN_SIZE,
+    NEUTRAL_IN_VIDEO_IO,
     Address,
     CompletionRequest,
     ImagePart,
@@ -29,6 +34,9 @@ _ROLES = {
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
 }
+_DETAILS = {"low": media_pb2.DETAIL_LOW, "original": media_pb2.DETAIL_ORIGINAL}
+"""Others are the request's own options, or the default."""
+
 _DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 _SLICE_CHARACTERS = 1 << 20  # a multiple of 4
 
@@ -46,6 +54,14 @@ def parse(body: bytes) -> CompletionRequest:
     _check_neutral(request, NEUTRAL, "")
     for i, message in enumerate(request.messages):
         _check_neutral(message, NEUTRAL_IN_MESSAGE, f"messages[{i}].")
+    if processor := request.mm_processor_kwargs:
+        _check_neutral(processor, NEUTRAL_IN_PROCESSOR, "mm_processor_kwargs.")
+        if processor.size:
+            _check_neutral(processor.size, NEUTRAL_IN_SIZE, "mm_processor_kwargs.size.")
+    if files := request.media_io_kwargs:
+        _check_neutral(files, NEUTRAL_IN_MEDIA_IO, "media_io_kwargs.")
+        if files.video:
+            _check_neutral(files.video, NEUTRAL_IN_VIDEO_IO, "media_io_kwargs.video.")
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "is only allowed where logprobs is true")
     return request
@@ -100,11 +116,14 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
     limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     if limit is not None:
         generation.max_tokens = limit
+    media = {field: option.value for field, option in options_of(request).items()}
     return gateway_pb2.ChatRequest(
         model=request.model,
         messages=[_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)],
         generation=generation,
+        media=media_pb2.MediaOptions(**media) if media else None,  # type: ignore[arg-type]  # each of its field's type
         request_id=request_id,
+        report_progress=bool(request.stream),
     )
 
 
@@ -131,14 +150,16 @@ def _part(part: TextPart | ImagePart | VideoPart, path: str) -> chat_pb2.Part:
 
 
 def _media(address: Address, path: str) -> media_pb2.Media:
-    if address.detail == "low":
-        raise unimplemented(f"{path}.detail", "use auto or high")
     if re.match("https?:", address.url, re.IGNORECASE):
         raise unimplemented(f"{path}.url", "put the file into a data: URL (data:image/png;base64,…)")
     head = _DATA_URL.match(address.url)
     if head is None:
         raise invalid(f"{path}.url", "must be a data: URL with base64 (data:image/png;base64,…)")
-    return media_pb2.Media(data=_base64(address.url, head.end(), f"{path}.url"))
+    detail = _DETAILS.get(address.detail or "auto")
+    return media_pb2.Media(
+        data=_base64(address.url, head.end(), f"{path}.url"),
+        options=None if detail is None else media_pb2.MediaOptions(detail=detail),
+    )
 
 
 def _base64(text: str, begin: int, path: str) -> bytes:
@@ -162,6 +183,7 @@ class JsonNames:
     def __init__(self, request: CompletionRequest) -> None:
         self._strings = [isinstance(message.content, str) for message in request.messages]
         self._max_tokens = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        self._media = {f"media.{field}": option.name for field, option in options_of(request).items()}
 
     def __call__(self, path: str) -> str:
         """The name in the JSON; a path that is in it already stays as it is."""
@@ -169,6 +191,8 @@ class JsonNames:
             return self._max_tokens
         if path == "generation.logprobs":  # on the wire it is how many, in the JSON whether
             return "top_logprobs"
+        if re.match(r"media\b", path):
+            return self._media.get(path, f"mm_processor_kwargs{path.removeprefix('media')}")
         path = path.removeprefix("generation.")
         match = re.match(r"(messages\[(\d+)\])\.parts(\[\d+\])?", path)
         if match is None:
@@ -177,4 +201,5 @@ class JsonNames:
         if number < len(self._strings) and self._strings[number]:
             return f"{match[1]}.content"
         rest = re.sub(r"^\.(image|video)\b", r".\1_url", path[match.end() :])
+        rest = re.sub(r"\.options\b.*", ".detail", rest)  # a medium's own options come from nothing else
         return f"{match[1]}.content{match[3] or ''}{rest}"
