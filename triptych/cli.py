@@ -24,7 +24,8 @@ from triptych.bundles import demo_bundle
 from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
 from triptych.errors import CommandError
 from triptych.events import Delta, gather
-from triptych.messages import Image, Video, user
+from triptych.media import Image, Video
+from triptych.messages import user
 
 _M = TypeVar("_M", Image, Video)
 
