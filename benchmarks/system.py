@@ -16,7 +16,8 @@ from benchmarks.report import Curve, Table
 from benchmarks.spread import Spread
 from triptych.client import AsyncClient
 from triptych.events import Delta, Finished, Timings, Usage
-from triptych.messages import Image, Message, assistant, user
+from triptych.media import Image
+from triptych.messages import Message, assistant, user
 
 _QUESTION = "Describe the picture in detail."
 _SECOND = "What is in its middle?"

@@ -9,10 +9,12 @@ from serving.errors import invalid
 from vlm.v1 import media_pb2
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_MAX_PIXELS = 1 << 31
+MAX_PIXELS = 1 << 31
+"""Greatest bound of pixels that a request may set."""
 MAX_FRAMES = 4096
 """Most frames that can be sampled from a video."""
-_MAX_FPS = 60.0
+MAX_FPS = 60.0
+"""Most frames that can be sampled from a second of video."""
 
 IMAGE_FIELDS = ("min_pixels", "max_pixels")
 """Fields of MediaOptions that bound a picture."""
@@ -51,14 +53,14 @@ def check_options(options: media_pb2.MediaOptions, path: str) -> None:
     """
     sent = {descriptor.name: value for descriptor, value in options.ListFields()}
     for names, highest in (
-        (("min_pixels", "max_pixels", "min_video_pixels", "max_video_pixels"), _MAX_PIXELS),
+        (("min_pixels", "max_pixels", "min_video_pixels", "max_video_pixels"), MAX_PIXELS),
         (("min_frames", "max_frames"), MAX_FRAMES),
     ):
         for name in names:
             if not 1 <= sent.get(name, 1) <= highest:
                 raise invalid(f"{path}.{name}", f"is {sent[name]} and must be from 1 to {highest}")
-    if not 0 < sent.get("fps", 1) <= _MAX_FPS:  # refuses NaN, too
-        raise invalid(f"{path}.fps", f"is {options.fps:g} and must be greater than 0 and at most {_MAX_FPS:g}")
+    if not 0 < sent.get("fps", 1) <= MAX_FPS:  # refuses NaN, too
+        raise invalid(f"{path}.fps", f"is {options.fps:g} and must be greater than 0 and at most {MAX_FPS:g}")
     if options.detail not in media_pb2.Detail.values():
         raise invalid(f"{path}.detail", f"is {options.detail} and must be one of {', '.join(media_pb2.Detail.keys())}")
     for low, high in _PAIRS:

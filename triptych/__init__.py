@@ -10,10 +10,26 @@
 from serving.errors import Code, Violation
 from serving.errors import ServiceError as TriptychError
 from triptych.client import AsyncClient, Client
-from triptych.events import Answer, Delta, Event, Finished, PositionLogprobs, Started, Timings, TokenLogprob, Usage
-from triptych.messages import Image, Message, Video, assistant, system, user
+from triptych.events import (
+    Accepted,
+    Answer,
+    Delta,
+    Event,
+    Finished,
+    MediaLayout,
+    PositionLogprobs,
+    Progress,
+    Started,
+    Timings,
+    TokenCount,
+    TokenLogprob,
+    Usage,
+)
+from triptych.media import Image, Video
+from triptych.messages import Message, assistant, system, user
 
 __all__ = [
+    "Accepted",
     "Answer",
     "AsyncClient",
     "Client",
@@ -22,10 +38,13 @@ __all__ = [
     "Event",
     "Finished",
     "Image",
+    "MediaLayout",
     "Message",
     "PositionLogprobs",
+    "Progress",
     "Started",
     "Timings",
+    "TokenCount",
     "TokenLogprob",
     "TriptychError",
     "Usage",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 
 def positive(text: str) -> int:
@@ -16,3 +17,27 @@ def positive(text: str) -> int:
 def counts(text: str) -> tuple[int, ...]:
     """Numbers of at least 1, separated by commas."""
     return tuple(positive(part) for part in text.split(","))
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number from `least` to `most`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} must be from {least} to {most}")
+        return value
+
+    return integer
+
+
+def rate(most: float) -> Callable[[str], float]:
+    """Reads a number that is greater than 0 and at most `most`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not 0 < value <= most:  # refuses NaN, too
+            raise argparse.ArgumentTypeError(f"{text} must be greater than 0 and at most {most:g}")
+        return value
+
+    return number

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
-import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn
 
 from serving.bundle import Bundle, BundleError
-from serving.errors import Code, ServiceError
-from triptych import bench, launcher
+from serving.errors import ServiceError
+from triptych import ask, bench, launcher
 from triptych.arguments import positive
 from triptych.bundles import demo_bundle
-from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
 from triptych.errors import CommandError
-from triptych.events import Delta, gather
-from triptych.messages import Image, Video, user
 
-_M = TypeVar("_M", Image, Video)
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is one line on stderr and exit code 2; the commands' parsers are of this class, too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def _fail(sentence: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="triptych", description="Qwen3-VL as three services.", allow_abbrev=False)
+    parser = _Parser(prog="triptych", description="Qwen3-VL as three services.", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     up = commands.add_parser("up", help="run the whole system as local processes", allow_abbrev=False)
@@ -75,15 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
     up.set_defaults(command=_up)
 
-    ask = commands.add_parser("ask", help="ask a running gateway", allow_abbrev=False)
-    ask.add_argument("question")
-    ask.add_argument("--image", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
-    ask.add_argument("--video", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
-    ask.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s")
-    ask.add_argument("--max-tokens", type=positive, metavar="N", help="most tokens to write")
-    ask.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (the default)")
-    ask.add_argument("--json", action="store_true", help="print one JSON object at the end instead")
-    ask.set_defaults(command=_ask)
+    ask.add_parser(commands)
 
     export = commands.add_parser("export", help="make a bundle from a checkpoint", allow_abbrev=False)
     export.add_argument("checkpoint", metavar="CHECKPOINT_OR_HF_ID")
@@ -158,40 +150,6 @@ def _up(options: argparse.Namespace) -> None:
 
 def _bundle(given: Path | None) -> Bundle:
     return Bundle.open(given if given is not None else demo_bundle())
-
-
-def _ask(options: argparse.Namespace) -> None:
-    images = [_read(Image, path) for path in options.image]
-    videos = [_read(Video, path) for path in options.video]
-    chat: ChatOptions = {"return_prompt_token_ids": options.json}
-    if options.max_tokens is not None:
-        chat["max_tokens"] = options.max_tokens
-    if options.temperature is not None:
-        chat["temperature"] = options.temperature
-    with Client(options.address) as client:
-        try:
-            events = client.chat([user(*images, *videos, options.question)], **chat)
-            if options.json:
-                answer = dataclasses.asdict(gather(events))
-                del answer["logprobs"]  # none were asked for
-                print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
-                return
-            for event in events:
-                if isinstance(event, Delta):
-                    print(event.text, end="", flush=True)  # noqa: T201
-            print()  # noqa: T201
-        except ServiceError as error:
-            if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # no server said it: the channel did
-                hint = "start one with `triptych up` or name another with --address"
-                raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
-            raise
-
-
-def _read(kind: type[_M], path: Path) -> _M:
-    try:
-        return kind.open(path)
-    except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _export(options: argparse.Namespace) -> None:

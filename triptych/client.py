@@ -10,12 +10,14 @@ import grpc
 
 from serving.settings import MIB
 from serving.status import from_rpc_error
-from triptych.events import Answer, Event, from_wire, gather
+from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
+from triptych.media import MediaOptions, options_to_wire
 from triptych.messages import Message, to_wire
-from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc, media_pb2
+from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
+_REQUEST_ID_HEADER = "x-request-id"
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
@@ -29,8 +31,28 @@ def _channel_options(address: str) -> list[tuple[str, int]]:
     ]
 
 
-class ChatOptions(TypedDict, total=False):
-    """What may be said of a chat beside its messages. What is left out takes the server's default.
+class CallOptions(TypedDict, total=False):
+    """What may be said of any call about a conversation.
+
+    Attributes:
+        model: Name of the model.
+        request_id: Id for the logs.
+        timeout: Seconds after which the call is given up.
+    """
+
+    model: str
+    request_id: str
+    timeout: float
+
+
+class CountOptions(MediaOptions, CallOptions, total=False):
+    """What may be said of a count: `MediaOptions` and `CallOptions`."""
+
+
+class ChatOptions(MediaOptions, CallOptions, total=False):
+    """What may be said of a chat: what is here, `MediaOptions` and `CallOptions`.
+
+    What is left out takes the server's default.
 
     Attributes:
         max_tokens: Most tokens to write.
@@ -45,14 +67,8 @@ class ChatOptions(TypedDict, total=False):
         logprobs: Ask for the log probability of each token and of this many likeliest ones; 0 to 20.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
-        min_pixels: Least area of an image after resizing.
-        max_pixels: Greatest area of an image after resizing.
-        fps: Frames sampled from a second of video.
-        max_frames: Most frames sampled from a video.
         return_prompt_token_ids: Ask for the prompt's token ids.
-        model: Name of the model.
-        request_id: Id for the logs.
-        timeout: Seconds after which the call is given up.
+        report_progress: Ask for `Accepted` and `Progress` events.
     """
 
     max_tokens: int
@@ -67,14 +83,8 @@ class ChatOptions(TypedDict, total=False):
     logprobs: int
     seed: int
     stop: Sequence[str]
-    min_pixels: int
-    max_pixels: int
-    fps: float
-    max_frames: int
     return_prompt_token_ids: bool
-    model: str
-    request_id: str
-    timeout: float
+    report_progress: bool
 
 
 _GENERATION = (
@@ -92,7 +102,6 @@ _GENERATION = (
     "stop",
     "return_prompt_token_ids",
 )
-_MEDIA = ("min_pixels", "max_pixels", "fps", "max_frames")
 
 
 def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_pb2.ChatRequest:
@@ -101,9 +110,25 @@ def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_
         model=options.get("model", ""),
         messages=to_wire(messages),
         generation=chat_pb2.GenerationOptions(**{n: given[n] for n in _GENERATION if n in given}),  # type: ignore[arg-type]  # named above
-        media=media_pb2.MediaOptions(**{n: given[n] for n in _MEDIA if n in given}),  # type: ignore[arg-type]  # named above
+        media=options_to_wire(given),
+        request_id=options.get("request_id", ""),
+        report_progress=options.get("report_progress", False),
+    )
+
+
+def _count_request(messages: Iterable[Message], options: CountOptions) -> gateway_pb2.CountTokensRequest:
+    return gateway_pb2.CountTokensRequest(
+        model=options.get("model", ""),
+        messages=to_wire(messages),
+        media=options_to_wire(options),
         request_id=options.get("request_id", ""),
     )
+
+
+def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
+    """What the response's initial metadata tell; None where the call failed before the gateway sent any."""
+    request_id = dict(metadata).get(_REQUEST_ID_HEADER)
+    return Accepted(request_id) if isinstance(request_id, str) else None
 
 
 class Client:
@@ -122,9 +147,13 @@ class Client:
 
         Raises:
             TriptychError: What the server says is wrong, with its code, reason and fields.
+            ValueError: An option or a role that the wire does not know.
         """
         call = self._stub.Chat(_chat_request(messages, options), timeout=options.get("timeout"))
         try:
+            # The gateway sends the metadata as soon as it has the request. Waiting for them needs no event.
+            if options.get("report_progress") and (accepted := _accepted(call.initial_metadata())):
+                yield accepted
             for wire in call:
                 event = from_wire(wire)
                 if event is not None:
@@ -138,13 +167,29 @@ class Client:
         """As `chat`, whole."""
         return gather(self.chat(messages, **options))
 
-    def count_tokens(self, messages: Iterable[Message]) -> int:
-        """How many tokens the conversation's prompt takes, media included."""
+    def count(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> TokenCount:
+        """What the conversation would take: its tokens, and what each image and video would become.
+
+        Nothing is encoded or answered.
+
+        Raises:
+            TriptychError: What the server says is wrong, with its code, reason and fields.
+            ValueError: An option or a role that the wire does not know.
+        """
+        request = _count_request(messages, options)
         try:
-            reply = self._stub.CountTokens(gateway_pb2.CountTokensRequest(messages=to_wire(messages)))
+            reply = self._stub.CountTokens(request, timeout=options.get("timeout"))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        return reply.prompt_tokens
+        return count_from_wire(reply)
+
+    def count_tokens(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> int:
+        """How many tokens the conversation's prompt takes, media included.
+
+        Raises:
+            TriptychError: What the server says is wrong, with its code, reason and fields.
+        """
+        return self.count(messages, **options).prompt_tokens
 
     def models(self) -> list[str]:
         """Names of the models that can be asked."""
@@ -183,9 +228,12 @@ class AsyncClient:
 
         Raises:
             TriptychError: What the server says is wrong, with its code, reason and fields.
+            ValueError: An option or a role that the wire does not know.
         """
         call = self._stub.Chat(_chat_request(messages, options), timeout=options.get("timeout"))
         try:
+            if options.get("report_progress") and (accepted := _accepted(await call.initial_metadata())):
+                yield accepted
             async for wire in call:
                 event = from_wire(wire)
                 if event is not None:
@@ -199,13 +247,29 @@ class AsyncClient:
         """As `chat`, whole."""
         return gather([event async for event in self.chat(messages, **options)])
 
-    async def count_tokens(self, messages: Iterable[Message]) -> int:
-        """How many tokens the conversation's prompt takes, media included."""
+    async def count(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> TokenCount:
+        """What the conversation would take: its tokens, and what each image and video would become.
+
+        Nothing is encoded or answered.
+
+        Raises:
+            TriptychError: What the server says is wrong, with its code, reason and fields.
+            ValueError: An option or a role that the wire does not know.
+        """
+        request = _count_request(messages, options)
         try:
-            reply = await self._stub.CountTokens(gateway_pb2.CountTokensRequest(messages=to_wire(messages)))
+            reply = await self._stub.CountTokens(request, timeout=options.get("timeout"))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
-        return reply.prompt_tokens
+        return count_from_wire(reply)
+
+    async def count_tokens(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> int:
+        """How many tokens the conversation's prompt takes, media included.
+
+        Raises:
+            TriptychError: What the server says is wrong, with its code, reason and fields.
+        """
+        return (await self.count(messages, **options)).prompt_tokens
 
     async def models(self) -> list[str]:
         """Names of the models that can be asked."""

@@ -9,7 +9,8 @@ from demo.pictures import CLIP, CONVERSATIONS, EXAMPLES
 from triptych import launcher
 from triptych.client import AsyncClient
 from triptych.events import Delta, Finished
-from triptych.messages import Image, Message, Video, assistant, user
+from triptych.media import Image, Video
+from triptych.messages import Message, assistant, user
 
 
 def run(bundle: Path) -> None:

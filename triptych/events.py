@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from vlm.v1 import chat_pb2
+from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,55 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class MediaLayout:
+    """What an image or a video becomes.
+
+    Attributes:
+        kind: `image` or `video`.
+        size_given: Width and height of the picture, or of the video's frames, as the file has it, in pixels, upright.
+        size_used: Width and height to which it was resized, in pixels.
+        grid: Temporal patches (1 for an image), rows of patches and columns of patches.
+        tokens: How many of the prompt's tokens it takes.
+        frame_times: Of a video: the time of each sampled frame, in seconds. Empty for an image.
+        timestamps: Of a video: the time of each temporal patch, in seconds, `grid[0]` of them. Empty for an image.
+    """
+
+    kind: Literal["image", "video"]
+    size_given: tuple[int, int]
+    size_used: tuple[int, int]
+    grid: tuple[int, int, int]
+    tokens: int
+    frame_times: tuple[float, ...] = ()
+    timestamps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """What a conversation would take.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, media included.
+        media_tokens: Of these, rows of image and video features.
+        media: What each image and video would become, in order of appearance.
+    """
+
+    prompt_tokens: int
+    media_tokens: int
+    media: tuple[MediaLayout, ...]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The gateway has received the whole request. First, and only where progress was asked for.
+
+    Attributes:
+        request_id: The request's id in every log.
+    """
+
+    request_id: str
+
+
+@dataclass(frozen=True)
 class Started:
     """The prompt is laid out.
 
@@ -39,6 +89,7 @@ class Started:
         prompt_tokens: Tokens of the prompt, media included.
         media_tokens: Of these, rows of image and video features.
         prompt_token_ids: The prompt itself, where it was asked for.
+        media: What each image and video of the conversation became, in order of appearance.
     """
 
     request_id: str
@@ -46,6 +97,26 @@ class Started:
     prompt_tokens: int
     media_tokens: int
     prompt_token_ids: tuple[int, ...]
+    media: tuple[MediaLayout, ...] = ()
+
+
+Stage = Literal["queued", "encoding", "prefill"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the request is, between `Started` and the first `Delta`, about once a second where it was asked for.
+
+    Attributes:
+        stage: `queued`: it waits for a slot of the engine. `encoding`: its media are being encoded; counted in patches.
+            `prefill`: its prompt is being computed; counted in tokens.
+        done: How much of the stage is done.
+        total: How much there is to do; 0 where it cannot be told.
+    """
+
+    stage: Stage
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -97,12 +168,12 @@ class Finished:
     timings: Timings
 
 
-Event = Started | Delta | Finished
+Event = Accepted | Started | Progress | Delta | Finished
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer; its fields are those of the events."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -111,6 +182,14 @@ class Answer:
     usage: Usage
     timings: Timings
     logprobs: tuple[PositionLogprobs, ...] = ()
+    media: tuple[MediaLayout, ...] = ()
+
+
+_STAGES: dict[int, Stage] = {
+    chat_pb2.STAGE_QUEUED: "queued",
+    chat_pb2.STAGE_ENCODING: "encoding",
+    chat_pb2.STAGE_PREFILL: "prefill",
+}
 
 
 def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
@@ -118,7 +197,11 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
     match event.WhichOneof("event"):
         case "started":
             s = event.started
-            return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, tuple(s.prompt_token_ids))
+            prompt = tuple(s.prompt_token_ids)
+            return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, prompt, tuple(map(_layout, s.media)))
+        case "progress":
+            stage = _STAGES.get(event.progress.stage)
+            return None if stage is None else Progress(stage, event.progress.done, event.progress.total)
         case "delta":
             logprobs = tuple(
                 PositionLogprobs(_scored(p.chosen), tuple(map(_scored, p.top))) for p in event.delta.logprobs
@@ -142,6 +225,24 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
     return None
 
 
+def count_from_wire(reply: gateway_pb2.CountTokensResponse) -> TokenCount:
+    """What CountTokens answered, as a value."""
+    return TokenCount(reply.prompt_tokens, reply.media_tokens, tuple(map(_layout, reply.media)))
+
+
+def _layout(layout: media_pb2.MediaLayout) -> MediaLayout:
+    given, used, grid = layout.size_given, layout.size_used, layout.grid_thw
+    return MediaLayout(
+        "video" if layout.kind == media_pb2.MEDIA_KIND_VIDEO else "image",
+        (given.width, given.height),
+        (used.width, used.height),
+        (grid.t, grid.h, grid.w),
+        layout.token_count,
+        tuple(layout.frame_times),
+        tuple(layout.timestamps),
+    )
+
+
 def _scored(token: chat_pb2.TokenLogprob) -> TokenLogprob:
     return TokenLogprob(token.token_id, token.text, token.logprob, token.raw)
 
@@ -153,19 +254,27 @@ def gather(events: Iterable[Event]) -> Answer:
         ValueError: The events end before the answer does.
     """
     prompt: tuple[int, ...] = ()
+    media: tuple[MediaLayout, ...] = ()
     text: list[str] = []
     tokens: list[int] = []
     logprobs: list[PositionLogprobs] = []
     for event in events:
         match event:
             case Started():
-                prompt = event.prompt_token_ids
+                prompt, media = event.prompt_token_ids, event.media
             case Delta():
                 text.append(event.text)
                 tokens += event.token_ids
                 logprobs += event.logprobs
             case Finished():
                 return Answer(
-                    "".join(text), tuple(tokens), prompt, event.reason, event.usage, event.timings, tuple(logprobs)
+                    "".join(text),
+                    tuple(tokens),
+                    prompt,
+                    event.reason,
+                    event.usage,
+                    event.timings,
+                    tuple(logprobs),
+                    media,
                 )
     raise ValueError("the events ended before the answer did")

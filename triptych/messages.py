@@ -4,34 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from vlm.v1 import chat_pb2, media_pb2
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image file, as it lies on disk."""
-
-    data: bytes
-
-    @classmethod
-    def open(cls, path: str | Path) -> Image:
-        """Read it from a file."""
-        return cls(Path(path).read_bytes())
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video file, as it lies on disk."""
-
-    data: bytes
-
-    @classmethod
-    def open(cls, path: str | Path) -> Video:
-        """Read it from a file."""
-        return cls(Path(path).read_bytes())
-
+from triptych.media import Image, Video, media_to_wire
+from vlm.v1 import chat_pb2
 
 Part = str | Image | Video
 
@@ -86,7 +61,7 @@ def _part(part: Part) -> chat_pb2.Part:
         case str():
             return chat_pb2.Part(text=part)
         case Image():
-            return chat_pb2.Part(image=media_pb2.Media(data=part.data))
+            return chat_pb2.Part(image=media_to_wire(part))
         case Video():
-            return chat_pb2.Part(video=media_pb2.Media(data=part.data))
+            return chat_pb2.Part(video=media_to_wire(part))
     raise TypeError(f"a part is str, Image or Video, not {type(part).__name__}")

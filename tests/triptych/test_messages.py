@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 import triptych
-from triptych.client import ChatOptions, _chat_request
+from triptych.client import ChatOptions, CountOptions, _chat_request
 from triptych.events import from_wire, gather
 from triptych.messages import to_wire
-from vlm.v1 import chat_pb2, media_pb2
+from vlm.v1 import chat_pb2
 
 
 def test_the_public_names() -> None:
     """What people import does not change by accident."""
     assert sorted(triptych.__all__) == [
+        "Accepted",
         "Answer",
         "AsyncClient",
         "Client",
@@ -25,10 +26,13 @@ def test_the_public_names() -> None:
         "Event",
         "Finished",
         "Image",
+        "MediaLayout",
         "Message",
         "PositionLogprobs",
+        "Progress",
         "Started",
         "Timings",
+        "TokenCount",
         "TokenLogprob",
         "TriptychError",
         "Usage",
@@ -128,14 +132,12 @@ def test_options_have_their_places_in_the_request() -> None:
         "stop": ["a"],
         "return_prompt_token_ids": True,
     }
-    media: dict[str, Any] = {"min_pixels": 4, "max_pixels": 5, "fps": 0.5, "max_frames": 6}
-    request = _chat_request([triptych.user("hi")], {**generation, **media, "model": "m", "request_id": "r"})  # type: ignore[typeddict-item]  # the same names
+    given: Any = {**generation, "report_progress": True, "model": "m", "request_id": "r"}
+    request = _chat_request([triptych.user("hi")], given)
     assert request.generation == chat_pb2.GenerationOptions(**generation)
-    assert request.media == media_pb2.MediaOptions(**media)
-    assert (request.model, request.request_id) == ("m", "r")
+    assert (request.report_progress, request.model, request.request_id) == (True, "m", "r")
     assert _chat_request([triptych.user("hi")], {}).generation == chat_pb2.GenerationOptions()
-    known = set(ChatOptions.__annotations__) - {"model", "request_id", "timeout"}
-    assert known == {*generation, *media}
+    assert set(ChatOptions.__annotations__) - set(CountOptions.__annotations__) == {*generation, "report_progress"}
 
 
 def test_half_an_answer_is_no_answer() -> None:

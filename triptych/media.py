@@ -1,0 +1,166 @@
+"""Images and videos that a client sends, and how they become pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack, cast, get_args
+
+from vlm.v1 import media_pb2
+
+Detail = Literal["low", "high", "original"]
+DETAILS: tuple[Detail, ...] = get_args(Detail)
+
+
+class ImageOptions(TypedDict, total=False):
+    """How one image becomes pixels; as in `MediaOptions`."""
+
+    min_pixels: int
+    max_pixels: int
+    detail: Detail
+
+
+class VideoOptions(TypedDict, total=False):
+    """How one video becomes pixels; as in `MediaOptions`."""
+
+    fps: float
+    min_frames: int
+    max_frames: int
+    min_video_pixels: int
+    max_video_pixels: int
+    detail: Detail
+
+
+class MediaOptions(TypedDict, total=False):
+    """How all media of a request become pixels. What is left out takes the budget that `detail` names.
+
+    Attributes:
+        min_pixels: Least area of an image after resizing, in pixels (height x width).
+        max_pixels: Greatest area of an image after resizing, in pixels.
+        fps: Frames sampled from a second of video; greater than 0, at most 60.
+        min_frames: Fewest frames sampled from a video, where it has so many.
+        max_frames: Most frames sampled from a video.
+        min_video_pixels: Least volume of a video after resizing, in pixels (sampled frames x height x width).
+        max_video_pixels: Greatest volume of a video after resizing, in pixels.
+        detail: `low` is a small budget, `high` the server's default, `original` the checkpoint's own limits.
+    """
+
+    min_pixels: int
+    max_pixels: int
+    fps: float
+    min_frames: int
+    max_frames: int
+    min_video_pixels: int
+    max_video_pixels: int
+    detail: Detail
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file, as it lies on disk.
+
+    An option that is set here takes the place of the request's; where `detail` is set, none of the request's media
+    options apply to this image.
+
+    Attributes:
+        data: The file's bytes.
+        min_pixels: As in `MediaOptions`.
+        max_pixels: As in `MediaOptions`.
+        detail: As in `MediaOptions`.
+
+    Raises:
+        ValueError: `detail` is none of the choices.
+    """
+
+    data: bytes
+    _: KW_ONLY
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    detail: Detail | None = None
+
+    def __post_init__(self) -> None:
+        _check_detail(self.detail)
+
+    @classmethod
+    def open(cls, path: str | Path, **options: Unpack[ImageOptions]) -> Image:
+        """Read it from a file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: `detail` is none of the choices.
+        """
+        return cls(Path(path).read_bytes(), **options)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video file, as it lies on disk.
+
+    An option that is set here takes the place of the request's; where `detail` is set, none of the request's media
+    options apply to this video.
+
+    Attributes:
+        data: The file's bytes.
+        fps: As in `MediaOptions`.
+        min_frames: As in `MediaOptions`.
+        max_frames: As in `MediaOptions`.
+        min_video_pixels: As in `MediaOptions`.
+        max_video_pixels: As in `MediaOptions`.
+        detail: As in `MediaOptions`.
+
+    Raises:
+        ValueError: `detail` is none of the choices.
+    """
+
+    data: bytes
+    _: KW_ONLY
+    fps: float | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_video_pixels: int | None = None
+    max_video_pixels: int | None = None
+    detail: Detail | None = None
+
+    def __post_init__(self) -> None:
+        _check_detail(self.detail)
+
+    @classmethod
+    def open(cls, path: str | Path, **options: Unpack[VideoOptions]) -> Video:
+        """Read it from a file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: `detail` is none of the choices.
+        """
+        return cls(Path(path).read_bytes(), **options)
+
+
+def media_to_wire(medium: Image | Video) -> media_pb2.Media:
+    """An image or a video as the gateway takes it; one without options of its own sends none."""
+    own = {field.name: getattr(medium, field.name) for field in fields(medium) if field.name != "data"}
+    given = {name: value for name, value in own.items() if value is not None}
+    return media_pb2.Media(data=medium.data, options=options_to_wire(given) if given else None)
+
+
+def options_to_wire(options: Mapping[str, object]) -> media_pb2.MediaOptions:
+    """The options of `MediaOptions` as the gateway takes them.
+
+    Args:
+        options: By their names; other names are passed over, and None is as if it were left out.
+
+    Raises:
+        ValueError: `detail` is none of the choices, or a number is negative or over 2^32 - 1.
+    """
+    given = {name: options[name] for name in MediaOptions.__annotations__ if options.get(name) is not None}
+    detail = cast("Detail | None", given.pop("detail", None))
+    _check_detail(detail)
+    wire = media_pb2.MediaOptions(**given)  # type: ignore[arg-type]  # the names of MediaOptions
+    if detail is not None:
+        wire.detail = media_pb2.Detail.Value(f"DETAIL_{detail.upper()}")
+    return wire
+
+
+def _check_detail(detail: Detail | None) -> None:
+    if detail is not None and detail not in DETAILS:
+        raise ValueError(f"detail is {detail!r} and must be one of {', '.join(DETAILS)}")

@@ -1,0 +1,98 @@
+"""A line on a terminal that shows how far a request is, and is gone when there is something else to show."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+_TICK_SECONDS = 1.0
+_CELLS = 20
+_ERASE = "\r\x1b[K"  # the cursor to the first column, and the line's text away
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether the stream is a terminal that can erase a line."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class ProgressBar:
+    """A progress bar of one line: what is being done, how much of it is done, and the seconds since the start.
+
+    It is drawn anew at each change and once a second, and erased by `close` and at the end of a `with` block, however
+    that ends.
+
+    Args:
+        stream: Where it is drawn.
+        enabled: False draws nothing.
+    """
+
+    def __init__(self, stream: TextIO, *, enabled: bool) -> None:
+        self._stream = stream
+        self._enabled = enabled
+        self._start = time.monotonic()
+        self._what = ""
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        # Not tqdm: it redraws only when it is told to, so it would need this thread as well, and it would become a
+        # dependency of the base package, which every image installs.
+        self._ticking = threading.Thread(target=self._tick, daemon=True)
+
+    def show(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Show another state.
+
+        Args:
+            what: What is being done.
+            done: How much of it is done.
+            total: How much there is to do; 0 where it cannot be told.
+        """
+        if not self._enabled or self._closed.is_set():
+            return
+        with self._lock:
+            self._what = what if total == 0 else _bar(what, min(done / total, 1.0))
+            self._draw()
+        if self._ticking.ident is None:
+            self._ticking.start()
+
+    def close(self) -> None:
+        """Erase the line; nothing is drawn after that."""
+        self._closed.set()
+        with self._lock:
+            if self._what:  # drawn, and not erased by an earlier call
+                self._write(_ERASE)
+                self._what = ""
+
+    def _tick(self) -> None:
+        while not self._closed.wait(_TICK_SECONDS):
+            with self._lock:
+                self._draw()
+
+    def _draw(self) -> None:
+        if not self._closed.is_set():
+            line = f"{self._what} {time.monotonic() - self._start:.0f} s"
+            self._write(_ERASE + line[: self._columns() - 1])  # a line that wraps could not be erased
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80  # 0: the terminal does not know
+        except OSError:
+            return 80
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bar(what: str, share: float) -> str:
+    filled = int(share * _CELLS)
+    return f"{what} {int(100 * share)}% [{'#' * filled}{'.' * (_CELLS - filled)}]"
