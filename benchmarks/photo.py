@@ -96,7 +96,9 @@ def measure(client: Client, plan: PhotoPlan) -> Iterator[FirstToken]:
     client.answer([user(Image(photos.make((64, 64))), _QUESTION)], max_tokens=1)  # whatever happens only once
     for size, max_pixels in plan.photos:
         answers = [
-            client.answer([user(Image(photos.make(size), max_pixels=max_pixels), _QUESTION)], max_tokens=1, timeout=3600)
+            client.answer(
+                [user(Image(photos.make(size), max_pixels=max_pixels), _QUESTION)], max_tokens=1, timeout=3600
+            )
             for _ in range(plan.repeats)
         ]
         (layout,) = answers[0].media

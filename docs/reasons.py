@@ -103,8 +103,8 @@ CLIENT: Mapping[str, Advice] = {
         "Make the image smaller.",
     ),
     "ENCODING_TOO_SLOW": Advice(
-        "By the measured speed of the encoder the medium would not be encoded before the request's deadline. The message "
-        "and the metadata `limit` tell how many pixels would be.",
+        "By the measured speed of the encoder the medium would not be encoded before the request's deadline. The "
+        "message and the metadata `limit` tell how many pixels would be.",
         "Ask for fewer pixels (`max_pixels`, `max_video_pixels`, `detail`), or give the request more time.",
     ),
     "IMAGE_TOO_MANY_PATCHES": Advice("After resizing it has over `max_patches` patches.", "Lower `max_pixels`."),

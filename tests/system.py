@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,12 +78,15 @@ class Servers:
 
 
 @contextlib.contextmanager
-def triptych_system(bundle: Path, *, vision_bundle: Path | None = None, **decoder: object) -> Iterator[str]:
+def triptych_system(
+    bundle: Path, *, vision_bundle: Path | None = None, vision: Mapping[str, Any] | None = None, **decoder: object
+) -> Iterator[str]:
     """A vision service, a decoder service and a gateway on free ports. The encoder computes in float32.
 
     Args:
         bundle: The model.
         vision_bundle: Another bundle for the vision service alone.
+        vision: More settings of the vision service.
         decoder: More settings of the decoder service.
 
     Yields:
@@ -91,8 +94,10 @@ def triptych_system(bundle: Path, *, vision_bundle: Path | None = None, **decode
     """
     servers = Servers()
     try:
-        vision = VisionSettings(bundle=vision_bundle or bundle, port=0, grace_seconds=5, dtype="float32")
-        vision_address = servers.start(VisionService(vision), vision)
+        encoding = VisionSettings(
+            bundle=vision_bundle or bundle, port=0, grace_seconds=5, **{"dtype": "float32", **(vision or {})}
+        )
+        vision_address = servers.start(VisionService(encoding), encoding)
         decoding = DecoderSettings(bundle=bundle, port=0, grace_seconds=5, **decoder)  # type: ignore[arg-type]
         decoder_address = servers.start(DecoderService(decoding), decoding)
         conducting = GatewaySettings(

@@ -24,12 +24,12 @@ def test_photos_are_alike_in_size_and_in_nothing_else() -> None:
 
 def test_a_row_tells_what_was_used(tiny: Bundle) -> None:
     """A photo at the default and at a bound of its own: sizes, tokens and times of a system that really answers."""
-    plan = PhotoPlan((((256, 128), None), ((256, 128), 64 * 64)), repeats=2)
+    plan = PhotoPlan((((512, 256), None), ((512, 256), 64 * 64)), repeats=2)
     with triptych_system(tiny.root) as address, Client(address) as client:
         default, small = measure(client, plan)
-    assert (default.given, default.used, default.tokens) == ("256 x 128", "256 x 128", 32)
+    assert (default.given, default.used, default.tokens) == ("512 x 256", "512 x 256", 128)
     assert small.max_pixels == "4096"
     assert small.tokens <= 4
     assert 0 < default.encoding < default.first_token
     assert 0 < default.prefill < default.first_token
-    assert "256 x 128" in table_of("Photos", [default, small]).text
+    assert "512 x 256" in table_of("Photos", [default, small]).text
