@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.errors import Code, ServiceError
-from serving.media import MAX_FPS, MAX_FRAMES, MAX_PIXELS
+from serving.media import LOW, MAX_FPS, MAX_FRAMES, MAX_PIXELS
 from triptych.arguments import positive, rate, whole
 from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
 from triptych.errors import CommandError
@@ -121,18 +121,24 @@ def _megabytes(size: int) -> str:
 
 
 def _shrunk_by_default(layout: MediaLayout, options: argparse.Namespace) -> bool:
-    """Whether a medium lost pixels to the default budget, and not only to rounding its sides to whole tokens."""
-    chosen = options.detail is not None or (layout.kind == "image" and options.max_pixels is not None)
+    """Whether a medium lost pixels to the default budget, and not only to rounding its sides to whole tokens.
+
+    No default budget is far below `LOW`. What was shrunk to less met a limit of the checkpoint, as with the demo model.
+    """
+    image = layout.kind == "image"
+    chosen = options.detail is not None or (image and options.max_pixels is not None)
     if chosen or not layout.tokens:
         return False
     patch = layout.size_used[0] // layout.grid[2]
     side = patch * math.isqrt(math.prod(layout.grid) // layout.tokens)  # of a token's square, in pixels
-    return any(given - used >= side for given, used in zip(layout.size_given, layout.size_used, strict=True))
+    shrunk = any(given - used >= side for given, used in zip(layout.size_given, layout.size_used, strict=True))
+    pixels = math.prod(layout.size_used) * (1 if image else len(layout.frame_times))
+    return shrunk and pixels >= (LOW.max_pixels if image else LOW.max_video_pixels) // 2
 
 
 def _remark(path: Path, layout: MediaLayout) -> str:
     given, used = (f"{width} x {height}" for width, height in (layout.size_given, layout.size_used))
     if layout.kind == "image":
         return f"{path}: {given} seen as {used} ({layout.tokens} tokens); --detail original or --max-pixels for more"
-    frames = len(layout.frame_times)
-    return f"{path}: {given} seen as {used}, {frames} frames ({layout.tokens} tokens); --detail original for more"
+    seen = f"{path}: {given} seen as {used}, {len(layout.frame_times)} frames ({layout.tokens} tokens)"
+    return f"{seen}; --detail original or a lower --max-frames for larger frames"

@@ -193,8 +193,9 @@ def _remarks(tmp_path: Path, layout: media_pb2.MediaLayout, *words: str) -> list
 def test_a_medium_that_the_default_budget_shrank_is_remarked(tmp_path: Path) -> None:
     """An image and a video have a line each; more frames and other options do not take it away."""
     assert _remarks(tmp_path, LARGE) == [f"file: {REMARK}"]
-    clip = "file: 640 x 480 seen as 320 x 224, 4 frames (140 tokens); --detail original for more"
-    assert _remarks(tmp_path, video_layout((640, 480), (320, 224)), "--max-frames", "4") == [clip]
+    clip = "file: 1920 x 1080 seen as 960 x 544, 4 frames (1020 tokens); --detail original or a lower --max-frames"
+    remarks = _remarks(tmp_path, video_layout((1920, 1080), (960, 544)), "--max-frames", "4")
+    assert remarks == [f"{clip} for larger frames"]
 
 
 @pytest.mark.parametrize(
@@ -205,11 +206,13 @@ def test_a_medium_that_the_default_budget_shrank_is_remarked(tmp_path: Path) -> 
         (image_layout((1000, 700), (992, 704)), ()),  # rounded to whole tokens
         (image_layout((47, 47), (32, 32)), ()),
         (image_layout((10, 10), (64, 64)), ()),  # enlarged
+        (image_layout((320, 240), (192, 160)), ()),  # to the limit of a small checkpoint, which no detail lifts
+        (video_layout((320, 240), (96, 64)), ()),
         (media_pb2.MediaLayout(kind=media_pb2.MEDIA_KIND_IMAGE), ()),  # a server that tells no sizes
     ],
 )
 def test_other_sizes_are_not_remarked(tmp_path: Path, layout: media_pb2.MediaLayout, words: tuple[str, ...]) -> None:
-    """Who chose a budget knows it, and rounding loses nothing."""
+    """Who chose a budget knows it, rounding loses nothing, and a checkpoint's own limit is no budget."""
     assert _remarks(tmp_path, layout, *words) == []
 
 
