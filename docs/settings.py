@@ -63,7 +63,8 @@ def _default(name: str, field: FieldInfo) -> str:
 def _allowed(field: FieldInfo) -> str:
     kind: Any = field.annotation
     if isinstance(kind, UnionType) or get_origin(kind) is Union:
-        return ", ".join(filter(None, (_allowed_type(choice) for choice in get_args(kind))))
+        of_choices = (_allowed_type(choice) for choice in get_args(kind))
+        return ", ".join(filter(None, (*_bounds(field.metadata), *of_choices)))
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if kind is bool:
