@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from prometheus_client import Counter, Gauge
 
 from vision_service.cache import Encoded, FeatureCache, Key, Layout
+from vision_service.media import Medium
 from vision_service.scheduler import Meter, Scheduler
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class _Flight:
     layout: asyncio.Future[Layout]
     task: asyncio.Task[Encoded]
     meter: Meter
+    until: float  # by the loop's clock: when the last that wants it gives up
     wanted: int = field(default=0)
 
 
@@ -77,20 +80,28 @@ class Encodings:
     Args:
         scheduler: Makes them.
         cache: Keeps them.
+        check: Told a medium that is about to be encoded and the seconds that are left for it; may raise to refuse it.
     """
 
-    def __init__(self, scheduler: Scheduler, cache: FeatureCache) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cache: FeatureCache,
+        check: Callable[[Medium, float], None] = lambda medium, left: None,
+    ) -> None:
         self._scheduler = scheduler
         self._cache = cache
+        self._check = check
         self._flights: dict[Key, _Flight] = {}
 
     @contextlib.asynccontextmanager
-    async def want(self, key: Key, data: bytes) -> AsyncIterator[Encoding]:
+    async def want(self, key: Key, data: bytes, left: float = math.inf) -> AsyncIterator[Encoding]:
         """Want a medium's features until the end of the block. Work that nobody wants any more is stopped.
 
         Args:
             key: Names them.
             data: The file's bytes, from which `key` was made.
+            left: Seconds after which they are of no use.
         """
         kept = self._cache.get(key)
         if kept is not None:
@@ -101,8 +112,10 @@ class Encodings:
         flight = self._flights.get(key)
         source: Source = "shared" if flight is not None else "encoder"
         SOURCES.labels(source).inc()
+        until = asyncio.get_running_loop().time() + left
         if flight is None:
-            flight = self._flights[key] = self._start(key, data)
+            flight = self._flights[key] = self._start(key, data, until)
+        flight.until = max(flight.until, until)
         flight.wanted += 1
         try:
             yield Encoding(source, flight.meter, flight.layout, flight.task)
@@ -129,11 +142,11 @@ class Encodings:
         medium = await self._scheduler.prepare(key.kind, data, key.options)
         return Layout.of(medium)
 
-    def _start(self, key: Key, data: bytes) -> _Flight:
+    def _start(self, key: Key, data: bytes, until: float) -> _Flight:
         layout: asyncio.Future[Layout] = asyncio.get_running_loop().create_future()
         meter = Meter()
         task = asyncio.create_task(self._make(key, data, layout, meter), name="features")
-        flight = _Flight(layout, task, meter)
+        flight = _Flight(layout, task, meter, until)
 
         def landed(task: asyncio.Task[Encoded]) -> None:
             self._land(key, flight)
@@ -149,6 +162,8 @@ class Encodings:
 
     async def _make(self, key: Key, data: bytes, layout: asyncio.Future[Layout], meter: Meter) -> Encoded:
         medium = await self._scheduler.prepare(key.kind, data, key.options)
+        # Before it enters the queue: a forward pass that has begun can be left only between its layers.
+        self._check(medium, self._flights[key].until - asyncio.get_running_loop().time())
         layout.set_result(Layout.of(medium))
         with self._scheduler.enqueue(medium, meter) as pending:
             encoded = Encoded(layout.result(), await pending)

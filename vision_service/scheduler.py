@@ -250,30 +250,18 @@ class Scheduler:
             job.result.cancel()
             self._drop(job)
 
-    def estimate(self, meter: Meter) -> Estimate | None:
-        """How long a medium that waits, or has begun, will still take, by the measured speed.
-
-        Args:
-            meter: The one that was given to `enqueue`.
-
-        Returns:
-            None where the medium is not here, or nothing was measured yet.
-        """
-        here = (*self._waiting, *(piece.job for piece in self._running))
-        own = next((job for job in here if job.meter is meter), None)
-        if own is None or self._rate is None:
+    def estimate(self, medium: Medium) -> Estimate | None:
+        """How long a medium that came now would take, by the measured speed; None before anything was measured."""
+        if self._rate is None:
             return None
-        cost = self._encoder.cost
-        ahead, left = self._running_cost(), cost.frame(own.frame_patches) * own.frames_left
-        if any(piece.job is own for piece in self._running):
-            return Estimate(0.0, (ahead + left) / self._rate)
-        turns = math.ceil(own.frames_left / self._frames_per_turn(own))
+        cost, grid = self._encoder.cost, medium.grid
+        turns = math.ceil(grid.t / self._frames_per_turn(grid.h * grid.w))
+        ahead = self._running_cost()
         for job in self._waiting:
-            if job is own:
-                break
             # A video that is longer than a turn goes to the end of the queue after each: others take turns with it.
-            ahead += cost.frame(job.frame_patches) * min(job.frames_left, turns * self._frames_per_turn(job))
-        return Estimate(ahead / self._rate, left / self._rate)
+            frames = min(job.frames_left, turns * self._frames_per_turn(job.frame_patches))
+            ahead += frames * cost.frame(job.frame_patches)
+        return Estimate(ahead / self._rate, cost.medium(grid) / self._rate)
 
     def affordable_patches(self, seconds: float, frames: int = 1) -> int:
         """The most patches that a medium of so many frames may have to be encoded within so many seconds."""
@@ -281,8 +269,8 @@ class Scheduler:
             return 0
         return frames * self._encoder.cost.largest_frame(seconds * self._rate / frames)
 
-    def _frames_per_turn(self, job: _Job) -> int:
-        return max(1, self._max_batch_patches // job.frame_patches)
+    def _frames_per_turn(self, frame_patches: int) -> int:
+        return max(1, self._max_batch_patches // frame_patches)
 
     def _running_cost(self) -> float:
         """What is left of the batch that is being encoded."""

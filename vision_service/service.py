@@ -14,6 +14,7 @@ from serving.cores import usable_cores
 from serving.server import Service, StartError
 from vision_service.budget import default_budget, published_budget
 from vision_service.cache import FeatureCache
+from vision_service.deadline import DeadlineCheck
 from vision_service.dtype import choose_dtype
 from vision_service.encoder import Encoder
 from vision_service.encodings import Encodings
@@ -71,7 +72,8 @@ class VisionService(Service):
         cache_bytes = self._settings.feature_cache_bytes
         if cache_bytes is None:
             cache_bytes = _CACHED_ROWS * encoder.feature_width * encoder.out_dtype.itemsize
-        encodings = Encodings(self._scheduler, FeatureCache(cache_bytes))
+        check = DeadlineCheck(self._scheduler, bundle.vision)
+        encodings = Encodings(self._scheduler, FeatureCache(cache_bytes), check)
         info = describe(
             bundle,
             encoder,

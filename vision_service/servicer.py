@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from typing import Any
 
@@ -13,15 +14,15 @@ import structlog
 import torch
 
 from serving.bundle import Bundle
-from serving.errors import Code, ServiceError, Violation, invalid, too_large
+from serving.errors import Code, ServiceError, invalid
 from serving.media import check_options, media_digest, resolve_options
 from serving.tasks import drop
 from serving.tensors import chunks
 from vision_service.cache import Key, Layout
 from vision_service.encoder import Encoder, feature_bytes
 from vision_service.encodings import Encodings
-from vision_service.media import PATH, Kind, Options
-from vision_service.scheduler import Estimate, Meter, Scheduler
+from vision_service.media import Kind, Options
+from vision_service.scheduler import Meter, Scheduler
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2, vision_pb2_grpc
 
 WIRE_DTYPES = {
@@ -35,9 +36,6 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 _PROGRESS_SECONDS = 1.0
 """Between two messages of progress."""
-
-_MARGIN = 1.2
-"""How much longer than the time that is left an estimate must be for a refusal: estimates are a fifth off at times."""
 
 
 class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
@@ -71,14 +69,15 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
         """Header as soon as the grid is known, then the features; progress while either is waited for."""
         with self._scheduler.admit():
             key = await self._key(request)
-            async with self._encodings.want(key, request.data) as encoding:
+            left = context.time_remaining()
+            # None without a deadline, which the stubs do not know.
+            seconds = math.inf if left is None else left  # type: ignore[redundant-expr]
+            async with self._encodings.want(key, request.data, seconds) as encoding:
                 structlog.contextvars.bind_contextvars(features=encoding.source)
                 async with contextlib.aclosing(_until(encoding.layout(), encoding.meter)) as progress:
                     async for response in progress:
                         yield response
-                layout = await encoding.layout()
-                self._check_time(key.kind, layout, encoding.meter, context)
-                yield vision_pb2.EncodeResponse(header=self._header(request, key, layout))
+                yield vision_pb2.EncodeResponse(header=self._header(request, key, await encoding.layout()))
                 async with contextlib.aclosing(_until(encoding.encoded(), encoding.meter)) as progress:
                     async for response in progress:
                         yield response
@@ -120,24 +119,6 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
         # Hashing 64 MiB takes some 50 ms: not on the event loop.
         digest = await asyncio.to_thread(media_digest, request.data)
         return Key.of(digest, kind, _options(options))
-
-    def _check_time(self, kind: Kind, layout: Layout, meter: Meter, context: _Context) -> None:
-        """Refuse what would not be encoded before the call's deadline, while that can still be mended."""
-        left = context.time_remaining()
-        # None without a deadline, which the stubs do not know.
-        estimate = None if left is None else self._scheduler.estimate(meter)  # type: ignore[redundant-expr]
-        if estimate is None or estimate.ahead + estimate.own <= _MARGIN * left:
-            return
-        seconds = max(left - estimate.ahead, 0.0) / _MARGIN
-        vision = self._bundle.vision
-        pixels = self._scheduler.affordable_patches(seconds, layout.grid.t) * vision.patch_size**2
-        raise too_slow(
-            kind,
-            layout.grid.patches,
-            estimate,
-            left=left,
-            pixels=pixels * (vision.temporal_patch_size if kind == "video" else 1),
-        )
 
     def _layout(self, request: vision_pb2.EncodeRequest, key: Key, layout: Layout) -> media_pb2.MediaLayout:
         grid = layout.grid
@@ -188,36 +169,6 @@ def describe(
     info.device = str(encoder.device)
     info.feature_width = encoder.feature_width
     return info
-
-
-def too_slow(kind: Kind, patches: int, estimate: Estimate, *, left: float, pixels: int) -> ServiceError:
-    """RESOURCE_EXHAUSTED for a medium that would not be encoded before the deadline.
-
-    Args:
-        kind: Image or video.
-        patches: Of the medium.
-        estimate: How long it would take.
-        left: Seconds that the request has.
-        pixels: How many pixels would be encoded in time.
-    """
-    description = (
-        f"is {'an' if kind == 'image' else 'a'} {kind} of {patches} patches that would take about "
-        f"{estimate.ahead + estimate.own:.0f} seconds to encode, {estimate.ahead:.0f} of them for what comes before "
-        f"it, and the request has {left:.0f}"
-    )
-    if estimate.own <= _MARGIN * left:  # it is the queue that is too long
-        description += "; try again later"
-        return ServiceError(
-            Code.RESOURCE_EXHAUSTED,
-            "ENCODER_BUSY",
-            f"{PATH}: {description}",
-            violations=(Violation(PATH, description),),
-            retry_after=max(estimate.ahead + estimate.own - left, 1.0),
-        )
-    option = "max_pixels" if kind == "image" else "max_video_pixels"
-    pixels -= pixels % 1024
-    lower = f"ask for at most {pixels} pixels ({option}), or give it more time" if pixels else "give it more time"
-    return too_large(PATH, f"{description}; {lower}", reason="ENCODING_TOO_SLOW", limit=pixels)
 
 
 async def _until(result: Coroutine[Any, Any, Any], meter: Meter) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:

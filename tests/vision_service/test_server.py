@@ -513,10 +513,11 @@ async def test_progress_is_told_while_the_encoder_works(bundle: Bundle) -> None:
 
 async def test_what_cannot_be_encoded_in_time_is_refused(bundle: Bundle) -> None:
     """The refusal tells the estimate and a size that would do, which does; without a deadline nothing is refused."""
-    async with running(bundle, default_max_pixels=1 << 20) as server:
+    async with running(bundle, GatedService, default_max_pixels=1 << 20) as server:
         scheduler = server.service._scheduler
         cost = scheduler._encoder.cost
         scheduler._rate = cost.frame(4096) / 1000.0  # as if such a picture took a thousand seconds
+        server.service.encoder.batches.clear()
         failure = await refusal(server.stub.Encode(image(1024, 1024), timeout=100))
         assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "ENCODING_TOO_SLOW")
         assert failure.violations[0].field == "data"
@@ -525,6 +526,7 @@ async def test_what_cannot_be_encoded_in_time_is_refused(bundle: Bundle) -> None
         assert "max_pixels" in failure.message
         pixels = int(failure.metadata["limit"])
         assert 16_384 < pixels < 1 << 20
+        assert server.service.encoder.batches == []  # not even begun: a forward pass cannot be left at once
         header, _ = await encode(server.stub, image(1024, 1024, max_pixels=pixels), seconds=100)
         assert header.layout.size_used.width * header.layout.size_used.height <= pixels
         await encode(server.stub, image(1024, 1024))
