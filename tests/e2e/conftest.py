@@ -41,15 +41,16 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def up(*flags: str, encoder: str = "float32") -> Iterator[Up]:
+def up(*flags: str, encoder: str = "float32", **environment: str) -> Iterator[Up]:
     """Start the system on free ports and stop it as a supervisor would.
 
     Args:
         flags: Of the command.
         encoder: Type that the encoder computes in: the same on every processor, unless it is `auto`.
+        environment: More variables for the services.
     """
     command = [TRIPTYCH, "up", "--grpc-port", "0", "--http-port", "0", *flags]
-    with started(command, env={**os.environ, "VISION_DTYPE": encoder}) as process:
+    with started(command, env={**os.environ, "VISION_DTYPE": encoder, **environment}) as process:
         try:
             said = line(process.stdout, "the line that says that it is ready")
             found = READY.fullmatch(said)
@@ -70,6 +71,13 @@ def checkpoint() -> Path:
 def int4_system() -> Iterator[Up]:
     """The demo model at INT4, as `triptych up` starts it, with the encoder in float32."""
     with up() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def int4_alone_system() -> Iterator[Up]:
+    """The same without the INT8 graph, so that an answer is the same whatever else the machine does."""
+    with up(DECODER_INT8="false") as running:
         yield running
 
 
