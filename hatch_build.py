@@ -1,7 +1,7 @@
-"""Compiles the decoder's own operators when the package is built or installed; Zig's C++ compiler comes from PyPI.
+"""Compiles our own operators when the package is built or installed; Zig's C++ compiler comes from PyPI.
 
 Nothing is compiled for other systems and processors, nor where the sources are left out, as in the images of the other
-services: the decoder then uses ONNX Runtime's.
+services: the decoder then uses ONNX Runtime's, and the encoder PyTorch's.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-_FOLDER = Path("decoder_service/operators")
+# Where the sources are, and the first processor that has what they use.
+_PROCESSORS = {
+    "decoder_service/operators": "cascadelake",
+    "vision_service/operators": "cooperlake",
+}
 _FLAGS = (
-    # Any Linux with a C library of 2018 or later, and any processor that has what the sources use.
-    *("-target", "x86_64-linux-gnu.2.28", "-mcpu=cascadelake"),
+    # Any Linux with a C library of 2018 or later.
+    *("-target", "x86_64-linux-gnu.2.28"),
     *("-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror"),
     *(
         "-shared",
@@ -38,23 +42,27 @@ class OperatorsHook(BuildHookInterface):  # type: ignore[type-arg, misc]  # hatc
     PLUGIN_NAME = "custom"
 
     @property
-    def _wanted(self) -> bool:
-        known = sys.platform == "linux" and platform.machine() == "x86_64"
-        return known and self.target_name == "wheel" and (Path(self.root) / _FOLDER).is_dir()
+    def _folders(self) -> list[str]:
+        """Those that are compiled here."""
+        if sys.platform != "linux" or platform.machine() != "x86_64" or self.target_name != "wheel":
+            return []
+        return [folder for folder in _PROCESSORS if (Path(self.root) / folder).is_dir()]
 
     def dependencies(self) -> list[str]:
         """What building needs, beside what pyproject.toml says."""
-        return ["ziglang==0.17.0"] if self._wanted else []
+        return ["ziglang==0.17.0"] if self._folders else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and have the library packed into the wheel."""
-        if not self._wanted:
-            return
+        """Compile, and have the libraries packed into the wheel."""
         compiler = (sys.executable, "-m", "ziglang", "c++")
-        sources = sorted(path.name for path in (Path(self.root) / _FOLDER).glob("*.cc"))
-        subprocess.run(  # noqa: S603  # every word of it is above
-            [*compiler, *_FLAGS, *sources, "-o", "operators.so"], cwd=Path(self.root) / _FOLDER, check=True
-        )
-        build_data["artifacts"].append(f"{_FOLDER}/*.so")
-        build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        for folder in self._folders:
+            path = Path(self.root) / folder
+            sources = sorted(source.name for source in path.glob("*.cc"))
+            subprocess.run(  # noqa: S603  # every word of it is above
+                [*compiler, *_FLAGS, f"-mcpu={_PROCESSORS[folder]}", *sources, "-o", "operators.so"],
+                cwd=path,
+                check=True,
+            )
+            build_data["artifacts"].append(f"{folder}/*.so")
+            build_data["pure_python"] = False
+            build_data["infer_tag"] = True

@@ -29,6 +29,7 @@ from serving.bundle import Bundle, BundleError
 from serving.cores import usable_cores
 from vision_service.encoder import Encoder, load_model
 from vision_service.media import Grid, Medium
+from vision_service.operators import find_operators
 from vision_service.tower import Tower
 
 PUBLISHED: dict[str, Any] = {**VISION, "out_hidden_size": SHAPES["4b"].text["hidden_size"]}
@@ -117,7 +118,7 @@ def compare(
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():  # but not the frequencies of its rotations, which stay in float32
         parameter.data = parameter.data.to(torch.bfloat16)
-    half = Encoder(Tower(rounded))
+    half = Encoder(Tower(rounded, find_operators()))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or usable_cores())
     try:

@@ -19,6 +19,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from serving.bundle_error import BundleError
 from vision_service.cost import Cost
 from vision_service.media import Advance, Cancelled, Grid, Medium
+from vision_service.operators import find_operators
 from vision_service.tower import Tower
 
 
@@ -35,12 +36,18 @@ class Encoder:
         self._out_dtype = out_dtype
         self._config = tower.config
         self._merge = tower.config.spatial_merge_size
-        self.cost = Cost(tower.config, tower.dtype)
+        self.cost = Cost(tower.config, tower.dtype, own_attention=tower.own_attention)
         """What encoding takes."""
 
     @classmethod
     def load(
-        cls, folder: Path, *, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype = torch.float32
+        cls,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        out_dtype: torch.dtype = torch.float32,
+        operators: bool = True,
     ) -> Encoder:
         """Load the encoder from a bundle's `vision` directory.
 
@@ -49,13 +56,14 @@ class Encoder:
             device: Where it runs.
             dtype: What it computes in.
             out_dtype: Type of the features.
+            operators: Whether our own may be used, where they can be.
 
         Raises:
             BundleError: A file is missing or damaged, or the weights are not those of the config.
         """
         model = load_model(folder, device=device, dtype=dtype)
         try:
-            return cls(Tower(model), out_dtype=out_dtype)
+            return cls(Tower(model, find_operators() if operators else None), out_dtype=out_dtype)
         except ValueError as error:
             raise BundleError(f"The encoder in {folder} cannot be served: {error}.") from error
 
@@ -73,6 +81,11 @@ class Encoder:
     def dtype(self) -> torch.dtype:
         """What it computes in."""
         return self._tower.dtype
+
+    @property
+    def own_attention(self) -> bool:
+        """Whether attention is computed by our operators."""
+        return self._tower.own_attention
 
     @property
     def out_dtype(self) -> torch.dtype:

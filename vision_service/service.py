@@ -93,6 +93,7 @@ class VisionService(Service):
             device=str(encoder.device),
             dtype=str(encoder.dtype).removeprefix("torch."),
             threads=threads if device.type == "cpu" else None,
+            own_attention=encoder.own_attention,
             max_pixels=info.default_media.max_pixels,
             max_video_pixels=info.default_media.max_video_pixels,
             max_frames=info.default_media.max_frames,
@@ -128,7 +129,11 @@ class VisionService(Service):
             ),
         )
         encoder = Encoder.load(
-            bundle.vision_dir, device=device, dtype=dtype, out_dtype=getattr(torch, settings.wire_dtype)
+            bundle.vision_dir,
+            device=device,
+            dtype=dtype,
+            out_dtype=getattr(torch, settings.wire_dtype),
+            operators=settings.operators,
         )
         if encoder.feature_width != bundle.feature_width:
             raise BundleError(

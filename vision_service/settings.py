@@ -32,6 +32,11 @@ class VisionSettings(ServerSettings):
     wire_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type that features are sent in; the halves save bandwidth and lose digits."
     )
+    operators: bool = Field(
+        True,
+        description="Compute attention in bfloat16 with Triptych's own operators, where the CPU has AVX-512 BF16 and "
+        "no AMX; the log tells whether they are used. Otherwise PyTorch's are.",
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the encoder; 0: every core it may use.")
     preprocess_workers: int = Field(2, ge=1, le=64, description="Media that are decoded at once.")
 

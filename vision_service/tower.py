@@ -17,6 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from vision_service.media import Advance, Cancelled, Grid, WorkCancelledError
+from vision_service.operators import Operators, attends
 
 _GELU: dict[str, Literal["none", "tanh"]] = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
 """Kinds of GELU: transformers' names and PyTorch's."""
@@ -111,12 +112,13 @@ class Tower:
 
     Args:
         model: On its device, in the type to compute in. Its weights are taken from it: it cannot be used afterwards.
+        operators: Ours, used for attention where it is computed in bfloat16 on a CPU; without them, PyTorch's is.
 
     Raises:
         ValueError: The config asks for an activation that is not known here.
     """
 
-    def __init__(self, model: Qwen3VLVisionModel) -> None:
+    def __init__(self, model: Qwen3VLVisionModel, operators: Operators | None = None) -> None:
         self.config = config = model.config
         if config.hidden_act not in _GELU:
             raise ValueError(f"hidden_act is {config.hidden_act}; known are {', '.join(_GELU)}")
@@ -125,6 +127,8 @@ class Tower:
         self._merge = config.spatial_merge_size
         self.device = model.device
         self.dtype = model.dtype
+        fits = self.device.type == "cpu" and self.dtype is torch.bfloat16 and attends(config.hidden_size // self._heads)
+        self._operators = operators if fits else None
         parts: Any = model  # modules' parts have no types
 
         # A convolution whose stride is its kernel is a matrix product over the patches.
@@ -195,9 +199,17 @@ class Tower:
         angles = (places[..., None].float() * self._frequencies).flatten(1)
         return positions, torch.polar(torch.full_like(angles, self._scaling), angles)
 
+    @property
+    def own_attention(self) -> bool:
+        """Whether attention is computed by our operators."""
+        return self._operators is not None
+
     def _attend(self, layer: _Layer, hidden: Tensor, turns: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
+        projected = layer.qkv(layer.norm1(hidden))
+        if self._operators is not None:
+            return self._operators.attend(projected, turns, runs, self._heads)
         count, heads = len(hidden), self._heads
-        qkv = layer.qkv(layer.norm1(hidden)).view(count, 3, heads, -1)
+        qkv = projected.view(count, 3, heads, -1)
         # Each head's rows are made adjacent on the way: attention over rows 12 KiB apart is a tenth slower.
         pairs = torch.view_as_complex(qkv[:, :2].float().view(count, 2, heads, -1, 2)).permute(1, 2, 0, 3)
         turned = torch.empty(pairs.shape, dtype=pairs.dtype, device=pairs.device)

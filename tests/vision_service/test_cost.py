@@ -13,10 +13,11 @@ from vision_service.media import Grid
 CONFIG = Qwen3VLVisionConfig(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, out_hidden_size=2560)
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16])
+@pytest.fixture(params=[(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
 def cost(request: pytest.FixtureRequest) -> Cost:
-    """Costs in a type."""
-    return Cost(CONFIG, request.param)
+    """Costs in a type, with our attention or without."""
+    dtype, own_attention = request.param
+    return Cost(CONFIG, dtype, own_attention=own_attention)
 
 
 def test_it_counts_the_operations_of_the_linear_layers() -> None:

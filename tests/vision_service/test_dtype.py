@@ -16,10 +16,12 @@ from tests import pictures
 from tests.checkpoints import make_checkpoint
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import LIMITS, error
-from vision_service import dtype
+from tests.vision_service.operators.here import needs_operators
+from vision_service import dtype, encoder
 from vision_service.dtype import choose_dtype, multiplies_bfloat16, stored_types
 from vision_service.encoder import Encoder
 from vision_service.media import Medium, Options
+from vision_service.operators import Operators
 from vision_service.preprocess import Preprocessor
 from vision_service.service import VisionService
 from vision_service.settings import VisionSettings
@@ -153,6 +155,25 @@ async def test_the_service_takes_it_and_logs_why(half_bundle: Bundle, monkeypatc
         chosen, loaded = (one for one in lines if "dtype" in one)
         assert (chosen["event"], chosen["dtype"], loaded["dtype"]) == ("type chosen", name, name)
         assert "device" in chosen["reason"]
+
+
+@needs_operators
+async def test_the_service_uses_our_attention_unless_told_not_to(
+    half_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 it does, with `--no-operators` and in float32 it does not; the log tells."""
+    monkeypatch.setattr(encoder, "find_operators", Operators)
+    for name, operators, expected in (
+        ("bfloat16", True, True),
+        ("bfloat16", False, False),
+        ("float32", True, False),
+    ):
+        settings = VisionSettings(bundle=half_bundle.root, device="cpu", dtype=name, operators=operators)
+        service = VisionService(settings)
+        with structlog.testing.capture_logs() as lines:
+            await service.start(lambda serving: None)
+        await service.stop()
+        assert [line["own_attention"] for line in lines if line["event"] == "encoder loaded"] == [expected]
 
 
 def test_bfloat16_is_close_to_float32(exact: Encoder, fast: Encoder, media: list[Medium]) -> None:

@@ -18,6 +18,7 @@ from tests.vision_service.clips import noises
 from tests.vision_service.conftest import Transformers, error
 from vision_service.encoder import Encoder, feature_bytes
 from vision_service.media import Medium, Options, WorkCancelledError
+from vision_service.operators import Operators
 from vision_service.preprocess import Preprocessor
 from vision_service.tower import Tower
 
@@ -119,9 +120,9 @@ def test_weights_are_held_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) 
     models: list[Qwen3VLVisionModel] = []
     make = Tower.__init__
 
-    def watched(self: Tower, model: Qwen3VLVisionModel) -> None:
+    def watched(self: Tower, model: Qwen3VLVisionModel, operators: Operators | None) -> None:
         models.append(model)
-        make(self, model)
+        make(self, model, operators)
 
     monkeypatch.setattr(Tower, "__init__", watched)
     loaded = Encoder.load(bundle.vision_dir, device=CPU, dtype=torch.float32)

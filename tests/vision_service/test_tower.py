@@ -12,7 +12,9 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from tests.vision_service.conftest import error
+from tests.vision_service.operators.here import needs_operators
 from vision_service.media import Grid, WorkCancelledError
+from vision_service.operators import Operators
 from vision_service.tower import Linear, Tower
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -142,6 +144,33 @@ def test_halves(dtype: torch.dtype) -> None:
         (got, *_) = Tower(model.to(dtype))(pixels.to(dtype), grids, never, ignore)
     assert got.dtype is dtype
     assert torch.nn.functional.cosine_similarity(got.float(), expected, dim=-1).min() > 0.99
+
+
+@needs_operators
+@pytest.mark.parametrize("changes", [{}, SHAPES["odd sizes"], {"num_heads": 1}, {"hidden_size": 256, "num_heads": 2}])
+def test_our_attention(changes: dict[str, Any]) -> None:
+    """With our attention, features in bfloat16 are as close to float32's as with PyTorch's."""
+    model = make_model(**{"initializer_range": 0.05, **changes})
+    grids = [Grid(1, 6, 8), Grid(2, 4, 4), Grid(1, 18, 12)]
+    pixels = draw_pixels(model, grids)
+    half = [copy.deepcopy(model).to(torch.bfloat16) for _ in range(2)]
+    with torch.inference_mode():
+        (expected, *_) = by_transformers(model, pixels, grids)
+        theirs, ours = Tower(half[0]), Tower(half[1], Operators())
+        assert (theirs.own_attention, ours.own_attention) == (False, True)
+        features = [tower(pixels.bfloat16(), grids, never, ignore)[0].float() for tower in (theirs, ours)]
+    assert error(features[1], expected) <= 1.5 * error(features[0], expected)
+    assert torch.nn.functional.cosine_similarity(features[1], expected, dim=-1).min() > 0.99
+
+
+@needs_operators
+def test_what_our_attention_does_not_compute() -> None:
+    """In other types and for other widths of a head attention stays PyTorch's."""
+    model = make_model()
+    assert not Tower(copy.deepcopy(model), Operators()).own_attention
+    assert not Tower(copy.deepcopy(model).to(torch.float16), Operators()).own_attention
+    wide = make_model(hidden_size=264, num_heads=2).to(torch.bfloat16)
+    assert not Tower(wide, Operators()).own_attention
 
 
 def test_packed_linear_equals_plain() -> None:
