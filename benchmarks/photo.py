@@ -94,13 +94,15 @@ def measure(client: Client, plan: PhotoPlan) -> Iterator[FirstToken]:
     """Ask a system that has nothing else to do."""
     photos = Photos(plan.seed)
     client.answer([user(Image(photos.make((64, 64))), _QUESTION)], max_tokens=1)  # whatever happens only once
-    for size, max_pixels in plan.photos:
-        answers = [
-            client.answer(
-                [user(Image(photos.make(size), max_pixels=max_pixels), _QUESTION)], max_tokens=1, timeout=3600
-            )
-            for _ in range(plan.repeats)
+    # In turns: what else the machine does meets all of them alike.
+    rounds = [
+        [
+            client.answer([user(Image(photos.make(size), max_pixels=bound), _QUESTION)], max_tokens=1, timeout=3600)
+            for size, bound in plan.photos
         ]
+        for _ in range(plan.repeats)
+    ]
+    for (size, max_pixels), *answers in zip(plan.photos, *rounds, strict=True):
         (layout,) = answers[0].media
         timings = [answer.timings for answer in answers]
         yield FirstToken(
