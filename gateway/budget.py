@@ -10,9 +10,6 @@ from gateway.retry import Backoff, Deadline, persist
 from serving.media import requested_options, resolve_options
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2
 
-SETTINGS_DIFFER = "ENCODER_SETTINGS_DIFFER"
-"""Reason with which a vision service refuses a caller that has learnt other settings than its own."""
-
 
 @dataclass(frozen=True)
 class Budget:

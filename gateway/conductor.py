@@ -11,12 +11,12 @@ from typing import Any
 
 import structlog
 
-from gateway.budget import SETTINGS_DIFFER, Budget, TierBudget
+from gateway.budget import Budget, TierBudget
 from gateway.errors import Tier, broken, lost, lost_midway, of_decoder, of_medium, untyped
 from gateway.feed import EncodeMeter, Feed, Stopwatch
 from gateway.media import Conversation, Limits, Medium, collect, name_options
 from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
-from gateway.retry import Backoff, Deadline, persist
+from gateway.retry import SETTINGS_DIFFER, Backoff, Deadline, persist
 from serving.errors import Code, ServiceError, unimplemented
 from serving.media import check_options
 from serving.tasks import drop, together
@@ -159,8 +159,7 @@ class Conductor:
                         yield event
                 return
             except ServiceError as error:
-                # The vision tier was started anew with other settings: they are learnt once more. Where its replicas
-                # disagree with each other that does not help.
+                # No replica that was tried has the settings that were learnt: the tier was started anew with others.
                 if budget is None or learnt_again or error.reason != SETTINGS_DIFFER:
                     raise
                 log.warning("settings of the vision tier have changed", error=error.message)

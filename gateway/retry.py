@@ -19,6 +19,9 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+SETTINGS_DIFFER = "ENCODER_SETTINGS_DIFFER"
+"""Reason with which a vision service refuses a caller that has learnt other settings than its own."""
+
 
 @dataclass(frozen=True)
 class Backoff:
@@ -80,7 +83,9 @@ class Deadline:
 async def persist(
     call: Callable[[], Awaitable[T]], *, tier: Tier, attempts: int, backoff: Backoff, deadline: Deadline
 ) -> T:
-    """Make a call that may be made again, until it succeeds or fails for another reason than UNAVAILABLE.
+    """Make a call that may be made again, until it succeeds or fails for a reason that another replica would not mend.
+
+    These are UNAVAILABLE, and a replica that is set otherwise than those before it.
 
     Args:
         call: Makes it once; balancing takes each attempt to a replica that is up.
@@ -90,7 +95,7 @@ async def persist(
         deadline: When to give up.
 
     Raises:
-        ServiceError: As the call failed; UNAVAILABLE in the words of `errors.lost`.
+        ServiceError: As the call failed at last; UNAVAILABLE in the words of `errors.lost`.
     """
     for attempt in itertools.count(1):
         try:
@@ -98,10 +103,13 @@ async def persist(
         except ServiceError as error:
             if error.code is Code.DEADLINE_EXCEEDED and untyped(error):
                 raise deadline.error() from error
-            if error.code is not Code.UNAVAILABLE:
+            differs = error.reason == SETTINGS_DIFFER
+            if error.code is not Code.UNAVAILABLE and not differs:
                 raise
             log.warning("attempt failed", tier=tier.value, attempt=attempt, of=attempts, error=error.message)
             if attempt >= attempts:
+                if differs:
+                    raise
                 raise lost(tier, error, attempts=attempts) from error
         await deadline.pause(backoff.seconds(attempt))
     raise AssertionError("unreachable")

@@ -31,7 +31,8 @@ def main(name: str, settings_type: type[S], make: Callable[[S], Service]) -> int
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             where = ".".join(map(str, detail["loc"]))
-            print(f"{name}: {where}: {detail['msg']}" if where else f"{name}: {detail['msg']}", file=sys.stderr)  # noqa: T201
+            what = detail["msg"].removeprefix("Value error, ")
+            print(f"{name}: {where}: {what}" if where else f"{name}: {what}", file=sys.stderr)  # noqa: T201
         return 2
     except SettingsError as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201

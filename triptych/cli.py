@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader went away (`triptych ask … | head`): nothing more can be said, and the flush at exit must not try.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _fail(f"cannot write the output: {error.strerror or error}")
     return 0
 
 

@@ -104,7 +104,15 @@ _GENERATION = (
 )
 
 
+def _check_names(options: Mapping[str, object], known: type[TypedDict]) -> None:  # type: ignore[valid-type]
+    """Raise TypeError for an option that there is not, as Python does for any other keyword."""
+    for name in options:
+        if name not in known.__annotations__:
+            raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known.__annotations__))}")
+
+
 def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_pb2.ChatRequest:
+    _check_names(options, ChatOptions)
     given = {name: value for name, value in options.items() if value is not None}
     return gateway_pb2.ChatRequest(
         model=options.get("model", ""),
@@ -117,6 +125,7 @@ def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_
 
 
 def _count_request(messages: Iterable[Message], options: CountOptions) -> gateway_pb2.CountTokensRequest:
+    _check_names(options, CountOptions)
     return gateway_pb2.CountTokensRequest(
         model=options.get("model", ""),
         messages=to_wire(messages),

@@ -155,7 +155,12 @@ def options_to_wire(options: Mapping[str, object]) -> media_pb2.MediaOptions:
     given = {name: options[name] for name in MediaOptions.__annotations__ if options.get(name) is not None}
     detail = cast("Detail | None", given.pop("detail", None))
     _check_detail(detail)
-    wire = media_pb2.MediaOptions(**given)  # type: ignore[arg-type]  # the names of MediaOptions
+    wire = media_pb2.MediaOptions()
+    for name, value in given.items():
+        try:
+            setattr(wire, name, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name} is {value!r}: {error}") from None
     if detail is not None:
         wire.detail = media_pb2.Detail.Value(f"DETAIL_{detail.upper()}")
     return wire

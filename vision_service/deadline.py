@@ -7,8 +7,12 @@ from serving.errors import Code, ServiceError, Violation, too_large
 from vision_service.media import PATH, Kind, Medium
 from vision_service.scheduler import Estimate, Scheduler
 
-_MARGIN = 1.2
-"""How much longer than the time that is left an estimate must be for a refusal: estimates are a fifth off at times."""
+_MARGIN, _UNPROVEN_MARGIN = 1.2, 3.0
+"""How much longer than the time that is left an estimate must be for a refusal. Estimates are a fifth off at times, and
+further where the speed is known from the start alone: something else may have had the processor."""
+
+_SHARE = 0.6
+"""How much of the time that is left a medium may take that is recommended: the prompt and the answer take time, too."""
 
 
 class DeadlineCheck:
@@ -35,30 +39,41 @@ class DeadlineCheck:
                 or with reason ENCODER_BUSY and a delay where it is what comes before that takes too long.
         """
         estimate = self._scheduler.estimate(medium)
-        if estimate is None or estimate.ahead + estimate.own <= _MARGIN * left:
+        patience = (_MARGIN if self._scheduler.proven else _UNPROVEN_MARGIN) * left
+        if estimate is None or estimate.ahead + estimate.own <= patience:
             return
-        seconds = max(left - estimate.ahead, 0.0) / _MARGIN
+        seconds = max(_SHARE * left - estimate.ahead, 0.0)
         pixels = self._scheduler.affordable_patches(seconds, medium.grid.t) * self._vision.patch_size**2
         if medium.kind == "video":
             pixels *= self._vision.temporal_patch_size
-        raise _too_slow(medium.kind, medium.grid.patches, estimate, left=left, pixels=pixels - pixels % 1024)
+        description = _describe(medium.kind, medium.grid.patches, estimate, left)
+        if estimate.own <= patience:  # it is the queue that is too long
+            raise _busy(description, retry_after=max(estimate.ahead + estimate.own - left, 1.0))
+        option = "max_pixels" if medium.kind == "image" else "max_video_pixels"
+        pixels -= pixels % 1024
+        lower = f"ask for at most {pixels} pixels ({option}), or allow more time" if pixels else "allow more time"
+        raise too_large(PATH, f"{description}; {lower}", reason="ENCODING_TOO_SLOW", limit=pixels)
 
 
-def _too_slow(kind: Kind, patches: int, estimate: Estimate, *, left: float, pixels: int) -> ServiceError:
-    description = (
-        f"is {'an' if kind == 'image' else 'a'} {kind} of {patches} patches that would take about "
-        f"{estimate.ahead + estimate.own:.0f} seconds to encode, {estimate.ahead:.0f} of them for what comes before "
-        f"it, and the request has {left:.0f}"
+def _describe(kind: Kind, patches: int, estimate: Estimate, left: float) -> str:
+    before = f", {_seconds(estimate.ahead)} of them for what comes before it" if estimate.ahead > 0 else ""
+    whole = _seconds(estimate.ahead + estimate.own)
+    return (
+        f"is {'an' if kind == 'image' else 'a'} {kind} of {patches} patches that would take about {whole} seconds to "
+        f"encode{before}, and the request has {_seconds(left)} left"
     )
-    if estimate.own <= _MARGIN * left:  # it is the queue that is too long
-        description += "; try again later"
-        return ServiceError(
-            Code.RESOURCE_EXHAUSTED,
-            "ENCODER_BUSY",
-            f"{PATH}: {description}",
-            violations=(Violation(PATH, description),),
-            retry_after=max(estimate.ahead + estimate.own - left, 1.0),
-        )
-    option = "max_pixels" if kind == "image" else "max_video_pixels"
-    lower = f"ask for at most {pixels} pixels ({option}), or give it more time" if pixels else "give it more time"
-    return too_large(PATH, f"{description}; {lower}", reason="ENCODING_TOO_SLOW", limit=pixels)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _busy(description: str, *, retry_after: float) -> ServiceError:
+    description += "; try again later"
+    return ServiceError(
+        Code.RESOURCE_EXHAUSTED,
+        "ENCODER_BUSY",
+        f"{PATH}: {description}",
+        violations=(Violation(PATH, description),),
+        retry_after=retry_after,
+    )

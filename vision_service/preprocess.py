@@ -135,7 +135,9 @@ class Preprocessor:
             return size
 
         def check(width: int, height: int) -> None:
-            self._check_patches(1, *target_size(width, height), "image", "max_pixels")
+            self._check_patches(
+                1, *target_size(width, height), "image", self._at_fault("pixels", options.min_pixels, 1)
+            )
 
         picture = decode_image(data, max_pixels=self._limits.image_pixels, check=check)
         height, width = target_size(picture.width, picture.height)
@@ -149,7 +151,8 @@ class Preprocessor:
 
         def target_size(count: int, height: int, width: int) -> tuple[int, int]:
             size = self._video_size(count, height, width, pixels)
-            self._check_patches(-(-count // self._temporal), *size, "video", "max_video_pixels")
+            at_fault = self._at_fault("video_pixels", options.min_video_pixels, self._temporal)
+            self._check_patches(-(-count // self._temporal), *size, "video", at_fault)
             return size
 
         clip = read_clip(
@@ -189,6 +192,17 @@ class Preprocessor:
                 reason="VIDEO_ASPECT_RATIO",
             ) from error
         return size
+
+    def _at_fault(self, bound: str, least: int | None, depth: int) -> str:
+        """The option that makes a medium too large: its least size, where that alone does.
+
+        Args:
+            bound: `pixels` or `video_pixels`.
+            least: What the request names.
+            depth: Frames of a patch.
+        """
+        alone = least is not None and least > self._limits.patches * self._patch**2 * depth
+        return f"min_{bound}" if alone else f"max_{bound}"
 
     def _check_patches(self, t: int, height: int, width: int, kind: Kind, option: str) -> None:
         patches = t * (height // self._patch) * (width // self._patch)

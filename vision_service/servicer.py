@@ -15,7 +15,7 @@ import torch
 
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError, invalid
-from serving.media import check_options, media_digest, resolve_options
+from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_options
 from serving.tasks import drop
 from serving.tensors import chunks
 from vision_service.cache import Key, Layout
@@ -104,9 +104,10 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
             raise ServiceError(
                 Code.FAILED_PRECONDITION,
                 "ENCODER_SETTINGS_DIFFER",
-                f"this vision service computes and budgets otherwise than the caller expects (its settings_digest is "
-                f"{self._info.settings_digest}, not {request.settings_digest}); start all replicas of a tier with the "
-                "same dtype and the same default budget",
+                f"a vision service has {_settings(self._info)} (settings_digest {self._info.settings_digest}), and "
+                f"another one other settings ({request.settings_digest}); start all of them with the same --dtype and "
+                "--default-max-…",
+                retry_after=1.0,
             )
         check_options(request.options, "options")
         options = resolve_options(
@@ -169,6 +170,13 @@ def describe(
     info.device = str(encoder.device)
     info.feature_width = encoder.feature_width
     return info
+
+
+def _settings(info: vision_pb2.EncoderInfo) -> str:
+    """What replicas must agree on, in words."""
+    dtype = tensor_pb2.DataType.Name(info.dtype).removeprefix("DATA_TYPE_").lower()
+    bounds = ", ".join(f"{name} {getattr(info.default_media, name)}" for name in BUDGET_FIELDS)
+    return f"dtype {dtype}, {bounds}"
 
 
 async def _until(result: Coroutine[Any, Any, Any], meter: Meter) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:

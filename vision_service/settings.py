@@ -5,13 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from serving.media import MAX_FRAMES, MAX_PIXELS
 from serving.settings import ServerSettings
 
-Bound = Annotated[int, Field(ge=1)] | Literal["published"]
-"""A bound of the default budget: a number, or the checkpoint's own."""
+
+def _bound(most: int) -> BeforeValidator:
+    """One sentence for whatever is neither a number up to `most` nor `published`."""
+
+    def check(value: object) -> object:
+        if value in (None, "published") or (str(value).isdecimal() and 1 <= int(str(value)) <= most):
+            return value
+        raise ValueError(f"is {value} and must be a whole number from 1 to {most}, or published")
+
+    return BeforeValidator(check)
+
+
+PixelBound = Annotated[Annotated[int, Field(ge=1, le=MAX_PIXELS)] | Literal["published"] | None, _bound(MAX_PIXELS)]
+FrameBound = Annotated[Annotated[int, Field(ge=1, le=MAX_FRAMES)] | Literal["published"] | None, _bound(MAX_FRAMES)]
+"""Bounds of the default budget: a number, the checkpoint's own, or None for the device's."""
 
 
 class VisionSettings(ServerSettings):
@@ -54,20 +68,20 @@ class VisionSettings(ServerSettings):
         description="Features kept for the next request with the same medium and options; 0: none; not set: 16384 "
         "rows, whatever their width.",
     )
-    default_max_pixels: Bound | None = Field(
+    default_max_pixels: PixelBound = Field(
         None,
         description="Greatest area of a resized image, in pixels, where a request names none; not set: 1048576 on a "
         "CPU (1024 tokens), published on a GPU. All replicas must agree.",
     )
-    default_max_video_pixels: Bound | None = Field(
+    default_max_video_pixels: PixelBound = Field(
         None,
         description="Greatest volume of a resized video, in pixels of all its frames, where a request names none; not "
-        "set: 2097152 on a CPU, published on a GPU.",
+        "set: 2097152 on a CPU, published on a GPU. All replicas must agree.",
     )
-    default_max_frames: Bound | None = Field(
+    default_max_frames: FrameBound = Field(
         None,
         description="Most frames sampled from a video where a request names none; not set: 32 on a CPU, published on a "
-        "GPU.",
+        "GPU. All replicas must agree.",
     )
     max_patches: int = Field(
         # What the published preprocessor settings give at most (4096 x 4096 pixels).

@@ -11,7 +11,7 @@ import pytest
 from gateway.budget import Budget
 from gateway.conductor import Conductor, Policy
 from gateway.media import Limits
-from gateway.retry import Deadline
+from gateway.retry import Backoff, Deadline
 from serving.errors import Code, ServiceError
 from serving.media import media_digest
 from tests.gateway.fakes import (
@@ -172,7 +172,7 @@ async def test_settings_that_have_changed_are_learnt_again(conduct: Conduct, vis
     await chat(conductor, ask(image(b"file one")))
     vision.max_pixels = 300
     assert answer(await chat(conductor, ask(image(b"file one")))) == "A red circle."
-    assert [options.max_pixels for options in options_sent(vision)] == [500, 500, 300]
+    assert [options.max_pixels for options in options_sent(vision)] == [500, *[500] * 3, 300]  # three attempts
 
 
 async def test_replicas_that_disagree_are_refused(
@@ -187,6 +187,17 @@ async def test_replicas_that_disagree_are_refused(
     assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "ENCODER_SETTINGS_DIFFER")
     assert not any(call.complete for call in decoder.calls)
     assert answer(await chat(conductor, ask(text("Hello")))) == "A red circle."
+
+
+async def test_a_replica_that_is_set_otherwise_is_passed_over(decoder: FakeDecoder) -> None:
+    """Of two replicas one has another budget, as in the middle of a rollout: the other one encodes, unseen."""
+    same, other = FakeVision(max_pixels=500), FakeVision(max_pixels=300)
+    tiers = InProcessVision(other, same), InProcessDecoder(decoder)
+    conductor = Conductor(*tiers, Limits(), Policy(backoff=Backoff(first=0.0)), encoder=same.info())
+    for _ in range(3):
+        assert answer(await chat(conductor, ask(image(b"file one")))) == "A red circle."
+    assert [options.max_pixels for options in options_sent(same)] == [500] * 3
+    assert not any(call.complete for call in other.calls)
 
 
 async def test_text_alone_needs_no_budget(

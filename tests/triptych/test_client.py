@@ -139,3 +139,21 @@ def test_acceptance_does_not_wait_for_the_first_event() -> None:
         assert next(events) == triptych.Accepted("r")
         events.close()  # type: ignore[attr-defined]  # a generator, as a loop that is left closes it
         wait(cancelled)
+
+
+@pytest.mark.parametrize("name", ["answer", "count"])
+def test_an_unknown_option_is_a_type_error(client: Blocking | Asyncio, name: str) -> None:
+    """A misspelled option is refused like any other keyword of Python's, before anything is sent."""
+    with pytest.raises(TypeError, match="there is no option 'max_pixel'"):
+        client.call("127.0.0.1:1", name, max_pixel=1000)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(-1, ValueError), (1 << 33, ValueError), ("5", TypeError), (1.5, TypeError)]
+)
+def test_a_number_that_the_wire_cannot_hold_is_named(
+    client: Blocking | Asyncio, value: Any, kind: type[Exception]
+) -> None:
+    """The error says which option it is."""
+    with pytest.raises(kind, match="max_pixels is "):
+        client.call("127.0.0.1:1", "count", max_pixels=value)

@@ -57,7 +57,9 @@ class _DetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Detail.ValueTy
     """The limits that the checkpoint was published with."""
 
 class Detail(_Detail, metaclass=_DetailEnumTypeWrapper):
-    """A budget of pixels and frames by name. The numbers behind it are in EncoderInfo."""
+    """A budget of pixels and frames by name. DETAIL_LOW's numbers are fixed; the other two depend on the server. What they gave,
+    `media` in the answer and in CountTokensResponse tells.
+    """
 
 DETAIL_UNSPECIFIED: Detail.ValueType  # 0
 """As DETAIL_HIGH."""
@@ -142,8 +144,8 @@ Global___MediaRef: _TypeAlias = MediaRef  # noqa: Y015
 @_typing.final
 class MediaOptions(_message.Message):
     """How media become pixels. A field that is not set takes the budget that `detail` names, and what no budget bounds the
-    checkpoint's own preprocessor setting. Of a pair of bounds of which one is set, the other gives way where the two would
-    cross.
+    checkpoint's own preprocessor setting. A bound that is set alone wins over the other one's default, and a medium's bound
+    over the request's, where the two would cross.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
