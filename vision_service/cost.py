@@ -23,8 +23,9 @@ _ATTENTION_WEIGHT: Mapping[torch.dtype, float] = {
 """How much longer an operation of attention takes than one of a linear layer. Measured on 2 cores of an AMD EPYC with
 AVX-512 BF16: 150 against 215 GFLOPS in float32, 145 against 425 in bfloat16, against 850 in int8."""
 
-_OWN_ATTENTION_WEIGHT: Mapping[torch.dtype, float] = {torch.bfloat16: 1.2, torch.int8: 2.3}
-"""The same with our attention: 400 against 490 and 900 GFLOPS of one of these cores."""
+_OWN_ATTENTION_WEIGHT: Mapping[torch.dtype, float] = {torch.bfloat16: 1.3, torch.int8: 2.4}
+"""The same with our attention: 400 against 490 and 900 GFLOPS of one of these cores, 300 against 425 and 810 of both
+when others use them, too."""
 
 
 class Cost:
