@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 import exporter
 from benchmarks.divergence import Asked, Divergence, Graph, Reference, ask
 
-TYPES = ("bfloat16", "float16")
+TYPES = ("bfloat16", "float16", "int8")
 
 
 @dataclass(frozen=True)

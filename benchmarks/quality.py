@@ -2,7 +2,8 @@
 
 The checkpoint is exported at fp32 and at INT4 with both phases, and the graphs are compared on questions about
 pictures. With `--outliers`, the same is done for a checkpoint of the same function whose channels have outliers. With
-`--encoder`, what is compared are features: those of an encoder that computes in another type, by kind of picture.
+`--encoder`, what is compared are features: those of an encoder that computes in another type, by kind of picture; with
+`--outliers`, too, of an encoder whose channels have outliers, beside itself in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import exporter
 from benchmarks.divergence import Divergence, Graph, Reference, ask
 from benchmarks.encoder_types import TYPES, EncoderRow, measure_encoder
 from benchmarks.kinds import draw_kinds
-from benchmarks.outliers import add_outliers
+from benchmarks.outliers import add_encoder_outliers, add_outliers
 from serving.bundle import Bundle
 
 PICTURES = Path(__file__).parents[1] / "demo" / "examples"
@@ -106,22 +107,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--steps", type=int, default=12, metavar="N", help="tokens of each answer (default %(default)s)"
     )
-    parser.add_argument("--outliers", type=float, metavar="K", help="also with outlier channels of up to K")
+    parser.add_argument(
+        "--outliers",
+        type=float,
+        metavar="K",
+        help="also with outlier channels of up to K; with --encoder, with such in the encoder alone",
+    )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: the library's")
     parser.add_argument("--no-operators", action="store_true", help="as on processors that have no operators of ours")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
-    if options.encoder and options.outliers is not None:
-        parser.error("--outliers changes the decoder alone: leave it out with --encoder")
     given = {"steps": options.steps, "threads": options.threads, "operators": not options.no_operators}
     pictures = [path.read_bytes() for path in options.image or sorted(PICTURES.glob("*.png"))]
     with tempfile.TemporaryDirectory(dir=options.work) as work:
         rows: Iterator[Row] | Iterator[EncoderRow]
         if options.encoder:
             kinds = {"given": pictures} if options.image else draw_kinds(_OF_A_KIND)
+            checkpoint = options.checkpoint
+            if options.outliers is not None:
+                checkpoint = add_encoder_outliers(checkpoint, Path(work) / "outliers", largest=options.outliers)
             rows = measure_encoder(
-                options.checkpoint, Path(work), kinds=kinds, questions=QUESTIONS, types=options.encoder, **given
+                checkpoint, Path(work), kinds=kinds, questions=QUESTIONS, types=options.encoder, **given
             )
         else:
             rows = measure(options.checkpoint, Path(work), pictures=pictures, outliers=options.outliers, **given)

@@ -1,20 +1,22 @@
 """The encoder against plain transformers, patches a second by size of picture: `python -m benchmarks.vision`.
 
-Transformers computes in float32, ours in float32 and in bfloat16, on the CPU, with the same weights, in turns; each
-figure is the median of the rounds. What is timed of ours is what the service runs, from bytes of pixels to features; of
-transformers, the model's forward pass.
+Transformers computes in float32, ours in float32, in bfloat16 and, where it can, in int8, on the CPU, with the same
+weights, in turns; each figure is the median of the rounds. What is timed of ours is what the service runs, from bytes
+of pixels to features; of transformers, the model's forward pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from serving.bundle import Bundle, BundleError
 from serving.cores import usable_cores
 from vision_service.encoder import Encoder, load_model
 from vision_service.media import Grid, Medium
-from vision_service.operators import find_operators
+from vision_service.operators import OperatorsError, find_operators
 from vision_service.tower import Tower
 
 PUBLISHED: dict[str, Any] = {**VISION, "out_hidden_size": SHAPES["4b"].text["hidden_size"]}
@@ -69,8 +71,10 @@ class VisionResult:
         transformers: Patches a second of plain transformers.
         triptych: Patches a second of the service's encoder in float32.
         bfloat16: Patches a second of the service's encoder in bfloat16.
+        int8: Patches a second of the service's encoder in int8; None where it cannot compute in it.
         ratio: How many times as fast as transformers ours is in float32: the median of the rounds' own ratios.
         bfloat16_ratio: How many times as fast ours is in bfloat16 as in float32, likewise.
+        int8_ratio: How many times as fast ours is in int8 as in float32, likewise.
         difference: The greatest difference between transformers and ours in float32 in any feature, as a share of the
             greatest feature.
     """
@@ -80,8 +84,10 @@ class VisionResult:
     transformers: float
     triptych: float
     bfloat16: float
+    int8: float | None
     ratio: float
     bfloat16_ratio: float
+    int8_ratio: float | None
     difference: float
 
 
@@ -114,20 +120,25 @@ def compare(
         cases: What is encoded.
         threads: As in `run`.
     """
-    encoder = Encoder(Tower(copy.deepcopy(model)))
+    encoders = {torch.float32: Encoder(Tower(copy.deepcopy(model)))}
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():  # but not the frequencies of its rotations, which stay in float32
         parameter.data = parameter.data.to(torch.bfloat16)
-    half = Encoder(Tower(rounded, find_operators()))
+    encoders[torch.bfloat16] = Encoder(Tower(rounded, find_operators(model.device)))
+    with contextlib.suppress(OperatorsError):
+        operators = find_operators(model.device, needed=True)
+        encoders[torch.int8] = Encoder(Tower(copy.deepcopy(model), operators, int8=True))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or usable_cores())
     try:
-        return [_measure(model, encoder, half, case, repeats) for case in cases]
+        return [_measure(model, encoders, case, repeats) for case in cases]
     finally:
         torch.set_num_threads(before)
 
 
-def _measure(model: Qwen3VLVisionModel, encoder: Encoder, half: Encoder, case: Case, repeats: int) -> VisionResult:
+def _measure(
+    model: Qwen3VLVisionModel, encoders: Mapping[torch.dtype, Encoder], case: Case, repeats: int
+) -> VisionResult:
     media = _draw(model, case)
     patches = sum(medium.grid.patches for medium in media)
     pixels = torch.from_numpy(np.concatenate([medium.pixel_values() for medium in media]))
@@ -138,36 +149,37 @@ def _measure(model: Qwen3VLVisionModel, encoder: Encoder, half: Encoder, case: C
             output = model(pixels, grid_thw=grids)
         return torch.cat([output.pooler_output, *output.deepstack_features], dim=-1)
 
-    def ours() -> torch.Tensor:
-        return torch.cat(encoder.encode(media))
-
-    def ours_in_half() -> torch.Tensor:
-        return torch.cat(half.encode(media))
-
-    sides = (plain, ours, ours_in_half)
+    sides: dict[torch.dtype | None, Callable[[], object]] = {
+        None: plain,
+        **{dtype: functools.partial(encoder.encode, media) for dtype, encoder in encoders.items()},
+    }
     expected = plain()
-    difference = float((ours() - expected).abs().max() / expected.abs().max())
-    ours_in_half()
-    rates: dict[Callable[[], torch.Tensor], list[float]] = {side: [] for side in sides}
+    ours = torch.cat(encoders[torch.float32].encode(media))
+    for side in sides.values():
+        side()
+    rates: dict[torch.dtype | None, list[float]] = {name: [] for name in sides}
 
-    def ratio(one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]) -> float:
+    def ratio(one: torch.dtype | None, other: torch.dtype | None) -> float:
         return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
 
     for number in range(repeats):
         # Who is first changes: a machine that gets busier or slower in the course of a round favours neither.
-        for side in sides if number % 2 == 0 else reversed(sides):
+        for name in sides if number % 2 == 0 else reversed(sides):
             started = time.perf_counter()
-            side()
-            rates[side].append(patches / (time.perf_counter() - started))
+            sides[name]()
+            rates[name].append(patches / (time.perf_counter() - started))
+    rate = {name: statistics.median(found) for name, found in rates.items()}
     return VisionResult(
         images=case.images,
         patches=patches,
-        transformers=statistics.median(rates[plain]),
-        triptych=statistics.median(rates[ours]),
-        bfloat16=statistics.median(rates[ours_in_half]),
-        ratio=ratio(ours, plain),
-        bfloat16_ratio=ratio(ours_in_half, ours),
-        difference=difference,
+        transformers=rate[None],
+        triptych=rate[torch.float32],
+        bfloat16=rate[torch.bfloat16],
+        int8=rate.get(torch.int8),
+        ratio=ratio(torch.float32, None),
+        bfloat16_ratio=ratio(torch.bfloat16, torch.float32),
+        int8_ratio=ratio(torch.int8, torch.float32) if torch.int8 in rates else None,
+        difference=float((ours - expected).abs().max() / expected.abs().max()),
     )
 
 
@@ -200,14 +212,16 @@ def random_model(**shape: Any) -> Qwen3VLVisionModel:
 def table(results: Sequence[VisionResult]) -> str:
     """The results for people."""
     head = (
-        f"{'images':>6} {'patches':>8} {'transformers':>13} {'triptych':>9} {'ratio':>6} {'bfloat16':>9} {'ratio':>6}"
+        f"{'images':>6} {'patches':>8} {'transformers':>13} {'triptych':>9} {'ratio':>6} {'bfloat16':>9} {'ratio':>6} "
+        f"{'int8':>9} {'ratio':>6}"
     )
     lines = [f"{head}   patches a second"]
-    lines += [
-        f"{one.images:>6} {one.patches:>8} {one.transformers:>13.1f} {one.triptych:>9.1f} {one.ratio:>6.2f} "
-        f"{one.bfloat16:>9.1f} {one.bfloat16_ratio:>6.2f}"
-        for one in results
-    ]
+    for one in results:
+        int8 = "" if one.int8 is None else f" {one.int8:>9.1f} {one.int8_ratio:>6.2f}"
+        lines.append(
+            f"{one.images:>6} {one.patches:>8} {one.transformers:>13.1f} {one.triptych:>9.1f} {one.ratio:>6.2f} "
+            f"{one.bfloat16:>9.1f} {one.bfloat16_ratio:>6.2f}{int8}"
+        )
     return "\n".join(lines)
 
 

@@ -14,12 +14,18 @@ import torch
 
 from vision_service.media import Grid
 
-_ATTENTION_WEIGHT: Mapping[torch.dtype, float] = {torch.float32: 1.4, torch.bfloat16: 2.9, torch.float16: 2.9}
+_ATTENTION_WEIGHT: Mapping[torch.dtype, float] = {
+    torch.float32: 1.4,
+    torch.bfloat16: 2.9,
+    torch.float16: 2.9,
+    torch.int8: 5.8,
+}
 """How much longer an operation of attention takes than one of a linear layer. Measured on 2 cores of an AMD EPYC with
-AVX-512 BF16: 150 against 215 GFLOPS in float32, 145 against 425 in bfloat16."""
+AVX-512 BF16: 150 against 215 GFLOPS in float32, 145 against 425 in bfloat16, against 850 in int8."""
 
-_OWN_ATTENTION_WEIGHT = 1.2
-"""The same with our attention, in bfloat16: 400 against 490 GFLOPS of one of these cores."""
+_OWN_ATTENTION_WEIGHT: Mapping[torch.dtype, float] = {torch.bfloat16: 1.3, torch.int8: 2.4}
+"""The same with our attention: 400 against 490 and 900 GFLOPS of one of these cores, 300 against 425 and 810 of both
+when others use them, too."""
 
 
 class Cost:
@@ -27,7 +33,7 @@ class Cost:
 
     Args:
         config: Of the encoder, as transformers has it.
-        dtype: What it computes in.
+        dtype: What its linear layers compute in.
         own_attention: Whether attention is computed by our operators.
     """
 
@@ -37,7 +43,7 @@ class Cost:
         layer = 4 * width * width + 2 * width * config.intermediate_size
         mergers = (1 + len(config.deepstack_visual_indexes)) * (block * width + config.out_hidden_size) * width
         self._linear = 2.0 * (patch * width + config.depth * layer + mergers)
-        weight = _OWN_ATTENTION_WEIGHT if own_attention else _ATTENTION_WEIGHT[dtype]
+        weight = (_OWN_ATTENTION_WEIGHT if own_attention else _ATTENTION_WEIGHT)[dtype]
         self._attention = 4.0 * width * config.depth * weight
 
     def frame(self, patches: int) -> float:

@@ -35,7 +35,7 @@ def choose_dtype(name: str, device: torch.device, folder: Path) -> Choice:
     """The type that a setting names; `auto`: bfloat16 if the device multiplies it and the weights are stored in it.
 
     Args:
-        name: auto, float32, bfloat16 or float16.
+        name: auto, float32, bfloat16, float16 or int8.
         device: Where the encoder runs.
         folder: A bundle's `vision` directory.
 

@@ -18,6 +18,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from serving.bundle_error import BundleError
 from vision_service.cost import Cost
+from vision_service.dtype import stored_types
 from vision_service.media import Advance, Cancelled, Grid, Medium
 from vision_service.operators import find_operators
 from vision_service.tower import Tower
@@ -36,7 +37,7 @@ class Encoder:
         self._out_dtype = out_dtype
         self._config = tower.config
         self._merge = tower.config.spatial_merge_size
-        self.cost = Cost(tower.config, tower.dtype, own_attention=tower.own_attention)
+        self.cost = Cost(tower.config, self.dtype, own_attention=tower.own_attention)
         """What encoding takes."""
 
     @classmethod
@@ -54,16 +55,19 @@ class Encoder:
         Args:
             folder: Holds config.json and model.safetensors.
             device: Where it runs.
-            dtype: What it computes in.
+            dtype: What it computes in; int8: its layers in 8 bits, by our operators.
             out_dtype: Type of the features.
             operators: Whether our own may be used, where they can be.
 
         Raises:
             BundleError: A file is missing or damaged, or the weights are not those of the config.
+            OperatorsError: It is to compute in int8, and the operators cannot be used.
         """
-        model = load_model(folder, device=device, dtype=dtype)
+        int8 = dtype is torch.int8
+        found = find_operators(device, needed=int8) if operators or int8 else None
+        model = load_model(folder, device=device, dtype=_exact_type(folder) if int8 else dtype)
         try:
-            return cls(Tower(model, find_operators() if operators else None), out_dtype=out_dtype)
+            return cls(Tower(model, found, int8=int8), out_dtype=out_dtype)
         except ValueError as error:
             raise BundleError(f"The encoder in {folder} cannot be served: {error}.") from error
 
@@ -79,8 +83,8 @@ class Encoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
-        return self._tower.dtype
+        """What it computes in; int8 where its layers do."""
+        return torch.int8 if self._tower.int8 else self._tower.dtype
 
     @property
     def own_attention(self) -> bool:
@@ -126,7 +130,7 @@ class Encoder:
             pixels = torch.from_numpy(np.concatenate([medium.pixel_values() for medium in media]))
             # 2. The forward: the merged map and L maps of [sum of tokens, hidden]
             maps = self._tower(
-                pixels.to(self.device, self.dtype), [medium.grid for medium in media], cancelled, advance
+                pixels.to(self.device, self._tower.dtype), [medium.grid for medium in media], cancelled, advance
             )
             # 3. Cut it up again, the maps of each medium side by side
             tokens = [medium.grid.patches // self._merge**2 for medium in media]
@@ -174,6 +178,11 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
     model.requires_grad_(False)
     model.train(False)
     return model
+
+
+def _exact_type(folder: Path) -> torch.dtype:
+    """The smallest type that holds the weights as they are stored."""
+    return torch.bfloat16 if stored_types(folder) == {"BF16"} else torch.float32
 
 
 def feature_bytes(features: torch.Tensor) -> memoryview:

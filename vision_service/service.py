@@ -18,6 +18,7 @@ from vision_service.deadline import DeadlineCheck
 from vision_service.dtype import choose_dtype
 from vision_service.encoder import Encoder
 from vision_service.encodings import Encodings
+from vision_service.operators import OperatorsError
 from vision_service.preprocess import Limits, Preprocessor
 from vision_service.scheduler import Scheduler
 from vision_service.servicer import VisionServicer, describe
@@ -128,13 +129,18 @@ class VisionService(Service):
                 patches=settings.max_patches,
             ),
         )
-        encoder = Encoder.load(
-            bundle.vision_dir,
-            device=device,
-            dtype=dtype,
-            out_dtype=getattr(torch, settings.wire_dtype),
-            operators=settings.operators,
-        )
+        if dtype is torch.int8 and not settings.operators:
+            raise StartError("dtype int8 is computed by the operators, and they are turned off; use another dtype")
+        try:
+            encoder = Encoder.load(
+                bundle.vision_dir,
+                device=device,
+                dtype=dtype,
+                out_dtype=getattr(torch, settings.wire_dtype),
+                operators=settings.operators,
+            )
+        except OperatorsError as error:
+            raise StartError(f"dtype int8 needs operators that cannot be used: {error}; use another dtype") from error
         if encoder.feature_width != bundle.feature_width:
             raise BundleError(
                 f"The encoder of {bundle.root} gives features {encoder.feature_width} wide, and bundle.json says "

@@ -29,6 +29,7 @@ WIRE_DTYPES = {
     torch.float32: tensor_pb2.DATA_TYPE_FLOAT32,
     torch.float16: tensor_pb2.DATA_TYPE_FLOAT16,
     torch.bfloat16: tensor_pb2.DATA_TYPE_BFLOAT16,
+    torch.int8: tensor_pb2.DATA_TYPE_INT8,
 }
 _KINDS: dict[int, Kind] = {media_pb2.MEDIA_KIND_IMAGE: "image", media_pb2.MEDIA_KIND_VIDEO: "video"}
 

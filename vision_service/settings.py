@@ -38,10 +38,11 @@ class VisionSettings(ServerSettings):
     verify: bool = Field(False, description="Compare the bundle's files with their digests before loading.")
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
         description="Type to compute in; auto: bfloat16 where the bundle's encoder is stored in it and the CPU "
-        "(AVX-512 BF16, AMX) or the GPU multiplies it, else float32.",
+        "(AVX-512 BF16, AMX) or the GPU multiplies it, else float32. int8 rounds the encoder's layers to 8 bits, on a "
+        "CPU with AVX-512 BF16.",
     )
     wire_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type that features are sent in; the halves save bandwidth and lose digits."
@@ -49,7 +50,7 @@ class VisionSettings(ServerSettings):
     operators: bool = Field(
         True,
         description="Compute attention in bfloat16 with Triptych's own operators, where the CPU has AVX-512 BF16 and "
-        "no AMX; the log tells whether they are used. Otherwise PyTorch's are.",
+        "no AMX; the log tells whether they are used. Otherwise PyTorch's are. int8 cannot do without them.",
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the encoder; 0: every core it may use.")
     preprocess_workers: int = Field(2, ge=1, le=64, description="Media that are decoded at once.")

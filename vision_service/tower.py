@@ -6,9 +6,10 @@ difference from it gains, and what was tried and gained nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
@@ -16,87 +17,31 @@ from torch import Tensor, nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
+from vision_service.linear import Gelu, Int8Linear, Layer, Linear, MakeLayer
 from vision_service.media import Advance, Cancelled, Grid, WorkCancelledError
 from vision_service.operators import Operators, attends
 
-_GELU: dict[str, Literal["none", "tanh"]] = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
+_GELU: dict[str, Gelu] = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
 """Kinds of GELU: transformers' names and PyTorch's."""
 
 _MLP_ROWS = 512
 """Rows that go through the feed-forward part together. Its inner rows are the widest there are: these 512 stay in the
 cache, where all those of a large picture would take a gigabyte."""
 
-_ONEDNN: Any = torch.ops.mkldnn
-"""PyTorch's own operators over oneDNN, which `torch.compile` uses, too. They are not public: PyTorch is pinned."""
-
-
-class Linear:
-    """y = x W^T + b, with what follows it done in the same pass where that can be.
-
-    On a CPU the weights are kept in the order in which oneDNN multiplies them.
-
-    Args:
-        weight: [out, in].
-        bias: [out].
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self._packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
-        self._weight = _ONEDNN._reorder_linear_weight(weight.contiguous()) if self._packed else weight
-        self._bias = bias
-
-    @classmethod
-    def take(cls, module: nn.Linear) -> Linear:
-        """Take a module's weights away from it, so that memory holds them once."""
-        linear = cls(module.weight, module.bias)
-        module.weight = None  # type: ignore[assignment]  # the module is not used any more
-        return linear
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[rows, in] to [rows, out]."""
-        if self._packed:
-            return self._onednn(x, "none")
-        return F.linear(x, self._weight, self._bias)
-
-    def gelu(self, x: Tensor, approximate: Literal["none", "tanh"]) -> Tensor:
-        """GELU of the outcome."""
-        if self._packed:
-            return self._onednn(x, "gelu", approximate)
-        return F.gelu(F.linear(x, self._weight, self._bias), approximate=approximate)
-
-    def add(self, x: Tensor, other: Tensor) -> Tensor:
-        """The outcome and `other` [rows, out] added."""
-        if self._packed:
-            added: Tensor = _ONEDNN._linear_pointwise.binary(x, other, self._weight, self._bias, "add")
-            return added
-        return other + F.linear(x, self._weight, self._bias)
-
-    def _onednn(self, x: Tensor, function: str, algorithm: str = "") -> Tensor:
-        done: Tensor = _ONEDNN._linear_pointwise(x, self._weight, self._bias, function, [], algorithm)
-        return done
-
-
-def _can_pack(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(_ONEDNN._is_mkldnn_bf16_supported()))
-
 
 class _Layer(NamedTuple):
-    norm1: nn.LayerNorm
-    qkv: Linear
-    out: Linear
-    norm2: nn.LayerNorm
-    up: Linear
-    down: Linear
+    qkv: Layer  # with the normalization before it, as `up`
+    out: Layer
+    up: Layer
+    down: Layer
 
 
 class _Merger(NamedTuple):
     """Makes one token's feature of a block of merge x merge patches. DeepStack's normalize after merging."""
 
     norm: nn.LayerNorm
-    up: Linear
-    down: Linear
+    up: Layer
+    down: Layer
 
     def __call__(self, hidden: Tensor, block: int) -> Tensor:
         width = hidden.shape[1] * block
@@ -113,12 +58,13 @@ class Tower:
     Args:
         model: On its device, in the type to compute in. Its weights are taken from it: it cannot be used afterwards.
         operators: Ours, used for attention where it is computed in bfloat16 on a CPU; without them, PyTorch's is.
+        int8: Whether layers are computed in 8 bits, by the operators; what is between them is bfloat16.
 
     Raises:
         ValueError: The config asks for an activation that is not known here.
     """
 
-    def __init__(self, model: Qwen3VLVisionModel, operators: Operators | None = None) -> None:
+    def __init__(self, model: Qwen3VLVisionModel, operators: Operators | None = None, *, int8: bool = False) -> None:
         self.config = config = model.config
         if config.hidden_act not in _GELU:
             raise ValueError(f"hidden_act is {config.hidden_act}; known are {', '.join(_GELU)}")
@@ -126,13 +72,20 @@ class Tower:
         self._heads = config.num_heads
         self._merge = config.spatial_merge_size
         self.device = model.device
-        self.dtype = model.dtype
+        self.dtype = torch.bfloat16 if int8 else model.dtype
+        self.int8 = int8
+        make: MakeLayer = Linear
+        if int8:
+            if operators is None:
+                raise ValueError("int8 is computed by our operators, and they are not there")
+            make = functools.partial(Int8Linear, operators)
         fits = self.device.type == "cpu" and self.dtype is torch.bfloat16 and attends(config.hidden_size // self._heads)
         self._operators = operators if fits else None
         parts: Any = model  # modules' parts have no types
 
         # A convolution whose stride is its kernel is a matrix product over the patches.
-        self._patches = Linear(parts.patch_embed.proj.weight.flatten(1), parts.patch_embed.proj.bias)
+        patches = parts.patch_embed.proj.to(self.dtype)
+        self._patches = Linear(patches.weight.flatten(1), patches.bias)
         # Positions are computed in float32 whatever the rest is computed in, as in transformers.
         self._positions = parts.pos_embed.weight.float()
         self._resampling: dict[str, Any] = {
@@ -145,17 +98,15 @@ class Tower:
         self._scaling = float(parts.rotary_pos_emb.attention_scaling)
         self._layers = [
             _Layer(
-                block.norm1,
-                _pair_up(block.attn.qkv, self._heads),
-                Linear.take(block.attn.proj),
-                block.norm2,
-                Linear.take(block.mlp.linear_fc1),
-                Linear.take(block.mlp.linear_fc2),
+                _pair_up(make, block.attn.qkv, block.norm1, self._heads),
+                _take(make, block.attn.proj),
+                _take(make, block.mlp.linear_fc1, block.norm2),
+                _take(make, block.mlp.linear_fc2),
             )
             for block in parts.blocks
         ]
         self._merger, *levels = (
-            _Merger(merger.norm, Linear.take(merger.linear_fc1), Linear.take(merger.linear_fc2))
+            _Merger(merger.norm.to(self.dtype), _take(make, merger.linear_fc1), _take(make, merger.linear_fc2))
             for merger in (parts.merger, *parts.deepstack_merger_list)
         )
         self._levels = dict(zip(config.deepstack_visual_indexes, levels, strict=True))
@@ -205,7 +156,7 @@ class Tower:
         return self._operators is not None
 
     def _attend(self, layer: _Layer, hidden: Tensor, turns: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
-        projected = layer.qkv(layer.norm1(hidden))
+        projected = layer.qkv(hidden)
         if self._operators is not None:
             return self._operators.attend(projected, turns, runs, self._heads)
         count, heads = len(hidden), self._heads
@@ -229,10 +180,17 @@ class Tower:
     def _feed_forward(self, layer: _Layer, hidden: Tensor) -> None:
         """Add the feed-forward part to `hidden`, in place."""
         for rows in torch.split(hidden, _MLP_ROWS):
-            rows.copy_(layer.down.add(layer.up.gelu(layer.norm2(rows), self._gelu), rows))
+            rows.copy_(layer.down.add(layer.up.gelu(rows, self._gelu), rows))
 
 
-def _pair_up(qkv: nn.Linear, heads: int) -> Linear:
+def _take(make: MakeLayer, module: nn.Linear, norm: nn.LayerNorm | None = None) -> Layer:
+    """Take a module's weights away from it, so that memory holds them once."""
+    layer = make(module.weight, module.bias, norm)
+    module.weight = None  # type: ignore[assignment]  # the module is not used any more
+    return layer
+
+
+def _pair_up(make: MakeLayer, qkv: nn.Linear, norm: nn.LayerNorm, heads: int) -> Layer:
     """The projection to queries, keys and values, with the two numbers that a rotation turns side by side.
 
     A head's numbers j and j + half are one complex number, which a rotation multiplies by another. Queries and keys are
@@ -244,9 +202,9 @@ def _pair_up(qkv: nn.Linear, heads: int) -> Linear:
         split = rows.view(3, heads, 2, size // 2, -1)
         return torch.cat([split[:2].transpose(2, 3).flatten(0, 3), split[2].flatten(0, 2)]).view_as(rows)
 
-    linear = Linear(reorder(qkv.weight), reorder(qkv.bias))
-    qkv.weight = None  # type: ignore[assignment]  # as in `Linear.take`
-    return linear
+    layer = make(reorder(qkv.weight), reorder(qkv.bias), norm)
+    qkv.weight = None  # type: ignore[assignment]  # as in `_take`
+    return layer
 
 
 def _frame_sizes(grids: Sequence[Grid]) -> Iterator[int]:

@@ -29,6 +29,7 @@ def test_both_sides_compute_the_same(bundle: Bundle) -> None:
     for one in results:
         assert min(one.transformers, one.triptych, one.bfloat16, one.ratio, one.bfloat16_ratio) > 0
         assert one.difference < 1e-5
+        assert one.int8 is None or min(one.int8, one.int8_ratio or 0) > 0
 
 
 def test_forms(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,9 +120,9 @@ def test_weights_are_held_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) 
     models: list[Qwen3VLVisionModel] = []
     make = Tower.__init__
 
-    def watched(self: Tower, model: Qwen3VLVisionModel, operators: Operators | None) -> None:
+    def watched(self: Tower, model: Qwen3VLVisionModel, *given: Operators | None, **more: bool) -> None:
         models.append(model)
-        make(self, model, operators)
+        make(self, model, *given, **more)
 
     monkeypatch.setattr(Tower, "__init__", watched)
     loaded = Encoder.load(bundle.vision_dir, device=CPU, dtype=torch.float32)

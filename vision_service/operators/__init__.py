@@ -6,12 +6,15 @@ Each `.cc` file says what it computes and how; `hatch_build.py`, beside pyprojec
 from __future__ import annotations
 
 import ctypes
+import enum
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 from torch import Tensor
 
 from serving.cores import cpu_flags
@@ -23,6 +26,8 @@ _FLAGS = {
     *("avx2", "bmi2", "f16c", "fma"),
 }
 _WIDEST_HEAD = 128
+_PANEL = 32  # outputs of a panel of packed weights
+_MOST_INPUTS = 65_536
 
 
 class OperatorsError(RuntimeError):
@@ -45,6 +50,92 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Linear(ctypes.Structure):
+    """`Task` of linear.cc."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("rounded", ctypes.c_void_p),
+        ("row_scales", ctypes.c_void_p),
+        ("corrections", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("other", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("after", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class After(enum.IntEnum):
+    """What follows a linear layer in the same pass, as in linear.cc."""
+
+    NOTHING = 0
+    TANH_GELU = 1
+    GELU = 2
+    ADD = 3
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedWeights:
+    """A linear layer's weights in 8 bits, and what its rows are before they are rounded.
+
+    Attributes:
+        packed: uint8 [panels, inputs / 4, 32, 4]: each output's weights with a scale of their own, 128 too large.
+            Inputs and outputs are filled up.
+        scales: float32 [panels x 32].
+        bias: float32 [panels x 32].
+        factors: float32 [inputs]: what the columns of the rows are multiplied by.
+        shift: float32 [inputs]: what is added then, where they are normalized.
+        epsilon: Of the normalization before that; -1 without one.
+        outputs: How many there are.
+    """
+
+    packed: Tensor
+    scales: Tensor
+    bias: Tensor
+    factors: Tensor
+    shift: Tensor
+    epsilon: float
+    outputs: int
+
+    @classmethod
+    def of(
+        cls, weight: Tensor, bias: Tensor, *, factors: Tensor, shift: Tensor, epsilon: float | None = None
+    ) -> RoundedWeights:
+        """Round weights.
+
+        Args:
+            weight: float32 [outputs, inputs].
+            bias: [outputs].
+            factors: As above.
+            shift: As above.
+            epsilon: Of the normalization before; None without one.
+        """
+        outputs, inputs = weight.shape
+        if inputs > _MOST_INPUTS:
+            raise ValueError(f"a layer has {inputs} inputs: the sums of more than {_MOST_INPUTS} can overflow")
+        scales = weight.abs().amax(dim=1).div(127).clamp_min(torch.finfo(torch.float32).tiny)
+        rest = (0, -inputs % 4, 0, -outputs % _PANEL)
+        rounded = F.pad(torch.round(weight / scales[:, None]).to(torch.int8), rest)
+        packed = (rounded.view(torch.uint8) ^ 128).view(-1, _PANEL, rounded.shape[1] // 4, 4).transpose(1, 2)
+        return cls(
+            packed.contiguous(),
+            F.pad(scales, rest[2:]),
+            F.pad(bias.float(), rest[2:]),
+            factors.float().contiguous(),
+            shift.float().contiguous(),
+            -1.0 if epsilon is None else epsilon,
+            outputs,
+        )
+
+
 class Operators:
     """The compiled operators, on PyTorch's threads: as many as `torch.set_num_threads` said in the thread that calls.
 
@@ -56,13 +147,15 @@ class Operators:
 
     def __init__(self) -> None:
         if not _LIBRARY.exists():
-            raise OperatorsError("the encoder's operators were not compiled when this package was installed")
+            raise OperatorsError("they were not compiled when this package was installed")
         if missing := sorted(_FLAGS - cpu_flags()):
             raise OperatorsError(f"the processor has no {', '.join(missing)}")
         self._parallel = _openmp()
         library = ctypes.CDLL(str(_LIBRARY))
         self._packed_words, self._attend = library.packed_words, library.attend
         self._packed_words.argtypes, self._packed_words.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+        self._linear = library.linear
+        self._linear.argtypes, self._linear.restype = [ctypes.POINTER(_Linear), ctypes.c_void_p], None
         self._attend.argtypes, self._attend.restype = [ctypes.POINTER(_Attention), ctypes.c_void_p], None
 
     def attend(self, qkv: Tensor, turns: Tensor, runs: Sequence[tuple[int, int]], heads: int) -> Tensor:
@@ -104,14 +197,69 @@ class Operators:
             start += size * frames
         return out
 
+    def linear(self, x: Tensor, weights: RoundedWeights, after: After, other: Tensor | None = None) -> Tensor:
+        """A linear layer in 8 bits.
 
-def find_operators() -> Operators | None:
-    """The operators where they can be used and are the faster ones: PyTorch's use AMX, where the processor has it."""
-    if "amx_bf16" in cpu_flags():
+        Args:
+            x: bfloat16 [rows, inputs].
+            weights: Its weights.
+            after: What is computed of the outcome.
+            other: bfloat16 [rows, outputs]: what is added.
+
+        Returns:
+            bfloat16 [rows, outputs].
+        """
+        rows, inputs, outputs = len(x), len(weights.factors), weights.outputs
+        _check("x", x, torch.bfloat16, (rows, inputs))
+        if (after is After.ADD) != (other is not None):
+            raise ValueError(f"what is added must be given with {After.ADD!r} alone")
+        if other is not None:
+            _check("other", other, torch.bfloat16, (rows, outputs))
+        y = torch.empty(rows, outputs, dtype=torch.bfloat16)
+        rounded = torch.empty(rows, weights.packed.shape[1] * 4, dtype=torch.int8)
+        row_scales, corrections = torch.empty(rows), torch.empty(rows, dtype=torch.int32)
+        task = _Linear(
+            x=x.data_ptr(),
+            factors=weights.factors.data_ptr(),
+            shift=weights.shift.data_ptr(),
+            rounded=rounded.data_ptr(),
+            row_scales=row_scales.data_ptr(),
+            corrections=corrections.data_ptr(),
+            weights=weights.packed.data_ptr(),
+            scales=weights.scales.data_ptr(),
+            bias=weights.bias.data_ptr(),
+            other=None if other is None else other.data_ptr(),
+            y=y.data_ptr(),
+            rows=rows,
+            inputs=inputs,
+            outputs=outputs,
+            after=after,
+            epsilon=weights.epsilon,
+        )
+        self._linear(ctypes.byref(task), self._parallel)
+        return y
+
+
+def find_operators(device: torch.device, *, needed: bool = False) -> Operators | None:
+    """The operators, where they can be used and attention is the faster for them.
+
+    Args:
+        device: Where the encoder runs.
+        needed: Whether it cannot do without them, faster or not.
+
+    Raises:
+        OperatorsError: They are needed and cannot be used.
+    """
+    # PyTorch's attention uses AMX where the processor has it.
+    if not needed and (device.type != "cpu" or "amx_bf16" in cpu_flags()):
         return None
     try:
+        if device.type != "cpu":
+            raise OperatorsError(f"they are for the CPU, and the device is {device}")
         return Operators()
     except OperatorsError:
+        if needed:
+            raise
         return None
 
 

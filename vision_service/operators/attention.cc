@@ -12,11 +12,11 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "lanes.h"
 #include "threads.h"
 
 namespace {
 
-constexpr int kLanes = 16;       // float32 values in a register
 constexpr int kKeys = 64;        // keys of a block: four registers of scores for each row
 constexpr int kColumns = kKeys / kLanes;
 constexpr int kRowsInCache = 48;  // rows that share a block of keys while it lies in the first cache
@@ -34,12 +34,6 @@ struct Task {
   int64_t width;         // numbers of a head, even
   float scale;           // of the scores, times log2(e)
 };
-
-inline int64_t up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
-
-inline __mmask16 lanes(int64_t left) {
-  return left >= kLanes ? __mmask16(0xffff) : left <= 0 ? __mmask16(0) : __mmask16((1u << left) - 1);
-}
 
 // Rows of a block: as many as there are registers for, with one register for each column of scores or values.
 constexpr int rows_of(int vectors) { return vectors <= 4 ? 6 : vectors <= 6 ? 4 : 3; }
@@ -156,16 +150,6 @@ void pack_rows(const Task& task, int64_t frame, int64_t head, int64_t first) {
 
 inline __m512bh as_numbers(__m512i words) { return (__m512bh)words; }
 
-// 2^x to a ten-thousandth, a twentieth of what rounding to bfloat16 costs; 0 for minus infinity.
-inline __m512 exp2_of(__m512 x) {
-  const __m512 rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);  // what is above the next lower integer
-  __m512 power = _mm512_set1_ps(0.078024552f);
-  power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(0.226067185f));
-  power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(0.695833491f));
-  power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(0.999925228f));
-  return _mm512_scalef_ps(power, x);  // which takes that integer by itself
-}
-
 template <int Rows>
 struct Softmax {
   float largest[Rows];
@@ -266,8 +250,7 @@ void attend_rows(const Task& task, int64_t frame, int64_t head, int64_t first) {
     uint16_t* out = task.out + ((frame * task.size + first + row) * task.heads + head) * task.width;
     for (int vector = 0; vector < Vectors; ++vector) {
       const __m512 total = _mm512_load_ps(sums + (row * Vectors + vector) * kLanes);
-      const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(total, by));
-      _mm256_mask_storeu_epi16(out + vector * kLanes, lanes(task.width - vector * kLanes), rounded);
+      store_bf16(out + vector * kLanes, lanes(task.width - vector * kLanes), _mm512_mul_ps(total, by));
     }
   }
 }
@@ -279,8 +262,6 @@ constexpr AttendRows kAttendRows[kMostVectors] = {
 };
 
 }  // namespace
-
-#define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // Words of 4 bytes that packing a frame takes for each head.
 EXPORTED int64_t packed_words(int64_t size, int64_t width) { return Layout(size, width).words(); }

@@ -32,9 +32,11 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     """IEEE 754 binary16, 2 bytes."""
     DATA_TYPE_BFLOAT16: _DataType.ValueType  # 3
     """bfloat16, 2 bytes."""
+    DATA_TYPE_INT8: _DataType.ValueType  # 4
+    """8 bits. Of encoders alone: no tensor is sent in it."""
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
-    """Element type of a tensor on the wire, little-endian."""
+    """Element type of a tensor on the wire, little-endian, and type that an encoder computes in."""
 
 DATA_TYPE_UNSPECIFIED: DataType.ValueType  # 0
 DATA_TYPE_FLOAT32: DataType.ValueType  # 1
@@ -43,6 +45,8 @@ DATA_TYPE_FLOAT16: DataType.ValueType  # 2
 """IEEE 754 binary16, 2 bytes."""
 DATA_TYPE_BFLOAT16: DataType.ValueType  # 3
 """bfloat16, 2 bytes."""
+DATA_TYPE_INT8: DataType.ValueType  # 4
+"""8 bits. Of encoders alone: no tensor is sent in it."""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
 @_typing.final

@@ -17,6 +17,7 @@ from vision_service.operators import Operators, OperatorsError, attends
 
 pytestmark = needs_operators
 
+CPU = torch.device("cpu")
 Runs = Sequence[tuple[int, int]]
 
 
@@ -197,6 +198,13 @@ def test_processors_without_the_instructions(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(operators, "cpu_flags", lambda: flags - {"avx512_bf16"})
     with pytest.raises(OperatorsError, match="the processor has no avx512_bf16"):
         Operators()
-    assert operators.find_operators() is None
+    assert operators.find_operators(CPU) is None
+    with pytest.raises(OperatorsError, match="the processor has no avx512_bf16"):
+        operators.find_operators(CPU, needed=True)
     monkeypatch.setattr(operators, "cpu_flags", lambda: flags | {"amx_bf16"})
-    assert operators.find_operators() is None
+    assert operators.find_operators(CPU) is None
+    assert operators.find_operators(CPU, needed=True) is not None
+    monkeypatch.setattr(operators, "cpu_flags", lambda: flags)
+    assert operators.find_operators(torch.device("cuda")) is None
+    with pytest.raises(OperatorsError, match="for the CPU"):
+        operators.find_operators(torch.device("cuda"), needed=True)

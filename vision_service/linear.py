@@ -1,0 +1,150 @@
+"""Linear layers in floats and in 8 bits, with what is before and after them done in the same pass where that can be."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # as everybody calls it
+from torch import Tensor, nn
+
+from vision_service.operators import After, Operators, RoundedWeights
+
+Gelu = Literal["none", "tanh"]
+"""Kinds of GELU, as PyTorch names them: exact, or by tanh."""
+
+_ONEDNN: Any = torch.ops.mkldnn
+"""PyTorch's own operators over oneDNN, which `torch.compile` uses, too. They are not public: PyTorch is pinned."""
+
+_FEWEST = 2.0  # octaves, a factor of four: a column within it is left as the training made it
+_MOST = 10.0  # octaves: a column of zeros asks for an infinite factor
+
+
+class Layer(Protocol):
+    """y = x W^T + b, of rows that may be normalized before."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, in] to [rows, out]."""
+
+    def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
+        """GELU of the outcome."""
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """The outcome and `other` [rows, out] added."""
+
+
+class MakeLayer(Protocol):
+    """Makes a layer of its weights."""
+
+    def __call__(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None, /) -> Layer:
+        """Of weights [out, in], a bias [out] and the normalization before it."""
+
+
+class Linear:
+    """A layer in the type of its weights.
+
+    On a CPU the weights are kept in the order in which oneDNN multiplies them.
+
+    Args:
+        weight: [out, in].
+        bias: [out].
+        norm: What is computed of its rows first.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> None:
+        self._packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
+        self._weight = _ONEDNN._reorder_linear_weight(weight.contiguous()) if self._packed else weight
+        self._bias = bias
+        self._norm = norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, in] to [rows, out]."""
+        x = self._normal(x)
+        if self._packed:
+            return self._onednn(x, "none")
+        return F.linear(x, self._weight, self._bias)
+
+    def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
+        """GELU of the outcome."""
+        x = self._normal(x)
+        if self._packed:
+            return self._onednn(x, "gelu", approximate)
+        return F.gelu(F.linear(x, self._weight, self._bias), approximate=approximate)
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """The outcome and `other` [rows, out] added."""
+        x = self._normal(x)
+        if self._packed:
+            added: Tensor = _ONEDNN._linear_pointwise.binary(x, other, self._weight, self._bias, "add")
+            return added
+        return other + F.linear(x, self._weight, self._bias)
+
+    def _normal(self, x: Tensor) -> Tensor:
+        return x if self._norm is None else self._norm(x)
+
+    def _onednn(self, x: Tensor, function: str, algorithm: str = "") -> Tensor:
+        done: Tensor = _ONEDNN._linear_pointwise(x, self._weight, self._bias, function, [], algorithm)
+        return done
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(_ONEDNN._is_mkldnn_bf16_supported()))
+
+
+class Int8Linear:
+    """A layer in 8 bits, with a scale for each output and for each row; rows and outcome are bfloat16.
+
+    Channels whose activations are many times as large as the others' would take the digits from all others of their
+    row. Where the columns that read them are as many times smaller, the factor is moved from the activations to the
+    weights: what is rounded is the row divided by it. As in the exporter (decision 16), the weights alone decide, and
+    factors are powers of two.
+
+    Args:
+        operators: What computes it.
+        weight: [out, in].
+        bias: [out].
+        norm: What is computed of its rows first.
+    """
+
+    def __init__(self, operators: Operators, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> None:
+        self._operators = operators
+        weight = weight.float()
+        factors = column_factors(weight)
+        weight = weight / factors
+        shift = torch.zeros_like(factors)
+        epsilon = None
+        if norm is not None:
+            factors, shift, epsilon = factors * norm.weight, factors * norm.bias, norm.eps
+        self._weights = RoundedWeights.of(weight, bias, factors=factors, shift=shift, epsilon=epsilon)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, in] to [rows, out]."""
+        return self._operators.linear(x, self._weights, After.NOTHING)
+
+    def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
+        """GELU of the outcome."""
+        return self._operators.linear(x, self._weights, After.GELU if approximate == "none" else After.TANH_GELU)
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """The outcome and `other` [rows, out] added."""
+        return self._operators.linear(x, self._weights, After.ADD, other)
+
+
+def column_factors(weight: Tensor) -> Tensor:
+    """How much larger than usual each column is, as a power of two.
+
+    Args:
+        weight: float32 [out, in].
+
+    Returns:
+        [in]: the root mean square of a column over the median of all columns', rounded to a power of two; 1 where it is
+        within a factor of four.
+    """
+    squares = weight.square().sum(dim=0)
+    median = squares.median()
+    if median <= 0:
+        return torch.ones_like(squares)
+    octaves = (torch.log2(squares / median) / 2).clamp(-_MOST, _MOST)
+    return torch.exp2(torch.where(octaves.abs() < _FEWEST, 0, octaves.round()))
