@@ -2,8 +2,10 @@
 
 waiting ── first come, first served ──▶ reading (its prompt, in chunks) ──▶ answering (a token each step) ──▶ gone
 
-One prompt is read at a time, in the order in which they came. A request that does not fit yet holds up those behind
-it: small ones that overtook it again and again would keep it out for ever.
+A prompt is read to its end before the next one is begun, unless it is longer than a step has room for: then the next
+one is begun beside it, and chunks go in turns to the prompt with the fewest tokens left and to the oldest. So a short
+prompt behind a long one is read at once, and the long one still gets every second chunk. A request that does not fit
+yet holds up those behind it: small ones that overtook it again and again would keep it out for ever.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import collections
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from decoder_service.engine.prefix import Content
-from decoder_service.engine.slots import Slot, Slots
+from decoder_service.engine.prefix import Content, common_prefix
+from decoder_service.engine.slots import SHORTEST_MATCH, Slot, Slots
 
 
 @dataclass(eq=False)
@@ -35,6 +37,11 @@ class Task:
         """Its slot, which it must have."""
         assert self.slot is not None  # noqa: S101  # only the scheduler's own order could break this
         return self.slot
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that are not computed yet, once it runs."""
+        return len(self.prompt) - self.place.length
 
 
 T = TypeVar("T", bound=Task)
@@ -70,7 +77,8 @@ class Scheduler(Generic[T]):
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._waiting: collections.deque[T] = collections.deque()
-        self._reading: T | None = None
+        self._reading: list[T] = []  # the oldest first
+        self._shortest_next = True
         self._answering: list[T] = []
 
     @property
@@ -81,7 +89,7 @@ class Scheduler(Generic[T]):
     @property
     def tasks(self) -> list[T]:
         """All that are here."""
-        return [*self._answering, *([self._reading] if self._reading is not None else []), *self._waiting]
+        return [*self._answering, *self._reading, *self._waiting]
 
     @property
     def answering(self) -> list[T]:
@@ -91,7 +99,7 @@ class Scheduler(Generic[T]):
     @property
     def readable(self) -> int:
         """How many have a prompt to be read and a place, or a free place to come to."""
-        return (self._reading is not None) + min(len(self._waiting), self._slots.free)
+        return len(self._reading) + min(len(self._waiting), self._slots.free)
 
     def add(self, task: T) -> None:
         """A request comes."""
@@ -105,23 +113,38 @@ class Scheduler(Generic[T]):
         """
         if room < 1:
             return None
-        if self._reading is None:
-            if not self._waiting:
-                return None
-            slot = self._slots.take(self._waiting[0].prompt, self._waiting[0].need)
-            if slot is None:
-                return None
-            self._reading = self._waiting.popleft()
-            self._reading.slot = slot
-        task = self._reading
+        self._begin(room)
+        if not self._reading:
+            return None
+        task = self._next()
         start = task.place.length
         return Chunk(task, start, min(len(task.prompt), start + room))
+
+    def _begin(self, room: int) -> None:
+        """Begin prompts, as long as all that have been begun are longer than there is room for."""
+        while self._waiting and all(task.unread > room for task in self._reading):
+            first = self._waiting[0]
+            if any(_comes_after(task, first) for task in self._reading):
+                return
+            slot = self._slots.take(first.prompt, first.need)
+            if slot is None:
+                return
+            first.slot = slot
+            self._reading.append(self._waiting.popleft())
+
+    def _next(self) -> T:
+        """Whose chunk is next: in turns the prompt that is read soonest, and the oldest."""
+        oldest, shortest = self._reading[0], min(self._reading, key=lambda task: task.unread)
+        if shortest is oldest:
+            return oldest
+        self._shortest_next = not self._shortest_next
+        return oldest if self._shortest_next else shortest
 
     def has_read(self, chunk: Chunk[T]) -> None:
         """A chunk has been computed. With its last one a task begins to answer."""
         chunk.task.place.length = chunk.stop
         if chunk.completes:
-            self._reading = None
+            self._reading.remove(chunk.task)
             self._answering.append(chunk.task)
 
     def decode_order(self) -> tuple[int, list[T]]:
@@ -140,8 +163,8 @@ class Scheduler(Generic[T]):
             task: Which. One that is not here is let go of silently: it may have ended a moment before.
             content: What its computed tokens are, for those who come after; None where they are good for nothing.
         """
-        if task is self._reading:
-            self._reading = None
+        if task in self._reading:
+            self._reading.remove(task)
         elif task in self._answering:
             self._answering.remove(task)
         elif task in self._waiting:
@@ -149,3 +172,9 @@ class Scheduler(Generic[T]):
         if task.slot is not None:
             self._slots.finish(task.slot, content)
             task.slot = None
+
+
+def _comes_after(reading: Task, waiting: Task) -> bool:
+    """Whether a prompt begins like one that is being read, beyond what is read of it: it copies that later."""
+    shared = min(common_prefix(reading.prompt, waiting.prompt), len(waiting.prompt) - 1)
+    return shared >= SHORTEST_MATCH and shared > reading.place.length

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +20,12 @@ def scheduler(*, running: int = 3, budget: int = 1000) -> Scheduler[Task]:
     return Scheduler(Slots(memory, rows=running, running=running, budget=budget, caching=False))
 
 
+_names = itertools.count(1)
+
+
 def task(tokens: int, answer: int = 5) -> Task:
-    """A request of so many tokens."""
-    return Task(Content(np.arange(tokens, dtype=np.int32)), tokens + answer)
+    """A request of so many tokens, which no other one has."""
+    return Task(Content(np.full(tokens, next(_names), dtype=np.int32)), tokens + answer)
 
 
 def read_all(queue: Scheduler[Task], room: int = 1000) -> list[tuple[Task, int, int]]:
@@ -48,13 +53,64 @@ def test_a_prompt_is_read_in_chunks_that_fit() -> None:
 
 
 def test_first_come_first_served() -> None:
-    """Prompts are read to their end in the order in which they came, also short ones behind a long one."""
+    """Prompts that a step has room for are read to their end in the order in which they came."""
     queue = scheduler()
-    tasks = [task(30), task(2), task(2)]
+    tasks = [task(8), task(2), task(9)]
     for one in tasks:
         queue.add(one)
-    order = [one for one, _, _ in read_all(queue, 10)]
-    assert order == [tasks[0]] * 3 + tasks[1:]
+    assert [one for one, _, _ in read_all(queue, 10)] == tasks
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    """It has the next chunk, whenever it comes, and the long one every second: neither waits for the other."""
+    queue = scheduler(running=4)
+    long, short, later = task(60), task(25), task(4)
+    queue.add(long)
+    assert queue.next_chunk(10) is not None  # chosen, and not yet computed
+    queue.add(short)
+    order = []
+    while (chunk := queue.next_chunk(10)) is not None:
+        queue.has_read(chunk)
+        order.append((chunk.task, chunk.start, chunk.stop))
+        if len(order) == 3:
+            queue.add(later)
+    assert [one for one, _, _ in order] == [short, long, short, long, short, long, later, long, long, long]
+    for one in (long, short, later):
+        parts = [(start, stop) for which, start, stop in order if which is one]
+        assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])]
+    assert queue.answering == [short, later, long]
+
+
+def test_long_prompts_take_turns_with_the_oldest() -> None:
+    """However many short ones come, the oldest prompt has every second chunk."""
+    queue = scheduler(running=3, budget=10_000)
+    long = task(1000)
+    queue.add(long)
+    mine = 0
+    for number in range(40):
+        queue.add(task(5))
+        chunk = queue.next_chunk(10)
+        assert chunk is not None
+        queue.has_read(chunk)
+        mine += chunk.task is long
+        for one in queue.answering:
+            queue.remove(one, None)
+        assert mine >= (number + 1) // 2
+
+
+def test_a_prompt_that_begins_alike_waits_for_what_it_can_copy() -> None:
+    """Two prompts with the same long beginning are not both computed: the second waits until the first is read."""
+    memory = Notes([[] for _ in range(3)])
+    queue = Scheduler[Task](Slots(memory, rows=3, running=3, budget=1000, caching=True))
+    beginning = np.arange(100, dtype=np.int32)
+    first = Task(Content(beginning), 105)
+    second = Task(Content(np.append(beginning, 7).astype(np.int32)), 106)
+    other = task(5)
+    for one in (first, second, other):
+        queue.add(one)
+    order = [(one, stop - start) for one, start, stop in read_all(queue, 10)]
+    assert order == [(first, 10)] * 10 + [(second, 1), (other, 5)]
+    assert second.place.cached == 100
 
 
 def test_those_that_could_be_read_are_counted() -> None:
