@@ -82,15 +82,15 @@ def _started(root: Path, errors: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
 
 
 def _memory(bundle: Bundle) -> int:
-    """What measuring takes at most, mapped files included, a little generously."""
+    """What measuring takes, a little generously and without what the kernel may take back."""
 
     def size(folder: Path) -> int:
         return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
-    graph = bundle.graph_path(bundle.decoder.precision).parent
-    # Of the encoder its file and float32 weights; of the decoder its file and, at INT4, weights in another order.
-    work = max(3 * size(bundle.vision_dir), (1 if bundle.decoder.precision == "fp32" else 2) * size(graph))
-    return work + size(bundle.decoder_dir) + 2**29
+    graph = size(bundle.graph_path(bundle.decoder.precision).parent)
+    # float32 weights of the encoder, usually of a bfloat16 file; then INT4 weights in the order of the operators. A
+    # float32 graph stays in its file, but where the file does not fit it would be read again for every token.
+    return int(max(2.5 * size(bundle.vision_dir), graph * (1.5 if bundle.decoder.precision == "int4" else 1))) + 2**29
 
 
 def _available() -> int | None:

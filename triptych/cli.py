@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-measuring",
         dest="measure",
         action="store_false",
-        help="do not measure what an encoder in bfloat16 or int8 costs; a vision service then takes int8 only if told to",
+        help="do not measure what an encoder in bfloat16 or int8 costs; int8 is then used only if a setting names it",
     )
     export.add_argument("--model-id", metavar="NAME", help="name that clients see (default: the checkpoint's)")
     export.add_argument("--revision", help="of a Hugging Face repository")

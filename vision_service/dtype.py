@@ -22,7 +22,7 @@ MOST_DIVERGENCE = 0.005
 """Nats of the next token's distribution that a type may cost for `auto` to take it.
 
 It is what the INT4 decoder costs the demo model on the pictures it was trained on, and a quarter of that on others: a
-type within it does not add what one could tell from the decoder's own rounding. bfloat16 and int8 were at 0.0007 at
+type within it does not add what one could tell from the decoder's own rounding. bfloat16 and int8 were at 0.0009 at
 most; int8 with outliers that are not evened out was above it on every kind of picture.
 """
 
