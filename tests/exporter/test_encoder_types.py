@@ -13,6 +13,7 @@ import pytest
 
 import exporter
 from exporter import encoder_types, measuring, pipeline
+from exporter.divergence import Asked, Graph
 from exporter.encoder_types import TYPES, measure_types
 from exporter.pictures import KINDS
 from serving.bundle import MANIFEST, Bundle, EncoderType
@@ -148,6 +149,17 @@ def test_the_same_features_cost_the_same_and_others_more(
     assert found == cost(lambda rows: rows, name)
     assert cost(lambda rows: rows, "float32") == pytest.approx(0, abs=1e-12)
     assert cost(lambda rows: np.roll(rows, 1, axis=0), name) > 5 * found > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_weights_may_stay_in_their_file(request: pytest.FixtureRequest, precision: str) -> None:
+    """A graph whose float32 weights are not copied says the same within 1e-4; rounded ones are copied as always."""
+    bundle: Bundle = request.getfixturevalue(f"{precision}_bundle")
+    media = [encoder_types._medium(bundle, KINDS["drawing"](0))]
+    rows = encoder_types._encode(bundle, iter(media), "float32")
+    [prompt] = encoder_types._prompts(bundle, media, rows)
+    said = [Graph(bundle, precision, repack=repack).greedy(Asked(prompt, rows[0]), 3)[1] for repack in (True, False)]
+    np.testing.assert_allclose(*said, rtol=0, atol=1e-4 if precision == "fp32" else 0)
 
 
 def test_features_that_are_no_numbers(fp32_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
