@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # as everybody calls it
 
 import exporter
-from benchmarks.divergence import Asked, Divergence, Graph, Reference, ask
+from benchmarks.divergence import Divergence, Reference, ask
+from exporter.divergence import Asked, Graph
 
 TYPES = ("bfloat16", "float16", "int8")
 
@@ -61,8 +62,8 @@ def measure_encoder(
         threads: of the decoder's computation; 0 leaves it to the library.
         operators: whether our own may be used, where this processor can.
     """
-    exact = exporter.export(checkpoint, work / "fp32", precision="fp32")
-    quantized = exporter.export(checkpoint, work / "int4")
+    exact = exporter.export(checkpoint, work / "fp32", precision="fp32", measure=False)
+    quantized = exporter.export(checkpoint, work / "int4", measure=False)
     graphs = {"fp32": Graph(exact, "fp32", threads=threads)}
     for name in quantized.decoder.graphs:
         graphs[name] = Graph(quantized, name, threads=threads, operators=operators)

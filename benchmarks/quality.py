@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import exporter
-from benchmarks.divergence import Divergence, Graph, Reference, ask
+from benchmarks.divergence import Divergence, Reference, ask
 from benchmarks.encoder_types import TYPES, EncoderRow, measure_encoder
 from benchmarks.kinds import draw_kinds
 from benchmarks.outliers import add_encoder_outliers, add_outliers
+from exporter.divergence import Graph
 from serving.bundle import Bundle
 
 PICTURES = Path(__file__).parents[1] / "demo" / "examples"
@@ -76,14 +77,14 @@ def measure(
         threads: of the computation; 0 leaves it to the library.
         operators: whether our own may be used, where this processor can.
     """
-    exact = exporter.export(checkpoint, work / "fp32", precision="fp32")
+    exact = exporter.export(checkpoint, work / "fp32", precision="fp32", measure=False)
     reference = Reference(exact, ask(exact, pictures, questions), steps=steps, threads=threads)
     variants = [("plain", checkpoint, False), ("plain", checkpoint, True)]
     if outliers is not None:
         changed = add_outliers(checkpoint, work / "outliers", largest=outliers)
         variants += [("outliers", changed, False), ("outliers", changed, True)]
     for name, source, smoothed in variants:
-        bundle: Bundle = exporter.export(source, work / "int4", smooth=smoothed, force=True)
+        bundle: Bundle = exporter.export(source, work / "int4", smooth=smoothed, measure=False, force=True)
         for graph in bundle.decoder.graphs:
             yield Row(
                 name, smoothed, graph, reference.compare(Graph(bundle, graph, threads=threads, operators=operators))

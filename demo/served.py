@@ -37,13 +37,14 @@ class Variant:
     precision: exporter.Precision
     phases: tuple[exporter.Phase, ...] | None = None
     deepstack: bool = True
-    encoder: Literal["float32", "bfloat16"] = "float32"
+    encoder: Literal["float32", "bfloat16", "int8"] = "float32"
 
 
 VARIANTS = {
     "fp32": Variant("fp32"),
     "INT4": Variant("int4"),
     "INT4, encoder bf16": Variant("int4", encoder="bfloat16"),
+    "INT4, encoder int8": Variant("int4", encoder="int8"),
     "INT4 alone": Variant("int4", phases=("int4",)),
     "INT4 without DeepStack": Variant("int4", deepstack=False),
 }
@@ -54,7 +55,12 @@ def bundle_of(checkpoint: Path, variant: Variant, scratch: Path) -> Path:
     if not variant.deepstack:
         checkpoint = silence_deepstack(checkpoint, scratch / "checkpoint")
     bundle = exporter.export(
-        checkpoint, scratch / "bundle", precision=variant.precision, phases=variant.phases, progress=False
+        checkpoint,
+        scratch / "bundle",
+        precision=variant.precision,
+        phases=variant.phases,
+        measure=False,
+        progress=False,
     )
     return bundle.root
 

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ def write_manifest(
             "versions": {package: _version(package) for package in _PACKAGES},
         },
     )
+
+
+def add_encoder_types(root: Path, types: Mapping[str, Mapping[str, float]]) -> None:
+    """Write what the encoder's types cost into the `bundle.json` under `root`."""
+    manifest = json.loads((root / MANIFEST).read_bytes())
+    write_json(root / MANIFEST, {**manifest, "encoder_types": types})
 
 
 def _digests(root: Path, progress: Progress) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The steps of an export, in order: check everything, then write everything, then name it."""
+"""The steps of an export, in order: check everything, write everything, measure, then name it."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ from .checkpoint import EMBEDDING, VISION_PREFIX, Checkpoint
 from .decoder import Phase, Precision, write_decoder
 from .embedding import write_embedding, write_identity_vision
 from .errors import ExportError
-from .manifest import write_manifest
+from .manifest import add_encoder_types, write_manifest
+from .measuring import measure_apart
 from .progress import Progress
 from .source import model_name, resolve
 from .vision import write_json, write_vision
@@ -30,6 +31,7 @@ def export(
     block_size: int = 32,
     accuracy_level: int = 4,
     smooth: bool = True,
+    measure: bool = True,
     model_id: str | None = None,
     revision: str | None = None,
     progress: bool | None = None,
@@ -49,6 +51,7 @@ def export(
         block_size: input features that share one scale: 16, 32, 64, 128 or 256. Without effect at fp32.
         accuracy_level: how `MatMulNBits` computes: 4 rounds activations to 8 bits, 1 keeps float32.
         smooth: even out outlier channels before rounding. Without effect at fp32.
+        measure: measure what the encoder's types cost, which `auto` of the vision service goes by.
         model_id: the name that clients see; by default the last part of the id or the directory's name.
         revision: branch, tag or commit on Hugging Face.
         progress: show bars on stderr; None shows them when it is a terminal.
@@ -106,6 +109,9 @@ def export(
             },
             progress=bars,
         )
+        types = measure_apart(stage, bars) if measure else None
+        if types is not None:
+            add_encoder_types(stage, types)
     return Bundle.open(target)
 
 

@@ -98,6 +98,19 @@ class DecoderInfo(_Frozen):
         return self
 
 
+class EncoderType(_Frozen):
+    """What a type that the encoder can compute in costs, as the export measured it.
+
+    Attributes:
+        divergence: mean Kullback-Leibler divergence, in nats, of the next token's distribution behind features of this
+            type from that behind float32 features.
+        positions: how many were compared.
+    """
+
+    divergence: float = Field(ge=0, allow_inf_nan=False)
+    positions: _Positive
+
+
 class FileInfo(_Frozen):
     """Size in bytes and SHA-256 (hex) of one file."""
 
@@ -120,6 +133,8 @@ class Bundle(_Frozen):
     decoder: DecoderInfo
     # Features made by one bundle's encoder may enter the decoder of any bundle with the same fingerprint.
     encoder_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    # By type; None where it was not measured, as in bundles of before the field was there.
+    encoder_types: dict[str, EncoderType] | None = None
     files: dict[str, FileInfo]
     created: str
     triptych_version: str

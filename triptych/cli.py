@@ -105,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="round outlier channels as they are instead of evening them out before",
     )
+    export.add_argument(
+        "--no-measuring",
+        dest="measure",
+        action="store_false",
+        help="do not measure what an encoder in bfloat16 or int8 costs; int8 is then used only if a setting names it",
+    )
     export.add_argument("--model-id", metavar="NAME", help="name that clients see (default: the checkpoint's)")
     export.add_argument("--revision", help="of a Hugging Face repository")
     export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR where it exists")
@@ -166,6 +172,7 @@ def _export(options: argparse.Namespace) -> None:
             block_size=options.block_size,
             accuracy_level=options.accuracy_level,
             smooth=options.smooth,
+            measure=options.measure,
             model_id=options.model_id,
             revision=options.revision,
             force=options.force,

@@ -114,7 +114,9 @@ class VisionService(Service):
     def _load(self, device: torch.device) -> tuple[Bundle, Preprocessor, Encoder]:
         settings = self._settings
         bundle = Bundle.open(settings.bundle, verify=settings.verify)
-        dtype, reason = choose_dtype(settings.dtype, device, bundle.vision_dir)
+        dtype, reason = choose_dtype(
+            settings.dtype, device, bundle.vision_dir, measured=bundle.encoder_types, operators=settings.operators
+        )
         log.info("type chosen", dtype=str(dtype).removeprefix("torch."), reason=reason)
         preprocessor = Preprocessor(
             bundle,

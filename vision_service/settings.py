@@ -40,9 +40,10 @@ class VisionSettings(ServerSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
-        description="Type to compute in; auto: bfloat16 where the bundle's encoder is stored in it and the CPU "
-        "(AVX-512 BF16, AMX) or the GPU multiplies it, else float32. int8 rounds the encoder's layers to 8 bits, on a "
-        "CPU with AVX-512 BF16.",
+        description="Type to compute in; auto, on a CPU: the fastest of int8 (AVX-512 BF16, no AMX), bfloat16 (AVX-512 "
+        "BF16, AMX) and float32 that the export has measured to cost little. On a GPU, and where nothing was measured: "
+        "bfloat16 where the bundle's encoder is stored in it and the device multiplies it, else float32. int8 rounds "
+        "the encoder's layers to 8 bits, on a CPU with AVX-512 BF16.",
     )
     wire_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Type that features are sent in; the halves save bandwidth and lose digits."

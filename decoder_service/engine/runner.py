@@ -38,11 +38,21 @@ class Runner:
         head_size: Width of an attention head.
         operators: The library of our own operators, for graphs with rounded weights; without one, ONNX Runtime's are
             used.
+        repack: Whether ONNX Runtime may copy float32 weights into an order that it multiplies faster. Otherwise they
+            stay in the mapped file.
     """
 
     def __init__(
-        self, embedding: Path, *, threads: int, layers: int, head_size: int, operators: Path | None = None
+        self,
+        embedding: Path,
+        *,
+        threads: int,
+        layers: int,
+        head_size: int,
+        operators: Path | None = None,
+        repack: bool = True,
     ) -> None:
+        self._repack = repack
         self._threads = threads
         self._head_size = head_size
         self._operators = operators
@@ -58,6 +68,8 @@ class Runner:
         options = _options(self._threads)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         model = onnx.load(path, load_external_data=False)
+        if not self._repack and not is_rounded(model):
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if self._operators is not None and is_rounded(model) and substitute(model, head_size=self._head_size):
             options.register_custom_ops_library(str(self._operators))
         pack(model.graph)

@@ -19,6 +19,9 @@ COPY pyproject.toml hatch_build.py LICENSE ./
 RUN touch README.md && pip install '.[export]'
 COPY protos/vlm protos/vlm
 COPY serving serving
+# What the encoder's types cost is measured with the services' own code.
+COPY vision_service vision_service
+COPY decoder_service decoder_service
 COPY exporter exporter
 COPY triptych triptych
 COPY demo demo

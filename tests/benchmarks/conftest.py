@@ -14,7 +14,15 @@ import exporter
 from benchmarks.checkpoint import SHAPES, make
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
+from tests.measuring import unmeasured
 from tests.threads import one_thread
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unmeasured() -> Iterator[None]:
+    """Exports do not measure what the encoder's types cost."""
+    with unmeasured():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from benchmarks import quality
-from benchmarks.divergence import Graph, Reference, ask
+from benchmarks.divergence import Reference, ask
 from benchmarks.encoder_types import measure_encoder
 from benchmarks.kinds import KINDS, draw_kinds
+from exporter.divergence import Graph
 from serving.bundle import Bundle
 
 QUESTIONS = ["What is it?", "red?"]

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from benchmarks import quality
-from benchmarks.divergence import Graph, Reference, ask, kl_divergence
+from benchmarks.divergence import Reference, ask
 from benchmarks.outliers import add_outliers
+from exporter.divergence import Graph, kl_divergence
 from serving.bundle import Bundle
 
 

@@ -39,7 +39,18 @@ CONTENT = {
     "vision": {"serving", "vision_service", "torch"},
     "decoder": {"serving", "decoder_service", "onnx", "onnxruntime", "onnxruntime_genai"},
     "gateway": {"serving", "gateway"},
-    "export": {"serving", "exporter", "triptych", "demo", "torch", "onnxruntime", "onnxruntime_genai", "onnx"},
+    "export": {
+        "serving",
+        "vision_service",
+        "decoder_service",
+        "exporter",
+        "triptych",
+        "demo",
+        "torch",
+        "onnxruntime",
+        "onnxruntime_genai",
+        "onnx",
+    },
 }
 """Which of our packages and of the heavy ones are in each image: these, and none of the others."""
 

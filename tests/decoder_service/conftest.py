@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,16 @@ from serving.channels import open_channel
 from serving.server import serve
 from tests.checkpoints import make_checkpoint
 from tests.decoder_service.cases import TURNS, Case, make_case
+from tests.measuring import unmeasured
 from tests.reference import Reference
 from vlm.v1 import decoder_pb2_grpc
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unmeasured() -> Iterator[None]:
+    """Exports do not measure what the encoder's types cost."""
+    with unmeasured():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,17 @@ import transformers
 import exporter
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
+from tests.measuring import unmeasured
 from tests.threads import one_thread
 
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unmeasured() -> Iterator[None]:
+    """Exports do not measure what the encoder's types cost."""
+    with unmeasured():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="package")

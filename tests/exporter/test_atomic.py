@@ -12,7 +12,7 @@ import exporter
 from exporter import ExportError
 from serving.bundle import Bundle
 
-STAGES = ("write_vision", "write_decoder", "write_embedding", "write_manifest")
+STAGES = ("write_vision", "write_decoder", "write_embedding", "write_manifest", "measure_apart")
 Usage = namedtuple("Usage", "total used free")
 
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
 import exporter
-from benchmarks.divergence import kl_divergence
+from exporter.divergence import kl_divergence
 from exporter.quantize import STEPS, pack_int8
 from serving.bundle import Bundle
 from tests.checkpoints import SHAPES, make_checkpoint

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLForConditionalGeneration
 
 import exporter
-from benchmarks.divergence import Divergence, Graph, Reference, ask
+from benchmarks.divergence import Divergence, Reference, ask
 from benchmarks.outliers import add_outliers
 from benchmarks.quality import PICTURES, QUESTIONS
+from exporter.divergence import Graph
 from exporter.smoothing import column_factors, divide_columns, scale_outputs, smooth_layer
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint

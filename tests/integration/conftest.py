@@ -11,6 +11,7 @@ import pytest
 import exporter
 from serving.bundle import Bundle
 from tests.checkpoints import SHAPES, make_checkpoint
+from tests.measuring import unmeasured
 from tests.reference import Reference
 from tests.system import triptych_system
 from triptych import Client
@@ -24,6 +25,13 @@ class Served:
     checkpoint: Path
     bundle: Bundle
     client: Client
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unmeasured() -> Iterator[None]:
+    """Exports do not measure what the encoder's types cost."""
+    with unmeasured():
+        yield
 
 
 @pytest.fixture(scope="session", params=SHAPES)

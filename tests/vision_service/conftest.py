@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import exporter
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
+from tests.measuring import unmeasured
 from tests.vision_service.gated import GatedEncoder
 from vision_service.encoder import Encoder
 from vision_service.preprocess import Limits, Preprocessor
@@ -40,6 +42,13 @@ def error(got: torch.Tensor | np.ndarray, expected: torch.Tensor | np.ndarray) -
     got, expected = torch.as_tensor(got), torch.as_tensor(expected)
     assert got.shape == expected.shape
     return float((got - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _unmeasured() -> Iterator[None]:
+    """Exports do not measure what the encoder's types cost."""
+    with unmeasured():
+        yield
 
 
 @pytest.fixture(scope="session")

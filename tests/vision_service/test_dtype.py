@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import exporter
-from serving.bundle import Bundle, BundleError
+from serving.bundle import MANIFEST, Bundle, BundleError, EncoderType
 from tests import pictures
 from tests.checkpoints import make_checkpoint
 from tests.vision_service.clips import noises
@@ -90,12 +91,88 @@ def test_the_device_and_the_bundle_decide(
     assert ("instructions" if not multiplies else "stored") in reason
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def _cost(**divergences: float) -> dict[str, EncoderType]:
+    return {name: EncoderType(divergence=value, positions=48) for name, value in divergences.items()}
+
+
+@pytest.mark.parametrize("stored", [{"BF16"}, {"F32"}], ids=str)
+@pytest.mark.parametrize(
+    ("processor", "measured", "expected"),
+    [
+        ((True, True), _cost(int8=6e-4, bfloat16=2e-4), (torch.int8, "6.0e-04 nats of at most 5.0e-03")),
+        ((True, True), _cost(int8=5e-3, bfloat16=2e-4), (torch.int8, "5.0e-03 nats")),
+        ((True, True), _cost(int8=6e-3, bfloat16=2e-4), (torch.bfloat16, "int8 was measured to cost 6.0e-03")),
+        ((True, True), _cost(int8=6e-3, bfloat16=6e-3), (torch.float32, "bfloat16 was measured to cost 6.0e-03")),
+        ((True, True), _cost(bfloat16=2e-4), (torch.bfloat16, "int8 was not measured")),
+        ((True, True), _cost(int8=6e-3), (torch.float32, "bfloat16 was not measured")),
+        ((True, True), {}, (torch.float32, "int8 was not measured; bfloat16 was not measured")),
+        ((True, False), _cost(int8=6e-4, bfloat16=2e-4), (torch.bfloat16, "no operators that are fast here")),
+        ((True, False), _cost(int8=6e-4, bfloat16=6e-3), (torch.float32, "no operators that are fast here")),
+        ((False, True), _cost(int8=6e-4, bfloat16=2e-4), (torch.float32, "no instructions")),
+    ],
+)
+def test_what_was_measured_decides_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+    stored: set[str],
+    processor: tuple[bool, bool],
+    measured: dict[str, EncoderType],
+    expected: tuple[torch.dtype, str],
+) -> None:
+    """`auto` is the fastest type that is fast here and within the bound, however the weights are stored."""
+    multiplies, has_operators = processor
+    monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda device: multiplies)
+    monkeypatch.setattr(dtype, "stored_types", lambda folder: stored)
+    monkeypatch.setattr(dtype, "find_operators", lambda device: object() if has_operators else None)
+    chosen = choose_dtype("auto", CPU, Path("vision"), measured=measured)
+    assert chosen.dtype is expected[0]
+    assert expected[1] in chosen.reason
+
+
+def test_int8_needs_its_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the operators are turned off `auto` does not take int8, whatever was measured."""
+    monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(dtype, "find_operators", lambda device: object())
+    measured = _cost(int8=6e-4, bfloat16=2e-4)
+    assert choose_dtype("auto", CPU, Path("vision"), measured=measured, operators=False).dtype is torch.bfloat16
+
+
+def test_a_gpu_is_not_asked_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the weights' type decides, as without the field."""
+    monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda device: True)
+    for stored, expected in (({"BF16"}, torch.bfloat16), ({"F32"}, torch.float32)):
+        monkeypatch.setattr(dtype, "stored_types", lambda folder, stored=stored: stored)
+        assert choose_dtype("auto", GPU, Path("vision"), measured=_cost(int8=0, bfloat16=1)).dtype is expected
+
+
+@needs_operators
+@pytest.mark.parametrize(("divergence", "expected"), [(6e-4, "int8"), (6e-3, "bfloat16")])
+async def test_the_service_goes_by_its_bundle(
+    half_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, divergence: float, expected: str
+) -> None:
+    """A bundle whose int8 costs little is served in it; a planted divergence over the bound keeps `auto` from it."""
+    root = shutil.copytree(half_bundle.root, tmp_path / "bundle")
+    manifest = json.loads((root / MANIFEST).read_bytes())
+    manifest["encoder_types"] = {
+        "int8": {"divergence": divergence, "positions": 48},
+        "bfloat16": {"divergence": 2e-4, "positions": 48},
+    }
+    (root / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    monkeypatch.setattr(dtype, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(dtype, "find_operators", lambda device: Operators())
+    service = VisionService(VisionSettings(bundle=root, device="cpu"))
+    with structlog.testing.capture_logs() as lines:
+        await service.start(lambda serving: None)
+    await service.stop()
+    assert [line["dtype"] for line in lines if "dtype" in line] == [expected] * 2
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "int8"])
 def test_a_named_type_is_taken(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A setting that names a type is followed; neither the device nor the bundle is asked."""
     monkeypatch.delattr(dtype, "multiplies_bfloat16")
     monkeypatch.delattr(dtype, "stored_types")
-    assert choose_dtype(name, CPU, Path("nowhere")).dtype is getattr(torch, name)
+    measured = _cost(int8=1, bfloat16=1)
+    assert choose_dtype(name, CPU, Path("nowhere"), measured=measured).dtype is getattr(torch, name)
 
 
 @pytest.mark.parametrize(

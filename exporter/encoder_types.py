@@ -1,0 +1,174 @@
+"""What each type that the encoder can compute in costs a model, as `python -m exporter.encoder_types BUNDLE` tells it.
+
+The bundle's own decoder answers behind float32 features, and is then led along the same tokens behind the features of
+the other types. At each position the distributions of the next token are compared. Pictures and questions are always
+the same. The export runs this in a process of its own (see `measuring`): whatever ends it leaves the export alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from decoder_service import chat
+from decoder_service.prompt import Prompt, PromptBuilder
+from serving.bundle import Bundle
+from serving.parent import end_with_parent
+from vision_service.encoder import Encoder
+from vision_service.media import Grid, Medium
+from vision_service.operators import Operators, OperatorsError
+from vision_service.patches import image_levels, patchify
+
+from .divergence import Asked, Graph, kl_divergence
+from .pictures import KINDS
+from .progress import quiet
+
+TYPES = ("bfloat16", "int8")
+"""The types that are measured."""
+
+QUESTIONS = ("Describe the picture.", "What is in the picture?")
+"""What is asked: one question about each picture, in turns."""
+
+_OF_A_KIND = 2
+_STEPS = 5  # tokens of an answer: one position more is compared
+
+Features = list[NDArray[np.float32]]
+Say = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+        types: divergence and positions of each type, as bundle.json has them.
+        left_out: why a type is not among them.
+    """
+
+    types: Mapping[str, Mapping[str, float]]
+    left_out: Mapping[str, str]
+
+
+def measure_types(bundle: Bundle, say: Say) -> Measured:
+    """Measure every type that this processor can compute.
+
+    Args:
+        bundle: complete but for what is measured.
+        say: told {"total": units} first and {"done": units} whenever some are done.
+    """
+    left_out = {name: why for name in TYPES if (why := _missing(name)) is not None}
+    names = [name for name in TYPES if name not in left_out]
+    media = [_medium(bundle, kind(index)) for kind in KINDS.values() for index in range(_OF_A_KIND)]
+    say({"total": 2 * len(media) * (1 + len(names))})
+
+    def counted(items: Sequence[Any]) -> Iterator[Any]:
+        for item in items:
+            yield item
+            say({"done": 1})
+
+    features = {name: _encode(bundle, counted(media), name) for name in ("float32", *names)}
+    prompts = _prompts(bundle, media, features["float32"])
+    longest = max(prompt.engine_token_ids.size for prompt in prompts)
+    graph = Graph(bundle, bundle.decoder.precision, length=longest + _STEPS, repack=False)
+    exact = [
+        graph.greedy(Asked(prompt, rows), _STEPS)
+        for prompt, rows in counted(list(zip(prompts, features["float32"], strict=True)))
+    ]
+    types = {}
+    for name in names:
+        asked = [Asked(prompt, rows) for prompt, rows in zip(prompts, features[name], strict=True)]
+        values = np.concatenate(
+            [
+                kl_divergence(logits, graph.led(one, tokens))
+                for one, (tokens, logits) in counted(list(zip(asked, exact, strict=True)))
+            ]
+        )
+        if np.isfinite(values).all():
+            types[name] = {"divergence": max(0.0, float(values.mean())), "positions": len(values)}
+        else:
+            left_out[name] = "the decoder gives no numbers behind its features"
+    return Measured(types, left_out)
+
+
+def _missing(name: str) -> str | None:
+    """Why this machine cannot compute a type."""
+    if name == "int8":
+        try:
+            Operators()
+        except OperatorsError as error:
+            return str(error)
+    return None
+
+
+def _encode(bundle: Bundle, media: Iterator[Medium], name: str) -> Features:
+    """The features of media; the encoder is in memory for as long as this takes."""
+    encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=getattr(torch, name))
+    features = [encoder.encode([medium])[0].numpy() for medium in media]
+    del encoder
+    gc.collect()
+    return features
+
+
+def _medium(bundle: Bundle, picture: Image.Image) -> Medium:
+    """A picture as the encoder takes it, in a size that its patches fill."""
+    vision = bundle.vision
+    edge = vision.patch_size * vision.spatial_merge_size
+    width, height = (max(1, round(side / edge)) * edge for side in picture.size)
+    frames = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))[None]
+    patches = patchify(
+        frames,
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+    )
+    settings = json.loads((bundle.vision_dir / "preprocessor_config.json").read_bytes())
+    mean, std, factor = (
+        getattr(Qwen2VLImageProcessorPil, name) if settings.get(name) is None else settings[name]
+        for name in ("image_mean", "image_std", "rescale_factor")
+    )
+    grid = Grid(1, height // vision.patch_size, width // vision.patch_size)
+    return Medium("image", grid, patches, image_levels(mean, std, factor))
+
+
+def _prompts(bundle: Bundle, media: Sequence[Medium], features: Features) -> list[Prompt]:
+    builder = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+    prompts = []
+    for index, (medium, rows) in enumerate(zip(media, features, strict=True)):
+        shown = chat.Medium(chat.MediaKind.IMAGE, str(index))
+        question = chat.Text(QUESTIONS[index % len(QUESTIONS)])
+        rendered = builder.render([chat.Message(chat.Role.USER, (shown, question))])
+        prompts.append(builder.expand(rendered, [chat.Layout(shown, medium.grid, len(rows), ())]))
+    return prompts
+
+
+def main(root: str) -> None:
+    """Measure, and write a line of JSON for each step and for what was found."""
+    end_with_parent(os.getppid(), signal.SIGKILL)
+    with contextlib.suppress(OSError):  # where memory runs out, this process is to end, not the export
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
+    out = sys.stdout
+
+    def say(line: Mapping[str, Any]) -> None:
+        print(json.dumps(line), file=out, flush=True)
+
+    with quiet():
+        found = measure_types(Bundle.open(root), say)
+    say({"types": found.types, "left_out": found.left_out})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
