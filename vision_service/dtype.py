@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from serving.bundle import EncoderType
 from serving.bundle_error import BundleError
 from vision_service.operators import find_operators
+
+if TYPE_CHECKING:
+    from serving.bundle import EncoderType  # it needs pydantic, which a machine that only checks its GPU may lack
 
 MOST_DIVERGENCE = 0.005
 """Nats of the next token's distribution that a type may cost for `auto` to take it.
