@@ -18,7 +18,7 @@ from decoder_service.feature_store import Features, encoder_name, media_key
 from decoder_service.limits import Place, check_room
 from decoder_service.prompt import Rendered
 from serving.errors import Code, ServiceError, invalid, too_large
-from serving.tensors import TensorAssembler
+from serving.tensors import TensorAssembler, dtype_name
 from vlm.v1 import tensor_pb2, vision_pb2
 
 _FLOAT_BYTES = 4
@@ -119,8 +119,8 @@ class FeatureIntake:
             raise ServiceError(
                 Code.FAILED_PRECONDITION,
                 "ENCODER_MISMATCH",
-                f"the features were computed in {_dtype_name(header.encoder_dtype)} and are expected in "
-                f"{_dtype_name(self._encoder_dtype)}: start all vision services with the same dtype",
+                f"the features were computed in {dtype_name(header.encoder_dtype)} and are expected in "
+                f"{dtype_name(self._encoder_dtype)}: start all vision services with the same dtype",
             )
         path = f"features[{index}]"
         layout = validation.layout(
@@ -205,8 +205,3 @@ class FeatureIntake:
         # A medium that is not known yet counts as its placeholder.
         total = len(self._rendered.token_ids) + sum(of_medium.get(m, 1) - 1 for m in self._rendered.media)
         check_room(total, self._max_tokens, self._decoder.limits.context_length)
-
-
-def _dtype_name(dtype: int) -> str:
-    known = dtype in tensor_pb2.DataType.values()
-    return tensor_pb2.DataType.Name(dtype).removeprefix("DATA_TYPE_").lower() if known else str(dtype)  # type: ignore[arg-type]

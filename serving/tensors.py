@@ -99,3 +99,9 @@ class TensorAssembler:
         # bfloat16 is the upper half of a float32.
         wide = self._buffer.view("<u2").astype(np.uint32) << 16
         return wide.view(np.float32).reshape(self._shape)
+
+
+def dtype_name(dtype: int) -> str:
+    """What a DataType of the wire is called, as in `bfloat16`; the number where this version does not know it."""
+    known = dtype in tensor_pb2.DataType.values()
+    return tensor_pb2.DataType.Name(dtype).removeprefix("DATA_TYPE_").lower() if known else str(dtype)  # type: ignore[arg-type]

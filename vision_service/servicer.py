@@ -17,7 +17,7 @@ from serving.bundle import Bundle
 from serving.errors import Code, ServiceError, invalid
 from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_options
 from serving.tasks import drop
-from serving.tensors import chunks
+from serving.tensors import chunks, dtype_name
 from vision_service.cache import Key, Layout
 from vision_service.encoder import Encoder, feature_bytes
 from vision_service.encodings import Encodings
@@ -175,9 +175,8 @@ def describe(
 
 def _settings(info: vision_pb2.EncoderInfo) -> str:
     """What replicas must agree on, in words."""
-    dtype = tensor_pb2.DataType.Name(info.dtype).removeprefix("DATA_TYPE_").lower()
     bounds = ", ".join(f"{name} {getattr(info.default_media, name)}" for name in BUDGET_FIELDS)
-    return f"dtype {dtype}, {bounds}"
+    return f"dtype {dtype_name(info.dtype)}, {bounds}"
 
 
 async def _until(result: Coroutine[Any, Any, Any], meter: Meter) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
