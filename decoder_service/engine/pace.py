@@ -29,7 +29,7 @@ READING_STEP = 1.0
 _WEIGHT, _WEIGHT_OF_OTHERS = 0.2, 0.02
 _FACTORS = (0.25, 8.0)
 # Of runs: whether there are answers in them, and whether there is a chunk.
-_KINDS = ((True, False), (False, True), (True, True))
+_KINDS = _ANSWERS, _CHUNK, _BOTH = ((True, False), (False, True), (True, True))
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,25 @@ class Pace:
     def took(self, graph: str, answers: int, tokens: int, seconds: float) -> None:
         """A run of so many answers, and of a chunk of so many tokens, took so long on that graph.
 
-        Answers, chunks, and both at once are corrected apart. Were what both took longer laid on the answers, too, the
-        next run would be allowed more time, and a chunk that is too large would stay so. A graph that is not chosen
-        would never be corrected: what holds for the chosen one slowly comes to hold for it, and so it is tried again.
+        Answers, chunks, and both at once are corrected apart: if what answers and a chunk take longer were added to the
+        time of answers alone, a chunk that is too large would stay so. But while every run has a chunk, answers alone
+        are not measured, and another process may have taken a core. So when answers and a chunk become slower, answers
+        alone are taken to become slower by the same factor, until the next run of answers alone. A graph that is not
+        chosen would never be corrected: its factors slowly follow those of the chosen one, and so it is tried again.
         """
         kind = _kind(answers, tokens)
         ratio = seconds / _seconds(self._speeds[graph], answers, tokens)
+        before = self._factors[graph, kind]
         for name in self._speeds:
-            factor = self._factors[name, kind]
             weight = _WEIGHT if name == graph else _WEIGHT_OF_OTHERS
-            self._factors[name, kind] = float(np.clip(factor + weight * (ratio - factor), *_FACTORS))
+            self._correct(name, kind, self._factors[name, kind] + weight * (ratio - self._factors[name, kind]))
+        if kind == _BOTH:
+            slower = self._factors[graph, kind] / before
+            for name in self._speeds:
+                self._correct(name, _ANSWERS, self._factors[name, _ANSWERS] * slower)
+
+    def _correct(self, graph: str, kind: tuple[bool, bool], factor: float) -> None:
+        self._factors[graph, kind] = float(np.clip(factor, *_FACTORS))
 
     def _expected(self, graph: str, answers: int, tokens: int) -> float:
         return self._factors[graph, _kind(answers, tokens)] * _seconds(self._speeds[graph], answers, tokens)

@@ -22,7 +22,7 @@ from decoder_service.engine.kv import KvCache
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.packing import CHUNK, LOGITS_INDICES, pack
 from decoder_service.engine.pages import let_go
-from decoder_service.operators import is_rounded, substitute
+from decoder_service.operators import is_rounded, multiplies_all, substitute
 from serving.cores import lacks_vnni
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
@@ -65,12 +65,17 @@ class Runner:
 
     def load(self, name: str, path: Path) -> None:
         """Load a graph. All have the same inputs, outputs and cache; the first one says what they are."""
-        options = _options(self._threads)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         model = onnx.load(path, load_external_data=False)
+        ours = (
+            self._operators is not None
+            and is_rounded(model)
+            and substitute(model, head_size=self._head_size, threads=self._threads) > 0
+        )
+        options = _options(1 if ours and multiplies_all(model) else self._threads)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         if not self._repack and not is_rounded(model):
             options.add_session_config_entry("session.disable_prepacking", "1")
-        if self._operators is not None and is_rounded(model) and substitute(model, head_size=self._head_size):
+        if ours:
             options.register_custom_ops_library(str(self._operators))
         pack(model.graph)
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, _PROVIDERS)

@@ -36,7 +36,15 @@ def is_rounded(model: ModelProto) -> bool:
     return any(node.op_type in _ROUNDED_MATMULS for node in model.graph.node)
 
 
-def substitute(model: ModelProto, *, head_size: int) -> int:
+def multiplies_all(model: ModelProto) -> bool:
+    """Whether our operators do all multiplications by rounded weights, on threads of their own (`pool.h`).
+
+    ONNX Runtime's threads then have little to do, and would wait for work on the cores that ours need.
+    """
+    return all(node.domain == DOMAIN for node in model.graph.node if node.op_type in _ROUNDED_MATMULS)
+
+
+def substitute(model: ModelProto, *, head_size: int, threads: int = 1) -> int:
     """Let our operators take the place of ONNX Runtime's wherever they compute the same, but for roundings.
 
     With our attention, a graph's keys and values become float16, its inputs and outputs included.
@@ -44,23 +52,24 @@ def substitute(model: ModelProto, *, head_size: int) -> int:
     Args:
         model: A decoder graph; it is changed.
         head_size: Width of an attention head.
+        threads: Threads for one operator.
 
     Returns:
         How many nodes are ours now.
     """
     taken = _round_rows(model)
+    matmuls = [node for node in model.graph.node if node.op_type == "MatMulNBits" and _is_our_matmul(node)]
+    for node in matmuls:
+        _take(node, threads=threads)
+    # Without matmuls of ours, attention uses ONNX Runtime's threads (0), as the other operators around it do.
+    threads = threads if matmuls else 0
     halved: set[str] = set()
     for node in model.graph.node:
-        if node.domain != "com.microsoft":
-            continue
-        if node.op_type == "MatMulNBits" and _is_our_matmul(node):
-            _take(node)
-        elif node.op_type == "GroupQueryAttention" and _is_our_attention(node, head_size):
-            _take(node, "num_heads", "kv_num_heads", "scale")
+        if node.op_type == "GroupQueryAttention" and _is_our_attention(node, head_size):
+            _take(node, "num_heads", "kv_num_heads", "scale", threads=threads)
             halved.update((*node.input[3:5], *node.output[1:3]))
-        else:
-            continue
-        taken += 1
+            taken += 1
+    taken += len(matmuls)
     if taken:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
@@ -69,18 +78,20 @@ def substitute(model: ModelProto, *, head_size: int) -> int:
     return taken
 
 
-def _take(node: NodeProto, *attributes: str) -> None:
+def _take(node: NodeProto, *attributes: str, threads: int) -> None:
     """Make it ours; it keeps these attributes."""
     node.domain = DOMAIN
     kept = [attribute for attribute in node.attribute if attribute.name in attributes]
     del node.attribute[:]
-    node.attribute.extend(kept)
+    node.attribute.extend([*kept, helper.make_attribute("threads", threads)])
     while node.input and not node.input[-1]:
         node.input.pop()
 
 
 def _is_our_matmul(node: NodeProto) -> bool:
     """Whether it is a matmul of 4 bits in blocks of whole registers, without zero points, an order or a bias."""
+    if node.domain != "com.microsoft":
+        return False
     known = _attributes(node)
     size = known["block_size"]
     return bool(
@@ -94,6 +105,8 @@ def _is_our_matmul(node: NodeProto) -> bool:
 
 def _is_our_attention(node: NodeProto, head_size: int) -> bool:
     """Whether it is plain causal attention in float32, of heads that fill whole registers."""
+    if node.domain != "com.microsoft":
+        return False
     known = _attributes(node)
     plain = {"do_rotary": 0, "local_window_size": -1, "softcap": 0.0, "smooth_softmax": 0, "qk_output": 0}
     used = {name for name, value in known.items() if name not in plain or value != plain[name]}

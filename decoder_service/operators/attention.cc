@@ -26,6 +26,7 @@
 
 #include "lanes.h"
 #include "operator.h"
+#include "pool.h"
 
 namespace {
 
@@ -33,6 +34,7 @@ constexpr size_t kQueries = 32;     // in a task
 constexpr size_t kKeys = 32;        // at a time
 constexpr size_t kMostWidth = 256;  // of a head
 constexpr size_t kFew = 8;          // queries for which keys are read as rows
+constexpr size_t kFewTokens = 16;   // whose keys and values are stored before another thread has begun
 
 using Half = uint16_t;  // the bits of a float16
 
@@ -51,6 +53,7 @@ inline void store(Half* to, __m512 values) {
 struct Attention {
   const OrtApi* api;
   size_t heads, kv_heads;
+  size_t threads;  // of the pool; 0: ONNX Runtime's own are used
   float scale;
 
   size_t group() const { return heads / kv_heads; }
@@ -270,17 +273,39 @@ void attend(const Job& job, size_t item) {
   }
 }
 
+void append_one(void* argument, size_t item) {
+  const Jobs& all = *static_cast<Jobs*>(argument);
+  const size_t first = all.job[0].rows_and_heads();
+  item < first ? append(all.job[0], item) : append(all.job[1], item - first);
+}
+
+void attend_one(void* argument, size_t item) {
+  const Jobs& all = *static_cast<Jobs*>(argument);
+  const size_t first = all.job[0].tasks();
+  item < first ? attend(all.job[0], item) : attend(all.job[1], item - first);
+}
+
+template <void (*work)(void*, size_t)>
+void in_section(const void* argument, size_t item, char*) {
+  work(const_cast<void*>(argument), item);
+}
+
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-  int64_t heads = 0, kv_heads = 0;
+  int64_t heads = 0, kv_heads = 0, threads = 0;
   float scale = 0;
   if (OrtStatus* status = api->attribute(info, "num_heads", &heads)) return status;
   if (OrtStatus* status = api->attribute(info, "kv_num_heads", &kv_heads)) return status;
   if (OrtStatus* status = api->attribute(info, "scale", &scale)) return status;
+  if (OrtStatus* status = api->attribute(info, "threads", &threads)) return status;
   if (kv_heads < 1 || heads < kv_heads || heads % kv_heads || heads / kv_heads > static_cast<int64_t>(kQueries))
     return api->create_status(kOrtInvalidArgument, "GroupQueryAttention: at most 32 heads may share a key head");
   Attention* attention = static_cast<Attention*>(malloc(sizeof(Attention)));
   if (!attention) return api->create_status(kOrtFail, "GroupQueryAttention: out of memory");
-  *attention = {api, static_cast<size_t>(heads), static_cast<size_t>(kv_heads), scale};
+  *attention = {api, static_cast<size_t>(heads), static_cast<size_t>(kv_heads), static_cast<size_t>(threads), scale};
+  if (attention->threads && !join_pool(attention->threads)) {
+    free(attention);
+    return api->create_status(kOrtFail, "GroupQueryAttention: no threads");
+  }
   *kernel = attention;
   return nullptr;
 }
@@ -361,18 +386,23 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   if (beside)
     if (OrtStatus* status = plan(tokens - rows.rows, rows.rows, &chunk)) return status;
   const size_t places = rows.rows_and_heads() + chunk.rows_and_heads(), tasks = rows.tasks() + chunk.tasks();
-  const auto append_one = [](void* argument, size_t item) {
-    const Jobs& all = *static_cast<Jobs*>(argument);
-    const size_t first = all.job[0].rows_and_heads();
-    item < first ? append(all.job[0], item) : append(all.job[1], item - first);
-  };
-  const auto attend_one = [](void* argument, size_t item) {
-    const Jobs& all = *static_cast<Jobs*>(argument);
-    const size_t first = all.job[0].tasks();
-    item < first ? attend(all.job[0], item) : attend(all.job[1], item - first);
-  };
-  if (OrtStatus* status = api.parallel_for(context, append_one, places, 0, &jobs)) return status;
-  return api.parallel_for(context, attend_one, tasks, tasks, &jobs);
+  if (!attention.threads) {
+    if (OrtStatus* status = api.parallel_for(context, append_one, places, 0, &jobs)) return status;
+    return api.parallel_for(context, attend_one, tasks, tasks, &jobs);
+  }
+  // No item is taken over from an interrupted thread: it could go on reading the cache, which is the caller's memory.
+  Turn turn(attention.threads, 0, 0);
+  if (tokens < kFewTokens)
+    for (size_t place = 0; place < places; ++place) append_one(&jobs, place);
+  else
+    turn.run({places, in_section<append_one>, nullptr, 0}, &jobs);
+  turn.run({tasks, in_section<attend_one>, nullptr, 0}, &jobs);
+  return nullptr;
+}
+
+void destroy(void* kernel) {
+  if (static_cast<Attention*>(kernel)->threads) leave_pool();
+  free(kernel);
 }
 
 }  // namespace
@@ -381,7 +411,7 @@ const Operator& attention() {
   static const Operator op("GroupQueryAttention",
                            {kOrtFloat, kOrtFloat, kOrtFloat, kOrtFloat16, kOrtFloat16, kOrtInt32, kOrtInt32,
                             kOrtFloat16, kOrtFloat16, kOrtInt32, kOrtInt32},
-                           {kOrtFloat, kOrtFloat16, kOrtFloat16, kOrtFloat16, kOrtFloat16}, create, compute, free, 7,
+                           {kOrtFloat, kOrtFloat16, kOrtFloat16, kOrtFloat16, kOrtFloat16}, create, compute, destroy, 7,
                            3);
   return op;
 }

@@ -21,9 +21,11 @@
 
 #include "lanes.h"
 #include "operator.h"
+#include "pool.h"
 
 namespace {
 
+constexpr size_t kFewRows = 4;          // that are rounded before another thread has begun
 constexpr size_t kMostRows = 8;         // that one pass over a tile computes: 2 x 8 of 32 registers hold sums
 constexpr size_t kPrefetch = 4096;      // bytes ahead of the weights in use
 constexpr size_t kItemBytes = 1 << 17;  // of weights that a thread takes at a time, about
@@ -33,6 +35,7 @@ size_t up(size_t value, size_t step) { return (value + step - 1) / step * step; 
 struct Weights {
   const OrtApi* api;
   size_t n, k, block;
+  size_t threads;  // of the pool
   char* tiles;
 
   size_t blocks() const { return k / block; }
@@ -55,6 +58,8 @@ struct Job {
   const float* a;
   float* y;
   size_t tiles_per_item;
+
+  size_t channels_per_item() const { return tiles_per_item * kLanes; }
 };
 
 void pack_tile(const Weights& weights, size_t first, const uint8_t* b, const float* scales, char* tile) {
@@ -78,8 +83,8 @@ void pack_tile(const Weights& weights, size_t first, const uint8_t* b, const flo
   }
 }
 
-void round_row(void* argument, size_t row) {
-  const Job& job = *static_cast<Job*>(argument);
+void round_row(const void* argument, size_t row, char*) {
+  const Job& job = *static_cast<const Job*>(argument);
   const size_t k = job.weights->k, block = job.weights->block, blocks = job.weights->blocks();
   const float* a = job.a + row * k;
   int8_t* bytes = job.rounded.bytes + row * k;
@@ -102,9 +107,9 @@ void round_row(void* argument, size_t row) {
   }
 }
 
-// Sixteen channels of `R` rows from `row` on.
+// Sixteen channels of `R` rows from `row` on, to `y`, whose rows are `stride` apart.
 template <int R>
-void compute_tile(const Job& job, const char* tile, size_t row, size_t first) {
+void compute_tile(const Job& job, const char* tile, size_t row, size_t first, float* y, size_t stride) {
   const Weights& weights = *job.weights;
   const size_t k = weights.k, block = weights.block, blocks = weights.blocks();
   const int8_t* bytes = job.rounded.bytes + row * k;
@@ -139,31 +144,43 @@ void compute_tile(const Job& job, const char* tile, size_t row, size_t first) {
   const size_t left = weights.n - first;
   const __mmask16 used = lanes(left);
   for (int r = 0; r < R; ++r)
-    _mm512_mask_storeu_ps(job.y + (row + r) * weights.n + first, used, _mm512_mul_ps(total[r], largest));
+    _mm512_mask_storeu_ps(y + (row + r) * stride, used, _mm512_mul_ps(total[r], largest));
 }
 
-void compute_item(void* argument, size_t item) {
-  const Job& job = *static_cast<Job*>(argument);
+// Results of an item are [rows, channels of the item].
+void compute_item(const void* argument, size_t item, char* results) {
+  const Job& job = *static_cast<const Job*>(argument);
   const Weights& weights = *job.weights;
-  size_t tile = item * job.tiles_per_item;
-  size_t end = tile + job.tiles_per_item;
+  const size_t begin = item * job.tiles_per_item;
+  size_t end = begin + job.tiles_per_item;
   if (end > weights.tile_count()) end = weights.tile_count();
-  for (; tile < end; ++tile) {
+  const size_t stride = results ? job.channels_per_item() : weights.n;
+  float* to = results ? reinterpret_cast<float*>(results) : job.y + begin * kLanes;
+  for (size_t tile = begin; tile < end; ++tile, to += kLanes) {
     const char* packed = weights.tiles + tile * weights.tile_bytes();
     for (size_t row = 0; row < job.rounded.rows; row += kMostRows) {
-      const size_t rows = job.rounded.rows - row;
+      const size_t rows = job.rounded.rows - row, first = tile * kLanes;
       switch (rows < kMostRows ? rows : kMostRows) {
-        case 1: compute_tile<1>(job, packed, row, tile * kLanes); break;
-        case 2: compute_tile<2>(job, packed, row, tile * kLanes); break;
-        case 3: compute_tile<3>(job, packed, row, tile * kLanes); break;
-        case 4: compute_tile<4>(job, packed, row, tile * kLanes); break;
-        case 5: compute_tile<5>(job, packed, row, tile * kLanes); break;
-        case 6: compute_tile<6>(job, packed, row, tile * kLanes); break;
-        case 7: compute_tile<7>(job, packed, row, tile * kLanes); break;
-        default: compute_tile<8>(job, packed, row, tile * kLanes);
+        case 1: compute_tile<1>(job, packed, row, first, to, stride); break;
+        case 2: compute_tile<2>(job, packed, row, first, to, stride); break;
+        case 3: compute_tile<3>(job, packed, row, first, to, stride); break;
+        case 4: compute_tile<4>(job, packed, row, first, to, stride); break;
+        case 5: compute_tile<5>(job, packed, row, first, to, stride); break;
+        case 6: compute_tile<6>(job, packed, row, first, to, stride); break;
+        case 7: compute_tile<7>(job, packed, row, first, to, stride); break;
+        default: compute_tile<8>(job, packed, row, first, to, stride);
       }
     }
   }
+}
+
+void commit_item(const void* argument, size_t item, const char* results) {
+  const Job& job = *static_cast<const Job*>(argument);
+  const size_t n = job.weights->n, channels = job.channels_per_item(), first = item * channels;
+  const size_t used = n - first < channels ? n - first : channels;
+  const float* from = reinterpret_cast<const float*>(results);
+  for (size_t row = 0; row < job.rounded.rows; ++row, from += channels)
+    memcpy(job.y + row * n + first, from, used * sizeof(float));
 }
 
 OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
@@ -180,15 +197,18 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
   if (shape.rank != 3 || shape.dimensions[2] % 16)
     return api->create_status(kOrtInvalidArgument, "MatMulNBits: B has to be [N, K / block, block / 2], block a multiple of 32");
   const size_t block = static_cast<size_t>(shape.dimensions[2]) * 2;
+  int64_t threads = 0;
+  if (OrtStatus* status = api->attribute(info, "threads", &threads)) return status;
   Weights* weights = static_cast<Weights*>(malloc(sizeof(Weights)));
   if (!weights) return api->create_status(kOrtFail, "MatMulNBits: out of memory");
-  *weights = {api, static_cast<size_t>(shape.dimensions[0]), static_cast<size_t>(shape.dimensions[1]) * block, block,
-              nullptr};
+  *weights = {api,   static_cast<size_t>(shape.dimensions[0]), static_cast<size_t>(shape.dimensions[1]) * block,
+              block, static_cast<size_t>(threads),             nullptr};
   const size_t bytes = weights->tile_count() * weights->tile_bytes();
   weights->tiles = static_cast<char*>(aligned_alloc(64, bytes));
-  if (!weights->tiles) {
+  if (!weights->tiles || !join_pool(weights->threads)) {
+    free(weights->tiles);
     free(weights);
-    return api->create_status(kOrtFail, "MatMulNBits: out of memory");
+    return api->create_status(kOrtFail, "MatMulNBits: out of memory, or of threads");
   }
   for (size_t tile = 0; tile < weights->tile_count(); ++tile)
     pack_tile(*weights, tile * kLanes, static_cast<uint8_t*>(data[0]), static_cast<float*>(data[1]),
@@ -198,6 +218,7 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
 }
 
 void destroy(void* kernel) {
+  leave_pool();
   free(static_cast<Weights*>(kernel)->tiles);
   free(kernel);
 }
@@ -217,22 +238,23 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   if (!rows) return nullptr;
 
   const size_t blocks = weights.blocks();
-  char* scratch = static_cast<char*>(malloc(rows * (weights.k + blocks * 8)));
+  const size_t tiles_per_item = up(kItemBytes, weights.tile_bytes()) / weights.tile_bytes();
+  const size_t items = up(weights.tile_count(), tiles_per_item) / tiles_per_item;
+  const size_t head = up(sizeof(Job), 64);
+  Turn turn(weights.threads, head + rows * (weights.k + blocks * 8), rows > items ? rows : items);
+  char* scratch = turn.scratch();
   if (!scratch) return api.create_status(kOrtFail, "MatMulNBits: out of memory");
-  float* scales = reinterpret_cast<float*>(scratch);
+  float* scales = reinterpret_cast<float*>(scratch + head);
   int32_t* corrections = reinterpret_cast<int32_t*>(scales + rows * blocks);
   int8_t* bytes = reinterpret_cast<int8_t*>(corrections + rows * blocks);
-  const size_t tiles_per_item = up(kItemBytes, weights.tile_bytes()) / weights.tile_bytes();
-  Job job{&weights, {rows, bytes, scales, corrections}, a, y, tiles_per_item};
-  OrtStatus* status = nullptr;
-  if (rows < kMostRows)
-    for (size_t row = 0; row < rows; ++row) round_row(&job, row);
+  Job& job = *reinterpret_cast<Job*>(scratch);
+  job = {&weights, {rows, bytes, scales, corrections}, a, y, tiles_per_item};
+  if (rows < kFewRows)
+    for (size_t row = 0; row < rows; ++row) round_row(&job, row, nullptr);
   else
-    status = api.parallel_for(context, round_row, rows, 0, &job);
-  const size_t items = up(weights.tile_count(), tiles_per_item) / tiles_per_item;
-  if (!status) status = api.parallel_for(context, compute_item, items, items, &job);
-  free(scratch);
-  return status;
+    turn.run({rows, round_row, nullptr, 0}, &job);
+  turn.run({items, compute_item, commit_item, rows * job.channels_per_item() * sizeof(float)}, &job);
+  return nullptr;
 }
 
 }  // namespace
