@@ -6,16 +6,25 @@ A prompt is read to its end before the next one is begun, unless it is longer th
 one is begun beside it, and chunks go in turns to the prompt with the fewest tokens left and to the oldest. So a short
 prompt behind a long one is read at once, and the long one still gets every second chunk. A request that does not fit
 yet holds up those behind it: small ones that overtook it again and again would keep it out for ever.
+
+A prompt whose features have not all come is read ahead, as far as they have, where there is a place that nobody else
+could take. It holds up nobody: those behind it pass, and where one of them lacks a place, it gives its own up and waits
+again where it stood. What was computed of it stays as a cache while there is room.
 """
 
 from __future__ import annotations
 
-import collections
+import bisect
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from decoder_service.engine.prefix import Content, common_prefix
 from decoder_service.engine.slots import SHORTEST_MATCH, Slot, Slots
+
+LEAST_AHEAD = 64
+"""Fewer tokens of a prompt that is not all there yet are not worth a run of their own: it reads all weights."""
 
 
 @dataclass(eq=False)
@@ -25,12 +34,20 @@ class Task:
     Attributes:
         prompt: What is to be read.
         need: Tokens of the prompt and the longest answer.
+        available: Tokens of the prompt, from the first on, that can be read; None: all.
         slot: Where it lies, once it runs.
+        cached: Tokens of the prompt that were computed for others, once it has been begun.
+        read: Tokens of the prompt that were computed when it gave its slot up.
+        number: Its place in the order of arrival.
     """
 
     prompt: Content
     need: int
+    available: int | None = None
     slot: Slot | None = None
+    cached: int | None = None
+    read: int = 0
+    number: int = 0
 
     @property
     def place(self) -> Slot:
@@ -42,6 +59,19 @@ class Task:
     def unread(self) -> int:
         """Tokens of the prompt that are not computed yet, once it runs."""
         return len(self.prompt) - self.place.length
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the prompt can be read."""
+        return self.available is None or self.available == len(self.prompt)
+
+    @property
+    def ahead(self) -> int:
+        """Tokens of the prompt that can be read now and are worth it."""
+        if self.whole:
+            return len(self.prompt) - (self.slot.length if self.slot is not None else 0)
+        able = (self.available or 0) - (self.slot.length if self.slot is not None else self.read)
+        return able if able >= LEAST_AHEAD else 0
 
 
 T = TypeVar("T", bound=Task)
@@ -76,15 +106,16 @@ class Scheduler(Generic[T]):
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._waiting: collections.deque[T] = collections.deque()
+        self._numbers = itertools.count()
+        self._waiting: list[T] = []  # in the order in which they came
         self._reading: list[T] = []  # the oldest first
         self._shortest_next = True
         self._answering: list[T] = []
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not (self._waiting or self._reading or self._answering)
+        """Whether there is nothing to do until a request or features come."""
+        return not self._answering and not any(task.ahead for task in self._reading) and self._next_begun() is None
 
     @property
     def tasks(self) -> list[T]:
@@ -98,15 +129,18 @@ class Scheduler(Generic[T]):
 
     @property
     def readable(self) -> int:
-        """How many have a prompt to be read and a place, or a free place to come to."""
-        return len(self._reading) + min(len(self._waiting), self._slots.free)
+        """How many have a prompt to be read and a place, or a place to come to."""
+        reading = sum(task.ahead > 0 for task in self._reading)
+        places = self._slots.free + len(self._reading) - reading
+        return reading + min(sum(task.ahead > 0 for task in self._waiting), places)
 
     def add(self, task: T) -> None:
         """A request comes."""
+        task.number = next(self._numbers)
         self._waiting.append(task)
 
     def next_chunk(self, room: int) -> Chunk[T] | None:
-        """What to read next, or None where nobody waits, nobody fits, or there is no room.
+        """What to read next, or None where nobody can be read, nobody fits, or there is no room.
 
         Args:
             room: Most tokens to read.
@@ -114,27 +148,59 @@ class Scheduler(Generic[T]):
         if room < 1:
             return None
         self._begin(room)
-        if not self._reading:
+        ready = [task for task in self._reading if task.ahead]
+        if not ready:
             return None
-        task = self._next()
+        task = self._next(ready)
         start = task.place.length
-        return Chunk(task, start, min(len(task.prompt), start + room))
+        return Chunk(task, start, start + min(task.ahead, room))
 
     def _begin(self, room: int) -> None:
         """Begin prompts, as long as all that have been begun are longer than there is room for."""
-        while self._waiting and all(task.unread > room for task in self._reading):
-            first = self._waiting[0]
-            if any(_comes_after(task, first) for task in self._reading):
+        while all(task.ahead > room for task in self._reading if task.ahead):
+            task = self._next_begun()
+            if task is None:
                 return
-            slot = self._slots.take(first.prompt, first.need)
-            if slot is None:
-                return
-            first.slot = slot
-            self._reading.append(self._waiting.popleft())
+            stalled = self._stalled
+            while (slot := self._slots.take(task.prompt, task.need)) is None:
+                self._give_up(stalled.pop())
+            task.slot = slot
+            task.cached = min(slot.length, slot.length if task.cached is None else task.cached)
+            self._waiting.remove(task)
+            self._reading.append(task)
 
-    def _next(self) -> T:
+    def _next_begun(self) -> T | None:
+        """Who is begun next: the first of those that wait, leaving out those that have not all features yet.
+
+        Such a one is begun as well, but only where it need not wait for anything, and nobody gives anything up for it.
+        """
+        for task in self._waiting:
+            if not task.ahead:
+                continue
+            held = any(_comes_after(other, task) for other in self._reading)
+            if task.whole:
+                fits = self._slots.fits(task.need, without=[other.place for other in self._stalled])
+                return task if fits and not held else None
+            if not held and self._slots.fits(task.need):
+                return task
+        return None
+
+    @property
+    def _stalled(self) -> list[T]:
+        """Those that have a place and wait for features; last the one of which least was read."""
+        return sorted((task for task in self._reading if not task.ahead), key=lambda task: -task.place.length)
+
+    def _give_up(self, task: T) -> None:
+        """Take a stalled prompt's place, and let it wait where it stood."""
+        self._reading.remove(task)
+        task.read = task.place.length
+        self._slots.finish(task.place, task.prompt)
+        task.slot = None
+        bisect.insort(self._waiting, task, key=lambda waiting: waiting.number)
+
+    def _next(self, ready: Sequence[T]) -> T:
         """Whose chunk is next: in turns the prompt that is read soonest, and the oldest."""
-        oldest, shortest = self._reading[0], min(self._reading, key=lambda task: task.unread)
+        oldest, shortest = ready[0], min(ready, key=lambda task: task.unread)
         if shortest is oldest:
             return oldest
         self._shortest_next = not self._shortest_next
@@ -175,6 +241,11 @@ class Scheduler(Generic[T]):
 
 
 def _comes_after(reading: Task, waiting: Task) -> bool:
-    """Whether a prompt begins like one that is being read, beyond what is read of it: it copies that later."""
+    """Whether a prompt begins like one that is being read, beyond what is read of it: it copies that later.
+
+    One that can be read to its end does not wait for features that another one waits for.
+    """
+    if waiting.whole and not reading.ahead:
+        return False
     shared = min(common_prefix(reading.prompt, waiting.prompt), len(waiting.prompt) - 1)
     return shared >= SHORTEST_MATCH and shared > reading.place.length

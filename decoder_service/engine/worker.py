@@ -81,8 +81,16 @@ class CallOff:
     call: Call
 
 
+@dataclass(frozen=True)
+class Supply:
+    """More of a request's features have come, at a time by `time.perf_counter`. It may be over already."""
+
+    call: Call
+    at: float
+
+
 # To the thread; None ends it.
-Inbox = queue.SimpleQueue[Call | CallOff | None]
+Inbox = queue.SimpleQueue[Call | Supply | CallOff | None]
 
 
 class Worker:
@@ -90,7 +98,7 @@ class Worker:
 
     Args:
         config: What to load.
-        inbox: Requests, those called off, and None for the end.
+        inbox: Requests, what comes for them, those called off, and None for the end.
         loop: Where events go.
     """
 
@@ -160,6 +168,8 @@ class Worker:
                 return False
             if isinstance(message, CallOff):
                 self._call_off(message.call)
+            elif isinstance(message, Supply):
+                self._supply(message)
             else:
                 self._take_up(message)
             del message  # it may be long until the next one comes, and it holds features
@@ -173,6 +183,11 @@ class Worker:
             return
         self._jobs[call], self._calls[job] = job, call
         self._stepper.add(job)
+
+    def _supply(self, supply: Supply) -> None:
+        job = self._jobs.get(supply.call)
+        if job is not None:
+            self._stepper.supply(job, supply.at)
 
     def _call_off(self, call: Call) -> None:
         job = self._jobs.pop(call, None)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoder_service.engine import EngineRequest, SamplingParams
+from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.runner import Runner
 from decoder_service.prompt import PromptBuilder
@@ -219,8 +219,8 @@ def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
 ) -> None:
     """Another picture of the same size, in the same words, has other tokens; a key that lies shows that it matters."""
     first = dataclasses.replace(requests["one image"], media_keys=("a",))
-    rows = np.ascontiguousarray(first.features[0][::-1])
-    other = dataclasses.replace(first, features=(rows,), media_keys=("b",))
+    rows = np.ascontiguousarray(first.features.arrays[0][::-1])
+    other = dataclasses.replace(first, features=FeatureRows.of(rows), media_keys=("b",))
     expected = Stepping(bundle, runner).answer(other).tokens
     assert expected != Stepping(bundle, runner).answer(first).tokens
     stepping = Stepping(bundle, runner, caches=2)
@@ -229,7 +229,7 @@ def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
     assert answer.tokens == expected
     assert answer.prefilled is not None
     assert answer.prefilled.cached_tokens < other.token_ids.tolist().index(bundle.tokens.image) + 1
-    lying = stepping.answer(dataclasses.replace(other, features=(rows + 1,), media_keys=("b",)))
+    lying = stepping.answer(dataclasses.replace(other, features=FeatureRows.of(rows + 1), media_keys=("b",)))
     assert lying.tokens == expected
     unknown = stepping.answer(dataclasses.replace(other, media_keys=()))
     assert unknown.tokens == expected
@@ -306,7 +306,9 @@ def test_features_that_are_not_finite_fail_their_own_request(
     running = stepping.add(requests["33 words"])
     stepping.step()
     good = requests["one image"]
-    bad = stepping.add(dataclasses.replace(good, features=(np.full_like(good.features[0], np.nan),)))
+    bad = stepping.add(
+        dataclasses.replace(good, features=FeatureRows.of(np.full_like(good.features.arrays[0], np.nan)))
+    )
     stepping.finish()
     assert stepping.answers[bad].error is not None
     assert stepping.answers[running].tokens == alone["33 words", "greedy"]

@@ -110,7 +110,7 @@ def test_a_prompt_that_begins_alike_waits_for_what_it_can_copy() -> None:
         queue.add(one)
     order = [(one, stop - start) for one, start, stop in read_all(queue, 10)]
     assert order == [(first, 10)] * 10 + [(second, 1), (other, 5)]
-    assert second.place.cached == 100
+    assert second.cached == 100
 
 
 def test_those_that_could_be_read_are_counted() -> None:
