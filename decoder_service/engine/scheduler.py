@@ -7,9 +7,9 @@ one is begun beside it, and chunks go in turns to the prompt with the fewest tok
 prompt behind a long one is read at once, and the long one still gets every second chunk. A request that does not fit
 yet holds up those behind it: small ones that overtook it again and again would keep it out for ever.
 
-A prompt whose features have not all come is read ahead, as far as they have, where there is a place that nobody else
-could take. It holds up nobody: those behind it pass, and where one of them lacks a place, it gives its own up and waits
-again where it stood. What was computed of it stays as a cache while there is room.
+A prompt whose features have not all come is read ahead, as far as they have, where that is wanted and there is a place.
+It holds up nobody: those behind it pass, and where one of them lacks a place, it gives its own up and waits again where
+it stood. What was computed of it stays as a cache while there is room.
 """
 
 from __future__ import annotations
@@ -65,14 +65,6 @@ class Task:
         """Whether all of the prompt can be read."""
         return self.available is None or self.available == len(self.prompt)
 
-    @property
-    def ahead(self) -> int:
-        """Tokens of the prompt that can be read now and are worth it."""
-        if self.whole:
-            return len(self.prompt) - (self.slot.length if self.slot is not None else 0)
-        able = (self.available or 0) - (self.slot.length if self.slot is not None else self.read)
-        return able if able >= LEAST_AHEAD else 0
-
 
 T = TypeVar("T", bound=Task)
 
@@ -102,10 +94,13 @@ class Scheduler(Generic[T]):
 
     Args:
         slots: Where they lie.
+        read_ahead: Whether prompts are read that are not whole.
     """
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, *, read_ahead: bool) -> None:
         self._slots = slots
+        self.read_ahead = read_ahead
+        """May be changed at any time."""
         self._numbers = itertools.count()
         self._waiting: list[T] = []  # in the order in which they came
         self._reading: list[T] = []  # the oldest first
@@ -115,7 +110,7 @@ class Scheduler(Generic[T]):
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do until a request or features come."""
-        return not self._answering and not any(task.ahead for task in self._reading) and self._next_begun() is None
+        return not self._answering and not any(self.able(task) for task in self._reading) and self._next_begun() is None
 
     @property
     def tasks(self) -> list[T]:
@@ -130,9 +125,16 @@ class Scheduler(Generic[T]):
     @property
     def readable(self) -> int:
         """How many have a prompt to be read and a place, or a place to come to."""
-        reading = sum(task.ahead > 0 for task in self._reading)
+        reading = sum(self.able(task) > 0 for task in self._reading)
         places = self._slots.free + len(self._reading) - reading
-        return reading + min(sum(task.ahead > 0 for task in self._waiting), places)
+        return reading + min(sum(self.able(task) > 0 for task in self._waiting), places)
+
+    def able(self, task: T) -> int:
+        """Tokens of a prompt that can be read now and are worth it."""
+        if task.whole:
+            return len(task.prompt) - (task.slot.length if task.slot is not None else 0)
+        able = (task.available or 0) - (task.slot.length if task.slot is not None else task.read)
+        return able if self.read_ahead and able >= LEAST_AHEAD else 0
 
     def add(self, task: T) -> None:
         """A request comes."""
@@ -148,16 +150,16 @@ class Scheduler(Generic[T]):
         if room < 1:
             return None
         self._begin(room)
-        ready = [task for task in self._reading if task.ahead]
+        ready = [task for task in self._reading if self.able(task)]
         if not ready:
             return None
         task = self._next(ready)
         start = task.place.length
-        return Chunk(task, start, start + min(task.ahead, room))
+        return Chunk(task, start, start + min(self.able(task), room))
 
     def _begin(self, room: int) -> None:
         """Begin prompts, as long as all that have been begun are longer than there is room for."""
-        while all(task.ahead > room for task in self._reading if task.ahead):
+        while all(self.able(task) > room for task in self._reading if self.able(task)):
             task = self._next_begun()
             if task is None:
                 return
@@ -175,9 +177,11 @@ class Scheduler(Generic[T]):
         Such a one is begun as well, but only where it need not wait for anything, and nobody gives anything up for it.
         """
         for task in self._waiting:
-            if not task.ahead:
+            if not self.able(task):
                 continue
-            held = any(_comes_after(other, task) for other in self._reading)
+            # One that is whole does not wait for features that another one waits for.
+            before = [other for other in self._reading if self.able(other) or not task.whole]
+            held = any(_comes_after(other, task) for other in before)
             if task.whole:
                 fits = self._slots.fits(task.need, without=[other.place for other in self._stalled])
                 return task if fits and not held else None
@@ -188,7 +192,7 @@ class Scheduler(Generic[T]):
     @property
     def _stalled(self) -> list[T]:
         """Those that have a place and wait for features; last the one of which least was read."""
-        return sorted((task for task in self._reading if not task.ahead), key=lambda task: -task.place.length)
+        return sorted((task for task in self._reading if not self.able(task)), key=lambda task: -task.place.length)
 
     def _give_up(self, task: T) -> None:
         """Take a stalled prompt's place, and let it wait where it stood."""
@@ -241,11 +245,6 @@ class Scheduler(Generic[T]):
 
 
 def _comes_after(reading: Task, waiting: Task) -> bool:
-    """Whether a prompt begins like one that is being read, beyond what is read of it: it copies that later.
-
-    One that can be read to its end does not wait for features that another one waits for.
-    """
-    if waiting.whole and not reading.ahead:
-        return False
+    """Whether a prompt begins like one that is being read, beyond what is read of it: it copies that later."""
     shared = min(common_prefix(reading.prompt, waiting.prompt), len(waiting.prompt) - 1)
     return shared >= SHORTEST_MATCH and shared > reading.place.length

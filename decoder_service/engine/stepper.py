@@ -5,9 +5,10 @@ No threads and no clocks but for measuring: whoever owns it calls it, and hears 
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,17 +106,6 @@ class Job(Task):
             since=queued_at,
         )
 
-    def supply(self, at: float) -> None:
-        """Take note of the features that have come by now.
-
-        Args:
-            at: When the last of them came, by `time.perf_counter`.
-        """
-        stalled = not self.ahead
-        self.available = readable(len(self.prompt), self.prompt.media, self.request.features.available)
-        if stalled and self.ahead:
-            self.waited += max(at - self.since, 0.0)
-
     def begin(self, now: float) -> None:
         """Its first chunk is being read."""
         if self.started_at is None:
@@ -167,7 +157,28 @@ class Stepper:
 
     def supply(self, job: Job, at: float) -> None:
         """More of a request's features have come, at a time by `time.perf_counter`."""
-        job.supply(at)
+        with self._noting_waits([job], at):
+            job.available = readable(len(job.prompt), job.prompt.media, job.request.features.available)
+
+    @property
+    def expecting(self) -> bool:
+        """Whether features are missing of anybody."""
+        return any(not job.whole for job in self.jobs)
+
+    def read_ahead(self, on: bool, at: float) -> None:
+        """Prompts are, or are not, to be read while features of them are missing, from this time on."""
+        if on != self._scheduler.read_ahead:
+            with self._noting_waits(self.jobs, at):
+                self._scheduler.read_ahead = on
+
+    @contextlib.contextmanager
+    def _noting_waits(self, jobs: Sequence[Job], at: float) -> Iterator[None]:
+        """Count the time since a prompt could not be read, for those that can be after the block."""
+        stalled = [job for job in jobs if not self._scheduler.able(job)]
+        yield
+        for job in stalled:
+            if self._scheduler.able(job):
+                job.waited += max(at - job.since, 0.0)
 
     def cancel(self, job: Job) -> None:
         """A request is called off. What was computed of it serves those that begin alike."""

@@ -133,7 +133,7 @@ class Stepping:
         self.answers: dict[Job, Answer] = {}
         self.stepper = Stepper(
             self.model,
-            Scheduler(self.slots),
+            Scheduler(self.slots, read_ahead=True),
             SetPace(runner.graphs, rooms),
             self._shape,
             lambda job, event: self.answers[job].hear(event),

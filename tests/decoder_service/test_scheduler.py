@@ -17,7 +17,7 @@ from tests.decoder_service.test_slots import Notes
 def scheduler(*, running: int = 3, budget: int = 1000) -> Scheduler[Task]:
     """A scheduler over slots that hold nothing."""
     memory = Notes([[] for _ in range(running)])
-    return Scheduler(Slots(memory, rows=running, running=running, budget=budget, caching=False))
+    return Scheduler(Slots(memory, rows=running, running=running, budget=budget, caching=False), read_ahead=True)
 
 
 _names = itertools.count(1)
@@ -101,7 +101,7 @@ def test_long_prompts_take_turns_with_the_oldest() -> None:
 def test_a_prompt_that_begins_alike_waits_for_what_it_can_copy() -> None:
     """Two prompts with the same long beginning are not both computed: the second waits until the first is read."""
     memory = Notes([[] for _ in range(3)])
-    queue = Scheduler[Task](Slots(memory, rows=3, running=3, budget=1000, caching=True))
+    queue = Scheduler[Task](Slots(memory, rows=3, running=3, budget=1000, caching=True), read_ahead=True)
     beginning = np.arange(100, dtype=np.int32)
     first = Task(Content(beginning), 105)
     second = Task(Content(np.append(beginning, 7).astype(np.int32)), 106)
