@@ -95,10 +95,12 @@ class Scheduler(Generic[T]):
     Args:
         slots: Where they lie.
         read_ahead: Whether prompts are read that are not whole.
+        least_ahead: Tokens that are worth a chunk of such a prompt.
     """
 
-    def __init__(self, slots: Slots, *, read_ahead: bool) -> None:
+    def __init__(self, slots: Slots, *, read_ahead: bool, least_ahead: int = LEAST_AHEAD) -> None:
         self._slots = slots
+        self._least_ahead = least_ahead
         self.read_ahead = read_ahead
         """May be changed at any time."""
         self._numbers = itertools.count()
@@ -134,7 +136,7 @@ class Scheduler(Generic[T]):
         if task.whole:
             return len(task.prompt) - (task.slot.length if task.slot is not None else 0)
         able = (task.available or 0) - (task.slot.length if task.slot is not None else task.read)
-        return able if self.read_ahead and able >= LEAST_AHEAD else 0
+        return able if self.read_ahead and able >= self._least_ahead else 0
 
     def add(self, task: T) -> None:
         """A request comes."""
