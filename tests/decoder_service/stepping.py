@@ -131,9 +131,10 @@ class Stepping:
         self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
         self._vocabulary = runner.vocabulary
         self.answers: dict[Job, Answer] = {}
+        self.scheduler = Scheduler[Job](self.slots, read_ahead=True, least_ahead=1)
         self.stepper = Stepper(
             self.model,
-            Scheduler(self.slots, read_ahead=True, least_ahead=1),
+            self.scheduler,
             SetPace(runner.graphs, rooms),
             self._shape,
             lambda job, event: self.answers[job].hear(event),

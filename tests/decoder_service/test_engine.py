@@ -17,6 +17,7 @@ from decoder_service.engine import (
     Engine,
     EngineError,
     EngineFinished,
+    EngineRequest,
     FeatureRows,
     FinishReason,
     Prefilled,
@@ -205,6 +206,31 @@ async def test_cancelling_a_waiter_frees_the_engine(
             await task
     assert not any(mine.is_set() for mine in begun[slots:])
     assert len(await tokens_of(engine, cases["text alone"].request(prompts, tokens=3))) == 3
+
+
+async def test_features_may_come_while_the_engine_has_the_request(
+    engine: Engine, prompts: PromptBuilder, cases: dict[str, Case]
+) -> None:
+    """The answer is the same, a request behind it passes, and one that waits may be called off."""
+    case = cases["two images"]
+
+    def missing() -> EngineRequest:
+        rows = FeatureRows(len(array) for array in case.features)
+        return dataclasses.replace(case.request(prompts, tokens=TOKENS), features=rows)
+
+    request, gone = missing(), missing()
+    waiting = asyncio.create_task(tokens_of(engine, request))
+    leaving = asyncio.create_task(tokens_of(engine, gone))
+    request.features.put(1, case.features[1])
+    gone.features.put(0, case.features[0])
+    assert await tokens_of(engine, cases["text alone"].request(prompts, tokens=TOKENS)) == cases["text alone"].greedy
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    gone.features.put(1, case.features[1])
+    assert not waiting.done()
+    request.features.put(0, case.features[0])
+    assert await waiting == case.greedy
 
 
 async def test_a_request_that_fails_fails_alone(engine: Engine, prompts: PromptBuilder, cases: dict[str, Case]) -> None:
