@@ -23,7 +23,7 @@ TURNS: list[Turn] = [
 
 
 def test_pictures_are_read_while_a_video_is_encoded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder holds the video back until the client has seen the prompt being read; the tokens are transformers'."""
+    """The encoder holds the video back until the client has seen the prompt being read; tokens are the reference's."""
     seen = threading.Event()
     encode = Encoder.encode
 
