@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.engine import Engine, EngineRequest, Prefilled, SamplingParams, TokenDrawn
+from decoder_service.engine import Engine, EngineRequest, FeatureRows, Prefilled, SamplingParams, TokenDrawn
 from serving.bundle import Bundle
 from serving.tasks import together
 
@@ -100,7 +100,7 @@ def text_request(token_ids: NDArray[np.int32], new_tokens: int) -> EngineRequest
     return EngineRequest(
         request_id=f"bench-{next(_NUMBERS)}",
         token_ids=token_ids,
-        features=(),
+        features=FeatureRows.of(),
         grids=np.zeros((0, 3), np.int64),
         sampling=SamplingParams(),
         max_new_tokens=new_tokens,

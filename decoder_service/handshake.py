@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from decoder_service import validation
 from decoder_service.chat import Layout, MediaKind, first_of_each
 from decoder_service.core import Decoder
+from decoder_service.engine import FeatureRows
 from decoder_service.feature_store import Features, encoder_name, media_key
 from decoder_service.limits import Place, check_room
 from decoder_service.prompt import Rendered
@@ -35,6 +33,9 @@ class _Arrival:
 
 class FeatureIntake:
     """Takes in headers and chunks of the media that are needed, in any interleaving. Belongs to one event loop.
+
+    A medium whose last byte has come is whole: it goes to the engine and into the store at once. Should a header come
+    for it again, because whoever sent it could not tell, what follows is passed over: it has the same content.
 
     Media whose features the decoder has kept are not needed. Their bytes are counted as if they had been sent: the
     store may drop them while this request still holds them.
@@ -74,7 +75,9 @@ class FeatureIntake:
         self.needed = tuple(index for index in distinct if index not in self._kept)
         """Indices of the media to send, each distinct medium once."""
         self._arrivals: dict[int, _Arrival] = {}
+        self._again: set[int] = set()  # whole media that are being sent once more
         self._fixed: tuple[Layout, ...] | None = None  # once the prompt is laid out
+        self._rows: FeatureRows | None = None  # from then on
         self._check_room()
         if self._kept:
             self._hold("messages")
@@ -82,17 +85,17 @@ class FeatureIntake:
     @property
     def laid_out(self) -> bool:
         """Whether the layout of every medium is known."""
-        return self._fixed is not None or all(i in self._arrivals for i in self.needed)
+        return self._fixed is not None or all(i in self._known for i in self.needed)
 
     @property
     def complete(self) -> bool:
         """Whether all features have come."""
-        return all(i in self._arrivals and self._arrivals[i].tensor.complete for i in self.needed)
+        return not self.missing
 
     @property
     def missing(self) -> tuple[int, ...]:
         """The media whose features have not all come."""
-        return tuple(i for i in self.needed if i not in self._arrivals or not self._arrivals[i].tensor.complete)
+        return tuple(i for i in self.needed if i not in self._kept)
 
     async def header(self, index: int, header: vision_pb2.EncodeHeader) -> None:
         """The features of a medium begin, or begin anew.
@@ -101,6 +104,9 @@ class FeatureIntake:
             ServiceError: It does not fit the medium, the model, the context or the memory.
         """
         self._check_index("header.media_index", index)
+        if index in self._kept:
+            self._again.add(index)
+            return
         # The old features go first: were they kept, a restart would need room for both.
         self._arrivals.pop(index, None)
         model = self._decoder.model
@@ -141,17 +147,23 @@ class FeatureIntake:
         )
         self._arrivals[index] = _Arrival(layout, tokens, tensor)
 
-    def chunk(self, index: int, chunk: tensor_pb2.TensorChunk) -> None:
+    async def chunk(self, index: int, chunk: tensor_pb2.TensorChunk) -> None:
         """The features of a medium go on.
 
         Raises:
             ServiceError: No header came before, or it leaves a gap or runs over the end.
         """
         self._check_index("chunk.media_index", index)
+        if index in self._again:
+            return
+        if index in self._kept:
+            raise invalid("chunk.media_index", f"is {index}, whose features have all come")
         arrival = self._arrivals.get(index)
         if arrival is None:
             raise invalid("chunk.media_index", f"is {index}, whose header has not come")
         arrival.tensor.add(chunk)
+        if arrival.tensor.complete:
+            await self._keep(index, arrival)
 
     def layouts(self) -> tuple[Layout, ...]:
         """A layout for each medium of the conversation, in order. When `laid_out`; from then on they are fixed."""
@@ -160,18 +172,33 @@ class FeatureIntake:
             self._fixed = tuple(by_medium[medium] for medium in self._rendered.media)
         return self._fixed
 
-    async def features(self) -> tuple[NDArray[np.float32], ...]:
-        """Features of each medium of the conversation, in order, not to be written to. When `complete`.
+    def rows(self) -> FeatureRows:
+        """Features of each medium of the conversation, in order: those that are there, and the others as they come.
 
-        Those that were sent are kept for later requests.
+        When `laid_out`.
         """
-        for index, arrival in self._arrivals.items():
-            rows = await asyncio.to_thread(arrival.tensor.array)  # it may have to convert them
-            rows.flags.writeable = False
-            self._kept[index] = Features(arrival.layout, arrival.prompt_tokens, rows)
-            self._decoder.features.put(self._keys[index], self._kept[index])
-        by_medium = {features.layout.medium: features.rows for features in self._kept.values()}
-        return tuple(by_medium[medium] for medium in self._rendered.media)
+        if self._rows is None:
+            self._rows = FeatureRows(layout.token_count for layout in self.layouts())
+            for features in self._kept.values():
+                self._hand_over(features)
+        return self._rows
+
+    async def _keep(self, index: int, arrival: _Arrival) -> None:
+        """The last byte of a medium has come."""
+        rows = await asyncio.to_thread(arrival.tensor.array)  # it may have to convert them
+        rows.flags.writeable = False
+        features = Features(arrival.layout, arrival.prompt_tokens, rows)
+        del self._arrivals[index]
+        self._kept[index] = features
+        self._decoder.features.put(self._keys[index], features)
+        self._hand_over(features)
+
+    def _hand_over(self, features: Features) -> None:
+        """Give the engine a medium's features, wherever in the conversation it is."""
+        if self._rows is not None:
+            for place, medium in enumerate(self._rendered.media):
+                if medium == features.layout.medium:
+                    self._rows.put(place, features.rows)
 
     @property
     def _known(self) -> dict[int, Features | _Arrival]:

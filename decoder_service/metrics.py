@@ -17,7 +17,7 @@ PROMPT_TOKENS = Counter(
 COMPLETION_TOKENS = Counter("triptych_completion_tokens_total", "Tokens of answers.")
 QUEUE_SECONDS = Histogram(
     "triptych_queue_seconds",
-    "From a request's features being there to the start of its prompt.",
+    "From a request's coming to the engine to the start of its prompt, without waiting for features.",
     buckets=(0.001, 0.01, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
 )
 FIRST_TOKEN_SECONDS = Histogram(

@@ -143,6 +143,7 @@ def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
             kv_bytes=settings.kv_cache_bytes,
             chunk_tokens=settings.chunk_tokens,
             stall=settings.chunk_stall,
+            read_ahead=settings.read_ahead,
             cached_prompts=settings.cached_prompts,
             int8=settings.int8,
             operators=settings.operators,

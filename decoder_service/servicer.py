@@ -17,6 +17,7 @@ from decoder_service.core import Decoder
 from decoder_service.handshake import FeatureIntake
 from decoder_service.session import open_session
 from serving.errors import Code, ServiceError, invalid
+from serving.tasks import drop
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,9 +38,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
     ) -> AsyncIterator[decoder_pb2.GenerateResponse]:
         """Answer one conversation.
 
-        Reading and writing take turns: from `media_needed` to the last feature only the caller has something to say,
-        after it only the decoder. `started` comes in between, after the last header. A deadline or a client that leaves
-        cancels this coroutine, wherever it is, and leaving the blocks gives back the place and the engine.
+        From `media_needed` to the last header only the caller has something to say. Then `started` comes, and features
+        are read while the prompt is, as far as they have come. A deadline or a client that leaves cancels this
+        coroutine, wherever it is, and leaving the blocks gives back the place and the engine.
         """
         arrived = time.perf_counter()
         requests = aiter(request_iterator)
@@ -59,10 +60,14 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             yield wire.media_needed(session.intake.needed)
             await self._take_in(requests, session.intake, until=lambda: session.intake.laid_out)
             yield wire.event(await session.start())
-            await self._take_in(requests, session.intake, until=lambda: session.intake.complete)
-            async with contextlib.aclosing(session.events()) as events:
-                async for event in events:
-                    yield wire.event(event)
+            rest = self._take_in(requests, session.intake, until=lambda: session.intake.complete)
+            arriving = asyncio.create_task(rest, name="features")
+            try:
+                async with contextlib.aclosing(session.events(arriving)) as events:
+                    async for event in events:
+                        yield wire.event(event)
+            finally:
+                await drop(arriving)
 
     async def _take_in(
         self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake, *, until: Callable[[], bool]
@@ -79,7 +84,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
                 case "header":
                     await intake.header(request.header.media_index, request.header.header)
                 case "chunk":
-                    intake.chunk(request.chunk.media_index, request.chunk.chunk)
+                    await intake.chunk(request.chunk.media_index, request.chunk.chunk)
                 case "progress":
                     pass  # that it came is all that it says here
                 case "open":

@@ -1,6 +1,7 @@
 """One request, from its opening to its last event. Knows nothing of gRPC.
 
-opened ── needed ──▶ headers ── laid out: started ──▶ features ── complete ──▶ answering ──▶ finished
+opened ── needed ──▶ headers ── laid out: started ──▶ features ──▶ answering ──▶ finished
+                                                          └ the prompt is read as far as they have come
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from decoder_service.logprobs import Position, positions
 from decoder_service.metrics import Progress
 from decoder_service.prompt import Prompt, Rendered
 from decoder_service.validation import Opening
+from serving.tasks import beside
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ Event = Started | StageProgress | Delta | Finished
 
 
 class Session:
-    """One request. Made by `open_session`; `intake`, `start` once it is laid out, `events` once it is complete.
+    """One request. Made by `open_session`; `intake`, `start` and `events` once it is laid out.
 
     Args:
         decoder: What is loaded.
@@ -169,32 +171,40 @@ class Session:
             layouts,
         )
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """The answer. After `start`, once `intake` is complete. Closing the generator frees the engine.
+    async def events(self, arriving: asyncio.Task[None] | None = None) -> AsyncGenerator[Event, None]:
+        """The answer. After `start`. Closing the generator frees the engine.
+
+        Args:
+            arriving: Whoever feeds `intake`, where it is not complete; done when it is.
 
         Raises:
-            ServiceError: From the engine.
+            ServiceError: From the engine, or what `arriving` raises.
         """
         decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
         if prompt is None:
             raise RuntimeError("start comes before events")
         prompt_tokens = len(prompt.token_ids)
-        request = await self._engine_request(prompt)
-        if self._opening.report_progress:
-            yield StageProgress(Stage.QUEUED)
-
+        request = self._engine_request(prompt)
+        untouched = self._opening.report_progress  # where nobody asks, nobody need know
         detokenizer, stops = Detokenizer(decoder.token_bytes), StopStrings(generation.stop)
         prefilled = Prefilled(0.0, 0.0)
         reason = FinishReason.LENGTH
         drawn = 0
         first = last = self._arrived
         # Leaving the block, for whatever reason, frees the engine: also where a stop string ends the answer.
-        async with contextlib.aclosing(decoder.engine.generate(request)) as engine_events:
-            async for event in engine_events:
-                if isinstance(event, Prefilled):
+        async with (
+            contextlib.aclosing(decoder.engine.generate(request)) as engine_events,
+            contextlib.aclosing(beside(engine_events, arriving)) as events,
+        ):
+            async for event in events:
+                if event is None:
+                    if untouched:
+                        yield StageProgress(Stage.QUEUED)
+                elif isinstance(event, Prefilled):
                     prefilled = event
                     self._progress.prefilled(prompt_tokens, event.cached_tokens, event.queue_seconds)
                 elif isinstance(event, Prefilling):
+                    untouched = False
                     yield StageProgress(Stage.PREFILL, event.done, event.total)
                 elif isinstance(event, TokenDrawn):
                     last = time.perf_counter()
@@ -212,12 +222,8 @@ class Session:
                         break
                 else:
                     reason = event.reason
-        if not stops.hit:
-            rest = stops.push(detokenizer.flush())
-            if not stops.hit:
-                rest += stops.flush()
-            if rest:
-                yield Delta(rest, ())
+        if rest := _rest(detokenizer, stops):
+            yield Delta(rest, ())
         self._progress.finished(drawn, last - first)
         yield Finished(
             reason,
@@ -225,11 +231,11 @@ class Session:
             Timings(prefilled.queue_seconds, prefilled.prefill_seconds, last - first, first - self._arrived),
         )
 
-    async def _engine_request(self, prompt: Prompt) -> EngineRequest:
+    def _engine_request(self, prompt: Prompt) -> EngineRequest:
         return EngineRequest(
             request_id=self._opening.request_id,
             token_ids=prompt.engine_token_ids,
-            features=await self.intake.features(),
+            features=self.intake.rows(),
             grids=prompt.grids,
             sampling=self._opening.generation.sampling,
             max_new_tokens=self._max_tokens,
@@ -237,6 +243,13 @@ class Session:
             media_keys=tuple(grid_keys(self.intake.layouts(), self.intake.encoder)),
             report_progress=self._opening.report_progress,
         )
+
+
+def _rest(detokenizer: Detokenizer, stops: StopStrings) -> str:
+    """Text that was held back, at the end of an answer."""
+    if stops.hit:
+        return ""
+    return stops.push(detokenizer.flush()) + stops.flush()
 
 
 @contextlib.asynccontextmanager

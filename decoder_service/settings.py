@@ -75,6 +75,12 @@ class DecoderSettings(ServerSettings):
         "steps that do not, for each prompt that could be read; the whole step a second at most. More lets new "
         "requests begin sooner and running ones stutter.",
     )
+    read_ahead: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether the batch engine reads a prompt while later media of it are still being encoded, as far "
+        "as features have come; auto: where other processes leave most of this one's cores idle meanwhile, as they do "
+        "where the encoder has a GPU or a machine of its own.",
+    )
     int8: bool = Field(
         True,
         description="Use the bundle's int8 graph, too, where it has one: for wide steps and prompts, if it is faster "

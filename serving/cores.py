@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _CPU_INFO = Path("/proc/cpuinfo")
+_STAT = Path("/proc/stat")
 
 
 def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
@@ -16,12 +18,43 @@ def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
     Args:
         cpu_max: Where Linux tells the quota: `QUOTA PERIOD` in microseconds, or `max PERIOD`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(affinity())
     try:
         quota, period = cpu_max.read_text().split()
         return max(1, min(cores, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # no control groups, or no quota
         return cores
+
+
+def affinity() -> frozenset[int]:
+    """Numbers of the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def busy_seconds(cores: Collection[int], stat: Path = _STAT) -> float | None:
+    """For how long these processors have computed since the system's start, whoever it was for, all added up.
+
+    What runs at a lower priority does not count: it gives way.
+
+    Args:
+        cores: Their numbers.
+        stat: Where Linux tells it.
+
+    Returns:
+        Seconds, to some hundredths; None where it is not told.
+    """
+    ticks = 0
+    try:
+        lines = [line.split() for line in stat.read_text(encoding="ascii").splitlines()]
+        told = {name: times for name, *times in filter(None, lines)}
+        for core in cores:
+            user, _, system, _, _, interrupts, softirq, steal = map(int, told[f"cpu{core}"][:8])
+            ticks += user + system + interrupts + softirq + steal
+    except (OSError, KeyError, ValueError):  # not Linux, or one of a sandbox
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def cpu_name(cpu_info: Path = _CPU_INFO) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -42,6 +42,41 @@ async def unless(work: Awaitable[Any], interruption: Awaitable[Any]) -> bool:
         return False
     finally:
         await drop(working, waiting)
+
+
+async def beside(events: AsyncGenerator[T, None], task: asyncio.Task[Any] | None) -> AsyncGenerator[T | None, None]:
+    """Events that go on beside a task, and None among them at the moment when it is done.
+
+    Args:
+        events: The events. They end when this generator is closed or cancelled in the midst of one.
+        task: The task; None: it was done before.
+
+    Raises:
+        BaseException: What the task raises, at once.
+    """
+    following: asyncio.Future[T | None] | None = None
+    try:
+        while task is not None and not task.done():
+            following = following or asyncio.ensure_future(anext(events, None))
+            await asyncio.wait((following, task), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                event, following = following.result(), None
+                if event is None:  # they have ended
+                    return
+                yield event
+        if task is not None:
+            task.result()
+        yield None
+        if following is not None:
+            event = await following
+            if event is None:
+                return
+            yield event
+        async for event in events:  # a task for each is of no use any more
+            yield event
+    finally:
+        if following is not None:
+            await drop(following)
 
 
 async def drop(*futures: asyncio.Future[Any]) -> None:

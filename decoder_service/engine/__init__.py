@@ -5,6 +5,7 @@ import os
 # ONNX Runtime reports its use to its makers unless it is told otherwise before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+from decoder_service.engine.features import FeatureRows
 from decoder_service.engine.interface import (
     MAX_LOGPROBS,
     Engine,
@@ -29,6 +30,7 @@ __all__ = [
     "EngineFinished",
     "EngineInfo",
     "EngineRequest",
+    "FeatureRows",
     "FinishReason",
     "Prefilled",
     "Prefilling",

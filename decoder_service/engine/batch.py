@@ -18,7 +18,7 @@ import structlog
 
 from decoder_service.engine.interface import EngineError, EngineEvent, EngineFinished, EngineInfo, EngineRequest
 from decoder_service.engine.lifecycle import FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS, not_ready
-from decoder_service.engine.worker import BatchConfig, Call, CallOff, Inbox, Worker
+from decoder_service.engine.worker import BatchConfig, Call, CallOff, Inbox, Supply, Worker
 from serving.errors import ServiceError, too_large, unavailable
 
 log = structlog.get_logger()
@@ -91,6 +91,7 @@ class BatchEngine:
         call = Call(request, time.perf_counter())
         self._calls.add(call)
         self._inbox.put(call)
+        request.features.when_put(lambda: self._inbox.put(Supply(call, time.perf_counter())))
         try:
             while True:
                 event = await call.events.get()

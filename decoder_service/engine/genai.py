@@ -68,10 +68,14 @@ class _Job:
 
     number: int
     request: EngineRequest
-    queued_at: float
+    queued_at: float  # or when its features were there
     events: asyncio.Queue[EngineEvent | ServiceError] = field(default_factory=asyncio.Queue)
     queue_seconds: float = 0.0
     over: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.request.features.complete
 
 
 class _Child:
@@ -162,7 +166,7 @@ class _Child:
 
 
 class GenaiEngine:
-    """One request at a time, in the order in which they came.
+    """One request at a time, in the order in which they came; one whose features are missing is passed over.
 
     A child that dies takes the request that it worked on with it. Those that wait, wait on until the next child is up;
     new ones are refused meanwhile.
@@ -235,6 +239,7 @@ class GenaiEngine:
             raise not_ready(self._backoff)
         job = _Job(next(self._numbers), request, time.perf_counter())
         self._waiting.append(job)
+        request.features.when_put(lambda: self._supply(job))
         self._dispatch()
         try:
             while True:
@@ -257,24 +262,33 @@ class GenaiEngine:
         elif job in self._waiting:
             self._waiting.remove(job)
 
+    def _supply(self, job: _Job) -> None:
+        """More of a request's features have come."""
+        if job.ready:
+            job.queued_at = time.perf_counter()
+            self._dispatch()
+
     def _dispatch(self) -> None:
         """Give the child the next request, where it has none."""
-        if not self._ready or self._running is not None or not self._waiting or self._child is None:
+        job = next((job for job in self._waiting if job.ready), None)
+        if not self._ready or self._running is not None or job is None or self._child is None:
             return
-        job = self._running = self._waiting.popleft()
+        self._running = job
+        self._waiting.remove(job)
         request = job.request
+        arrays = [rows for rows in request.features.arrays if rows.size]
         job.queue_seconds = time.perf_counter() - job.queued_at
         self._child.send(
             Run(
                 job=job.number,
                 token_ids=request.token_ids,
-                feature_rows=tuple(len(rows) for rows in request.features if rows.size),
+                feature_rows=tuple(len(rows) for rows in arrays),
                 grids=request.grids,
                 sampling=request.sampling,
                 max_new_tokens=request.max_new_tokens,
                 stop_token_ids=request.stop_token_ids,
             ),
-            *(rows.data.cast("B") for rows in request.features if rows.size),
+            *(rows.data.cast("B") for rows in arrays),
         )
 
     def _hear(self, child: _Child, message: ToParent) -> None:

@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder_service.engine.features import FeatureRows
+
 MAX_LOGPROBS = 20
 """Most alternatives that can be asked for beside a token."""
 
@@ -64,6 +66,7 @@ class EngineRequest:
         request_id: For logs.
         token_ids: The prompt, int32 [n]. The image token stands at every row of features, for video frames, too.
         features: Rows for the image tokens, in order, float32 [rows, (1 + L) x hidden] each. One array may come twice.
+            Those that are missing are put there while the engine has the request.
         grids: Patches (t, h, w) of every image and every video frame, int64 [m, 3], in order; t is 1.
         sampling: How tokens are chosen.
         max_new_tokens: Most tokens to write, at least 1. `n + max_new_tokens` must not pass the context.
@@ -75,7 +78,7 @@ class EngineRequest:
 
     request_id: str
     token_ids: NDArray[np.int32]
-    features: tuple[NDArray[np.float32], ...]
+    features: FeatureRows
     grids: NDArray[np.int64]
     sampling: SamplingParams
     max_new_tokens: int
@@ -102,8 +105,8 @@ class Prefilled:
     """The prompt has been read; the first token follows.
 
     Attributes:
-        queue_seconds: From `generate` to the start of the prefill.
-        prefill_seconds: From there to the logits of the last position.
+        queue_seconds: From `generate` to the start of the prefill, without waiting for features.
+        prefill_seconds: From there to the logits of the last position, without waiting for features.
         cached_tokens: Tokens of the prompt that needed no computing.
     """
 
@@ -187,6 +190,8 @@ class Engine(Protocol):
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Continue a prompt: `Prefilled`, tokens, `EngineFinished`.
+
+        The prompt may be read as far as its features are there; one whose features are missing is in nobody's way.
 
         The request takes its place in the queue, first come first served, when the first event is asked for. The queue
         has no limit of its own; who calls bounds it. Closing the generator (or cancelling who waits on it) takes the

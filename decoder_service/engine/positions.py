@@ -68,6 +68,22 @@ def media_spans(
     return tuple(spans)
 
 
+def readable(length: int, spans: tuple[Span, ...], rows: int) -> int:
+    """How many tokens of a prompt, from the first on, can be read with so many rows of features.
+
+    Args:
+        length: Tokens of the prompt.
+        spans: Its media.
+        rows: Rows that are there, from the first on.
+    """
+    for span in spans:
+        size = span.stop - span.start
+        if rows < size:
+            return span.start + rows
+        rows -= size
+    return length
+
+
 def mrope_positions(length: int, spans: tuple[Span, ...]) -> NDArray[np.int64]:
     """Positions of a prompt and of the token after it.
 

@@ -11,7 +11,7 @@ its keys and values about twice, where each of its steps reads them once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,7 +45,6 @@ class Slot:
         content: What it stands for, as far as it is known: a running request's prompt, a finished one's whole text.
         length: Tokens of it that are computed.
         reserved: Tokens that may come to lie in it, while it runs; 0 when it is a cache.
-        cached: Tokens that it had from a cache when it began.
         used: When it was of use last.
     """
 
@@ -53,7 +52,6 @@ class Slot:
     content: Content
     length: int
     reserved: int
-    cached: int
     used: int
 
 
@@ -96,6 +94,12 @@ class Slots:
         """Whether a request of so many tokens can run, be it alone."""
         return self._whole(need) <= self._budget
 
+    def fits(self, need: int, *, without: Collection[Slot] = ()) -> bool:
+        """Whether a request of so many tokens can run now, or could if these running ones were gone."""
+        running = [slot for slot in self.running if slot not in without]
+        taken = sum(self._whole(slot.reserved) for slot in running)
+        return len(running) < self._most_running and taken + self._whole(need) <= self._budget
+
     def take(self, prompt: Content, need: int) -> Slot | None:
         """Give a request a slot, and in it whatever of its prompt is computed already.
 
@@ -106,14 +110,10 @@ class Slots:
         Returns:
             The slot, of whose prompt `length` tokens are computed, all but one at most; None while there is no room.
         """
-        if not self.free:
-            return None
-        if sum(self._whole(slot.reserved) for slot in self.running) + self._whole(need) > self._budget:
+        if not self.fits(need):
             return None
         source, match = self._longest_match(prompt)
-        slot = self._beside(source, match, prompt, need) or self._instead_of(source, match, prompt, need)
-        slot.cached = slot.length
-        return slot
+        return self._beside(source, match, prompt, need) or self._instead_of(source, match, prompt, need)
 
     def finish(self, slot: Slot, content: Content | None) -> None:
         """A request is over.
@@ -181,7 +181,7 @@ class Slots:
         if source is not None:
             source.used = next(self._clock)
             self._memory.copy(source.row, row, match)
-        slot = Slot(row, prompt, match, need, 0, next(self._clock))
+        slot = Slot(row, prompt, match, need, next(self._clock))
         self._rows[row] = slot
         return slot
 

@@ -5,9 +5,10 @@ No threads and no clocks but for measuring: whoever owns it calls it, and hears 
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,7 @@ from decoder_service.engine.interface import (
 from decoder_service.engine.lifecycle import failed
 from decoder_service.engine.model import Model, Piece, Step
 from decoder_service.engine.pace import Pace
-from decoder_service.engine.positions import media_spans, mrope_positions
+from decoder_service.engine.positions import media_spans, mrope_positions, readable
 from decoder_service.engine.prefix import Content
 from decoder_service.engine.sampler import Sampler, draw
 from decoder_service.engine.scheduler import Chunk, Scheduler, Task
@@ -58,18 +59,22 @@ class Job(Task):
         request: What was asked.
         sampler: Draws its tokens.
         positions: M-RoPE positions of the prompt and of the token after it, int64 [3, n + 1].
-        features: Its features, until its prompt has been read.
         queued_at: When it came, by `time.perf_counter`.
+        since: When it came, or its last chunk was read.
+        waited: Seconds for which nothing could be read for want of features, until its prompt is begun, and then anew.
         started_at: When its prompt was begun.
+        queue_seconds: How long it waited for that, for the engine alone.
         answer: The tokens drawn.
     """
 
     request: EngineRequest = field(kw_only=True)
     sampler: Sampler = field(kw_only=True)
     positions: NDArray[np.int64] = field(kw_only=True)
-    features: Features = field(kw_only=True)
     queued_at: float = field(kw_only=True)
-    started_at: float = 0.0
+    since: float = field(kw_only=True)
+    waited: float = 0.0
+    started_at: float | None = None
+    queue_seconds: float = 0.0
     answer: list[int] = field(default_factory=list)
 
     @classmethod
@@ -87,57 +92,31 @@ class Job(Task):
         spans = media_spans(
             ids, request.grids, request.media_keys, image_token=shape.image_token, merge_size=shape.merge_size
         )
-        features = Features(request.features, shape.feature_width)
-        if features.count != sum(span.stop - span.start for span in spans):
-            raise ValueError(f"there are {features.count} rows of features, and the prompt has room for others")
+        count = request.features.count
+        if count != sum(span.stop - span.start for span in spans):
+            raise ValueError(f"there are {count} rows of features, and the prompt has room for others")
         return cls(
             prompt=Content(ids, spans),
+            available=readable(ids.size, spans, request.features.available),
             need=ids.size + request.max_new_tokens,
             request=request,
             sampler=Sampler(request.sampling, ids),
             positions=mrope_positions(ids.size, spans),
-            features=features,
             queued_at=queued_at,
+            since=queued_at,
         )
 
+    def begin(self, now: float) -> None:
+        """Its first chunk is being read."""
+        if self.started_at is None:
+            self.started_at = now
+            self.queue_seconds = now - self.queued_at - self.waited
+            self.waited = 0.0
 
-class Features:
-    """Rows of features in several arrays, of which a piece is wanted.
-
-    Args:
-        arrays: float32 [rows, width] each.
-        width: (1 + L) x hidden.
-
-    Raises:
-        ValueError: One has another width.
-    """
-
-    def __init__(self, arrays: Sequence[NDArray[np.float32]], width: int) -> None:
-        self._arrays = [rows for rows in arrays if rows.size]
-        if any(rows.ndim != 2 or rows.shape[1] != width for rows in self._arrays):
-            raise ValueError(f"features are not {width} wide")
-        self._width = width
-        self._ends = np.cumsum([0, *(len(rows) for rows in self._arrays)])
-
-    @property
-    def count(self) -> int:
-        """How many rows there are."""
-        return int(self._ends[-1])
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """A piece of them, float32 [stop - start, width].
-
-        Raises:
-            ValueError: A number in it is not finite: it would spoil more than this request's answer.
-        """
-        found = [np.empty((0, self._width), np.float32)]
-        for array, begin in zip(self._arrays, self._ends, strict=False):
-            if begin < stop and start < begin + len(array):
-                found.append(array[max(start - begin, 0) : stop - begin])
-        piece = np.concatenate(found)
-        if not np.isfinite(piece).all():
-            raise ValueError("a feature is not a finite number")
-        return piece
+    def prefilled(self, now: float) -> Prefilled:
+        """What to tell when the prompt has been read."""
+        reading = now - (self.started_at or now) - self.waited
+        return Prefilled(self.queue_seconds, reading, self.cached or 0)
 
 
 Emit = Callable[[Job, EngineEvent | ServiceError], None]
@@ -175,6 +154,31 @@ class Stepper:
     def add(self, job: Job) -> None:
         """A request comes."""
         self._scheduler.add(job)
+
+    def supply(self, job: Job, at: float) -> None:
+        """More of a request's features have come, at a time by `time.perf_counter`."""
+        with self._noting_waits([job], at):
+            job.available = readable(len(job.prompt), job.prompt.media, job.request.features.available)
+
+    @property
+    def expecting(self) -> bool:
+        """Whether features are missing of anybody."""
+        return any(not job.whole for job in self.jobs)
+
+    def read_ahead(self, on: bool, at: float) -> None:
+        """Prompts are, or are not, to be read while features of them are missing, from this time on."""
+        if on != self._scheduler.read_ahead:
+            with self._noting_waits(self.jobs, at):
+                self._scheduler.read_ahead = on
+
+    @contextlib.contextmanager
+    def _noting_waits(self, jobs: Sequence[Job], at: float) -> Iterator[None]:
+        """Count the time since a prompt could not be read, for those that can be after the block."""
+        stalled = [job for job in jobs if not self._scheduler.able(job)]
+        yield
+        for job in stalled:
+            if self._scheduler.able(job):
+                job.waited += max(at - job.since, 0.0)
 
     def cancel(self, job: Job) -> None:
         """A request is called off. What was computed of it serves those that begin alike."""
@@ -222,15 +226,15 @@ class Stepper:
         drawing = list(jobs)
         if chunk is not None:
             job = chunk.task
-            job.started_at = job.started_at or started
+            job.begin(started)
             self._scheduler.has_read(chunk)
             if chunk.completes:
-                job.features = Features((), self._shape.feature_width)
-                reading = time.perf_counter() - job.started_at
-                self._emit(job, Prefilled(job.started_at - job.queued_at, reading, job.place.cached))
+                self._emit(job, job.prefilled(time.perf_counter()))
                 drawing.append(job)
-            elif job.request.report_progress:
-                self._emit(job, Prefilling(chunk.stop, len(job.prompt)))
+            else:
+                job.since = time.perf_counter()
+                if job.request.report_progress:
+                    self._emit(job, Prefilling(chunk.stop, len(job.prompt)))
         self._draw(drawing, logits[: len(drawing)])
         self._pace.took(graph, len(jobs), size, time.perf_counter() - started)
 
@@ -243,7 +247,7 @@ class Stepper:
             row=job.place.row,
             start=chunk.start,
             token_ids=ids[chunk.start : chunk.stop],
-            features=job.features.rows(before, before + inside),
+            features=job.request.features.rows(before, before + inside, self._shape.feature_width),
             positions=job.positions[:, chunk.start : chunk.stop],
         )
 

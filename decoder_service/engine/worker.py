@@ -10,6 +10,7 @@ import queue
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import onnxruntime
 import structlog
@@ -23,6 +24,7 @@ from decoder_service.engine.pace import Measurements, Pace, Speed
 from decoder_service.engine.runner import Runner
 from decoder_service.engine.scheduler import Scheduler
 from decoder_service.engine.slots import Slots
+from decoder_service.engine.spare import LOOK_SECONDS, SpareCores
 from decoder_service.engine.stepper import Job, Shape, Stepper
 from serving.bundle import Bundle
 from serving.errors import ServiceError
@@ -45,6 +47,7 @@ class BatchConfig:
         chunk_tokens: Most tokens of a prompt in one step.
         stall: While requests answer: how much longer a step may take because it also reads, in steps that only
             answer, for each prompt that could be read.
+        read_ahead: Whether a prompt is read while some of its features are missing; auto: while cores are idle.
         cached_prompts: How many finished requests' keys and values are kept, beside those in free slots; 0: none at
             all.
         int8: Whether the bundle's int8 graph is used, too, where it has one.
@@ -59,6 +62,7 @@ class BatchConfig:
     kv_bytes: int = 4 << 30
     chunk_tokens: int = 512
     stall: float = 0.5
+    read_ahead: Literal["auto", "on", "off"] = "auto"
     cached_prompts: int = 8
     int8: bool = True
     operators: bool = True
@@ -81,8 +85,16 @@ class CallOff:
     call: Call
 
 
+@dataclass(frozen=True)
+class Supply:
+    """More of a request's features have come, at a time by `time.perf_counter`. It may be over already."""
+
+    call: Call
+    at: float
+
+
 # To the thread; None ends it.
-Inbox = queue.SimpleQueue[Call | CallOff | None]
+Inbox = queue.SimpleQueue[Call | Supply | CallOff | None]
 
 
 class Worker:
@@ -90,7 +102,7 @@ class Worker:
 
     Args:
         config: What to load.
-        inbox: Requests, those called off, and None for the end.
+        inbox: Requests, what comes for them, those called off, and None for the end.
         loop: Where events go.
     """
 
@@ -128,7 +140,9 @@ class Worker:
         )
         self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
         self._vocabulary = runner.vocabulary
-        self._stepper = Stepper(runner, Scheduler[Job](slots), pace, self._shape, self._hear)
+        scheduler = Scheduler[Job](slots, read_ahead=config.read_ahead == "on")
+        self._stepper = Stepper(runner, scheduler, pace, self._shape, self._hear)
+        self._cores = SpareCores() if config.read_ahead == "auto" else None
         log.info(
             "engine ready",
             threads=config.threads,
@@ -140,6 +154,7 @@ class Worker:
     def run(self) -> None:
         """Work until told to end."""
         while self._take_in():
+            self._look()
             self._stepper.answer()
             self._tell()  # what has been drawn does not wait until the prompts have been read
             self._stepper.read()
@@ -152,17 +167,30 @@ class Worker:
             Whether to go on.
         """
         while True:
+            # Cores may become idle without anybody saying so.
+            patience = LOOK_SECONDS if self._cores is not None and self._stepper.expecting else None
             try:
-                message = self._inbox.get(block=self._stepper.idle and not self._said)
+                message = self._inbox.get(self._stepper.idle and not self._said, patience)
             except queue.Empty:
                 return True
             if message is None:
                 return False
             if isinstance(message, CallOff):
                 self._call_off(message.call)
+            elif isinstance(message, Supply):
+                self._supply(message)
             else:
                 self._take_up(message)
             del message  # it may be long until the next one comes, and it holds features
+
+    def _look(self) -> None:
+        """See whether prompts are to be read ahead, while some could be."""
+        if self._cores is None:
+            return
+        if self._stepper.expecting:
+            self._stepper.read_ahead(self._cores.look(), time.perf_counter())
+        else:
+            self._cores.forget()
 
     def _take_up(self, call: Call) -> None:
         try:
@@ -173,6 +201,11 @@ class Worker:
             return
         self._jobs[call], self._calls[job] = job, call
         self._stepper.add(job)
+
+    def _supply(self, supply: Supply) -> None:
+        job = self._jobs.get(supply.call)
+        if job is not None:
+            self._stepper.supply(job, supply.at)
 
     def _call_off(self, call: Call) -> None:
         job = self._jobs.pop(call, None)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
-from decoder_service.engine import EngineRequest, SamplingParams
+from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams
 from decoder_service.prompt import PromptBuilder
 from serving.media import media_digest
 from tests.pictures import noise, png
@@ -69,7 +69,7 @@ class Case:
         return EngineRequest(
             request_id="test",
             token_ids=prompt.engine_token_ids,
-            features=self.features,
+            features=FeatureRows.of(*self.features),
             grids=prompt.grids,
             sampling=sampling or SamplingParams(),
             max_new_tokens=tokens,

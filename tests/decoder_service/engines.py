@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from decoder_service.engine import Engine, EngineEvent, EngineRequest, SamplingParams, TokenDrawn
+from decoder_service.engine import Engine, EngineEvent, EngineRequest, FeatureRows, SamplingParams, TokenDrawn
 from decoder_service.engine.batch import BatchEngine
 from decoder_service.engine.genai import GenaiEngine
 from decoder_service.engine.messages import WorkerConfig
@@ -73,7 +73,7 @@ def text_request(token_ids: list[int], tokens: int, sampling: SamplingParams | N
     return EngineRequest(
         request_id="test",
         token_ids=np.array(token_ids, np.int32),
-        features=(),
+        features=FeatureRows.of(),
         grids=np.zeros((0, 3), np.int64),
         sampling=sampling or SamplingParams(),
         max_new_tokens=tokens,

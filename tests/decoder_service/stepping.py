@@ -131,20 +131,26 @@ class Stepping:
         self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
         self._vocabulary = runner.vocabulary
         self.answers: dict[Job, Answer] = {}
+        self.scheduler = Scheduler[Job](self.slots, read_ahead=True, least_ahead=1)
         self.stepper = Stepper(
             self.model,
-            Scheduler(self.slots),
+            self.scheduler,
             SetPace(runner.graphs, rooms),
             self._shape,
             lambda job, event: self.answers[job].hear(event),
         )
 
-    def add(self, request: EngineRequest) -> Job:
+    def add(self, request: EngineRequest, at: float = 0.0) -> Job:
         """A request comes."""
-        job = Job.of(request, self._shape, self._vocabulary, 0.0)
+        job = Job.of(request, self._shape, self._vocabulary, at)
         self.answers[job] = Answer()
         self.stepper.add(job)
         return job
+
+    def put(self, job: Job, index: int, rows: NDArray[np.float32], at: float = 0.0) -> None:
+        """Features of one of its media come."""
+        job.request.features.put(index, rows)
+        self.stepper.supply(job, at)
 
     def step(self) -> None:
         """Both halves of a step."""

@@ -14,10 +14,20 @@ import numpy as np
 import psutil
 import pytest
 
-from decoder_service.engine import EngineError, EngineFinished, Prefilled, SamplingParams, TokenDrawn
+from decoder_service.engine import (
+    EngineError,
+    EngineFinished,
+    FeatureRows,
+    Prefilled,
+    Prefilling,
+    SamplingParams,
+    TokenDrawn,
+    worker,
+)
 from decoder_service.engine import runner as runner_module
 from decoder_service.engine.batch import BatchEngine
 from decoder_service.engine.runner import Runner
+from decoder_service.engine.scheduler import LEAST_AHEAD
 from decoder_service.engine.stepper import Stepper
 from decoder_service.prompt import PromptBuilder
 from serving.bundle import Bundle
@@ -98,6 +108,54 @@ async def test_a_second_question_is_found_in_the_cache(
         assert all(isinstance(event, Prefilled) for event in prefilled)
         assert [event.cached_tokens for event in prefilled] == [0, expected]  # type: ignore[union-attr]
         assert second[1:] == first[1:]
+
+
+class Cores:
+    """Cores as the test wants them, and how often somebody looked."""
+
+    def __init__(self) -> None:
+        self.spare = False
+        self.looks = 0
+
+    def look(self) -> bool:
+        self.looks += 1
+        return self.spare
+
+    def forget(self) -> None: ...
+
+
+async def test_a_prompt_is_read_ahead_once_cores_are_idle(
+    bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read while others keep them busy; when they cease to, it is without anybody saying so."""
+    cores = Cores()
+    monkeypatch.setattr(worker, "SpareCores", lambda: cores)
+    case = cases["two images"]
+    words = np.full(LEAST_AHEAD, 20, np.int32)
+    request = case.request(prompts, tokens=4)
+    request = dataclasses.replace(
+        request,
+        token_ids=np.concatenate([words, request.token_ids]),
+        features=FeatureRows(len(array) for array in case.features),
+        report_progress=True,
+    )
+    engine = batch(bundle, cached_prompts=0)
+    async with running(engine):
+        expected = await tokens_of(engine, dataclasses.replace(request, features=FeatureRows.of(*case.features)))
+        assert cores.looks == 0
+        async with contextlib.aclosing(engine.generate(request)) as events:
+            first = asyncio.ensure_future(anext(events))
+            async with asyncio.timeout(20):
+                while cores.looks < 3:  # noqa: ASYNC110  # the thread tells nobody
+                    await asyncio.sleep(0.01)
+            assert not first.done()
+            cores.spare = True
+            told = await first
+            assert isinstance(told, Prefilling)
+            assert LEAST_AHEAD <= told.done < told.total
+            for index, array in enumerate(case.features):
+                request.features.put(index, array)
+            assert [event.token_id async for event in events if isinstance(event, TokenDrawn)] == expected
 
 
 async def test_what_never_fits_is_refused(bundle: Bundle) -> None:

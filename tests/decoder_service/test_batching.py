@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoder_service.engine import EngineRequest, SamplingParams
+from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams
+from decoder_service.engine import stepper as stepper_module
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.runner import Runner
 from decoder_service.prompt import PromptBuilder
@@ -86,13 +89,17 @@ NAMES = st.sampled_from(
 
 @dataclass(frozen=True)
 class Visit:
-    """A request's part in a mix: when it comes, when it is called off, how much it asks for."""
+    """A request's part in a mix: when it comes, when it is called off, how much it asks for.
+
+    And how many steps late the features of its media are, each in turn.
+    """
 
     name: str
     how: str
     comes: int
     leaves: int | None
     tokens: int
+    late: tuple[int, ...] = ()
 
 
 VISITS = st.lists(
@@ -103,6 +110,7 @@ VISITS = st.lists(
         comes=st.integers(0, 30),
         leaves=st.none() | st.integers(0, 40),
         tokens=st.integers(1, LONGEST),
+        late=st.lists(st.integers(0, 25), min_size=2, max_size=2).map(tuple),
     ),
     min_size=16,
     max_size=16,
@@ -131,19 +139,27 @@ def test_any_mix_gives_each_its_own_tokens(
 ) -> None:
     """16 requests with text, images and video, coming and called off at any step, short of slots and of memory.
 
-    Chunks of any size, two graphs in turn, prefixes found or not: each has the tokens that it has alone, those that
-    were called off the first of them, greedy or drawn from a seed.
+    Features that come with the request or later, in any order. Chunks of any size, two graphs in turn, prefixes found
+    or not: each has the tokens that it has alone, those that were called off the first of them, greedy or drawn from a
+    seed.
     """
     stepping = Stepping(bundle, runner, slots=slots, caches=caches, rooms=rooms, budget=budget)
     here = {}
     step = 0
-    while step <= max(visit.comes for visit in visits) or not stepping.stepper.idle:
+    while step <= max(visit.comes + max(visit.late) for visit in visits) or not stepping.stepper.idle:
         for index, visit in enumerate(visits):
+            arrays = requests[visit.name].features.arrays
             if visit.comes == step:
                 request = dataclasses.replace(
-                    requests[visit.name], sampling=SAMPLINGS[visit.how], max_new_tokens=visit.tokens
+                    requests[visit.name],
+                    features=FeatureRows(len(rows) for rows in arrays),
+                    sampling=SAMPLINGS[visit.how],
+                    max_new_tokens=visit.tokens,
                 )
                 here[index] = stepping.add(request)
+            for number, (rows, late) in enumerate(zip(arrays, visit.late, strict=False)):
+                if visit.comes + late == step:
+                    stepping.put(here[index], number, rows)
             if visit.leaves is not None and visit.comes + visit.leaves == step:
                 stepping.stepper.cancel(here[index])
         stepping.step()
@@ -219,8 +235,8 @@ def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
 ) -> None:
     """Another picture of the same size, in the same words, has other tokens; a key that lies shows that it matters."""
     first = dataclasses.replace(requests["one image"], media_keys=("a",))
-    rows = np.ascontiguousarray(first.features[0][::-1])
-    other = dataclasses.replace(first, features=(rows,), media_keys=("b",))
+    rows = np.ascontiguousarray(first.features.arrays[0][::-1])
+    other = dataclasses.replace(first, features=FeatureRows.of(rows), media_keys=("b",))
     expected = Stepping(bundle, runner).answer(other).tokens
     assert expected != Stepping(bundle, runner).answer(first).tokens
     stepping = Stepping(bundle, runner, caches=2)
@@ -229,7 +245,7 @@ def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
     assert answer.tokens == expected
     assert answer.prefilled is not None
     assert answer.prefilled.cached_tokens < other.token_ids.tolist().index(bundle.tokens.image) + 1
-    lying = stepping.answer(dataclasses.replace(other, features=(rows + 1,), media_keys=("b",)))
+    lying = stepping.answer(dataclasses.replace(other, features=FeatureRows.of(rows + 1), media_keys=("b",)))
     assert lying.tokens == expected
     unknown = stepping.answer(dataclasses.replace(other, media_keys=()))
     assert unknown.tokens == expected
@@ -306,7 +322,9 @@ def test_features_that_are_not_finite_fail_their_own_request(
     running = stepping.add(requests["33 words"])
     stepping.step()
     good = requests["one image"]
-    bad = stepping.add(dataclasses.replace(good, features=(np.full_like(good.features[0], np.nan),)))
+    bad = stepping.add(
+        dataclasses.replace(good, features=FeatureRows.of(np.full_like(good.features.arrays[0], np.nan)))
+    )
     stepping.finish()
     assert stepping.answers[bad].error is not None
     assert stepping.answers[running].tokens == alone["33 words", "greedy"]
@@ -323,3 +341,110 @@ def test_a_prompt_tells_how_far_it_is_where_it_is_asked(
     total = request.token_ids.size
     assert [one.done for one in told] == list(range(7, total, 7))
     assert {one.total for one in told} == {total}
+
+
+def test_a_prompt_is_read_up_to_the_features_that_are_there(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """Its runs end where the second image begins, another request passes, and the answer is that of one piece."""
+    whole = requests["two images"]
+    arrays = whole.features.arrays
+    request = dataclasses.replace(
+        whole, features=FeatureRows(len(rows) for rows in arrays), media_keys=(), report_progress=True
+    )
+    stepping = Stepping(bundle, runner)
+    job = stepping.add(request)
+    first, second = job.prompt.media
+    stepping.finish()
+    stepping.put(job, 0, arrays[0])
+    stepping.finish()
+    assert stepping.model.calls == [Call((), (0, first.start)), Call((), (first.start, second.start))]
+    assert [one.done for one in stepping.answers[job].prefilling] == [first.start, second.start]
+    assert stepping.answer(requests["33 words"]).tokens == alone["33 words", "greedy"]
+    stepping.put(job, 1, arrays[1])
+    stepping.finish()
+    assert stepping.answers[job].tokens == alone["two images", "greedy"]
+
+
+def test_the_second_medium_alone_moves_nothing(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """Features count from the first one on: with a gap before them they wait."""
+    arrays = requests["two images"].features.arrays
+    request = dataclasses.replace(requests["two images"], features=FeatureRows(len(rows) for rows in arrays))
+    stepping = Stepping(bundle, runner)
+    job = stepping.add(request)
+    stepping.finish()
+    stepping.model.calls.clear()
+    stepping.put(job, 1, arrays[1])
+    assert stepping.stepper.idle
+    stepping.put(job, 0, arrays[0])
+    stepping.finish()
+    assert stepping.answers[job].tokens == alone["two images", "greedy"]
+
+
+def test_what_was_read_before_a_prompt_was_called_off_serves_the_next(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """Called off while it waits for the second image, it leaves the first one's keys and values to those after it."""
+    arrays = requests["two images"].features.arrays
+    request = dataclasses.replace(requests["two images"], features=FeatureRows(len(rows) for rows in arrays))
+    stepping = Stepping(bundle, runner, slots=1, caches=1)
+    job = stepping.add(request)
+    stepping.put(job, 0, arrays[0])
+    stepping.finish()
+    assert len(stepping.slots.running) == 1
+    stepping.stepper.cancel(job)
+    assert stepping.slots.running == []
+    answer = stepping.answer(requests["two images"])
+    assert answer.tokens == alone["two images", "greedy"]
+    assert answer.prefilled is not None
+    assert answer.prefilled.cached_tokens == job.prompt.media[1].start
+
+
+def test_waiting_for_features_is_neither_queueing_nor_prefill(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that goes on by a second with each look at it: the times told are those without the hours of waiting."""
+    clock = itertools.count(0.0)
+    monkeypatch.setattr(stepper_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    arrays = requests["two images"].features.arrays
+    request = dataclasses.replace(requests["two images"], features=FeatureRows(len(rows) for rows in arrays))
+    stepping = Stepping(bundle, runner)
+    stepping.scheduler.read_ahead = False
+    job = stepping.add(request, at=-10_000.0)
+    stepping.put(job, 0, arrays[0], at=-5_000.0)
+    stepping.stepper.read_ahead(True, at=next(clock))
+    stepping.finish()
+    now = next(clock)
+    clock = itertools.count(now + 3_600)
+    stepping.put(job, 1, arrays[1], at=next(clock))
+    stepping.finish()
+    told = stepping.answers[job].prefilled
+    assert told is not None
+    assert 0 < told.queue_seconds < 20
+    assert 0 < told.prefill_seconds < 20
+
+
+def test_features_must_be_as_many_as_were_announced(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest]
+) -> None:
+    """Other rows than announced, or the same twice, are refused; what is not there yet is never read."""
+    arrays = requests["two images"].features.arrays
+    rows = FeatureRows(len(array) for array in arrays)
+    with pytest.raises(ValueError, match="rows"):
+        rows.put(0, arrays[0][:-1])
+    rows.put(1, arrays[1])
+    assert (rows.available, rows.complete) == (0, False)
+    with pytest.raises(ValueError, match="comes once"):
+        rows.put(1, arrays[1])
+    width = arrays[0].shape[1]
+    with pytest.raises(ValueError, match="have come"):
+        rows.rows(0, 1, width)
+    rows.put(0, arrays[0])
+    assert (rows.available, rows.complete) == (rows.count, True)
+    size = len(arrays[0])
+    piece = rows.rows(size - 1, size + 2, width)
+    assert np.array_equal(piece, np.concatenate(arrays)[size - 1 : size + 2])
+    with pytest.raises(ValueError, match="wide"):
+        rows.rows(0, 1, width + 1)

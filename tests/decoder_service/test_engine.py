@@ -17,6 +17,8 @@ from decoder_service.engine import (
     Engine,
     EngineError,
     EngineFinished,
+    EngineRequest,
+    FeatureRows,
     FinishReason,
     Prefilled,
     SamplingParams,
@@ -70,9 +72,10 @@ async def test_wrong_features_give_other_tokens(
     request = cases[name].request(prompts, tokens=TOKENS)
     expected = cases[name].greedy
     hidden = bundle.text.hidden_size
-    flat = tuple(np.concatenate([rows[:, :hidden], 0 * rows[:, hidden:]], axis=1) for rows in request.features)
+    arrays = request.features.arrays
+    flat = FeatureRows.of(*(np.concatenate([rows[:, :hidden], 0 * rows[:, hidden:]], axis=1) for rows in arrays))
     assert await tokens_of(engine, dataclasses.replace(request, features=flat)) != expected
-    turned = tuple(np.ascontiguousarray(rows[::-1]) for rows in reversed(request.features))
+    turned = FeatureRows.of(*(np.ascontiguousarray(rows[::-1]) for rows in reversed(arrays)))
     assert await tokens_of(engine, dataclasses.replace(request, features=turned)) != expected
 
 
@@ -205,11 +208,37 @@ async def test_cancelling_a_waiter_frees_the_engine(
     assert len(await tokens_of(engine, cases["text alone"].request(prompts, tokens=3))) == 3
 
 
+async def test_features_may_come_while_the_engine_has_the_request(
+    engine: Engine, prompts: PromptBuilder, cases: dict[str, Case]
+) -> None:
+    """The answer is the same, a request behind it passes, and one that waits may be called off."""
+    case = cases["two images"]
+
+    def missing() -> EngineRequest:
+        rows = FeatureRows(len(array) for array in case.features)
+        return dataclasses.replace(case.request(prompts, tokens=TOKENS), features=rows)
+
+    request, gone = missing(), missing()
+    waiting = asyncio.create_task(tokens_of(engine, request))
+    leaving = asyncio.create_task(tokens_of(engine, gone))
+    request.features.put(1, case.features[1])
+    gone.features.put(0, case.features[0])
+    assert await tokens_of(engine, cases["text alone"].request(prompts, tokens=TOKENS)) == cases["text alone"].greedy
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    gone.features.put(1, case.features[1])
+    assert not waiting.done()
+    request.features.put(0, case.features[0])
+    assert await waiting == case.greedy
+
+
 async def test_a_request_that_fails_fails_alone(engine: Engine, prompts: PromptBuilder, cases: dict[str, Case]) -> None:
     """What cannot be computed becomes INTERNAL for that request; one beside it and the next one are answered."""
     good = cases["one image"].request(prompts, tokens=TOKENS)
-    bad = dataclasses.replace(good, features=(good.features[0][:-1],))  # a row too few for the placeholders
-    poisoned = dataclasses.replace(good, features=(np.full_like(good.features[0], np.nan),))
+    rows = good.features.arrays[0]
+    bad = dataclasses.replace(good, features=FeatureRows.of(rows[:-1]))  # a row too few for the placeholders
+    poisoned = dataclasses.replace(good, features=FeatureRows.of(np.full_like(rows, np.nan)))
     beside = asyncio.create_task(tokens_of(engine, good))
     for request in (bad, poisoned):
         with pytest.raises(ServiceError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,11 +19,13 @@ from serving.bundle import Bundle
 from serving.errors import Code
 from serving.media import media_digest
 from serving.status import from_rpc_error
-from tests.decoder_service.cases import Case
+from tests.decoder_service.cases import Case, make_case
 from tests.decoder_service.client import (
     Answer,
+    Call,
     Features,
     answer,
+    done_sending,
     generate,
     open_request,
     opened,
@@ -30,8 +33,11 @@ from tests.decoder_service.client import (
     rest_of,
     send,
     still_works,
+    until_empty,
 )
 from tests.decoder_service.conftest import Running, Serve
+from tests.pictures import noise, png
+from tests.reference import Reference, Turn
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, tensor_pb2, vision_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -39,8 +45,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(serve_decoder: Serve) -> AsyncIterator[Running]:
-    """One server for the tests that leave it as it was: it keeps no features, so every test sends its own."""
-    async with serve_decoder(max_queue=2, feature_cache_bytes=0) as running:
+    """One server for the tests that leave it as it was: it keeps nothing, so what every test sends is used."""
+    async with serve_decoder(max_queue=2, feature_cache_bytes=0, cached_prompts=0) as running:
         yield running
 
 
@@ -79,17 +85,33 @@ async def test_half_precision_features(running: Running, bundle: Bundle, cases: 
 
 
 async def test_a_second_header_begins_anew(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
-    """Features that were broken off are sent again from the start, also after all of one medium has come."""
+    """Features that were broken off are sent again from the start; of a medium that is whole nothing more is taken."""
     case = cases["two images"]
     features = Features(case, bundle)
-    wrong = np.zeros_like(features.rows[0])
+    wrong = [np.zeros_like(rows) for rows in features.rows]
     async with generate(running) as call:
         assert await opened(call, open_request(case)) == [0, 1]
-        await send(call, [features.header(1), *list(features.chunks(1))[:1], features.header(0)])
-        await send(call, features.chunks(0, wrong))
-        await send(call, [features.header(0), *features.chunks(0), features.header(1), *features.chunks(1)])
+        await send(call, [features.header(1), *list(features.chunks(1, wrong[1]))[:1], features.header(0)])
+        await send(call, features.chunks(0))
+        await send(call, [features.header(0), *features.chunks(0, wrong[0]), features.header(0)])
+        await send(call, [*list(features.chunks(0, wrong[0]))[:2], features.header(1), *features.chunks(1)])
         got = Answer(await rest_of(call))
     assert got.token_ids == case.greedy[: len(got.token_ids)]
+    # Negative control: what was passed over would have given other tokens.
+    async with generate(running) as call:
+        await opened(call, open_request(case))
+        await send(call, [features.header(0), *features.chunks(0, wrong[0])])
+        await send(call, [features.header(1), *features.chunks(1, wrong[1])])
+        assert Answer(await rest_of(call)).token_ids != got.token_ids
+
+
+async def test_chunks_after_the_last_are_refused(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """A medium that is whole takes no chunk without a header before it."""
+    case = cases["two images"]
+    features = Features(case, bundle)
+    sent = [features.header(0), *features.chunks(0), *features.chunks(0)]
+    error = await refused(running, open_request(case), sent)
+    assert (error.code, error.violations[0].field) == (Code.INVALID_ARGUMENT, "chunk.media_index")
 
 
 HEADER_CHANGES: dict[str, Callable[[vision_pb2.EncodeHeader], object]] = {
@@ -332,3 +354,79 @@ async def test_progress_events_where_they_are_asked_for(
     assert done == sorted(set(done))
     assert {one.total for one in progress[1:]} == {events[0].started.prompt_tokens}
     assert [t for event in events for t in event.delta.token_ids] == expected.token_ids
+
+
+THREE: list[Turn] = [
+    ("user", [png(noise(192, 192, 10)), png(noise(192, 192, 11)), "and", png(noise(96, 96, 12)), "Compare."])
+]
+"""With the features of two of the pictures, more tokens can be read than it takes to begin."""
+
+
+@pytest.fixture(scope="module")
+def three(reference: Reference) -> Case:
+    """Three pictures."""
+    return make_case(reference, THREE)
+
+
+@contextlib.asynccontextmanager
+async def read_as_far_as_two_pictures(
+    running: Running, case: Case, features: Features
+) -> AsyncIterator[tuple[Call, chat_pb2.Progress]]:
+    """A call of which two pictures were sent and the headers of all, and how far its prompt was read then."""
+    request = open_request(case)
+    request.open.report_progress = True
+    async with generate(running) as call:
+        assert await opened(call, request) == [0, 1, 2]
+        await send(call, [features.header(index) for index in (0, 1, 2)])
+        assert (await call.read()).event.HasField("started")
+        await send(call, [*features.chunks(0), *features.chunks(1)])
+        told = (await call.read()).event.progress
+        assert told.stage == chat_pb2.STAGE_PREFILL
+        yield call, told
+
+
+async def test_a_prompt_is_read_while_features_are_missing(
+    serve_decoder: Serve, bundle: Bundle, cases: dict[str, Case], three: Case
+) -> None:
+    """The third picture is sent only after the two before it have been read, and others have the place meanwhile."""
+    features = Features(three, bundle)
+    before_third = sum(len(rows) for rows in three.features[:2])
+    async with (
+        serve_decoder(read_ahead="on", slots=1) as running,
+        read_as_far_as_two_pictures(running, three, features) as (call, told),
+    ):
+        assert before_third < told.done < told.total - len(three.features[2])
+        other = await answer(running, cases["text alone"], bundle)
+        assert other.token_ids == cases["text alone"].greedy[: len(other.token_ids)]
+        await send(call, features.chunks(2))
+        events = await rest_of(call)
+    tokens = [token for event in events for token in event.delta.token_ids]
+    assert tokens == three.greedy[: len(tokens)]
+    assert not any(event.progress.stage == chat_pb2.STAGE_QUEUED for event in events)
+    finished = events[-1].finished
+    assert finished.usage.cached_tokens == 0
+    assert finished.timings.prefill_seconds < finished.timings.time_to_first_token_seconds
+
+
+async def test_features_that_never_come_free_the_place_of_what_was_read(
+    serve_decoder: Serve, bundle: Bundle, cases: dict[str, Case], three: Case
+) -> None:
+    """Silence, a stream that ends too early and a client that leaves: as without reading ahead, and nothing is held."""
+    features = Features(three, bundle)
+    nothing_kept = {"feature_cache_bytes": 0, "cached_prompts": 0}
+    async with serve_decoder(read_ahead="on", slots=1, media_timeout=2, **nothing_kept) as running:
+        engine = running.service._decoder.engine  # type: ignore[union-attr]
+        for ends in (True, False):
+            async with read_as_far_as_two_pictures(running, three, features) as (call, _):
+                if ends:
+                    await done_sending(call)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await rest_of(call)
+            error = from_rpc_error(caught.value)
+            assert error.reason == ("FEATURES_INCOMPLETE" if ends else "MEDIA_TIMEOUT")
+            assert "[2]" in error.message
+        async with read_as_far_as_two_pictures(running, three, features):
+            pass
+        await until_empty(running)
+        await still_works(running, cases["text alone"])
+        assert not engine._calls  # type: ignore[attr-defined]

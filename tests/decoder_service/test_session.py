@@ -58,7 +58,7 @@ async def test_every_grid_is_named(bundle: Bundle, prompts: PromptBuilder, cases
     expected = case.request(prompts, tokens=1)
     assert request.grids.tolist() == expected.grids.tolist()
     assert len(set(request.media_keys)) == len(request.media_keys) == len(request.grids)
-    assert [rows.tolist() for rows in request.features] == [rows.tolist() for rows in case.features]
+    assert [rows.tolist() for rows in request.features.arrays] == [rows.tolist() for rows in case.features]
 
 
 async def test_names_are_of_the_content(bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case]) -> None:

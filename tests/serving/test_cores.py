@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cores import cpu_name, lacks_vnni, usable_cores
+from serving.cores import busy_seconds, cpu_name, lacks_vnni, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,16 @@ def test_vnni_is_told_by_its_flags(tmp_path: Path, flags: str, expected: bool) -
     told.write_text(f"processor : 0\nflags\t\t: fpu {flags} fma\n")
     assert lacks_vnni(told) is expected
     assert not lacks_vnni(tmp_path / "none")
+
+
+def test_busy_time_is_that_of_the_cores_that_are_asked_about(tmp_path: Path) -> None:
+    """Of all kinds but idle, waiting for a disk and low priority; None where a system tells nothing of them."""
+    told = tmp_path / "stat"
+    told.write_text("cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 50 2 1000 70 3 4 5 0 0\ncpu1 100 0 0 9 0 0 0 0 0 0\nintr 1 2\n\n")
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert busy_seconds([0], told) == 15 / ticks
+    assert busy_seconds([0, 1], told) == 115 / ticks
+    assert busy_seconds([0, 2], told) is None
+    assert busy_seconds([0], tmp_path / "nowhere") is None
+    told.write_text("cpu0 0 0 0 0 0 0 0 0 0 0\n")
+    assert busy_seconds([0], told) is None

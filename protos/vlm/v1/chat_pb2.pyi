@@ -61,22 +61,26 @@ class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stage.ValueType
     DESCRIPTOR: _descriptor.EnumDescriptor
     STAGE_UNSPECIFIED: _Stage.ValueType  # 0
     STAGE_QUEUED: _Stage.ValueType  # 1
-    """Its features are complete, and it waits for a slot of the engine."""
+    """Its features are complete, nothing of its prompt has been read, and it waits for a slot of the engine."""
     STAGE_ENCODING: _Stage.ValueType  # 2
     """Its media are being encoded, or wait for the encoder. `done` and `total` are patches."""
     STAGE_PREFILL: _Stage.ValueType  # 3
-    """Its prompt is being computed. `done` and `total` are tokens; those found in a cache count as done."""
+    """Its prompt is being computed. `done` and `total` are tokens; those found in a cache count as done. While later media are
+    still being encoded both stages are told, in turns.
+    """
 
 class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
     """What a request is doing before its first token."""
 
 STAGE_UNSPECIFIED: Stage.ValueType  # 0
 STAGE_QUEUED: Stage.ValueType  # 1
-"""Its features are complete, and it waits for a slot of the engine."""
+"""Its features are complete, nothing of its prompt has been read, and it waits for a slot of the engine."""
 STAGE_ENCODING: Stage.ValueType  # 2
 """Its media are being encoded, or wait for the encoder. `done` and `total` are patches."""
 STAGE_PREFILL: Stage.ValueType  # 3
-"""Its prompt is being computed. `done` and `total` are tokens; those found in a cache count as done."""
+"""Its prompt is being computed. `done` and `total` are tokens; those found in a cache count as done. While later media are
+still being encoded both stages are told, in turns.
+"""
 Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 class _FinishReason:
@@ -746,11 +750,13 @@ class Timings(_message.Message):
     DECODE_SECONDS_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     queue_seconds: _builtins.float
-    """Waiting for the engine after the prompt and its media were ready."""
+    """Waiting for the engine while a part of the prompt could have been read."""
     vision_seconds: _builtins.float
     """From the first request for a feature map to the last byte of the last one. 0 where nothing was encoded."""
     prefill_seconds: _builtins.float
-    """Prefill of the prompt, to its last logits."""
+    """Prefill of the prompt, to its last logits, without waiting for media. Where it goes on beside the encoding, the parts
+    add up to more than the time to the first token.
+    """
     decode_seconds: _builtins.float
     """From the first token to the last."""
     time_to_first_token_seconds: _builtins.float

@@ -38,7 +38,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def header(self) -> Global___FeatureHeader:
-        """Features of one medium begin. Sent again for the same medium, they begin anew."""
+        """Features of one medium begin. Sent again for the same medium, they begin anew; once its last byte has come it stays,
+        and what is sent again is passed over.
+        """
 
     @_builtins.property
     def chunk(self) -> Global___FeatureChunk:

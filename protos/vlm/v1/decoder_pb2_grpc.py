@@ -60,7 +60,8 @@ class DecoderServicer:
     def Generate(self, request_iterator, context):
         """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
         with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-        interleaving of media, and progress in between; `started` follows the last header, the other events the last chunk.
+        interleaving of media, and progress in between; `started` follows the last header, tokens the last chunk; the prompt
+        may be read before, as far as features have come.
         Cancelling frees the engine within one step: a token,
         or the prefill that is running.
         """

@@ -37,7 +37,8 @@ class DecoderStub:
     Generate: _grpc.StreamStreamMultiCallable[_decoder_pb2.GenerateRequest, _decoder_pb2.GenerateResponse]
     """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
     with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-    interleaving of media, and progress in between; `started` follows the last header, the other events the last chunk.
+    interleaving of media, and progress in between; `started` follows the last header, tokens the last chunk; the prompt
+    may be read before, as far as features have come.
     Cancelling frees the engine within one step: a token,
     or the prefill that is running.
     """
@@ -54,7 +55,8 @@ class DecoderAsyncStub(DecoderStub):
     Generate: _aio.StreamStreamMultiCallable[_decoder_pb2.GenerateRequest, _decoder_pb2.GenerateResponse]  # type: ignore[assignment]
     """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
     with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-    interleaving of media, and progress in between; `started` follows the last header, the other events the last chunk.
+    interleaving of media, and progress in between; `started` follows the last header, tokens the last chunk; the prompt
+    may be read before, as far as features have come.
     Cancelling frees the engine within one step: a token,
     or the prefill that is running.
     """
@@ -74,7 +76,8 @@ class DecoderServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_decoder_pb2.GenerateResponse], _abc.AsyncIterator[_decoder_pb2.GenerateResponse]]:
         """Answers one conversation. The caller opens with the messages, each medium named by its digest; the decoder answers
         with the media whose features it lacks; the caller sends a header and the chunks for each of those, in any
-        interleaving of media, and progress in between; `started` follows the last header, the other events the last chunk.
+        interleaving of media, and progress in between; `started` follows the last header, tokens the last chunk; the prompt
+        may be read before, as far as features have come.
         Cancelling frees the engine within one step: a token,
         or the prefill that is running.
         """
