@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gateway.errors import Tier
 from gateway.ports import VisionTier
-from gateway.retry import Backoff, Deadline, persist
+from gateway.retry import Backoff, Deadline, retry_unavailable
 from serving.media import requested_options, resolve_options
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2
 
@@ -70,7 +70,7 @@ class TierBudget:
     async def get(self, deadline: Deadline) -> Budget:
         """The budget. Raises ServiceError where the tier does not tell it."""
         if self._budget is None:
-            info = await persist(
+            info = await retry_unavailable(
                 lambda: self._vision.encoder(seconds=deadline.remaining()),
                 tier=Tier.VISION,
                 attempts=self._attempts,

@@ -14,12 +14,12 @@ import structlog
 from gateway.budget import Budget, TierBudget
 from gateway.errors import Tier, broken, lost, lost_midway, of_decoder, of_medium, untyped
 from gateway.feed import EncodeMeter, Feed, Stopwatch
-from gateway.media import Conversation, Limits, Medium, collect, name_options
-from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
-from gateway.retry import SETTINGS_DIFFER, Backoff, Deadline, persist
+from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
+from gateway.retry import SETTINGS_DIFFER, Backoff, Deadline, retry_unavailable
 from serving.errors import Code, ServiceError, unimplemented
 from serving.media import check_options
-from serving.tasks import drop, together
+from serving.tasks import cancel_and_wait, gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, gateway_pb2, media_pb2, vision_pb2
 
 log = structlog.get_logger()
@@ -101,7 +101,7 @@ class Conductor:
         self,
         vision: VisionTier,
         decoder: DecoderTier,
-        limits: Limits,
+        limits: RequestLimits,
         policy: Policy,
         encoder: vision_pb2.EncoderInfo | None = None,
     ) -> None:
@@ -184,7 +184,7 @@ class Conductor:
     async def _attempt(
         self,
         opening: decoder_pb2.GenerateOpen,
-        media: Sequence[Medium],
+        media: Sequence[RequestMedium],
         budget: Budget | None,
         progress: _Progress,
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
@@ -222,10 +222,10 @@ class Conductor:
                         if event.WhichOneof("event") == "finished":
                             return
             finally:
-                await drop(feeding)
+                await cancel_and_wait(feeding)
 
     async def _events(
-        self, feeding: asyncio.Task[None], generation: Generation, meter: EncodeMeter, progress: _Progress
+        self, feeding: asyncio.Task[None], generation: GenerationCall, meter: EncodeMeter, progress: _Progress
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         """The decoder's events without end and, until the feed is through, how far the encoding is.
 
@@ -251,9 +251,9 @@ class Conductor:
             while True:  # a task for each token is of no use any more
                 yield _event(await self._receive(generation, progress))
         finally:
-            await drop(receiving, metering)
+            await cancel_and_wait(receiving, metering)
 
-    async def _receive(self, generation: Generation, progress: _Progress) -> decoder_pb2.GenerateResponse | None:
+    async def _receive(self, generation: GenerationCall, progress: _Progress) -> decoder_pb2.GenerateResponse | None:
         try:
             return await generation.receive()
         except ServiceError as error:
@@ -283,7 +283,7 @@ class Conductor:
             model=request.model,
         )
         try:
-            counted = await persist(
+            counted = await retry_unavailable(
                 lambda: self._decoder.count(question, seconds=deadline.remaining()),
                 tier=Tier.DECODER,
                 attempts=self._policy.decode_attempts,
@@ -308,14 +308,14 @@ class Conductor:
         slots = asyncio.Semaphore(self._policy.encode_concurrency)
         budget = await self._budget.get(deadline)
 
-        async def describe(medium: Medium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
+        async def describe(medium: RequestMedium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
             # Without the settings' digest: whichever replica answers, the options are in numbers.
             question = vision_pb2.EncodeRequest(
                 kind=medium.kind, data=medium.data, options=resolved, request_id=request_id
             )
             async with slots:
                 try:
-                    return await persist(
+                    return await retry_unavailable(
                         lambda: self._vision.describe(question, seconds=deadline.remaining()),
                         tier=Tier.VISION,
                         attempts=self._policy.encode_attempts,
@@ -335,12 +335,12 @@ class Conductor:
             keys.append(key)
             if key not in distinct:
                 distinct[key] = describe(medium, resolved)
-        layouts = dict(zip(distinct, await together(distinct.values()), strict=True))
+        layouts = dict(zip(distinct, await gather_or_cancel(distinct.values()), strict=True))
         return [layouts[key] for key in keys]
 
     async def models(self, *, deadline: Deadline) -> list[chat_pb2.Model]:
         """What can be asked. Raises ServiceError."""
-        model = await persist(
+        model = await retry_unavailable(
             lambda: self._decoder.model(seconds=deadline.remaining()),
             tier=Tier.DECODER,
             attempts=self._policy.decode_attempts,

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.errors import Tier, broken, of_medium
-from gateway.media import Medium
-from gateway.ports import CallEndedError, Generation, VisionTier
-from gateway.retry import Backoff, Deadline, persist
+from gateway.media import RequestMedium
+from gateway.ports import CallEndedError, GenerationCall, VisionTier
+from gateway.retry import Backoff, Deadline, retry_unavailable
 from serving.errors import ServiceError
-from serving.tasks import together
+from serving.tasks import gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
 
 _WAITING_MESSAGES = 2
@@ -84,7 +84,7 @@ class Feed:
     def __init__(
         self,
         vision: VisionTier,
-        generation: Generation,
+        generation: GenerationCall,
         *,
         settings_digest: str,
         request_id: str,
@@ -107,7 +107,7 @@ class Feed:
         self._meter = meter
         self._queue: asyncio.Queue[decoder_pb2.GenerateRequest | None] = asyncio.Queue(_WAITING_MESSAGES)
 
-    async def run(self, media: Iterable[tuple[int, Medium, media_pb2.MediaOptions]]) -> None:
+    async def run(self, media: Iterable[tuple[int, RequestMedium, media_pb2.MediaOptions]]) -> None:
         """Relay the features of these media, each with its number and the options that it is encoded with.
 
         Returns early when the generation is over.
@@ -116,23 +116,23 @@ class Feed:
             ServiceError: A medium cannot be encoded; the fields at fault are named as in the client's request.
         """
         with contextlib.suppress(CallEndedError):  # why it is over the generation's receiver is told
-            await together((self._write(), self._encode_all(media)))
+            await gather_or_cancel((self._write(), self._encode_all(media)))
 
     async def _write(self) -> None:
         while (message := await self._queue.get()) is not None:
             await self._generation.send(message)
         await self._generation.done_sending()
 
-    async def _encode_all(self, media: Iterable[tuple[int, Medium, media_pb2.MediaOptions]]) -> None:
-        await together(self._encode(*one) for one in media)
+    async def _encode_all(self, media: Iterable[tuple[int, RequestMedium, media_pb2.MediaOptions]]) -> None:
+        await gather_or_cancel(self._encode(*one) for one in media)
         await self._queue.put(None)
 
-    async def _encode(self, number: int, medium: Medium, options: media_pb2.MediaOptions) -> None:
+    async def _encode(self, number: int, medium: RequestMedium, options: media_pb2.MediaOptions) -> None:
         async with self._slots:
             if self._stopwatch.began is None:
                 self._stopwatch.began = time.monotonic()
             try:
-                await persist(
+                await retry_unavailable(
                     lambda: self._relay(number, medium, options),
                     tier=Tier.VISION,
                     attempts=self._attempts,
@@ -142,7 +142,7 @@ class Feed:
             except ServiceError as error:
                 raise of_medium(error, medium.path, medium.options) from error
 
-    async def _relay(self, number: int, medium: Medium, options: media_pb2.MediaOptions) -> None:
+    async def _relay(self, number: int, medium: RequestMedium, options: media_pb2.MediaOptions) -> None:
         """One attempt. Its header, sent again, makes the decoder forget what came of an earlier one."""
         request = vision_pb2.EncodeRequest(
             kind=medium.kind,

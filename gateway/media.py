@@ -17,7 +17,7 @@ _DIGEST_INLINE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What a request may hold. The names in errors are those of the settings.
 
     Attributes:
@@ -36,7 +36,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Medium:
+class RequestMedium:
     """One image or video of a request.
 
     Attributes:
@@ -64,10 +64,10 @@ class Conversation:
     """
 
     messages: Sequence[chat_pb2.Message]
-    media: Sequence[Medium]
+    media: Sequence[RequestMedium]
 
 
-async def collect(messages: Sequence[chat_pb2.Message], limits: Limits) -> Conversation:
+async def collect(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> Conversation:
     """Take the media out of the messages.
 
     The client's messages are left as they are. What else is wrong with them is the decoder's to say.
@@ -77,7 +77,7 @@ async def collect(messages: Sequence[chat_pb2.Message], limits: Limits) -> Conve
     """
     _check_counts(messages, limits)
     light: list[chat_pb2.Message] = []
-    media: list[Medium] = []
+    media: list[RequestMedium] = []
     held: dict[str, bytes] = {}  # of the same file sent twice, one copy is enough
     for i, message in enumerate(messages):
         parts: list[chat_pb2.Part] = []
@@ -95,12 +95,12 @@ async def collect(messages: Sequence[chat_pb2.Message], limits: Limits) -> Conve
             parts.append(chat_pb2.Part(image=source) if which == "image" else chat_pb2.Part(video=source))
             options = media_pb2.MediaOptions()
             options.CopyFrom(sent.options)
-            media.append(Medium(path, _KINDS[which], digest, held.setdefault(digest, data), options))
+            media.append(RequestMedium(path, _KINDS[which], digest, held.setdefault(digest, data), options))
         light.append(chat_pb2.Message(role=message.role, parts=parts))
     return Conversation(light, media)
 
 
-def _check_counts(messages: Sequence[chat_pb2.Message], limits: Limits) -> None:
+def _check_counts(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> None:
     """Refuse what is too much before any of it is touched."""
     parts = media = 0
     for message in messages:
@@ -116,7 +116,7 @@ def _check_counts(messages: Sequence[chat_pb2.Message], limits: Limits) -> None:
             raise too_large("messages", description, reason=reason, limit=limit)
 
 
-def _data(source: media_pb2.Media, path: str, which: str, limits: Limits) -> bytes:
+def _data(source: media_pb2.Media, path: str, which: str, limits: RequestLimits) -> bytes:
     """The file's bytes, copied out of the request: the only copy that the gateway keeps."""
     named = source.WhichOneof("source")
     if named is None:

@@ -39,7 +39,7 @@ class VisionTier(ABC):
         """Tell what is loaded. Raises ServiceError."""
 
 
-class Generation(ABC):
+class GenerationCall(ABC):
     """One call of `Decoder.Generate`."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class DecoderTier(ABC):
     """The decoder services, taken as one."""
 
     @abstractmethod
-    def generate(self, *, seconds: float) -> AbstractAsyncContextManager[Generation]:
+    def generate(self, *, seconds: float) -> AbstractAsyncContextManager[GenerationCall]:
         """Begin a generation. Leaving the context cancels it if it is not over.
 
         Args:

@@ -1,4 +1,4 @@
-"""Trying again: how often, after how long, and not past the deadline."""
+"""Retries: how often, after how long, and not past the deadline."""
 
 from __future__ import annotations
 
@@ -80,22 +80,20 @@ class Deadline:
         self.remaining()
 
 
-async def persist(
+async def retry_unavailable(
     call: Callable[[], Awaitable[T]], *, tier: Tier, attempts: int, backoff: Backoff, deadline: Deadline
 ) -> T:
-    """Make a call that may be made again, until it succeeds or fails for a reason that another replica would not mend.
-
-    These are UNAVAILABLE, and a replica that is set otherwise than those before it.
+    """Repeat a call while it fails in a way that another replica may not: UNAVAILABLE, or other encoder settings.
 
     Args:
-        call: Makes it once; balancing takes each attempt to a replica that is up.
-        tier: Whom it calls.
-        attempts: How often it is made at most.
-        backoff: The waits in between.
+        call: Makes one attempt; load balancing sends each to a replica that is up.
+        tier: The tier that is called.
+        attempts: Most attempts.
+        backoff: The waits between attempts.
         deadline: When to give up.
 
     Raises:
-        ServiceError: As the call failed at last; UNAVAILABLE in the words of `errors.lost`.
+        ServiceError: The last attempt's error; UNAVAILABLE as `errors.lost` words it.
     """
     for attempt in itertools.count(1):
         try:

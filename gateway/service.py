@@ -21,7 +21,7 @@ from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
 from serving.channels import open_channel
 from serving.errors import Code, ServiceError
 from serving.server import Service, StartError
-from serving.tasks import drop
+from serving.tasks import cancel_and_wait
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc, vision_pb2
 
 log = structlog.get_logger()
@@ -104,7 +104,7 @@ class GatewayService(Service):
         try:
             encoder, model = await asyncio.gather(asked, asked_too)
         finally:
-            await drop(asked, asked_too)
+            await cancel_and_wait(asked, asked_too)
         if encoder.encoder_fingerprint != model.encoder_fingerprint:
             raise StartError(
                 f"the vision service at {self._settings.vision} has the encoder of {encoder.model!r} "

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.conductor import Policy
-from gateway.media import Limits
+from gateway.media import RequestLimits
 from serving.settings import MIB, ServerSettings
 
 
@@ -54,9 +54,9 @@ class GatewaySettings(ServerSettings):
         return self
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RequestLimits:
         """What a request may hold."""
-        return Limits(
+        return RequestLimits(
             messages=self.max_messages,
             parts=self.max_parts,
             media=self.max_media_per_request,

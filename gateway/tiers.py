@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from grpc._cython.cygrpc import InternalError  # type: ignore[import-not-found]  # see `_GrpcGeneration.send`
+from grpc._cython.cygrpc import InternalError  # type: ignore[import-not-found]  # see `_GrpcGenerationCall.send`
 
-from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
 from serving.errors import ServiceError, unavailable
 from serving.status import from_rpc_error
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, media_pb2, vision_pb2, vision_pb2_grpc
@@ -70,7 +70,7 @@ class GrpcVisionTier(VisionTier):
         return await _unary(self._stub.GetEncoder(vision_pb2.GetEncoderRequest(), timeout=seconds))
 
 
-class _GrpcGeneration(Generation):
+class _GrpcGenerationCall(GenerationCall):
     def __init__(self, call: _Call) -> None:
         self._call = call
 
@@ -109,11 +109,11 @@ class GrpcDecoderTier(DecoderTier):
         self._stub = decoder_pb2_grpc.DecoderStub(channel)
 
     @asynccontextmanager
-    async def generate(self, *, seconds: float) -> AsyncIterator[Generation]:
+    async def generate(self, *, seconds: float) -> AsyncIterator[GenerationCall]:
         """As the port says."""
         call = self._stub.Generate(timeout=seconds)
         try:
-            yield _GrpcGeneration(call)
+            yield _GrpcGenerationCall(call)
         finally:
             call.cancel()
 

@@ -18,7 +18,7 @@ from serving.errors import ServiceError
 from serving.interceptors import CallInterceptor
 from serving.parent import end_with_parent
 from serving.settings import ServerSettings
-from serving.tasks import unless
+from serving.tasks import run_until
 
 log = structlog.get_logger()
 
@@ -135,7 +135,7 @@ async def serve(
 
     health_state = Health(service.grpc_names)
     # A start may take long, or wait for others.
-    if not await unless(service.start(health_state.set_soon), stopping.wait()):
+    if not await run_until(service.start(health_state.set_soon), stopping.wait()):
         return
     try:
         server = grpc.aio.server(

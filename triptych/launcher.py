@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
-from serving.tasks import drop, together, unless
+from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
 
 _LOOPBACK = "127.0.0.1"
 _PROBE = [("grpc.max_reconnect_backoff_ms", 250), ("grpc.enable_http_proxy", 0)]  # a proxy leads away from here
@@ -97,7 +97,7 @@ class Replica:
         """
         assert self._process is not None  # noqa: S101  # narrows the type: `start` came first
         ended = asyncio.create_task(self._process.wait())
-        if not await unless(_until_serving(self.address), ended):
+        if not await run_until(_until_serving(self.address), ended):
             code = ended.result()
             # With 1 or 2 the service has said on stderr why.
             raise LaunchError("" if code in (1, 2) else f"{self.name} ended with {_describe(code)} while starting")
@@ -159,7 +159,7 @@ async def run(
         loop.add_signal_handler(number, stopping.set)
     system = System(plan)
     try:
-        if not await unless(system.start(), stopping.wait()):
+        if not await run_until(system.start(), stopping.wait()):
             return
         keepers = asyncio.create_task(system.keep(on_event))
         try:
@@ -167,9 +167,9 @@ async def run(
             if outcome is None:
                 await stopping.wait()
             else:
-                await unless(outcome, stopping.wait())
+                await run_until(outcome, stopping.wait())
         finally:
-            await drop(keepers)
+            await cancel_and_wait(keepers)
     finally:
         await system.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -209,7 +209,7 @@ class System:
         for replica in replicas:
             await replica.start()
         # The first that fails fails all: the others may wait for it in vain.
-        await together(replica.ready() for replica in replicas)
+        await gather_or_cancel(replica.ready() for replica in replicas)
 
     async def keep(self, on_event: Callable[[str], None]) -> None:
         """Start again whatever dies."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serving.bundle import VisionInfo
 from serving.errors import Code, ServiceError, Violation, too_large
-from vision_service.media import PATH, Kind, Medium
+from vision_service.media import PATH, Kind, PreparedMedium
 from vision_service.scheduler import Estimate, Scheduler
 
 _MARGIN, _UNPROVEN_MARGIN = 1.2, 3.0
@@ -27,7 +27,7 @@ class DeadlineCheck:
         self._scheduler = scheduler
         self._vision = vision
 
-    def __call__(self, medium: Medium, left: float) -> None:
+    def __call__(self, medium: PreparedMedium, left: float) -> None:
         """Check a medium that would be encoded next.
 
         Args:

@@ -23,9 +23,9 @@ import torch
 
 from serving.errors import Code, ServiceError, overloaded, unavailable
 from vision_service.encoder import Encoder
-from vision_service.media import Cancelled, Kind, Medium, Options, WorkCancelledError
+from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
-Prepare = Callable[[Kind, bytes, Options, Cancelled], Medium]
+Prepare = Callable[[Kind, bytes, Options, Cancelled], PreparedMedium]
 """As `Preprocessor.prepare`."""
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ class _Job:
     `abandoned` is read by the encoder's thread, which writes `features` and the meter.
     """
 
-    medium: Medium
+    medium: PreparedMedium
     result: asyncio.Future[torch.Tensor]
     meter: Meter
     abandoned: bool = field(default=False)
@@ -119,7 +119,7 @@ class _Piece(NamedTuple):
     """Frames of a job that are encoded in one forward pass."""
 
     job: _Job
-    medium: Medium
+    medium: PreparedMedium
 
 
 class Scheduler:
@@ -224,7 +224,7 @@ class Scheduler:
         finally:
             self._held -= 1
 
-    async def prepare(self, kind: Kind, data: bytes, options: Options) -> Medium:
+    async def prepare(self, kind: Kind, data: bytes, options: Options) -> PreparedMedium:
         """Preprocess one medium in the pool.
 
         Raises:
@@ -239,7 +239,7 @@ class Scheduler:
             abandoned.set()  # where this was cancelled, the pool's thread must not go on for nobody
 
     @contextlib.contextmanager
-    def enqueue(self, medium: Medium, meter: Meter | None = None) -> Iterator[asyncio.Future[torch.Tensor]]:
+    def enqueue(self, medium: PreparedMedium, meter: Meter | None = None) -> Iterator[asyncio.Future[torch.Tensor]]:
         """Have a medium encoded. Leaving the context takes it out of the queue, or stops its encoding.
 
         Args:
@@ -260,7 +260,7 @@ class Scheduler:
             job.result.cancel()
             self._drop(job)
 
-    def estimate(self, medium: Medium) -> Estimate | None:
+    def estimate(self, medium: PreparedMedium) -> Estimate | None:
         """How long a medium that came now would take, by the measured speed; None before anything was measured."""
         if self._rate is None:
             return None

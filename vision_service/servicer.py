@@ -16,7 +16,7 @@ import torch
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError, invalid
 from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_options
-from serving.tasks import drop
+from serving.tasks import cancel_and_wait
 from serving.tensors import chunks, dtype_name
 from vision_service.cache import Key, Layout
 from vision_service.encoder import Encoder, feature_bytes
@@ -73,7 +73,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
             left = context.time_remaining()
             # None without a deadline, which the stubs do not know.
             seconds = math.inf if left is None else left  # type: ignore[redundant-expr]
-            async with self._encodings.want(key, request.data, seconds) as encoding:
+            async with self._encodings.acquire(key, request.data, seconds) as encoding:
                 structlog.contextvars.bind_contextvars(features=encoding.source)
                 async with contextlib.aclosing(_until(encoding.layout(), encoding.meter)) as progress:
                     async for response in progress:
@@ -187,7 +187,7 @@ async def _until(result: Coroutine[Any, Any, Any], meter: Meter) -> AsyncGenerat
             progress = vision_pb2.EncodeProgress(patches_done=meter.done, patches_total=meter.total)
             yield vision_pb2.EncodeResponse(progress=progress)
     finally:
-        await drop(waiting)
+        await cancel_and_wait(waiting)
 
 
 def _options(options: media_pb2.MediaOptions) -> Options:

@@ -19,11 +19,11 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
 from serving.errors import Code, ServiceError, invalid
 from serving.interceptors import CallInterceptor
 from serving.media import media_digest
-from serving.tasks import drop
+from serving.tasks import cancel_and_wait
 from vlm.v1 import (
     chat_pb2,
     decoder_pb2,
@@ -300,7 +300,7 @@ class InProcessVision(VisionTier):
         return self._next().info()
 
 
-class _Pipe(Generation):
+class _Pipe(GenerationCall):
     """A generation in this process. One message is under way in either direction."""
 
     def __init__(self, decoder: FakeDecoder, seconds: float) -> None:
@@ -323,7 +323,7 @@ class _Pipe(Generation):
             await asyncio.wait((task, self.running), return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else CallEndedError
         finally:
-            await drop(task)
+            await cancel_and_wait(task)
 
     async def send(self, request: decoder_pb2.GenerateRequest) -> None:
         """As the port says."""
@@ -358,13 +358,13 @@ class InProcessDecoder(DecoderTier):
         return self._replicas[(self._turn - 1) % len(self._replicas)]
 
     @contextlib.asynccontextmanager
-    async def generate(self, *, seconds: float) -> AsyncIterator[Generation]:
+    async def generate(self, *, seconds: float) -> AsyncIterator[GenerationCall]:
         """As the port says."""
         pipe = _Pipe(self._next(), seconds)
         try:
             yield pipe
         finally:
-            await drop(pipe.running)
+            await cancel_and_wait(pipe.running)
 
     async def count(
         self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float

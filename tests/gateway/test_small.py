@@ -16,7 +16,7 @@ from gateway.retry import Backoff, Deadline
 from gateway.servicer import accept_request_id
 from gateway.settings import GatewaySettings
 from serving.errors import Code, ServiceError, Violation, invalid, too_large, unavailable
-from serving.tasks import together
+from serving.tasks import gather_or_cancel
 from vlm.v1 import media_pb2
 
 PATH = "messages[0].parts[1].image"
@@ -103,7 +103,7 @@ async def test_one_failure_cancels_the_others_and_is_raised_alone() -> None:
         raise KeyError("alone")
 
     with pytest.raises(KeyError, match="alone"):
-        await together([endless(), fails()])
+        await gather_or_cancel([endless(), fails()])
     assert cancelled.is_set()
 
 
