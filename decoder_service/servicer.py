@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-import structlog
 
 from decoder_service import validation, wire
 from decoder_service.chat import media_of
 from decoder_service.core import Decoder
 from decoder_service.handshake import FeatureIntake
 from decoder_service.session import open_session
+from serving.calls import bind_request_id
 from serving.errors import Code, ServiceError, invalid
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
 
@@ -54,7 +54,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             limits=self._decoder.limits,
         )
         del first
-        structlog.contextvars.bind_contextvars(request_id=opening.request_id)  # each call has a context of its own
+        bind_request_id(opening.request_id)
         async with open_session(self._decoder, opening, arrived=arrived) as session:
             yield wire.media_needed(session.intake.needed)
             await self._take_in(requests, session.intake, until=lambda: session.intake.laid_out)

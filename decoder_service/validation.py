@@ -22,13 +22,13 @@ from decoder_service.generation import (
     GenerationDefaults,
 )
 from decoder_service.limits import Limits
+from serving.calls import check_request_id
 from serving.errors import Code, ServiceError, invalid, too_large, unimplemented
 from serving.media import MAX_FRAMES, check_options, is_digest, relevant_options, requested_options
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, tensor_pb2
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 16384
-MAX_REQUEST_ID_LENGTH = 128
 MAX_TIMESTAMP = 1e7
 """Seconds: about four months. A time is written into the prompt, so its digits are bounded."""
 
@@ -104,19 +104,6 @@ def check_model(name: str, model: str) -> None:
     """
     if name not in ("", model):
         raise ServiceError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"model {name!r} is not served here; this is {model!r}")
-
-
-def check_request_id(request_id: str) -> str:
-    """Check a request's id, or make one.
-
-    Raises:
-        ServiceError: INVALID_ARGUMENT.
-    """
-    if not request_id:
-        return secrets.token_hex(8)
-    if len(request_id) > MAX_REQUEST_ID_LENGTH or not (request_id.isascii() and request_id.isprintable()):
-        raise invalid("request_id", f"must be at most {MAX_REQUEST_ID_LENGTH} printable ASCII characters")
-    return request_id
 
 
 def conversation(

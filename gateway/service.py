@@ -18,10 +18,10 @@ from gateway.ports import DecoderTier, VisionTier
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
-from serving.channels import open_channel
 from serving.errors import Code, ServiceError
 from serving.server import Service, StartError
 from serving.tasks import cancel_and_wait
+from serving.transport import PortError, open_channel, service_options
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc, vision_pb2
 
 log = structlog.get_logger()
@@ -79,11 +79,8 @@ class GatewayService(Service):
                 door = HttpServer(app, grace_seconds=self._settings.grace_seconds)
                 try:
                     port = await door.start(self._settings.host, self._settings.http_port)
-                except OSError as error:
-                    address = f"{self._settings.host}:{self._settings.http_port}"
-                    raise StartError(
-                        f"cannot listen on {address} for HTTP ({error.strerror}); is the port taken by another process?"
-                    ) from error
+                except PortError as error:
+                    raise StartError(str(error)) from error
                 stack.push_async_callback(door.stop)
                 self._door = door
                 self.http_address = f"{self._settings.host}:{port}"
@@ -91,7 +88,7 @@ class GatewayService(Service):
             self._resources = stack.pop_all()
 
     def _channel(self, target: str) -> grpc.aio.Channel:
-        return open_channel(target, max_message_bytes=self._settings.max_message_bytes)
+        return open_channel(target, service_options(self._settings.max_message_bytes))
 
     async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
         """Wait until both tiers answer, and compare what they have loaded. Returns what the vision tier is set to."""

@@ -122,3 +122,8 @@ def overloaded(reason: str, message: str, *, retry_after: float) -> ServiceError
 def unavailable(reason: str, message: str, *, retry_after: float = 1.0) -> ServiceError:
     """UNAVAILABLE: the same request may succeed elsewhere or later."""
     return ServiceError(Code.UNAVAILABLE, reason, message, retry_after=retry_after)
+
+
+def unexpected() -> ServiceError:
+    """INTERNAL: a bug. The exception itself is only logged."""
+    return ServiceError(Code.INTERNAL, "INTERNAL", "an unexpected failure; the server's log says more")

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.transport import HEALTH_OPTIONS, open_blocking_channel
+
 SERVING = "SERVING"
 
 
@@ -24,8 +26,7 @@ def ask(address: str, *, seconds: float = 5.0) -> str:
     Returns:
         The name of the status, such as `SERVING`; where there is no answer, why.
     """
-    # A proxy that is set for the way out does not lead to a neighbour.
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with open_blocking_channel(address, HEALTH_OPTIONS) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)  # type: ignore[attr-defined]

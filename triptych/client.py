@@ -8,27 +8,15 @@ from typing import Self, TypedDict, Unpack
 
 import grpc
 
-from serving.settings import MIB
+from serving.calls import REQUEST_ID_HEADER
 from serving.status import from_rpc_error
+from serving.transport import client_options, open_blocking_channel, open_channel
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
 from triptych.media import MediaOptions, options_to_wire
 from triptych.messages import Message, to_wire
 from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-
-_REQUEST_ID_HEADER = "x-request-id"
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
-
-
-def _channel_options(address: str) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", 128 * MIB),
-        ("grpc.max_send_message_length", 128 * MIB),
-        ("grpc.keepalive_time_ms", 30_000),
-        # A proxy for the way out does not lead to this machine.
-        ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
-    ]
 
 
 class CallOptions(TypedDict, total=False):
@@ -136,7 +124,7 @@ def _count_request(messages: Iterable[Message], options: CountOptions) -> gatewa
 
 def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
     """What the response's initial metadata tell; None where the call failed before the gateway sent any."""
-    request_id = dict(metadata).get(_REQUEST_ID_HEADER)
+    request_id = dict(metadata).get(REQUEST_ID_HEADER)
     return Accepted(request_id) if isinstance(request_id, str) else None
 
 
@@ -148,7 +136,7 @@ class Client:
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.insecure_channel(address, options=_channel_options(address))
+        self._channel = open_blocking_channel(address, client_options(address))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
 
     def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Iterator[Event]:
@@ -229,7 +217,7 @@ class AsyncClient:
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address))
+        self._channel = open_channel(address, client_options(address))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
 
     async def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> AsyncIterator[Event]:

@@ -17,9 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
+from serving.transport import HEALTH_OPTIONS, open_channel
 
 _LOOPBACK = "127.0.0.1"
-_PROBE = [("grpc.max_reconnect_backoff_ms", 250), ("grpc.enable_http_proxy", 0)]  # a proxy leads away from here
 _FIRST_BACKOFF = 0.5
 _LAST_BACKOFF = 30.0
 
@@ -270,7 +270,7 @@ def _describe(code: int) -> str:
 
 async def _until_serving(address: str) -> None:
     """Return when the server at `address` says SERVING."""
-    async with grpc.aio.insecure_channel(address, options=_PROBE) as channel:
+    async with open_channel(address, HEALTH_OPTIONS) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
             watch = stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)  # type: ignore[attr-defined]

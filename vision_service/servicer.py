@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from serving.bundle import Bundle
+from serving.calls import bind_request_id
 from serving.errors import Code, ServiceError, invalid
 from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_options
 from serving.tasks import cancel_and_wait
@@ -97,7 +98,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
         return self._info
 
     async def _key(self, request: vision_pb2.EncodeRequest) -> Key:
-        structlog.contextvars.bind_contextvars(request_id=request.request_id)  # each call has a context of its own
+        bind_request_id(request.request_id)
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise invalid("kind", f"is {request.kind} and must be MEDIA_KIND_IMAGE or MEDIA_KIND_VIDEO")

@@ -11,11 +11,11 @@ from starlette.types import ASGIApp
 
 from gateway.conductor import Conductor
 from gateway.http.chat import ChatCompletions
-from gateway.http.errors import body_of, response_of, unexpected
+from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
 from gateway.http.stream import Pace
 from gateway.retry import Deadline
-from serving.errors import Code, ServiceError
+from serving.errors import Code, ServiceError, unexpected
 
 
 def create_app(

@@ -57,11 +57,6 @@ def response_of(error: ServiceError) -> JSONResponse:
     return JSONResponse(body_of(error), status_of(error), headers)
 
 
-def unexpected() -> ServiceError:
-    """What a client is told of a failure that nobody foresaw."""
-    return ServiceError(Code.INTERNAL, "INTERNAL", "an unexpected failure; the server's log says more")
-
-
 def event_of(error: ServiceError) -> bytes:
     """The last event of a stream that fails midway."""
     return b"data: " + json.dumps(body_of(error)).encode() + b"\n\n"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from starlette.types import Send
 
 from gateway.errors import renamed
-from gateway.http.errors import event_of, unexpected
-from serving.errors import ServiceError
+from gateway.http.errors import event_of
+from serving.errors import ServiceError, unexpected
 from serving.tasks import cancel_and_wait
 from vlm.v1 import chat_pb2
 

@@ -12,7 +12,7 @@ from gateway.conductor import Conductor, Policy
 from gateway.media import RequestLimits
 from gateway.retry import Backoff
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
-from serving.channels import open_channel
+from serving.transport import open_channel
 from tests.gateway.fakes import FakeDecoder, FakeVision, InProcessDecoder, InProcessVision, serve
 
 AT_ONCE = Backoff(first=0.0)

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from gateway.errors import Tier, lost, of_decoder, of_medium
 from gateway.retry import Backoff, Deadline
-from gateway.servicer import accept_request_id
 from gateway.settings import GatewaySettings
+from serving.calls import accept_request_id
 from serving.errors import Code, ServiceError, Violation, invalid, too_large, unavailable
 from serving.tasks import gather_or_cancel
 from vlm.v1 import media_pb2

@@ -18,11 +18,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.channels import open_channel
 from serving.errors import Code, invalid
-from serving.server import Service, StartError, _options, serve
+from serving.server import Service, StartError, serve
 from serving.settings import ServerSettings
 from serving.status import from_rpc_error
+from serving.transport import open_channel, server_options
 from tests.processes import PATIENCE, line, rest, started
 from vlm.v1 import media_pb2, vision_pb2, vision_pb2_grpc
 
@@ -272,6 +272,6 @@ def test_a_server_does_not_outlive_its_launcher() -> None:
 
 def test_a_client_may_ping_every_five_seconds() -> None:
     """The least time between pings that a server takes is under what the pages promise: pings come unevenly."""
-    options = dict(_options(ServerSettings()))
+    options = dict(server_options(max_message_bytes=ServerSettings().max_message_bytes))
     assert options["grpc.http2.min_ping_interval_without_data_ms"] < 5_000
     assert options["grpc.keepalive_permit_without_calls"] == 1
