@@ -16,7 +16,7 @@ from decoder_service.core import Decoder
 from decoder_service.handshake import FeatureIntake
 from decoder_service.session import open_session
 from serving.calls import bind_request_id
-from serving.errors import Code, ServiceError, invalid
+from serving.errors import Reason, failure, invalid
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -73,7 +73,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
                 raise invalid(
                     "header",
                     f"the stream ended before all features of the media {list(intake.missing)} had come",
-                    reason="FEATURES_INCOMPLETE",
+                    reason=Reason.FEATURES_INCOMPLETE,
                 )
             match request.WhichOneof("payload"):
                 case "header":
@@ -96,9 +96,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             async with asyncio.timeout(timeout):
                 return await anext(requests, None)
         except TimeoutError as error:
-            raise ServiceError(
-                Code.DEADLINE_EXCEEDED,
-                "MEDIA_TIMEOUT",
+            raise failure(
+                Reason.MEDIA_TIMEOUT,
                 f"nothing came about the media {list(intake.missing)} for media_timeout, which is {timeout:g} seconds",
             ) from error
 

@@ -16,7 +16,7 @@ from gateway.errors import Tier, broken, lost, lost_midway, of_decoder, of_mediu
 from gateway.feed import EncodeMeter, Feed, Stopwatch
 from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
 from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
-from gateway.retry import SETTINGS_DIFFER, Backoff, Deadline, retry_unavailable
+from gateway.retry import Backoff, Deadline, retry_unavailable, settings_differ
 from serving.errors import Code, ServiceError, unimplemented
 from serving.media import check_options
 from serving.tasks import cancel_and_wait, gather_or_cancel
@@ -160,7 +160,7 @@ class Conductor:
                 return
             except ServiceError as error:
                 # No replica that was tried has the settings that were learnt: the tier was started anew with others.
-                if budget is None or learnt_again or error.reason != SETTINGS_DIFFER:
+                if budget is None or learnt_again or not settings_differ(error):
                     raise
                 log.warning("settings of the vision tier have changed", error=error.message)
                 self._budget.forget(budget)

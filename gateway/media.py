@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from serving.errors import invalid, too_large, unimplemented
+from serving.errors import Reason, invalid, too_large, unimplemented
 from serving.media import check_options, media_digest
 from vlm.v1 import chat_pb2, media_pb2
 
@@ -107,9 +107,9 @@ def _check_counts(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -
         parts += len(message.parts)
         media += sum(part.WhichOneof("part") in _KINDS for part in message.parts)
     for count, what, reason, limit, setting in (
-        (len(messages), "messages", "TOO_MANY_MESSAGES", limits.messages, "max_messages"),
-        (parts, "parts", "TOO_MANY_PARTS", limits.parts, "max_parts"),
-        (media, "images and videos", "TOO_MANY_MEDIA", limits.media, "max_media_per_request"),
+        (len(messages), "messages", Reason.TOO_MANY_MESSAGES, limits.messages, "max_messages"),
+        (parts, "parts", Reason.TOO_MANY_PARTS, limits.parts, "max_parts"),
+        (media, "images and videos", Reason.TOO_MANY_MEDIA, limits.media, "max_media_per_request"),
     ):
         if count > limit:
             description = f"has {count} {what}, more than the limit of {limit} ({setting})"
@@ -124,8 +124,10 @@ def _data(source: media_pb2.Media, path: str, which: str, limits: RequestLimits)
     if named in ("url", "digest"):
         raise unimplemented(f"{path}.{named}", "put the bytes of the file into `data`")
     data = source.data
-    limit, setting = (
-        (limits.image_bytes, "max_image_bytes") if which == "image" else (limits.video_bytes, "max_video_bytes")
+    limit, setting, reason = (
+        (limits.image_bytes, "max_image_bytes", Reason.IMAGE_TOO_LARGE)
+        if which == "image"
+        else (limits.video_bytes, "max_video_bytes", Reason.VIDEO_TOO_LARGE)
     )
     if not data:
         raise invalid(path, "is empty; put the bytes of the file into `data`")
@@ -133,7 +135,7 @@ def _data(source: media_pb2.Media, path: str, which: str, limits: RequestLimits)
         raise too_large(
             path,
             f"has {len(data)} bytes, more than the limit of {limit} ({setting})",
-            reason=f"{which.upper()}_TOO_LARGE",
+            reason=reason,
             limit=limit,
         )
     return data

@@ -13,14 +13,16 @@ from typing import TypeVar
 import structlog
 
 from gateway.errors import Tier, lost, out_of_time, untyped
-from serving.errors import Code, ServiceError
+from serving.errors import Code, Reason, ServiceError
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-SETTINGS_DIFFER = "ENCODER_SETTINGS_DIFFER"
-"""Reason with which a vision service refuses a caller that has learnt other settings than its own."""
+
+def settings_differ(error: ServiceError) -> bool:
+    """Whether a vision service refuses the call because its caller has learnt other settings than the service's."""
+    return error.reason == Reason.ENCODER_SETTINGS_DIFFER.name
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ async def retry_unavailable(
         except ServiceError as error:
             if error.code is Code.DEADLINE_EXCEEDED and untyped(error):
                 raise deadline.error() from error
-            differs = error.reason == SETTINGS_DIFFER
+            differs = settings_differ(error)
             if error.code is not Code.UNAVAILABLE and not differs:
                 raise
             log.warning("attempt failed", tier=tier.value, attempt=attempt, of=attempts, error=error.message)

@@ -11,7 +11,7 @@ import grpc
 from gateway.conductor import Conductor
 from gateway.retry import Deadline
 from serving.calls import REQUEST_ID_HEADER, accept_request_id
-from serving.errors import Code, ServiceError
+from serving.errors import Reason, failure
 from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc, media_pb2
 
 
@@ -72,8 +72,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         context: grpc.aio.ServicerContext[gateway_pb2.UploadMediaRequest, media_pb2.MediaRef],
     ) -> media_pb2.MediaRef:
         """Not yet."""
-        raise ServiceError(
-            Code.UNIMPLEMENTED,
-            "METHOD_UNIMPLEMENTED",
+        raise failure(
+            Reason.METHOD_UNIMPLEMENTED,
             "UploadMedia is not supported by this version; send the bytes of each file in `data` of a message's part",
         )

@@ -10,7 +10,7 @@ import grpc
 from grpc._cython.cygrpc import InternalError  # type: ignore[import-not-found]  # see `_GrpcGenerationCall.send`
 
 from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
-from serving.errors import ServiceError, unavailable
+from serving.errors import Reason, ServiceError, unavailable
 from serving.status import from_rpc_error
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, media_pb2, vision_pb2, vision_pb2_grpc
 
@@ -24,7 +24,7 @@ def _failure(error: grpc.RpcError) -> ServiceError:
     """Why a call of a tier failed."""
     # Nobody here cancels a call and reads on: this is a server that gave the call up, as when it goes away.
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
-        return unavailable("CANCELLED", "it gave the call up")
+        return unavailable(Reason.CANCELLED, "it gave the call up")
     return from_rpc_error(error)
 
 

@@ -17,7 +17,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_size
 
 from serving.bundle import Bundle, BundleError, VisionInfo
-from serving.errors import invalid, too_large
+from serving.errors import Reason, invalid, too_large
 from vision_service.images import MAX_ASPECT_RATIO, decode_image
 from vision_service.media import PATH, Cancelled, Grid, Kind, Options, PreparedMedium, Range
 from vision_service.patches import image_levels, patchify, video_levels
@@ -122,7 +122,7 @@ class Preprocessor:
             WorkCancelledError: `cancelled` said so.
         """
         if not data:
-            raise invalid(PATH, f"is empty; send the {kind}'s bytes", reason="MEDIA_EMPTY")
+            raise invalid(PATH, f"is empty; send the {kind}'s bytes", reason=Reason.MEDIA_EMPTY)
         if kind == "image":
             return self._prepare_image(data, options)
         return self._prepare_video(data, options, cancelled)
@@ -191,7 +191,7 @@ class Preprocessor:
             raise invalid(
                 PATH,
                 f"is a video of {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other",
-                reason="VIDEO_ASPECT_RATIO",
+                reason=Reason.VIDEO_ASPECT_RATIO,
             ) from error
         return size
 
@@ -213,7 +213,7 @@ class Preprocessor:
                 PATH,
                 f"is {'an' if kind == 'image' else 'a'} {kind} that becomes {patches} patches, over the limit of "
                 f"{self._limits.patches} (max_patches); lower {option}",
-                reason=f"{kind.upper()}_TOO_MANY_PATCHES",
+                reason=Reason.IMAGE_TOO_MANY_PATCHES if kind == "image" else Reason.VIDEO_TOO_MANY_PATCHES,
                 limit=self._limits.patches,
             )
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import structlog
 import torch
 
-from serving.errors import Code, ServiceError, overloaded, unavailable
+from serving.errors import Reason, failure, overloaded, unavailable
 from vision_service.encoder import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
@@ -186,7 +186,7 @@ class Scheduler:
         for job in {*self._waiting, *(piece.job for piece in self._running)}:
             job.abandoned = True
             if not job.result.done():
-                job.result.set_exception(unavailable("SHUTTING_DOWN", "the vision service is stopping"))
+                job.result.set_exception(unavailable(Reason.SHUTTING_DOWN, "the vision service is stopping"))
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -214,7 +214,7 @@ class Scheduler:
         """
         if self._held >= self._max_queue:
             raise overloaded(
-                "QUEUE_FULL",
+                Reason.QUEUE_FULL,
                 f"the vision service holds {self._held} requests, which is its limit (max_queue); try again later",
                 retry_after=self._retry_after(),
             )
@@ -366,9 +366,8 @@ class Scheduler:
             return
         (piece,) = batch
         if isinstance(error, torch.OutOfMemoryError):
-            error = ServiceError(
-                Code.RESOURCE_EXHAUSTED,
-                "OUT_OF_MEMORY",
+            error = failure(
+                Reason.OUT_OF_MEMORY,
                 f"the encoder's device has no memory for {piece.medium.grid.patches} patches; make the media smaller",
             )
         self._drop(piece.job)

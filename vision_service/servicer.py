@@ -15,7 +15,7 @@ import torch
 
 from serving.bundle import Bundle
 from serving.calls import bind_request_id
-from serving.errors import Code, ServiceError, invalid
+from serving.errors import Reason, failure, invalid
 from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_options
 from serving.tasks import cancel_and_wait
 from serving.tensors import chunks, dtype_name
@@ -103,9 +103,8 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
         if kind is None:
             raise invalid("kind", f"is {request.kind} and must be MEDIA_KIND_IMAGE or MEDIA_KIND_VIDEO")
         if request.settings_digest not in ("", self._info.settings_digest):
-            raise ServiceError(
-                Code.FAILED_PRECONDITION,
-                "ENCODER_SETTINGS_DIFFER",
+            raise failure(
+                Reason.ENCODER_SETTINGS_DIFFER,
                 f"a vision service has {_settings(self._info)} (settings_digest {self._info.settings_digest}), and "
                 f"another one other settings ({request.settings_digest}); start all of them with the same --dtype and "
                 "--default-max-…",

@@ -19,7 +19,7 @@ from gateway.http.schema import CompletionRequest
 from gateway.http.stream import EventStream, Pace
 from gateway.http.translate import JsonNames, parse, to_chat
 from gateway.retry import Deadline
-from serving.errors import ServiceError, too_large
+from serving.errors import Reason, ServiceError, too_large
 from serving.tasks import run_until
 from vlm.v1 import chat_pb2, gateway_pb2
 
@@ -72,7 +72,7 @@ class ChatCompletions:
                     break
         if max(length, len(body)) > limit:
             description = f"is longer than the limit of {limit} bytes (max_message_bytes)"
-            raise too_large("body", description, reason="BODY_TOO_LARGE", limit=limit)
+            raise too_large("body", description, reason=Reason.BODY_TOO_LARGE, limit=limit)
         return bytes(body)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from serving.errors import Code, ServiceError
+from serving.errors import Code, Reason, ServiceError
 
 _STATUS = {
     Code.INVALID_ARGUMENT: 400,
@@ -23,7 +23,7 @@ _STATUS = {
 
 
 # What OpenAI's clients look for when a prompt is too long.
-_CODES = {"PROMPT_TOO_LONG": "context_length_exceeded"}
+_CODES = {Reason.PROMPT_TOO_LONG.name: "context_length_exceeded"}
 
 
 def status_of(error: ServiceError) -> int:

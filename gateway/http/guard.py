@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import response_of
 from serving.calls import REQUEST_ID_HEADER, accept_request_id, observe
-from serving.errors import ServiceError, overloaded
+from serving.errors import Reason, ServiceError, overloaded
 
 log = structlog.get_logger()
 
@@ -51,7 +51,7 @@ class Guard:
                 scope["request_id"] = request_id
                 if self._running > self._max_requests:
                     message = f"the limit of {self._max_requests} requests at once is reached (max_concurrent_rpcs)"
-                    raise overloaded("TOO_MANY_CALLS", message, retry_after=1.0)
+                    raise overloaded(Reason.TOO_MANY_CALLS, message, retry_after=1.0)
                 await self._app(scope, receive, send_with_id)
                 call.code = str(scope.get("late_status", call.code))  # of a stream that failed after its status
             except ServiceError as error:  # raised just above: those of the application are answered by `_failed`

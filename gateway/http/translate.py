@@ -25,7 +25,7 @@ from gateway.http.schema import (
     TextPart,
     VideoPart,
 )
-from serving.errors import ServiceError, invalid, unimplemented
+from serving.errors import Reason, ServiceError, invalid, unimplemented
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 _ROLES = {
@@ -77,7 +77,7 @@ def _invalid(error: ValidationError) -> ServiceError:
         elif not step.startswith(("<", "[")):  # "[key]" says that a key is at fault, whose name stands before it
             path += f".{step}" if path else step
     if detail["type"] == "extra_forbidden":
-        return invalid(path, "is not known here", reason="UNKNOWN_FIELD")
+        return invalid(path, "is not known here", reason=Reason.UNKNOWN_FIELD)
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return invalid(path or "body", message)
 

@@ -20,7 +20,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
-from serving.errors import Code, ServiceError, invalid
+from serving.errors import Code, Reason, ServiceError, invalid
 from serving.interceptors import CallInterceptor
 from serving.media import media_digest
 from serving.tasks import cancel_and_wait
@@ -81,7 +81,7 @@ class FakeVision:
     def layout(self, request: vision_pb2.EncodeRequest) -> media_pb2.MediaLayout:
         """The layout of a file."""
         if not request.data.startswith(b"file"):
-            raise invalid("data", "cannot be read as an image", reason="IMAGE_UNREADABLE")
+            raise invalid("data", "cannot be read as an image", reason=Reason.IMAGE_UNREADABLE)
         if request.options.min_pixels > 1000:
             raise invalid("options.min_pixels", "is over 1000")
         if request.settings_digest not in ("", str(self.max_pixels)):

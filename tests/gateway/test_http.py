@@ -16,7 +16,7 @@ from gateway.conductor import Conductor, Policy
 from gateway.http import HttpServer, create_app
 from gateway.http.stream import Pace
 from gateway.media import RequestLimits
-from serving.errors import Code, ServiceError, invalid, overloaded
+from serving.errors import Code, Reason, ServiceError, invalid, overloaded
 from tests.gateway.conftest import AT_ONCE
 from tests.gateway.fakes import (
     MODEL,
@@ -454,7 +454,7 @@ async def test_a_body_over_its_limit(announced: bool, wire: httpx.AsyncClient) -
     ("failure", "expected"),
     [
         (ServiceError(Code.NOT_FOUND, "X", "x"), (404, "not_found_error", None)),
-        (overloaded("X", "x", retry_after=1.2), (429, "rate_limit_error", "2")),
+        (overloaded(Reason.QUEUE_FULL, "x", retry_after=1.2), (429, "rate_limit_error", "2")),
         (ServiceError(Code.RESOURCE_EXHAUSTED, "X", "x"), (413, "invalid_request_error", None)),
         (ServiceError(Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG", "x"), (400, "invalid_request_error", None)),
         (ServiceError(Code.UNIMPLEMENTED, "X", "x"), (501, "invalid_request_error", None)),

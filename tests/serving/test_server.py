@@ -18,7 +18,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.errors import Code, invalid
+from serving.errors import Code, Reason, invalid
 from serving.server import Service, StartError, serve
 from serving.settings import ServerSettings
 from serving.status import from_rpc_error
@@ -60,7 +60,7 @@ class Echo(Service, vision_pb2_grpc.VisionEncoderServicer):
         yield vision_pb2.EncodeResponse()
         self.entered.set()
         if request.request_id == "fail":
-            raise invalid("data", "is no image", reason="IMAGE_UNREADABLE")
+            raise invalid("data", "is no image", reason=Reason.IMAGE_UNREADABLE)
         try:
             await self.release.wait()
         except asyncio.CancelledError:
@@ -71,7 +71,7 @@ class Echo(Service, vision_pb2_grpc.VisionEncoderServicer):
     async def Describe(self, request: vision_pb2.EncodeRequest, context: Any) -> media_pb2.MediaLayout:  # type: ignore[override]
         if request.request_id == "bug":
             raise KeyError("a secret")
-        raise invalid("data", "is no image", reason="IMAGE_UNREADABLE")
+        raise invalid("data", "is no image", reason=Reason.IMAGE_UNREADABLE)
 
     async def GetEncoder(self, request: vision_pb2.GetEncoderRequest, context: Any) -> vision_pb2.EncoderInfo:  # type: ignore[override]
         return vision_pb2.EncoderInfo(model="echo")
