@@ -12,10 +12,11 @@ from typing import Any
 import structlog
 
 from gateway.budget import Budget, TierBudget
+from gateway.copying import copy_fields, opening_of
 from gateway.errors import Tier, broken, lost, lost_midway, of_decoder, of_medium, untyped
 from gateway.feed import EncodeMeter, Feed, Stopwatch
 from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
-from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
+from gateway.ports import DecoderTier, GenerationCall, VisionTier
 from gateway.retry import Backoff, Deadline, retry_unavailable, settings_differ
 from serving.errors import Code, ServiceError, unimplemented
 from serving.media import check_options
@@ -130,16 +131,8 @@ class Conductor:
         progress = _Progress(request_id, deadline, reporting=request.report_progress)
         check_options(request.media, "media")
         conversation = await collect(request.messages, self._limits)
-        opening = decoder_pb2.GenerateOpen(
-            request_id=request_id,
-            model=request.model,
-            messages=conversation.messages,
-            generation=request.generation if request.HasField("generation") else None,
-            media=request.media if request.HasField("media") else None,
-            tools=request.tools,
-            tool_choice=request.tool_choice if request.HasField("tool_choice") else None,
-            report_progress=request.report_progress,
-        )
+        opening = opening_of(request, request_id)
+        opening.messages.extend(conversation.messages)
         media = list(conversation.media)
         progress.paths = [medium.path for medium in media]
         del request, conversation
@@ -198,9 +191,7 @@ class Conductor:
             sent.ClearField("media")  # each medium has its own options now
             sent.encoder_dtype = budget.encoder_dtype
         meter = EncodeMeter()
-        async with self._decoder.generate(seconds=progress.deadline.remaining()) as generation:
-            with contextlib.suppress(CallEndedError):  # the receiver is told why
-                await generation.send(decoder_pb2.GenerateRequest(open=sent))
+        async with self._decoder.generate(sent, seconds=progress.deadline.remaining()) as generation:
             needed = _needed(await self._receive(generation, progress), len(media))
             feed = Feed(
                 self._vision,
@@ -276,12 +267,8 @@ class Conductor:
         check_options(request.media, "media")
         conversation = await collect(request.messages, self._limits)
         layouts = await self._layouts(conversation, request.media, request_id, deadline)
-        question = decoder_pb2.CountPromptTokensRequest(
-            messages=conversation.messages,
-            layouts=layouts,
-            return_token_ids=request.return_token_ids,
-            model=request.model,
-        )
+        question = decoder_pb2.CountPromptTokensRequest(messages=conversation.messages, layouts=layouts)
+        copy_fields(request, question, without=("messages", "media", "tools", "request_id"))
         try:
             counted = await retry_unavailable(
                 lambda: self._decoder.count(question, seconds=deadline.remaining()),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from gateway.copying import copy_fields
 from serving.errors import Reason, invalid, too_large, unimplemented
 from serving.media import check_options, media_digest
 from vlm.v1 import chat_pb2, media_pb2
@@ -56,10 +57,10 @@ class RequestMedium:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A request's messages, light enough to send around, and the media that they name.
+    """A request's messages without the files of their media, and these media.
 
     Attributes:
-        messages: As the client sent them, but with the digest alone of every medium.
+        messages: As the client sent them, with each medium's file replaced by its digest.
         media: In order of appearance: their numbers are their places here.
     """
 
@@ -68,9 +69,9 @@ class Conversation:
 
 
 async def collect(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> Conversation:
-    """Take the media out of the messages.
+    """Take the media out of copies of the messages.
 
-    The client's messages are left as they are. What else is wrong with them is the decoder's to say.
+    The client's messages are not changed. All that is not about media is checked by the decoder.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED that names the medium at fault.
@@ -80,24 +81,33 @@ async def collect(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -
     media: list[RequestMedium] = []
     held: dict[str, bytes] = {}  # of the same file sent twice, one copy is enough
     for i, message in enumerate(messages):
-        parts: list[chat_pb2.Part] = []
+        named = chat_pb2.Message()
+        copy_fields(message, named, without=("parts",))
         for j, part in enumerate(message.parts):
             which = part.WhichOneof("part")
             if which not in _KINDS:
-                parts.append(part)
+                named.parts.add().CopyFrom(part)
                 continue
             path = f"messages[{i}].parts[{j}].{which}"
             sent = part.image if which == "image" else part.video
             check_options(sent.options, f"{path}.options")
             data = _data(sent, path, which, limits)
             digest = await _digest(data)
-            source = media_pb2.Media(digest=digest)
-            parts.append(chat_pb2.Part(image=source) if which == "image" else chat_pb2.Part(video=source))
+            _add_named(named, part, which, digest)
             options = media_pb2.MediaOptions()
             options.CopyFrom(sent.options)
             media.append(RequestMedium(path, _KINDS[which], digest, held.setdefault(digest, data), options))
-        light.append(chat_pb2.Message(role=message.role, parts=parts))
+        light.append(named)
     return Conversation(light, media)
+
+
+def _add_named(message: chat_pb2.Message, part: chat_pb2.Part, which: str, digest: str) -> None:
+    """Add a copy of the part to the message, its medium named by its digest instead of holding the file."""
+    added = message.parts.add()
+    copy_fields(part, added, without=(which,))
+    sent, named = (part.image, added.image) if which == "image" else (part.video, added.video)
+    copy_fields(sent, named, without=("data", "url", "digest"))
+    named.digest = digest
 
 
 def _check_counts(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> None:

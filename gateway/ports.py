@@ -67,11 +67,16 @@ class DecoderTier(ABC):
     """The decoder services, taken as one."""
 
     @abstractmethod
-    def generate(self, *, seconds: float) -> AbstractAsyncContextManager[GenerationCall]:
-        """Begin a generation. Leaving the context cancels it if it is not over.
+    def generate(
+        self, opening: decoder_pb2.GenerateOpen, *, seconds: float
+    ) -> AbstractAsyncContextManager[GenerationCall]:
+        """Begin a generation. Leaving the context cancels it if it has not ended.
+
+        A call that fails at once does so at its first `receive`.
 
         Args:
-            seconds: Time that it may take.
+            opening: The request; it is sent as the first message.
+            seconds: Time that the call may take.
         """
 
     @abstractmethod

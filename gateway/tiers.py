@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -50,7 +50,7 @@ class GrpcVisionTier(VisionTier):
     async def encode(
         self, request: vision_pb2.EncodeRequest, *, seconds: float
     ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
-        """As the port says."""
+        """Call `VisionEncoder.Encode`."""
         call = self._stub.Encode(request, timeout=seconds)
         del request
         try:
@@ -62,11 +62,11 @@ class GrpcVisionTier(VisionTier):
             call.cancel()
 
     async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
-        """As the port says."""
+        """Call `VisionEncoder.Describe`."""
         return await _unary(self._stub.Describe(request, timeout=seconds))
 
     async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
-        """As the port says."""
+        """Call `VisionEncoder.GetEncoder`."""
         return await _unary(self._stub.GetEncoder(vision_pb2.GetEncoderRequest(), timeout=seconds))
 
 
@@ -109,20 +109,23 @@ class GrpcDecoderTier(DecoderTier):
         self._stub = decoder_pb2_grpc.DecoderStub(channel)
 
     @asynccontextmanager
-    async def generate(self, *, seconds: float) -> AsyncIterator[GenerationCall]:
-        """As the port says."""
+    async def generate(self, opening: decoder_pb2.GenerateOpen, *, seconds: float) -> AsyncIterator[GenerationCall]:
+        """Call `Decoder.Generate`."""
         call = self._stub.Generate(timeout=seconds)
         try:
-            yield _GrpcGenerationCall(call)
+            generation = _GrpcGenerationCall(call)
+            with suppress(CallEndedError):  # `receive` raises why
+                await generation.send(decoder_pb2.GenerateRequest(open=opening))
+            yield generation
         finally:
             call.cancel()
 
     async def count(
         self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
     ) -> decoder_pb2.CountPromptTokensResponse:
-        """As the port says."""
+        """Call `Decoder.CountPromptTokens`."""
         return await _unary(self._stub.CountPromptTokens(request, timeout=seconds))
 
     async def model(self, *, seconds: float) -> chat_pb2.Model:
-        """As the port says."""
+        """Call `Decoder.GetModel`."""
         return await _unary(self._stub.GetModel(decoder_pb2.GetModelRequest(), timeout=seconds))

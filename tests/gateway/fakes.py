@@ -271,7 +271,7 @@ class FakeDecoder:
 
 
 class InProcessVision(VisionTier):
-    """The port over replicas in this process; each call goes to the next one."""
+    """A tier of replicas in this process; each call goes to the next one."""
 
     def __init__(self, *replicas: FakeVision) -> None:
         self._replicas = replicas
@@ -284,19 +284,16 @@ class InProcessVision(VisionTier):
     async def encode(
         self, request: vision_pb2.EncodeRequest, *, seconds: float
     ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
-        """As the port says."""
         async with contextlib.aclosing(self._next().encode(request, seconds)) as responses:
             async for response in responses:
                 yield response
 
     async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
-        """As the port says."""
         replica = self._next()
         replica.described.append(request)
         return replica.layout(request)
 
     async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
-        """As the port says."""
         return self._next().info()
 
 
@@ -326,17 +323,14 @@ class _Pipe(GenerationCall):
             await cancel_and_wait(task)
 
     async def send(self, request: decoder_pb2.GenerateRequest) -> None:
-        """As the port says."""
         if await self._or_end(self._in.put(request)) is CallEndedError:
             raise CallEndedError
 
     async def done_sending(self) -> None:
-        """As the port says."""
         if await self._or_end(self._in.put(None)) is CallEndedError:
             raise CallEndedError
 
     async def receive(self) -> decoder_pb2.GenerateResponse | None:
-        """As the port says."""
         response = await self._or_end(self._out.get())
         if response is not CallEndedError:
             return response
@@ -347,7 +341,7 @@ class _Pipe(GenerationCall):
 
 
 class InProcessDecoder(DecoderTier):
-    """The port over replicas in this process; each call goes to the next one."""
+    """A tier of replicas in this process; each call goes to the next one."""
 
     def __init__(self, *replicas: FakeDecoder) -> None:
         self._replicas = replicas
@@ -358,10 +352,12 @@ class InProcessDecoder(DecoderTier):
         return self._replicas[(self._turn - 1) % len(self._replicas)]
 
     @contextlib.asynccontextmanager
-    async def generate(self, *, seconds: float) -> AsyncIterator[GenerationCall]:
-        """As the port says."""
+    async def generate(self, opening: decoder_pb2.GenerateOpen, *, seconds: float) -> AsyncIterator[GenerationCall]:
+        """One replica's generation, with the opening as its first message."""
         pipe = _Pipe(self._next(), seconds)
         try:
+            with contextlib.suppress(CallEndedError):  # `receive` raises why
+                await pipe.send(decoder_pb2.GenerateRequest(open=opening))
             yield pipe
         finally:
             await cancel_and_wait(pipe.running)
@@ -369,11 +365,9 @@ class InProcessDecoder(DecoderTier):
     async def count(
         self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
     ) -> decoder_pb2.CountPromptTokensResponse:
-        """As the port says."""
         return self._next().count(request)
 
     async def model(self, *, seconds: float) -> chat_pb2.Model:
-        """As the port says."""
         return self._next().model()
 
 
