@@ -75,7 +75,7 @@ class _Progress:
             event.started.request_id = self.request_id
         elif which == "progress":
             return self.reporting and self.started and self.first_token is None
-        elif which in ("delta", "tool_call"):
+        elif which == "delta":
             self.first_token = self.first_token or time.monotonic()
             self.tokens += len(event.delta.token_ids)
         elif which == "finished":
@@ -83,7 +83,7 @@ class _Progress:
             timings.vision_seconds = self.vision.seconds
             timings.time_to_first_token_seconds = (self.first_token or time.monotonic()) - self.arrived
         else:
-            raise broken(Tier.DECODER, "sent an event without content")
+            raise broken(Tier.DECODER, f"sent {f'the event {which!r}' if which else 'an event without content'}")
         return True
 
 

@@ -75,21 +75,10 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     report_progress: bool
 
 
-_GENERATION = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "logprobs",
-    "seed",
-    "stop",
-    "return_prompt_token_ids",
+_GENERATION = tuple(
+    name for name in chat_pb2.GenerationOptions.DESCRIPTOR.fields_by_name if name in ChatOptions.__annotations__
 )
+"""Options that are fields of GenerationOptions, by the same names."""
 
 
 def _check_names(options: Mapping[str, object], known: type[TypedDict]) -> None:  # type: ignore[valid-type]
@@ -105,7 +94,7 @@ def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_
     return gateway_pb2.ChatRequest(
         model=options.get("model", ""),
         messages=to_wire(messages),
-        generation=chat_pb2.GenerationOptions(**{n: given[n] for n in _GENERATION if n in given}),  # type: ignore[arg-type]  # named above
+        generation=chat_pb2.GenerationOptions(**{n: given[n] for n in _GENERATION if n in given}),  # type: ignore[arg-type]  # each of its field's type
         media=options_to_wire(given),
         request_id=options.get("request_id", ""),
         report_progress=options.get("report_progress", False),
