@@ -1,4 +1,4 @@
-"""The core of the gateway: one request, conducted over both tiers. It knows nothing of gRPC and HTTP."""
+"""The core of the gateway: orchestrates one request over both tiers. Independent of gRPC and HTTP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Policy:
 
 
 class _DecoderLostError(Exception):
-    """The decoder tier is unavailable: another replica may do better."""
+    """The decoder tier is unavailable; another replica may answer."""
 
     def __init__(self, error: ServiceError) -> None:
         super().__init__(error.message)
@@ -53,20 +53,20 @@ class _DecoderLostError(Exception):
 
 @dataclass
 class _Progress:
-    """How far a request is."""
+    """Progress of one request."""
 
     request_id: str
     deadline: Deadline
     paths: list[str] = field(default_factory=list)  # of the media
     arrived: float = field(default_factory=time.monotonic)
     vision: Stopwatch = field(default_factory=Stopwatch)
-    reporting: bool = False  # whether the client wants to know
+    reporting: bool = False  # whether the client asks for progress events
     started: bool = False
     first_token: float | None = None
     tokens: int = 0
 
     def note(self, event: chat_pb2.ChatEvent) -> bool:
-        """Take note of an event and fill in what the gateway knows. False: the client has it already."""
+        """Record an event and fill in the gateway's own fields. False: the event is not for the client."""
         which = event.WhichOneof("event")
         if which == "started":
             if self.started:  # by an earlier attempt
@@ -88,14 +88,14 @@ class _Progress:
 
 
 class Conductor:
-    """Answers requests with the help of both tiers.
+    """Answers requests by calling both tiers.
 
     Args:
         vision: The vision tier.
         decoder: The decoder tier.
         limits: What a request may hold.
         policy: How often and how widely the tiers are tried.
-        encoder: What the vision tier is set to, where that was learnt before; else it is asked.
+        encoder: The vision tier's settings, where they are known already; else the tier is asked.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class Conductor:
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         """Answer a conversation: `started` once, progress where it was asked for, deltas, `finished`.
 
-        A decoder that is lost before its first token is replaced by another, unseen by the client. Closing the
-        generator cancels whatever is going on in both tiers; use `contextlib.aclosing`.
+        A decoder that is lost before its first token is replaced by another, invisibly to the client. Closing the
+        generator cancels the calls to both tiers; use `contextlib.aclosing`.
 
         Args:
             request: As the client sent it. It is not changed.
@@ -137,7 +137,7 @@ class Conductor:
         progress.paths = [medium.path for medium in media]
         del request, conversation
         budget: Budget | None = None
-        learnt_again = False
+        renewed = False
         attempt = 1
         while True:
             if media and budget is None:
@@ -152,12 +152,12 @@ class Conductor:
                         yield event
                 return
             except ServiceError as error:
-                # No replica that was tried has the settings that were learnt: the tier was started anew with others.
-                if budget is None or learnt_again or not settings_differ(error):
+                # No replica that was tried has the settings that are known here: the tier was restarted with others.
+                if budget is None or renewed or not settings_differ(error):
                     raise
                 log.warning("settings of the vision tier have changed", error=error.message)
                 self._budget.forget(budget)
-                budget, learnt_again = None, True
+                budget, renewed = None, True
                 continue
             except _DecoderLostError as failure:
                 if progress.first_token is not None:
@@ -326,7 +326,7 @@ class Conductor:
         return [layouts[key] for key in keys]
 
     async def models(self, *, deadline: Deadline) -> list[chat_pb2.Model]:
-        """What can be asked. Raises ServiceError."""
+        """The models that are served. Raises ServiceError."""
         model = await retry_unavailable(
             lambda: self._decoder.model(seconds=deadline.remaining()),
             tier=Tier.DECODER,

@@ -1,4 +1,4 @@
-"""The media of a request: found, checked, named by content, and taken out of the messages."""
+"""Takes the media out of a request's messages: checks them and names them by their content."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def settings_differ(error: ServiceError) -> bool:
-    """Whether a vision service refuses the call because its caller has learnt other settings than the service's."""
+    """Whether a vision service refuses the call because its caller expects other settings than the service's."""
     return error.reason == Reason.ENCODER_SETTINGS_DIFFER.name
 
 
@@ -69,7 +69,7 @@ class Deadline:
         return left
 
     def error(self) -> ServiceError:
-        """The failure of a request that was not answered in time."""
+        """DEADLINE_EXCEEDED for this request."""
         return out_of_time(self._seconds)
 
     async def pause(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The gRPC door: it translates between the wire and the conductor, and no more."""
+"""The gRPC service of the gateway: it passes calls on to the conductor."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         request_iterator: AsyncIterator[gateway_pb2.UploadMediaRequest],
         context: grpc.aio.ServicerContext[gateway_pb2.UploadMediaRequest, media_pb2.MediaRef],
     ) -> media_pb2.MediaRef:
-        """Not yet."""
+        """UNIMPLEMENTED for now."""
         raise failure(
             Reason.METHOD_UNIMPLEMENTED,
             "UploadMedia is not supported by this version; send the bytes of each file in `data` of a message's part",

@@ -1,4 +1,4 @@
-"""The two tiers over gRPC."""
+"""The interfaces of `gateway.ports`, over gRPC."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def _failure(error: grpc.RpcError) -> ServiceError:
     """Why a call of a tier failed."""
-    # Nobody here cancels a call and reads on: this is a server that gave the call up, as when it goes away.
+    # A call that is cancelled here is not read any more: this is a server that ended the call, as when it stops.
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
         return unavailable(Reason.CANCELLED, "it gave the call up")
     return from_rpc_error(error)

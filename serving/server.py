@@ -1,4 +1,4 @@
-"""The life of a server: load, warm up, listen, SERVING; on a signal NOT_SERVING, drain, stop."""
+"""Life cycle of a server: load, warm up, listen, SERVING; on a signal NOT_SERVING, drain, stop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StartError(Exception):
 
 
 class Service(ABC):
-    """One of the three panels, as the server sees it."""
+    """The interface of the three services to the server that runs them."""
 
     name: str
     """Name in logs."""
@@ -39,7 +39,7 @@ class Service(ABC):
 
     @abstractmethod
     async def start(self, set_serving: Callable[[bool], None]) -> None:
-        """Load and warm up. Returns when requests would succeed. Cancelled, it gives back what it took.
+        """Load and warm up. Returns when requests would succeed. When cancelled it releases what it has acquired.
 
         Args:
             set_serving: Turns health to SERVING (True) or NOT_SERVING (False) later on, from the event loop.
@@ -52,12 +52,12 @@ class Service(ABC):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
 
-    async def drain(self) -> None:  # noqa: B027  # most services have no door but gRPC's
-        """Close doors of its own. Called when the server begins to drain; returns when their last request has ended."""
+    async def drain(self) -> None:  # noqa: B027  # most services have no port but gRPC's
+        """Close ports of its own. Called when the server begins to drain; returns when their last request has ended."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """Give back what `start` took. Called after the last call has ended."""
+        """Release what `start` acquired. Called after the last call has ended."""
 
 
 class Health:
@@ -70,7 +70,7 @@ class Health:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def set(self, serving: bool) -> None:
-        """Tell those who ask and those who watch."""
+        """Set the status; calls of `Watch` get it at once."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in self._names:
             await self.servicer.set(name, status)
@@ -101,7 +101,7 @@ async def serve(
     Args:
         service: What to run.
         settings: Where and how.
-        on_listening: Told the port once it is open and healthy.
+        on_listening: Called with the port once it is open and healthy.
         stop: Ends the server like a signal does; for programs that run it inside their own loop.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The whole system as local processes: start in order, watch, restart what dies, stop in order."""
+"""Runs the whole system as local processes: start in order, watch, restart, stop in order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LAST_BACKOFF = 30.0
 
 
 class LaunchError(Exception):
-    """The system cannot start: one sentence, or none where the service itself said why."""
+    """The system cannot start; the message is one sentence, or empty where the service itself has printed why."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ class Replica:
         ended = asyncio.create_task(self._process.wait())
         if not await run_until(_until_serving(self.address), ended):
             code = ended.result()
-            # With 1 or 2 the service has said on stderr why.
+            # With 1 or 2 the service has printed why on stderr.
             raise LaunchError("" if code in (1, 2) else f"{self.name} ended with {_describe(code)} while starting")
 
     async def keep(self, on_death: Callable[[str], None]) -> None:
         """Start it again whenever it dies, ever more slowly while it keeps dying.
 
         Args:
-            on_death: Told what happened.
+            on_death: Called with one line about what happened.
         """
         backoff = _FIRST_BACKOFF
         while True:
@@ -122,7 +122,7 @@ class Replica:
                 backoff = min(2 * backoff, _LAST_BACKOFF)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Ask it to end, and end it when the grace is over."""
+        """Terminate it, and kill it when the grace period is over."""
         if self._process is None or self._process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -147,7 +147,7 @@ async def run(
     Args:
         plan: What to start.
         on_ready: Called once requests would succeed. Where it returns an awaitable, the system stops after that.
-        on_event: Told in one line when a service dies.
+        on_event: Called with one line when a service dies.
         until: Stops the system like a signal does.
 
     Raises:
@@ -196,8 +196,8 @@ class System:
 
         self.vision = tier("vision_service", "VISION_THREADS", plan.vision_replicas)
         self.decoders = tier("decoder_service", "DECODER_THREADS", plan.decoder_replicas)
-        grpc_port = ports.wanted(plan.grpc_port, "--grpc-port")
-        http_port = ports.wanted(plan.http_port, "--http-port")
+        grpc_port = ports.reserve(plan.grpc_port, "--grpc-port")
+        http_port = ports.reserve(plan.http_port, "--http-port")
         ports.release()
         targets = ["--vision", _target(self.vision), "--decoder", _target(self.decoders)]
         self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port)
@@ -208,7 +208,7 @@ class System:
         replicas = [*self.vision, *self.decoders, self.gateway]
         for replica in replicas:
             await replica.start()
-        # The first that fails fails all: the others may wait for it in vain.
+        # One failure ends the start: the other services may wait for the failed one without end.
         await gather_or_cancel(replica.ready() for replica in replicas)
 
     async def keep(self, on_event: Callable[[str], None]) -> None:
@@ -223,7 +223,7 @@ class System:
 
 
 class _Ports:
-    """Hands out ports that are free, holding each until all are known so that none is given twice."""
+    """Reserves free ports, holding each until all are known so that none is given twice."""
 
     def __init__(self) -> None:
         self._held: list[socket.socket] = []
@@ -232,7 +232,7 @@ class _Ports:
         """A free port."""
         return self._hold(0)
 
-    def wanted(self, port: int, flag: str) -> int:
+    def reserve(self, port: int, flag: str) -> int:
         """This port, or a free one for 0.
 
         Raises:
@@ -244,7 +244,7 @@ class _Ports:
             raise LaunchError(f"port {port} is taken; choose another with {flag}") from None
 
     def release(self) -> None:
-        """Let go of them all, for the services to take."""
+        """Release them all, for the services to open."""
         for held in self._held:
             held.close()
 

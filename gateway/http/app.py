@@ -1,4 +1,4 @@
-"""The routes of the HTTP door."""
+"""The routes of the HTTP API."""
 
 from __future__ import annotations
 

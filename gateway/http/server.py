@@ -15,7 +15,7 @@ from serving.transport import open_http_port
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the affair of `serving.server`."""
+        """Do nothing: `serving.server` handles signals."""
         yield
 
 
