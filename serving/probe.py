@@ -1,6 +1,6 @@
-"""Ask a server whether it serves: `python -m serving.probe HOST:PORT`, for the health checks of containers.
+"""Read a server's health: `python -m serving.probe HOST:PORT`, for the health checks of containers.
 
-Exit codes: 0 SERVING; 1 anything else, also no answer; 2 wrong usage. What the server said is one line on stdout.
+Exit codes: 0 SERVING; 1 anything else, also no answer; 2 wrong usage. The status is printed as one line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SERVING = "SERVING"
 
 
 def ask(address: str, *, seconds: float = 5.0) -> str:
-    """What the health service at `address` says of its server as a whole.
+    """Read the status of a server as a whole from its health service.
 
     Args:
         address: `host:port`.
@@ -36,13 +36,13 @@ def ask(address: str, *, seconds: float = 5.0) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Ask the address in `arguments` and say what it said. Returns the exit code."""
+    """Read and print the status of the address in `arguments`. Returns the exit code."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m serving.probe HOST:PORT", file=sys.stderr)  # noqa: T201
         return 2
-    said = ask(arguments[0])
-    print(said)  # noqa: T201
-    return 0 if said == SERVING else 1
+    status = ask(arguments[0])
+    print(status)  # noqa: T201
+    return 0 if status == SERVING else 1
 
 
 if __name__ == "__main__":

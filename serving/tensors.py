@@ -69,7 +69,7 @@ class TensorAssembler:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte has come."""
+        """Whether every byte has arrived."""
         return self._filled == self._buffer.nbytes
 
     def add(self, chunk: tensor_pb2.TensorChunk) -> None:
