@@ -16,7 +16,7 @@ from benchmarks.spread import Spread
 from benchmarks.stream import Prompts, Stream, all_of
 from decoder_service.engine import Engine
 from serving.bundle import Bundle
-from serving.tasks import drop, together
+from serving.tasks import cancel_and_wait, gather_or_cancel
 
 _SETTLED = 8
 """Tokens after which a stream runs as it will."""
@@ -213,7 +213,7 @@ async def _mixed(engine: Engine, prompts: Prompts, plan: DecoderPlan) -> Mixed:
         await asyncio.sleep(after)
         await stream.run()
 
-    await together(arrive(*each) for each in zip(streams, arrivals, strict=True))
+    await gather_or_cancel(arrive(*each) for each in zip(streams, arrivals, strict=True))
     tokens = sum(len(stream.times) for stream in streams)
     seconds = max(stream.times[-1] for stream in streams) - min(stream.asked for stream in streams)
     return Mixed(
@@ -243,7 +243,7 @@ async def _stall(engine: Engine, prompts: Prompts, plan: DecoderPlan) -> Stall:
             for stream in streams:  # who waited may be waiting still
                 await stream.reaches(len(stream.times) + 1)
         finally:
-            await drop(*running)
+            await cancel_and_wait(*running)
         before, wait = waits([stream.times for stream in streams], late.asked, late.times[-1])
         steps += before
         longest.append(wait)

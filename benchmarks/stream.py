@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from decoder_service.engine import Engine, EngineRequest, FeatureRows, Prefilled, SamplingParams, TokenDrawn
 from serving.bundle import Bundle
-from serving.tasks import together
+from serving.tasks import gather_or_cancel
 
 _NUMBERS = itertools.count(1)
 
@@ -110,4 +110,4 @@ def text_request(token_ids: NDArray[np.int32], new_tokens: int) -> EngineRequest
 
 async def all_of(streams: Sequence[Stream]) -> None:
     """Run streams at the same time. When one fails the others end, and its failure is raised."""
-    await together(stream.run() for stream in streams)
+    await gather_or_cancel(stream.run() for stream in streams)

@@ -30,7 +30,7 @@ from benchmarks.checkpoint import SHAPES, VISION
 from serving.bundle import Bundle, BundleError
 from serving.cores import usable_cores
 from vision_service.encoder import Encoder, load_model
-from vision_service.media import Grid, Medium
+from vision_service.media import Grid, PreparedMedium
 from vision_service.operators import OperatorsError, find_operators
 from vision_service.tower import Tower
 
@@ -183,14 +183,16 @@ def _measure(
     )
 
 
-def _draw(model: Qwen3VLVisionModel, case: Case) -> list[Medium]:
+def _draw(model: Qwen3VLVisionModel, case: Case) -> list[PreparedMedium]:
     config: Any = model.config
     rows, columns = case.grid
     shape = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
     draw = np.random.default_rng(0)
     levels = np.tile(np.linspace(-1, 1, 256, dtype=np.float32), (config.in_channels, 1))
     return [
-        Medium("image", Grid(1, rows, columns), draw.integers(0, 256, (rows * columns, *shape), np.uint8), levels)
+        PreparedMedium(
+            "image", Grid(1, rows, columns), draw.integers(0, 256, (rows * columns, *shape), np.uint8), levels
+        )
         for _ in range(case.images)
     ]
 

@@ -15,7 +15,7 @@ from decoder_service.engine import FeatureRows
 from decoder_service.feature_store import Features, encoder_name, media_key
 from decoder_service.limits import Place, check_room
 from decoder_service.prompt import Rendered
-from serving.errors import Code, ServiceError, invalid, too_large
+from serving.errors import Reason, failure, invalid, too_large
 from serving.tensors import TensorAssembler, dtype_name
 from vlm.v1 import tensor_pb2, vision_pb2
 
@@ -111,9 +111,8 @@ class FeatureIntake:
         self._arrivals.pop(index, None)
         model = self._decoder.model
         if header.encoder_fingerprint != model.encoder_fingerprint:
-            raise ServiceError(
-                Code.FAILED_PRECONDITION,
-                "ENCODER_MISMATCH",
+            raise failure(
+                Reason.ENCODER_MISMATCH,
                 "the features come from an encoder that this decoder was not made with: serve both from bundles of "
                 "the same checkpoint",
                 metadata={"expected": model.encoder_fingerprint, "actual": header.encoder_fingerprint[:128]},
@@ -122,9 +121,8 @@ class FeatureIntake:
             header.encoder_dtype,
             self._encoder_dtype,
         ):
-            raise ServiceError(
-                Code.FAILED_PRECONDITION,
-                "ENCODER_MISMATCH",
+            raise failure(
+                Reason.ENCODER_MISMATCH,
                 f"the features were computed in {dtype_name(header.encoder_dtype)} and are expected in "
                 f"{dtype_name(self._encoder_dtype)}: start all vision services with the same dtype",
             )
@@ -214,7 +212,7 @@ class FeatureIntake:
             raise too_large(
                 path,
                 f"brings this request's features to {size} bytes, over max_feature_bytes, which is {limit}",
-                reason="FEATURES_TOO_LARGE",
+                reason=Reason.FEATURES_TOO_LARGE,
                 limit=limit,
             )
         self._place.hold_bytes(size)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from serving.errors import invalid, overloaded, too_large
+from serving.errors import Reason, invalid, overloaded, too_large
 
 _SHORTEST_RETRY = 1.0
 _LONGEST_RETRY = 60.0
@@ -95,7 +95,7 @@ class Admission:
         """
         if self._inside >= self._places:
             raise overloaded(
-                "QUEUE_FULL",
+                Reason.QUEUE_FULL,
                 f"{self._inside} requests are running or waiting, which is the limit",
                 retry_after=self._retry_after(),
             )
@@ -117,7 +117,7 @@ class Admission:
         """
         if count > 0 and self._bytes + count > self._max_bytes:
             raise overloaded(
-                "FEATURE_MEMORY_FULL",
+                Reason.FEATURE_MEMORY_FULL,
                 f"features of running requests take {self._bytes} bytes and {count} more would pass "
                 f"max_buffered_feature_bytes, which is {self._max_bytes}",
                 retry_after=self._retry_after(),
@@ -146,7 +146,7 @@ def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) 
             "messages",
             f"take {prompt_tokens} tokens or more and leave no room for an answer in the context of "
             f"{context_length}; shorten them, or send smaller or fewer media",
-            reason="PROMPT_TOO_LONG",
+            reason=Reason.PROMPT_TOO_LONG,
             limit=context_length,
         )
     if max_tokens is not None and max_tokens > free:
@@ -154,6 +154,6 @@ def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) 
             "generation.max_tokens",
             f"is {max_tokens}; the prompt, of at least {prompt_tokens} tokens, leaves at most {free} of the context of "
             f"{context_length}",
-            reason="MAX_TOKENS_TOO_LARGE",
+            reason=Reason.MAX_TOKENS_TOO_LARGE,
         )
     return free

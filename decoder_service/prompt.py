@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Text, media_of
-from serving.errors import Code, ServiceError, invalid
+from serving.errors import Reason, failure, invalid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -112,14 +112,13 @@ class PromptBuilder:
                 )
         except jinja2.TemplateError as error:
             raise invalid(
-                "messages", f"the model's chat template refuses them: {error}", reason="TEMPLATE_REFUSES"
+                "messages", f"the model's chat template refuses them: {error}", reason=Reason.TEMPLATE_REFUSES
             ) from error
         media = media_of(messages)
         written = [self._kinds[token] for token in ids if token in self._kinds]
         if written != [medium.kind for medium in media]:
-            raise ServiceError(
-                Code.INTERNAL,
-                "TEMPLATE_MISMATCH",
+            raise failure(
+                Reason.TEMPLATE_MISMATCH,
                 f"the chat template wrote {len(written)} placeholders for {len(media)} media, or in another order",
             )
         return Rendered(tuple(ids), media)

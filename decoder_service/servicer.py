@@ -9,15 +9,15 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
-import structlog
 
 from decoder_service import validation, wire
 from decoder_service.chat import media_of
 from decoder_service.core import Decoder
 from decoder_service.handshake import FeatureIntake
 from decoder_service.session import open_session
-from serving.errors import Code, ServiceError, invalid
-from serving.tasks import drop
+from serving.calls import bind_request_id
+from serving.errors import Reason, failure, invalid
+from serving.tasks import cancel_and_wait
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -55,7 +55,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             limits=self._decoder.limits,
         )
         del first
-        structlog.contextvars.bind_contextvars(request_id=opening.request_id)  # each call has a context of its own
+        bind_request_id(opening.request_id)
         async with open_session(self._decoder, opening, arrived=arrived) as session:
             yield wire.media_needed(session.intake.needed)
             await self._take_in(requests, session.intake, until=lambda: session.intake.laid_out)
@@ -67,7 +67,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
                     async for event in events:
                         yield wire.event(event)
             finally:
-                await drop(arriving)
+                await cancel_and_wait(arriving)
 
     async def _take_in(
         self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake, *, until: Callable[[], bool]
@@ -78,7 +78,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
                 raise invalid(
                     "header",
                     f"the stream ended before all features of the media {list(intake.missing)} had come",
-                    reason="FEATURES_INCOMPLETE",
+                    reason=Reason.FEATURES_INCOMPLETE,
                 )
             match request.WhichOneof("payload"):
                 case "header":
@@ -101,9 +101,8 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             async with asyncio.timeout(timeout):
                 return await anext(requests, None)
         except TimeoutError as error:
-            raise ServiceError(
-                Code.DEADLINE_EXCEEDED,
-                "MEDIA_TIMEOUT",
+            raise failure(
+                Reason.MEDIA_TIMEOUT,
                 f"nothing came about the media {list(intake.missing)} for media_timeout, which is {timeout:g} seconds",
             ) from error
 

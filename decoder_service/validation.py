@@ -22,13 +22,13 @@ from decoder_service.generation import (
     GenerationDefaults,
 )
 from decoder_service.limits import Limits
-from serving.errors import Code, ServiceError, invalid, too_large, unimplemented
+from serving.calls import check_request_id
+from serving.errors import Reason, failure, invalid, too_large, unimplemented
 from serving.media import MAX_FRAMES, check_options, is_digest, relevant_options, requested_options
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, tensor_pb2
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 16384
-MAX_REQUEST_ID_LENGTH = 128
 MAX_TIMESTAMP = 1e7
 """Seconds: about four months. A time is written into the prompt, so its digits are bounded."""
 
@@ -103,20 +103,7 @@ def check_model(name: str, model: str) -> None:
         ServiceError: NOT_FOUND.
     """
     if name not in ("", model):
-        raise ServiceError(Code.NOT_FOUND, "MODEL_NOT_FOUND", f"model {name!r} is not served here; this is {model!r}")
-
-
-def check_request_id(request_id: str) -> str:
-    """Check a request's id, or make one.
-
-    Raises:
-        ServiceError: INVALID_ARGUMENT.
-    """
-    if not request_id:
-        return secrets.token_hex(8)
-    if len(request_id) > MAX_REQUEST_ID_LENGTH or not (request_id.isascii() and request_id.isprintable()):
-        raise invalid("request_id", f"must be at most {MAX_REQUEST_ID_LENGTH} printable ASCII characters")
-    return request_id
+        raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; this is {model!r}")
 
 
 def conversation(
@@ -138,13 +125,16 @@ def conversation(
         raise too_large(
             "messages",
             f"has {len(messages)} messages, over the limit of {MAX_MESSAGES}",
-            reason="TOO_MANY_MESSAGES",
+            reason=Reason.TOO_MANY_MESSAGES,
             limit=MAX_MESSAGES,
         )
     parts = sum(len(message.parts) for message in messages)
     if parts > MAX_PARTS:
         raise too_large(
-            "messages", f"has {parts} parts, over the limit of {MAX_PARTS}", reason="TOO_MANY_PARTS", limit=MAX_PARTS
+            "messages",
+            f"has {parts} parts, over the limit of {MAX_PARTS}",
+            reason=Reason.TOO_MANY_PARTS,
+            limit=MAX_PARTS,
         )
     media = media_pb2.MediaOptions() if media is None else media
     checked = tuple(_message(message, index, media) for index, message in enumerate(messages))
@@ -155,7 +145,7 @@ def conversation(
         raise too_large(
             "messages",
             f"has {count} images and videos, over max_prompt_media, which is {limits.max_prompt_media}",
-            reason="TOO_MANY_MEDIA",
+            reason=Reason.TOO_MANY_MEDIA,
             limit=limits.max_prompt_media,
         )
     size = sum(len(part.text.encode()) for message in checked for part in message.parts if isinstance(part, Text))
@@ -163,7 +153,7 @@ def conversation(
         raise too_large(
             "messages",
             f"has {size} bytes of text, over max_text_bytes, which is {limits.max_text_bytes}",
-            reason="TEXT_TOO_LONG",
+            reason=Reason.TEXT_TOO_LONG,
             limit=limits.max_text_bytes,
         )
     return checked
@@ -180,7 +170,7 @@ def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOption
         raise invalid(
             f"{path}.role",
             f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2) or ROLE_ASSISTANT (3)",
-            reason="ROLE_UNKNOWN",
+            reason=Reason.ROLE_UNKNOWN,
         )
     if role is Role.SYSTEM and index > 0:
         raise invalid(f"{path}.role", "is ROLE_SYSTEM, which only the first message may have")

@@ -29,7 +29,7 @@ from decoder_service.prompt import Prompt, PromptBuilder
 from serving.bundle import Bundle
 from serving.parent import end_with_parent
 from vision_service.encoder import Encoder
-from vision_service.media import Grid, Medium
+from vision_service.media import Grid, PreparedMedium
 from vision_service.operators import Operators, OperatorsError
 from vision_service.patches import image_levels, patchify
 
@@ -114,7 +114,7 @@ def _missing(name: str) -> str | None:
     return None
 
 
-def _encode(bundle: Bundle, media: Iterator[Medium], name: str) -> Features:
+def _encode(bundle: Bundle, media: Iterator[PreparedMedium], name: str) -> Features:
     """The features of media; the encoder is in memory for as long as this takes."""
     encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=getattr(torch, name))
     features = [encoder.encode([medium])[0].numpy() for medium in media]
@@ -123,7 +123,7 @@ def _encode(bundle: Bundle, media: Iterator[Medium], name: str) -> Features:
     return features
 
 
-def _medium(bundle: Bundle, picture: Image.Image) -> Medium:
+def _medium(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
     """A picture as the encoder takes it, in a size that its patches fill."""
     vision = bundle.vision
     edge = vision.patch_size * vision.spatial_merge_size
@@ -141,10 +141,10 @@ def _medium(bundle: Bundle, picture: Image.Image) -> Medium:
         for name in ("image_mean", "image_std", "rescale_factor")
     )
     grid = Grid(1, height // vision.patch_size, width // vision.patch_size)
-    return Medium("image", grid, patches, image_levels(mean, std, factor))
+    return PreparedMedium("image", grid, patches, image_levels(mean, std, factor))
 
 
-def _prompts(bundle: Bundle, media: Sequence[Medium], features: Features) -> list[Prompt]:
+def _prompts(bundle: Bundle, media: Sequence[PreparedMedium], features: Features) -> list[Prompt]:
     builder = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
     prompts = []
     for index, (medium, rows) in enumerate(zip(media, features, strict=True)):

@@ -1,1 +1,1 @@
-"""The front door: gRPC and HTTP. It conducts the vision service and the decoder, and holds no model itself."""
+"""The service that clients call, over gRPC or HTTP. It orchestrates the other two services and loads no model."""

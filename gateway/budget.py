@@ -1,4 +1,4 @@
-"""The settings of the vision tier: what media become where a request is silent."""
+"""The settings of the vision tier: its default budget of pixels and frames."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 from gateway.errors import Tier
 from gateway.ports import VisionTier
-from gateway.retry import Backoff, Deadline, persist
+from gateway.retry import Backoff, Deadline, retry_unavailable
 from serving.media import requested_options, resolve_options
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the vision tier is set to.
+    """The settings of the vision tier.
 
     Attributes:
-        info: As a replica tells it.
+        info: As a replica sent it.
     """
 
     info: vision_pb2.EncoderInfo
@@ -50,13 +50,13 @@ class Budget:
 
 
 class TierBudget:
-    """Learns the budget from the tier, once, and again where a replica says that it is another.
+    """Reads the budget from the tier, once, and again where a replica has another one.
 
     Args:
         vision: The tier.
         attempts: How often it is asked while it is unavailable.
         backoff: The waits in between.
-        known: What was learnt before.
+        known: The settings, where they are known already.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class TierBudget:
         self._budget = None if known is None else Budget(known)
 
     async def get(self, deadline: Deadline) -> Budget:
-        """The budget. Raises ServiceError where the tier does not tell it."""
+        """The budget. Raises ServiceError where the tier cannot be asked."""
         if self._budget is None:
-            info = await persist(
+            info = await retry_unavailable(
                 lambda: self._vision.encoder(seconds=deadline.remaining()),
                 tier=Tier.VISION,
                 attempts=self._attempts,
@@ -81,6 +81,6 @@ class TierBudget:
         return self._budget
 
     def forget(self, budget: Budget) -> None:
-        """Ask the tier again the next time, unless another request has done so since this one was learnt."""
+        """Ask the tier again the next time, unless another request has done so since `budget` was read."""
         if self._budget is budget:
             self._budget = None

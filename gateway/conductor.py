@@ -1,4 +1,4 @@
-"""The core of the gateway: one request, conducted over both tiers. It knows nothing of gRPC and HTTP."""
+"""The core of the gateway: orchestrates one request over both tiers. Independent of gRPC and HTTP."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 import structlog
 
 from gateway.budget import Budget, TierBudget
+from gateway.copying import copy_fields, opening_of
 from gateway.errors import Tier, broken, lost, lost_midway, of_decoder, of_medium, untyped
 from gateway.feed import EncodeMeter, Feed, Stopwatch
-from gateway.media import Conversation, Limits, Medium, collect, name_options
-from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
-from gateway.retry import SETTINGS_DIFFER, Backoff, Deadline, persist
+from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
+from gateway.ports import DecoderTier, GenerationCall, VisionTier
+from gateway.retry import Backoff, Deadline, retry_unavailable, settings_differ
 from serving.errors import Code, ServiceError, unimplemented
 from serving.media import check_options
-from serving.tasks import drop, together
+from serving.tasks import cancel_and_wait, gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, gateway_pb2, media_pb2, vision_pb2
 
 log = structlog.get_logger()
@@ -43,7 +44,7 @@ class Policy:
 
 
 class _DecoderLostError(Exception):
-    """The decoder tier is unavailable: another replica may do better."""
+    """The decoder tier is unavailable; another replica may answer."""
 
     def __init__(self, error: ServiceError) -> None:
         super().__init__(error.message)
@@ -52,20 +53,20 @@ class _DecoderLostError(Exception):
 
 @dataclass
 class _Progress:
-    """How far a request is."""
+    """Progress of one request."""
 
     request_id: str
     deadline: Deadline
     paths: list[str] = field(default_factory=list)  # of the media
     arrived: float = field(default_factory=time.monotonic)
     vision: Stopwatch = field(default_factory=Stopwatch)
-    reporting: bool = False  # whether the client wants to know
+    reporting: bool = False  # whether the client asks for progress events
     started: bool = False
     first_token: float | None = None
     tokens: int = 0
 
     def note(self, event: chat_pb2.ChatEvent) -> bool:
-        """Take note of an event and fill in what the gateway knows. False: the client has it already."""
+        """Record an event and fill in the gateway's own fields. False: the event is not for the client."""
         which = event.WhichOneof("event")
         if which == "started":
             if self.started:  # by an earlier attempt
@@ -74,7 +75,7 @@ class _Progress:
             event.started.request_id = self.request_id
         elif which == "progress":
             return self.reporting and self.started and self.first_token is None
-        elif which in ("delta", "tool_call"):
+        elif which == "delta":
             self.first_token = self.first_token or time.monotonic()
             self.tokens += len(event.delta.token_ids)
         elif which == "finished":
@@ -82,26 +83,26 @@ class _Progress:
             timings.vision_seconds = self.vision.seconds
             timings.time_to_first_token_seconds = (self.first_token or time.monotonic()) - self.arrived
         else:
-            raise broken(Tier.DECODER, "sent an event without content")
+            raise broken(Tier.DECODER, f"sent {f'the event {which!r}' if which else 'an event without content'}")
         return True
 
 
 class Conductor:
-    """Answers requests with the help of both tiers.
+    """Answers requests by calling both tiers.
 
     Args:
         vision: The vision tier.
         decoder: The decoder tier.
         limits: What a request may hold.
         policy: How often and how widely the tiers are tried.
-        encoder: What the vision tier is set to, where that was learnt before; else it is asked.
+        encoder: The vision tier's settings, where they are known already; else the tier is asked.
     """
 
     def __init__(
         self,
         vision: VisionTier,
         decoder: DecoderTier,
-        limits: Limits,
+        limits: RequestLimits,
         policy: Policy,
         encoder: vision_pb2.EncoderInfo | None = None,
     ) -> None:
@@ -116,8 +117,8 @@ class Conductor:
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         """Answer a conversation: `started` once, progress where it was asked for, deltas, `finished`.
 
-        A decoder that is lost before its first token is replaced by another, unseen by the client. Closing the
-        generator cancels whatever is going on in both tiers; use `contextlib.aclosing`.
+        A decoder that is lost before its first token is replaced by another, invisibly to the client. Closing the
+        generator cancels the calls to both tiers; use `contextlib.aclosing`.
 
         Args:
             request: As the client sent it. It is not changed.
@@ -130,21 +131,13 @@ class Conductor:
         progress = _Progress(request_id, deadline, reporting=request.report_progress)
         check_options(request.media, "media")
         conversation = await collect(request.messages, self._limits)
-        opening = decoder_pb2.GenerateOpen(
-            request_id=request_id,
-            model=request.model,
-            messages=conversation.messages,
-            generation=request.generation if request.HasField("generation") else None,
-            media=request.media if request.HasField("media") else None,
-            tools=request.tools,
-            tool_choice=request.tool_choice if request.HasField("tool_choice") else None,
-            report_progress=request.report_progress,
-        )
+        opening = opening_of(request, request_id)
+        opening.messages.extend(conversation.messages)
         media = list(conversation.media)
         progress.paths = [medium.path for medium in media]
         del request, conversation
         budget: Budget | None = None
-        learnt_again = False
+        renewed = False
         attempt = 1
         while True:
             if media and budget is None:
@@ -159,12 +152,12 @@ class Conductor:
                         yield event
                 return
             except ServiceError as error:
-                # No replica that was tried has the settings that were learnt: the tier was started anew with others.
-                if budget is None or learnt_again or error.reason != SETTINGS_DIFFER:
+                # No replica that was tried has the settings that are known here: the tier was restarted with others.
+                if budget is None or renewed or not settings_differ(error):
                     raise
                 log.warning("settings of the vision tier have changed", error=error.message)
                 self._budget.forget(budget)
-                budget, learnt_again = None, True
+                budget, renewed = None, True
                 continue
             except _DecoderLostError as failure:
                 if progress.first_token is not None:
@@ -184,7 +177,7 @@ class Conductor:
     async def _attempt(
         self,
         opening: decoder_pb2.GenerateOpen,
-        media: Sequence[Medium],
+        media: Sequence[RequestMedium],
         budget: Budget | None,
         progress: _Progress,
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
@@ -198,9 +191,7 @@ class Conductor:
             sent.ClearField("media")  # each medium has its own options now
             sent.encoder_dtype = budget.encoder_dtype
         meter = EncodeMeter()
-        async with self._decoder.generate(seconds=progress.deadline.remaining()) as generation:
-            with contextlib.suppress(CallEndedError):  # the receiver is told why
-                await generation.send(decoder_pb2.GenerateRequest(open=sent))
+        async with self._decoder.generate(sent, seconds=progress.deadline.remaining()) as generation:
             needed = _needed(await self._receive(generation, progress), len(media))
             feed = Feed(
                 self._vision,
@@ -222,10 +213,10 @@ class Conductor:
                         if event.WhichOneof("event") == "finished":
                             return
             finally:
-                await drop(feeding)
+                await cancel_and_wait(feeding)
 
     async def _events(
-        self, feeding: asyncio.Task[None], generation: Generation, meter: EncodeMeter, progress: _Progress
+        self, feeding: asyncio.Task[None], generation: GenerationCall, meter: EncodeMeter, progress: _Progress
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         """The decoder's events without end and, until the feed is through, how far the encoding is.
 
@@ -251,9 +242,9 @@ class Conductor:
             while True:  # a task for each token is of no use any more
                 yield _event(await self._receive(generation, progress))
         finally:
-            await drop(receiving, metering)
+            await cancel_and_wait(receiving, metering)
 
-    async def _receive(self, generation: Generation, progress: _Progress) -> decoder_pb2.GenerateResponse | None:
+    async def _receive(self, generation: GenerationCall, progress: _Progress) -> decoder_pb2.GenerateResponse | None:
         try:
             return await generation.receive()
         except ServiceError as error:
@@ -276,14 +267,10 @@ class Conductor:
         check_options(request.media, "media")
         conversation = await collect(request.messages, self._limits)
         layouts = await self._layouts(conversation, request.media, request_id, deadline)
-        question = decoder_pb2.CountPromptTokensRequest(
-            messages=conversation.messages,
-            layouts=layouts,
-            return_token_ids=request.return_token_ids,
-            model=request.model,
-        )
+        question = decoder_pb2.CountPromptTokensRequest(messages=conversation.messages, layouts=layouts)
+        copy_fields(request, question, without=("messages", "media", "tools", "request_id"))
         try:
-            counted = await persist(
+            counted = await retry_unavailable(
                 lambda: self._decoder.count(question, seconds=deadline.remaining()),
                 tier=Tier.DECODER,
                 attempts=self._policy.decode_attempts,
@@ -308,14 +295,14 @@ class Conductor:
         slots = asyncio.Semaphore(self._policy.encode_concurrency)
         budget = await self._budget.get(deadline)
 
-        async def describe(medium: Medium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
+        async def describe(medium: RequestMedium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
             # Without the settings' digest: whichever replica answers, the options are in numbers.
             question = vision_pb2.EncodeRequest(
                 kind=medium.kind, data=medium.data, options=resolved, request_id=request_id
             )
             async with slots:
                 try:
-                    return await persist(
+                    return await retry_unavailable(
                         lambda: self._vision.describe(question, seconds=deadline.remaining()),
                         tier=Tier.VISION,
                         attempts=self._policy.encode_attempts,
@@ -335,12 +322,12 @@ class Conductor:
             keys.append(key)
             if key not in distinct:
                 distinct[key] = describe(medium, resolved)
-        layouts = dict(zip(distinct, await together(distinct.values()), strict=True))
+        layouts = dict(zip(distinct, await gather_or_cancel(distinct.values()), strict=True))
         return [layouts[key] for key in keys]
 
     async def models(self, *, deadline: Deadline) -> list[chat_pb2.Model]:
-        """What can be asked. Raises ServiceError."""
-        model = await persist(
+        """The models that are served. Raises ServiceError."""
+        model = await retry_unavailable(
             lambda: self._decoder.model(seconds=deadline.remaining()),
             tier=Tier.DECODER,
             attempts=self._policy.decode_attempts,

@@ -1,4 +1,4 @@
-"""Features on their way: from the vision tier to a generation, as they come."""
+"""Relays features from the vision tier to a generation as they arrive."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.errors import Tier, broken, of_medium
-from gateway.media import Medium
-from gateway.ports import CallEndedError, Generation, VisionTier
-from gateway.retry import Backoff, Deadline, persist
+from gateway.media import RequestMedium
+from gateway.ports import CallEndedError, GenerationCall, VisionTier
+from gateway.retry import Backoff, Deadline, retry_unavailable
 from serving.errors import ServiceError
-from serving.tasks import together
+from serving.tasks import gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
 
 _WAITING_MESSAGES = 2
@@ -34,19 +34,19 @@ class Stopwatch:
 
 
 class EncodeMeter:
-    """How far the encoding of a request's media is, in patches; tells those who wait when it changes."""
+    """Progress of the encoding of a request's media, in patches; `changed` waits for the next change."""
 
     def __init__(self) -> None:
         self._media: dict[int, vision_pb2.EncodeProgress] = {}
         self._changed = asyncio.Event()
 
     def set(self, number: int, done: int, total: int) -> None:
-        """One medium is so far."""
+        """Record one medium's progress."""
         self._media[number] = vision_pb2.EncodeProgress(patches_done=done, patches_total=total)
         self._changed.set()
 
     def finish(self, number: int) -> None:
-        """One medium is encoded."""
+        """Record that one medium is encoded."""
         if (medium := self._media.get(number)) is not None and medium.patches_done < medium.patches_total:
             self.set(number, medium.patches_total, medium.patches_total)
 
@@ -63,7 +63,7 @@ class EncodeMeter:
 
 
 class Feed:
-    """Has media encoded and relays their features to one generation.
+    """Requests the encoding of media and relays their features to one generation.
 
     What is read from the vision tier waits in a short queue for the one writer of the generation: while the decoder
     takes nothing the queue is full, nothing more is read, and gRPC's flow control stops the encoders' streams.
@@ -71,20 +71,20 @@ class Feed:
     Args:
         vision: Encodes.
         generation: Takes the features. The feed is its only sender from here on.
-        settings_digest: Of the vision tier, as it was learnt.
+        settings_digest: Of the vision tier, as last read from it.
         request_id: For logs and traces.
         deadline: When to give up.
         attempts: How often one medium is tried while the vision tier is unavailable.
         concurrency: How many media are encoded at the same time.
         backoff: The waits between attempts.
-        stopwatch: Told when features are asked for and come.
-        meter: Told how far each medium is.
+        stopwatch: Records when features are asked for and arrive.
+        meter: Records how far each medium is.
     """
 
     def __init__(
         self,
         vision: VisionTier,
-        generation: Generation,
+        generation: GenerationCall,
         *,
         settings_digest: str,
         request_id: str,
@@ -107,7 +107,7 @@ class Feed:
         self._meter = meter
         self._queue: asyncio.Queue[decoder_pb2.GenerateRequest | None] = asyncio.Queue(_WAITING_MESSAGES)
 
-    async def run(self, media: Iterable[tuple[int, Medium, media_pb2.MediaOptions]]) -> None:
+    async def run(self, media: Iterable[tuple[int, RequestMedium, media_pb2.MediaOptions]]) -> None:
         """Relay the features of these media, each with its number and the options that it is encoded with.
 
         Returns early when the generation is over.
@@ -115,24 +115,24 @@ class Feed:
         Raises:
             ServiceError: A medium cannot be encoded; the fields at fault are named as in the client's request.
         """
-        with contextlib.suppress(CallEndedError):  # why it is over the generation's receiver is told
-            await together((self._write(), self._encode_all(media)))
+        with contextlib.suppress(CallEndedError):  # the generation's `receive` raises why
+            await gather_or_cancel((self._write(), self._encode_all(media)))
 
     async def _write(self) -> None:
         while (message := await self._queue.get()) is not None:
             await self._generation.send(message)
         await self._generation.done_sending()
 
-    async def _encode_all(self, media: Iterable[tuple[int, Medium, media_pb2.MediaOptions]]) -> None:
-        await together(self._encode(*one) for one in media)
+    async def _encode_all(self, media: Iterable[tuple[int, RequestMedium, media_pb2.MediaOptions]]) -> None:
+        await gather_or_cancel(self._encode(*one) for one in media)
         await self._queue.put(None)
 
-    async def _encode(self, number: int, medium: Medium, options: media_pb2.MediaOptions) -> None:
+    async def _encode(self, number: int, medium: RequestMedium, options: media_pb2.MediaOptions) -> None:
         async with self._slots:
             if self._stopwatch.began is None:
                 self._stopwatch.began = time.monotonic()
             try:
-                await persist(
+                await retry_unavailable(
                     lambda: self._relay(number, medium, options),
                     tier=Tier.VISION,
                     attempts=self._attempts,
@@ -142,7 +142,7 @@ class Feed:
             except ServiceError as error:
                 raise of_medium(error, medium.path, medium.options) from error
 
-    async def _relay(self, number: int, medium: Medium, options: media_pb2.MediaOptions) -> None:
+    async def _relay(self, number: int, medium: RequestMedium, options: media_pb2.MediaOptions) -> None:
         """One attempt. Its header, sent again, makes the decoder forget what came of an earlier one."""
         request = vision_pb2.EncodeRequest(
             kind=medium.kind,
@@ -177,6 +177,6 @@ class Feed:
                 else:
                     raise broken(Tier.VISION, f"sent {which or 'nothing'} where it must not")
                 await self._queue.put(message)
-        # Whether the chunks are whole the decoder sees when the feed tells that nothing more will be sent.
+        # The decoder checks that the chunks are complete once the feed has ended its side of the call.
         if not announced:
             raise broken(Tier.VISION, "sent no header")

@@ -1,4 +1,4 @@
-"""The media of a request: found, checked, named by content, and taken out of the messages."""
+"""Takes the media out of a request's messages: checks them and names them by their content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from serving.errors import invalid, too_large, unimplemented
+from gateway.copying import copy_fields
+from serving.errors import Reason, invalid, too_large, unimplemented
 from serving.media import check_options, media_digest
 from vlm.v1 import chat_pb2, media_pb2
 
@@ -17,7 +18,7 @@ _DIGEST_INLINE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What a request may hold. The names in errors are those of the settings.
 
     Attributes:
@@ -36,7 +37,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Medium:
+class RequestMedium:
     """One image or video of a request.
 
     Attributes:
@@ -56,67 +57,76 @@ class Medium:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A request's messages, light enough to send around, and the media that they name.
+    """A request's messages without the files of their media, and these media.
 
     Attributes:
-        messages: As the client sent them, but with the digest alone of every medium.
+        messages: As the client sent them, with each medium's file replaced by its digest.
         media: In order of appearance: their numbers are their places here.
     """
 
     messages: Sequence[chat_pb2.Message]
-    media: Sequence[Medium]
+    media: Sequence[RequestMedium]
 
 
-async def collect(messages: Sequence[chat_pb2.Message], limits: Limits) -> Conversation:
-    """Take the media out of the messages.
+async def collect(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> Conversation:
+    """Take the media out of copies of the messages.
 
-    The client's messages are left as they are. What else is wrong with them is the decoder's to say.
+    The client's messages are not changed. All that is not about media is checked by the decoder.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED that names the medium at fault.
     """
     _check_counts(messages, limits)
     light: list[chat_pb2.Message] = []
-    media: list[Medium] = []
+    media: list[RequestMedium] = []
     held: dict[str, bytes] = {}  # of the same file sent twice, one copy is enough
     for i, message in enumerate(messages):
-        parts: list[chat_pb2.Part] = []
+        named = chat_pb2.Message()
+        copy_fields(message, named, without=("parts",))
         for j, part in enumerate(message.parts):
             which = part.WhichOneof("part")
             if which not in _KINDS:
-                parts.append(part)
+                named.parts.add().CopyFrom(part)
                 continue
             path = f"messages[{i}].parts[{j}].{which}"
             sent = part.image if which == "image" else part.video
             check_options(sent.options, f"{path}.options")
             data = _data(sent, path, which, limits)
             digest = await _digest(data)
-            source = media_pb2.Media(digest=digest)
-            parts.append(chat_pb2.Part(image=source) if which == "image" else chat_pb2.Part(video=source))
+            _add_named(named, part, which, digest)
             options = media_pb2.MediaOptions()
             options.CopyFrom(sent.options)
-            media.append(Medium(path, _KINDS[which], digest, held.setdefault(digest, data), options))
-        light.append(chat_pb2.Message(role=message.role, parts=parts))
+            media.append(RequestMedium(path, _KINDS[which], digest, held.setdefault(digest, data), options))
+        light.append(named)
     return Conversation(light, media)
 
 
-def _check_counts(messages: Sequence[chat_pb2.Message], limits: Limits) -> None:
+def _add_named(message: chat_pb2.Message, part: chat_pb2.Part, which: str, digest: str) -> None:
+    """Add a copy of the part to the message, its medium named by its digest instead of holding the file."""
+    added = message.parts.add()
+    copy_fields(part, added, without=(which,))
+    sent, named = (part.image, added.image) if which == "image" else (part.video, added.video)
+    copy_fields(sent, named, without=("data", "url", "digest"))
+    named.digest = digest
+
+
+def _check_counts(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> None:
     """Refuse what is too much before any of it is touched."""
     parts = media = 0
     for message in messages:
         parts += len(message.parts)
         media += sum(part.WhichOneof("part") in _KINDS for part in message.parts)
     for count, what, reason, limit, setting in (
-        (len(messages), "messages", "TOO_MANY_MESSAGES", limits.messages, "max_messages"),
-        (parts, "parts", "TOO_MANY_PARTS", limits.parts, "max_parts"),
-        (media, "images and videos", "TOO_MANY_MEDIA", limits.media, "max_media_per_request"),
+        (len(messages), "messages", Reason.TOO_MANY_MESSAGES, limits.messages, "max_messages"),
+        (parts, "parts", Reason.TOO_MANY_PARTS, limits.parts, "max_parts"),
+        (media, "images and videos", Reason.TOO_MANY_MEDIA, limits.media, "max_media_per_request"),
     ):
         if count > limit:
             description = f"has {count} {what}, more than the limit of {limit} ({setting})"
             raise too_large("messages", description, reason=reason, limit=limit)
 
 
-def _data(source: media_pb2.Media, path: str, which: str, limits: Limits) -> bytes:
+def _data(source: media_pb2.Media, path: str, which: str, limits: RequestLimits) -> bytes:
     """The file's bytes, copied out of the request: the only copy that the gateway keeps."""
     named = source.WhichOneof("source")
     if named is None:
@@ -124,8 +134,10 @@ def _data(source: media_pb2.Media, path: str, which: str, limits: Limits) -> byt
     if named in ("url", "digest"):
         raise unimplemented(f"{path}.{named}", "put the bytes of the file into `data`")
     data = source.data
-    limit, setting = (
-        (limits.image_bytes, "max_image_bytes") if which == "image" else (limits.video_bytes, "max_video_bytes")
+    limit, setting, reason = (
+        (limits.image_bytes, "max_image_bytes", Reason.IMAGE_TOO_LARGE)
+        if which == "image"
+        else (limits.video_bytes, "max_video_bytes", Reason.VIDEO_TOO_LARGE)
     )
     if not data:
         raise invalid(path, "is empty; put the bytes of the file into `data`")
@@ -133,7 +145,7 @@ def _data(source: media_pb2.Media, path: str, which: str, limits: Limits) -> byt
         raise too_large(
             path,
             f"has {len(data)} bytes, more than the limit of {limit} ({setting})",
-            reason=f"{which.upper()}_TOO_LARGE",
+            reason=reason,
             limit=limit,
         )
     return data

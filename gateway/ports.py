@@ -1,4 +1,4 @@
-"""What the conductor needs of the two tiers. `gateway.tiers` fills it in with gRPC; tests fill it in as they like."""
+"""Interfaces of the two tiers, as the conductor uses them; `gateway.tiers` implements them with gRPC."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
 
 
 class CallEndedError(Exception):
-    """Nothing more can be sent on this call: it is over. Why, its `receive` tells."""
+    """Nothing more can be sent on this call, as it has ended; its `receive` raises why."""
 
 
 class VisionTier(ABC):
-    """The vision services, taken as one."""
+    """All replicas of the vision service, as one."""
 
     @abstractmethod
     def encode(
@@ -32,14 +32,14 @@ class VisionTier(ABC):
 
     @abstractmethod
     async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
-        """Lay one medium out. Raises ServiceError."""
+        """Compute the layout of one medium. Raises ServiceError."""
 
     @abstractmethod
     async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
-        """Tell what is loaded. Raises ServiceError."""
+        """Read what is loaded. Raises ServiceError."""
 
 
-class Generation(ABC):
+class GenerationCall(ABC):
     """One call of `Decoder.Generate`."""
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Generation(ABC):
 
     @abstractmethod
     async def done_sending(self) -> None:
-        """Tell that nothing more will be sent."""
+        """Close the sending side of the call."""
 
     @abstractmethod
     async def receive(self) -> decoder_pb2.GenerateResponse | None:
@@ -64,14 +64,19 @@ class Generation(ABC):
 
 
 class DecoderTier(ABC):
-    """The decoder services, taken as one."""
+    """All replicas of the decoder service, as one."""
 
     @abstractmethod
-    def generate(self, *, seconds: float) -> AbstractAsyncContextManager[Generation]:
-        """Begin a generation. Leaving the context cancels it if it is not over.
+    def generate(
+        self, opening: decoder_pb2.GenerateOpen, *, seconds: float
+    ) -> AbstractAsyncContextManager[GenerationCall]:
+        """Begin a generation. Leaving the context cancels it if it has not ended.
+
+        A call that fails at once does so at its first `receive`.
 
         Args:
-            seconds: Time that it may take.
+            opening: The request; it is sent as the first message.
+            seconds: Time that the call may take.
         """
 
     @abstractmethod
@@ -82,4 +87,4 @@ class DecoderTier(ABC):
 
     @abstractmethod
     async def model(self, *, seconds: float) -> chat_pb2.Model:
-        """Tell what is loaded. Raises ServiceError."""
+        """Read what is loaded. Raises ServiceError."""

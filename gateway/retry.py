@@ -1,4 +1,4 @@
-"""Trying again: how often, after how long, and not past the deadline."""
+"""Retries: how often, after how long, and not past the deadline."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from typing import TypeVar
 import structlog
 
 from gateway.errors import Tier, lost, out_of_time, untyped
-from serving.errors import Code, ServiceError
+from serving.errors import Code, Reason, ServiceError
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
-SETTINGS_DIFFER = "ENCODER_SETTINGS_DIFFER"
-"""Reason with which a vision service refuses a caller that has learnt other settings than its own."""
+
+def settings_differ(error: ServiceError) -> bool:
+    """Whether a vision service refuses the call because its caller expects other settings than the service's."""
+    return error.reason == Reason.ENCODER_SETTINGS_DIFFER.name
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Deadline:
         return left
 
     def error(self) -> ServiceError:
-        """The failure of a request that was not answered in time."""
+        """DEADLINE_EXCEEDED for this request."""
         return out_of_time(self._seconds)
 
     async def pause(self, seconds: float) -> None:
@@ -80,22 +82,20 @@ class Deadline:
         self.remaining()
 
 
-async def persist(
+async def retry_unavailable(
     call: Callable[[], Awaitable[T]], *, tier: Tier, attempts: int, backoff: Backoff, deadline: Deadline
 ) -> T:
-    """Make a call that may be made again, until it succeeds or fails for a reason that another replica would not mend.
-
-    These are UNAVAILABLE, and a replica that is set otherwise than those before it.
+    """Repeat a call while it fails in a way that another replica may not: UNAVAILABLE, or other encoder settings.
 
     Args:
-        call: Makes it once; balancing takes each attempt to a replica that is up.
-        tier: Whom it calls.
-        attempts: How often it is made at most.
-        backoff: The waits in between.
+        call: Makes one attempt; load balancing sends each to a replica that is up.
+        tier: The tier that is called.
+        attempts: Most attempts.
+        backoff: The waits between attempts.
         deadline: When to give up.
 
     Raises:
-        ServiceError: As the call failed at last; UNAVAILABLE in the words of `errors.lost`.
+        ServiceError: The last attempt's error; UNAVAILABLE as `errors.lost` words it.
     """
     for attempt in itertools.count(1):
         try:
@@ -103,7 +103,7 @@ async def persist(
         except ServiceError as error:
             if error.code is Code.DEADLINE_EXCEEDED and untyped(error):
                 raise deadline.error() from error
-            differs = error.reason == SETTINGS_DIFFER
+            differs = settings_differ(error)
             if error.code is not Code.UNAVAILABLE and not differs:
                 raise
             log.warning("attempt failed", tier=tier.value, attempt=attempt, of=attempts, error=error.message)

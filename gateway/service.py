@@ -1,4 +1,4 @@
-"""The gateway as a server: it waits for the tiers, then opens its doors."""
+"""The gateway as a server: it waits for the tiers, then opens its ports."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from gateway.ports import DecoderTier, VisionTier
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
-from serving.channels import open_channel
 from serving.errors import Code, ServiceError
 from serving.server import Service, StartError
-from serving.tasks import drop
+from serving.tasks import cancel_and_wait
+from serving.transport import PortError, open_channel, service_options
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc, vision_pb2
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ class GatewayService(Service):
 
     It is SERVING from the moment both tiers have answered until it stops. A tier that goes away later makes requests
     fail with UNAVAILABLE, and not the gateway: a text-only request does well without the vision tier, and all replicas
-    of the gateway would turn NOT_SERVING together, so that nobody were left to tell the clients why.
+    of the gateway would turn NOT_SERVING together, so that clients would get no error that says why.
 
     Args:
         settings: Where and how.
@@ -54,12 +54,12 @@ class GatewayService(Service):
         self._settings = settings
         self._resources = contextlib.AsyncExitStack()
         self._conductor: Conductor | None = None
-        self._door: HttpServer | None = None
+        self._http: HttpServer | None = None
         self.http_address: str | None = None
-        """`host:port` of the HTTP door, once it is open."""
+        """`host:port` of the HTTP port, once it is open."""
 
     async def start(self, set_serving: Callable[[bool], None]) -> None:
-        """Wait for both tiers, see that they belong together, open the HTTP door.
+        """Wait for both tiers, check that their encoders match, and open the HTTP port.
 
         Raises:
             StartError: They do not, another service answers in the place of one, or the HTTP port is taken.
@@ -76,22 +76,19 @@ class GatewayService(Service):
                     max_body_bytes=self._settings.max_message_bytes,
                     max_requests=self._settings.max_concurrent_rpcs,
                 )
-                door = HttpServer(app, grace_seconds=self._settings.grace_seconds)
+                http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
                 try:
-                    port = await door.start(self._settings.host, self._settings.http_port)
-                except OSError as error:
-                    address = f"{self._settings.host}:{self._settings.http_port}"
-                    raise StartError(
-                        f"cannot listen on {address} for HTTP ({error.strerror}); is the port taken by another process?"
-                    ) from error
-                stack.push_async_callback(door.stop)
-                self._door = door
+                    port = await http.start(self._settings.host, self._settings.http_port)
+                except PortError as error:
+                    raise StartError(str(error)) from error
+                stack.push_async_callback(http.stop)
+                self._http = http
                 self.http_address = f"{self._settings.host}:{port}"
                 log.info("serving http", address=self.http_address)
             self._resources = stack.pop_all()
 
     def _channel(self, target: str) -> grpc.aio.Channel:
-        return open_channel(target, max_message_bytes=self._settings.max_message_bytes)
+        return open_channel(target, service_options(self._settings.max_message_bytes))
 
     async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
         """Wait until both tiers answer, and compare what they have loaded. Returns what the vision tier is set to."""
@@ -104,7 +101,7 @@ class GatewayService(Service):
         try:
             encoder, model = await asyncio.gather(asked, asked_too)
         finally:
-            await drop(asked, asked_too)
+            await cancel_and_wait(asked, asked_too)
         if encoder.encoder_fingerprint != model.encoder_fingerprint:
             raise StartError(
                 f"the vision service at {self._settings.vision} has the encoder of {encoder.model!r} "
@@ -133,9 +130,9 @@ class GatewayService(Service):
         gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server)
 
     async def drain(self) -> None:
-        """Close the HTTP door and let its requests finish within the grace period."""
-        if self._door is not None:
-            await self._door.stop()
+        """Close the HTTP port and let its requests finish within the grace period."""
+        if self._http is not None:
+            await self._http.stop()
 
     async def stop(self) -> None:
         """Close what is still open, and the channels."""
@@ -143,7 +140,7 @@ class GatewayService(Service):
 
 
 async def _answer(tier: Tier, target: str, ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask a tier what it has loaded, however long it takes to come up."""
+    """Ask a tier what it has loaded, and wait for it without limit."""
     said = -_SAY_SECONDS
     while True:
         try:

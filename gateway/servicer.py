@@ -1,39 +1,18 @@
-"""The gRPC door: it translates between the wire and the conductor, and no more."""
+"""The gRPC service of the gateway: it passes calls on to the conductor."""
 
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-import structlog
 
 from gateway.conductor import Conductor
 from gateway.retry import Deadline
-from serving.errors import Code, ServiceError, invalid
+from serving.calls import REQUEST_ID_HEADER, accept_request_id
+from serving.errors import Reason, failure
 from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc, media_pb2
-
-REQUEST_ID_HEADER = "x-request-id"
-_MAX_REQUEST_ID = 128
-
-
-def accept_request_id(given: str, *, path: str = "request_id") -> str:
-    """Check the client's own id, or make one where there is none; it is on every log line from here on.
-
-    Args:
-        given: What the client sent, perhaps empty.
-        path: Where it sent it, for errors.
-
-    Raises:
-        ServiceError: INVALID_ARGUMENT.
-    """
-    if len(given) > _MAX_REQUEST_ID or not all(" " <= character <= "~" for character in given):
-        raise invalid(path, f"must be at most {_MAX_REQUEST_ID} printable ASCII characters")
-    request_id = given or uuid.uuid4().hex
-    structlog.contextvars.bind_contextvars(request_id=request_id)  # each call has a context of its own
-    return request_id
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
@@ -92,9 +71,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         request_iterator: AsyncIterator[gateway_pb2.UploadMediaRequest],
         context: grpc.aio.ServicerContext[gateway_pb2.UploadMediaRequest, media_pb2.MediaRef],
     ) -> media_pb2.MediaRef:
-        """Not yet."""
-        raise ServiceError(
-            Code.UNIMPLEMENTED,
-            "METHOD_UNIMPLEMENTED",
+        """UNIMPLEMENTED for now."""
+        raise failure(
+            Reason.METHOD_UNIMPLEMENTED,
             "UploadMedia is not supported by this version; send the bytes of each file in `data` of a message's part",
         )

@@ -1,4 +1,4 @@
-"""What the gateway is told: where the tiers are, what a request may hold, how long it may take."""
+"""Settings of the gateway: addresses of the tiers, limits of a request, and its time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.conductor import Policy
-from gateway.media import Limits
+from gateway.media import RequestLimits
 from serving.settings import MIB, ServerSettings
 
 
@@ -17,9 +17,12 @@ class GatewaySettings(ServerSettings):
 
     model_config = SettingsConfigDict(env_prefix="GATEWAY_")
 
-    port: int = Field(50051, ge=0, le=65535, description="Port of the gRPC door; 0 takes a free one.")
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one.")
     http_port: int | None = Field(
-        8080, ge=0, le=65535, description="Port of the OpenAI-compatible door; 0 takes a free one, `off` closes it."
+        8080,
+        ge=0,
+        le=65535,
+        description="Port of the OpenAI-compatible HTTP API; 0 takes a free one, `off` disables it.",
     )
     vision: str = Field("127.0.0.1:50061", description="The vision tier: `host:port`, or `dns:///name:port` for many.")
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, named in the same way.")
@@ -54,9 +57,9 @@ class GatewaySettings(ServerSettings):
         return self
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> RequestLimits:
         """What a request may hold."""
-        return Limits(
+        return RequestLimits(
             messages=self.max_messages,
             parts=self.max_parts,
             media=self.max_media_per_request,

@@ -1,16 +1,16 @@
-"""The two tiers over gRPC."""
+"""The interfaces of `gateway.ports`, over gRPC."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
-from grpc._cython.cygrpc import InternalError  # type: ignore[import-not-found]  # see `_GrpcGeneration.send`
+from grpc._cython.cygrpc import InternalError  # type: ignore[import-not-found]  # see `_GrpcGenerationCall.send`
 
-from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
-from serving.errors import ServiceError, unavailable
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
+from serving.errors import Reason, ServiceError, unavailable
 from serving.status import from_rpc_error
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, media_pb2, vision_pb2, vision_pb2_grpc
 
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 def _failure(error: grpc.RpcError) -> ServiceError:
     """Why a call of a tier failed."""
-    # Nobody here cancels a call and reads on: this is a server that gave the call up, as when it goes away.
+    # A call that is cancelled here is not read any more: this is a server that ended the call, as when it stops.
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
-        return unavailable("CANCELLED", "it gave the call up")
+        return unavailable(Reason.CANCELLED, "it gave the call up")
     return from_rpc_error(error)
 
 
@@ -50,7 +50,7 @@ class GrpcVisionTier(VisionTier):
     async def encode(
         self, request: vision_pb2.EncodeRequest, *, seconds: float
     ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
-        """As the port says."""
+        """Call `VisionEncoder.Encode`."""
         call = self._stub.Encode(request, timeout=seconds)
         del request
         try:
@@ -62,15 +62,15 @@ class GrpcVisionTier(VisionTier):
             call.cancel()
 
     async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
-        """As the port says."""
+        """Call `VisionEncoder.Describe`."""
         return await _unary(self._stub.Describe(request, timeout=seconds))
 
     async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
-        """As the port says."""
+        """Call `VisionEncoder.GetEncoder`."""
         return await _unary(self._stub.GetEncoder(vision_pb2.GetEncoderRequest(), timeout=seconds))
 
 
-class _GrpcGeneration(Generation):
+class _GrpcGenerationCall(GenerationCall):
     def __init__(self, call: _Call) -> None:
         self._call = call
 
@@ -109,20 +109,23 @@ class GrpcDecoderTier(DecoderTier):
         self._stub = decoder_pb2_grpc.DecoderStub(channel)
 
     @asynccontextmanager
-    async def generate(self, *, seconds: float) -> AsyncIterator[Generation]:
-        """As the port says."""
+    async def generate(self, opening: decoder_pb2.GenerateOpen, *, seconds: float) -> AsyncIterator[GenerationCall]:
+        """Call `Decoder.Generate`."""
         call = self._stub.Generate(timeout=seconds)
         try:
-            yield _GrpcGeneration(call)
+            generation = _GrpcGenerationCall(call)
+            with suppress(CallEndedError):  # `receive` raises why
+                await generation.send(decoder_pb2.GenerateRequest(open=opening))
+            yield generation
         finally:
             call.cancel()
 
     async def count(
         self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
     ) -> decoder_pb2.CountPromptTokensResponse:
-        """As the port says."""
+        """Call `Decoder.CountPromptTokens`."""
         return await _unary(self._stub.CountPromptTokens(request, timeout=seconds))
 
     async def model(self, *, seconds: float) -> chat_pb2.Model:
-        """As the port says."""
+        """Call `Decoder.GetModel`."""
         return await _unary(self._stub.GetModel(decoder_pb2.GetModelRequest(), timeout=seconds))

@@ -1,4 +1,4 @@
-"""The processors: how many this process may use, by taskset and its container, what they are called and can do."""
+"""The processors: how many this process may use, by affinity and container, their name and instruction sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
     """The processors of this process: its affinity, and no more than its control group's quota, rounded up.
 
     Args:
-        cpu_max: Where Linux tells the quota: `QUOTA PERIOD` in microseconds, or `max PERIOD`.
+        cpu_max: Linux's file of the quota: `QUOTA PERIOD` in microseconds, or `max PERIOD`.
     """
     cores = len(affinity())
     try:
@@ -58,35 +58,35 @@ def busy_seconds(cores: Collection[int], stat: Path = _STAT) -> float | None:
 
 
 def cpu_name(cpu_info: Path = _CPU_INFO) -> str:
-    """What the processor calls itself.
+    """The name of the processor's model.
 
     Args:
-        cpu_info: Where Linux tells its model.
+        cpu_info: Linux's description of the processors.
     """
-    return _told("model name", cpu_info) or platform.processor() or platform.machine()
+    return _field("model name", cpu_info) or platform.processor() or platform.machine()
 
 
 def lacks_vnni(cpu_info: Path = _CPU_INFO) -> bool:
     """Whether this is an x86 processor that adds up products of bytes in 16 bits, where they can saturate.
 
     Args:
-        cpu_info: Where Linux tells its flags. Where they are not told, no processor is said to lack anything.
+        cpu_info: Linux's description of the processors. Without flags in it the answer is False.
     """
     flags = cpu_flags(cpu_info)
     return "sse2" in flags and not {"avx512_vnni", "avx_vnni"} & flags
 
 
 def cpu_flags(cpu_info: Path = _CPU_INFO) -> set[str]:
-    """What an x86 processor can do, in Linux's words; nothing where it is not told.
+    """The instruction sets of an x86 processor by Linux's names; empty where they are not known.
 
     Args:
-        cpu_info: Where Linux tells it.
+        cpu_info: Linux's description of the processors.
     """
-    return set((_told("flags", cpu_info) or "").split())
+    return set((_field("flags", cpu_info) or "").split())
 
 
-def _told(what: str, cpu_info: Path) -> str | None:
-    """What Linux says of the first processor."""
+def _field(what: str, cpu_info: Path) -> str | None:
+    """A field of the first processor."""
     try:
         for line in cpu_info.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")

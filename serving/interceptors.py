@@ -1,10 +1,9 @@
-"""What happens around every call: failures become typed statuses, and the call is logged and counted."""
+"""gRPC's server interceptor: failures become typed statuses, and each call is logged and counted."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,8 +11,8 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
-from serving import metrics
-from serving.errors import Code, ServiceError
+from serving.calls import observe
+from serving.errors import ServiceError, unexpected
 from serving.status import from_rpc_error, to_proto
 
 log = structlog.get_logger()
@@ -25,34 +24,27 @@ _QUIET = ("/grpc.health.v1.", "/grpc.reflection.")
 @contextlib.asynccontextmanager
 async def _guard(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
     """Run one call: turn what it raises into a status, count it and log it."""
-    started = time.monotonic()
-    code, failure = "OK", None
-    metrics.RUNNING.labels(method).inc()
-    try:
-        yield
-    except asyncio.CancelledError:
-        # Must be raised on: a handler that swallows it leaks the call's native memory.
-        code = "CANCELLED"
-        raise
-    except ServiceError as error:
-        code, failure = error.code.value, error
-    except grpc.aio.AbortError:
-        code = context.code().name if isinstance(context.code(), grpc.StatusCode) else "UNKNOWN"
-        raise
-    except grpc.RpcError as error:
-        failure = from_rpc_error(error)
-        code = failure.code.value
-    except Exception:  # the last line of defence: a client must not see a bare exception's text
-        log.exception("call failed unexpectedly", method=method)
-        failure = ServiceError(Code.INTERNAL, "INTERNAL", "an unexpected failure; the server's log says more")
-        code = failure.code.value
-    finally:
-        seconds = time.monotonic() - started
-        metrics.RUNNING.labels(method).dec()
-        metrics.CALLS.labels(method, code).inc()
-        metrics.SECONDS.labels(method).observe(seconds)
-        reason = {} if failure is None else {"reason": failure.reason, "error": failure.message}
-        log.info("call", method=method, code=code, seconds=round(seconds, 4), **reason)
+    failure: ServiceError | None = None
+    with observe(method, "OK") as call:
+        try:
+            yield
+        except asyncio.CancelledError:
+            # Must be raised on: a handler that swallows it leaks the call's native memory.
+            call.code = "CANCELLED"
+            raise
+        except ServiceError as error:
+            failure = error
+        except grpc.aio.AbortError:
+            call.code = context.code().name if isinstance(context.code(), grpc.StatusCode) else "UNKNOWN"
+            raise
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+        except Exception:  # the last line of defence: a client must not see a bare exception's text
+            log.exception("call failed unexpectedly", method=method)
+            failure = unexpected()
+        if failure is not None:
+            call.code = failure.code.value
+            call.details = {"reason": failure.reason, "error": failure.message}
     if failure is not None:
         await context.abort_with_status(rpc_status.to_status(to_proto(failure)))
 

@@ -28,7 +28,7 @@ def configure(settings: ServerSettings, service: str) -> None:
     if settings.log_format == "json":
         shared += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        # A plain traceback: the pretty ones print local variables, and those hold what people wrote and showed.
+        # A plain traceback: the pretty ones print local variables, which hold the text and media of requests.
         shared += [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]

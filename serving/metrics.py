@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram
 
 CALLS = Counter("triptych_rpc_total", "Calls that ended.", ["method", "code"])
 RUNNING = Gauge("triptych_rpc_running", "Calls that are running.", ["method"])
@@ -12,17 +12,3 @@ SECONDS = Histogram(
     ["method"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
 )
-
-
-def listen(host: str, port: int) -> int:
-    """Serve the metrics page.
-
-    Args:
-        host: Address to listen on.
-        port: Port, or 0 for a free one.
-
-    Returns:
-        The port.
-    """
-    server, _ = start_http_server(port, addr=host)
-    return int(server.server_port)

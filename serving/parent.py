@@ -1,4 +1,4 @@
-"""Ties a server's life to the process that launched it."""
+"""Ends a server when the process that launched it ends."""
 
 from __future__ import annotations
 

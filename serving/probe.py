@@ -1,6 +1,6 @@
-"""Ask a server whether it serves: `python -m serving.probe HOST:PORT`, for the health checks of containers.
+"""Read a server's health: `python -m serving.probe HOST:PORT`, for the health checks of containers.
 
-Exit codes: 0 SERVING; 1 anything else, also no answer; 2 wrong usage. What the server said is one line on stdout.
+Exit codes: 0 SERVING; 1 anything else, also no answer; 2 wrong usage. The status is printed as one line.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.transport import HEALTH_OPTIONS, open_blocking_channel
+
 SERVING = "SERVING"
 
 
 def ask(address: str, *, seconds: float = 5.0) -> str:
-    """What the health service at `address` says of its server as a whole.
+    """Read the status of a server as a whole from its health service.
 
     Args:
         address: `host:port`.
@@ -24,8 +26,7 @@ def ask(address: str, *, seconds: float = 5.0) -> str:
     Returns:
         The name of the status, such as `SERVING`; where there is no answer, why.
     """
-    # A proxy that is set for the way out does not lead to a neighbour.
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with open_blocking_channel(address, HEALTH_OPTIONS) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)  # type: ignore[attr-defined]
@@ -35,13 +36,13 @@ def ask(address: str, *, seconds: float = 5.0) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Ask the address in `arguments` and say what it said. Returns the exit code."""
+    """Read and print the status of the address in `arguments`. Returns the exit code."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m serving.probe HOST:PORT", file=sys.stderr)  # noqa: T201
         return 2
-    said = ask(arguments[0])
-    print(said)  # noqa: T201
-    return 0 if said == SERVING else 1
+    status = ask(arguments[0])
+    print(status)  # noqa: T201
+    return 0 if status == SERVING else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What was used last, bounded in bytes."""
+"""A least-recently-used cache that is bounded in bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """Keeps values by key; those not used for longest make room for new ones. For one thread.
+    """Keeps values by key; the least recently used are dropped for new ones. For one thread.
 
     Args:
         max_bytes: Most that all values may take together; 0 keeps nothing.
@@ -29,18 +29,18 @@ class Recent(Generic[K, V]):
 
     @property
     def nbytes(self) -> int:
-        """What the values take now."""
+        """Bytes of all values."""
         return self._nbytes
 
     def get(self, key: K) -> V | None:
-        """What is kept under the key; it counts as used."""
+        """The value of the key, or None; it becomes the most recently used."""
         value = self._entries.get(key)
         if value is not None:
             self._entries.move_to_end(key)
         return value
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value in place of the key's last one. What is larger than all there is room for is not kept."""
+        """Keep a value in place of the key's last one. A value that is larger than `max_bytes` is not kept."""
         self._forget(key)
         size = self._size(value)
         if size > self._max_bytes:

@@ -1,4 +1,4 @@
-"""The life of a server: load, warm up, listen, SERVING; on a signal NOT_SERVING, drain, stop."""
+"""Life cycle of a server: load, warm up, listen, SERVING; on a signal NOT_SERVING, drain, stop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from serving import logs, metrics
+from serving import logs
 from serving.errors import ServiceError
 from serving.interceptors import CallInterceptor
 from serving.parent import end_with_parent
 from serving.settings import ServerSettings
-from serving.tasks import unless
+from serving.tasks import run_until
+from serving.transport import PortError, open_metrics_port, open_port, server_options
 
 log = structlog.get_logger()
 
@@ -28,7 +29,7 @@ class StartError(Exception):
 
 
 class Service(ABC):
-    """One of the three panels, as the server sees it."""
+    """The interface of the three services to the server that runs them."""
 
     name: str
     """Name in logs."""
@@ -38,7 +39,7 @@ class Service(ABC):
 
     @abstractmethod
     async def start(self, set_serving: Callable[[bool], None]) -> None:
-        """Load and warm up. Returns when requests would succeed. Cancelled, it gives back what it took.
+        """Load and warm up. Returns when requests would succeed. When cancelled it releases what it has acquired.
 
         Args:
             set_serving: Turns health to SERVING (True) or NOT_SERVING (False) later on, from the event loop.
@@ -51,12 +52,12 @@ class Service(ABC):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
 
-    async def drain(self) -> None:  # noqa: B027  # most services have no door but gRPC's
-        """Close doors of its own. Called when the server begins to drain; returns when their last request has ended."""
+    async def drain(self) -> None:  # noqa: B027  # most services have no port but gRPC's
+        """Close ports of its own. Called when the server begins to drain; returns when their last request has ended."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """Give back what `start` took. Called after the last call has ended."""
+        """Release what `start` acquired. Called after the last call has ended."""
 
 
 class Health:
@@ -69,7 +70,7 @@ class Health:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def set(self, serving: bool) -> None:
-        """Tell those who ask and those who watch."""
+        """Set the status; calls of `Watch` get it at once."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in self._names:
             await self.servicer.set(name, status)
@@ -88,27 +89,6 @@ class Health:
         await self.set(serving=False)
 
 
-def _options(settings: ServerSettings) -> list[tuple[str, int]]:
-    options = [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes),
-        # Two servers on one port would share its connections at random: the second must fail instead.
-        ("grpc.so_reuseport", 0),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # Answers may be silent for as long as a picture is encoded: clients may keep their connection alive with a ping
-        # every 5 seconds. The bound is lower, since pings do not arrive as evenly as they are sent.
-        ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
-    ]
-    if settings.max_connection_age_seconds:
-        options += [
-            ("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)),
-            # A generation must not be cut off by the age of its connection.
-            ("grpc.max_connection_age_grace_ms", 3_600_000),
-        ]
-    return options
-
-
 async def serve(
     service: Service,
     settings: ServerSettings,
@@ -121,7 +101,7 @@ async def serve(
     Args:
         service: What to run.
         settings: Where and how.
-        on_listening: Told the port once it is open and healthy.
+        on_listening: Called with the port once it is open and healthy.
         stop: Ends the server like a signal does; for programs that run it inside their own loop.
 
     Raises:
@@ -135,31 +115,26 @@ async def serve(
 
     health_state = Health(service.grpc_names)
     # A start may take long, or wait for others.
-    if not await unless(service.start(health_state.set_soon), stopping.wait()):
+    if not await run_until(service.start(health_state.set_soon), stopping.wait()):
         return
     try:
         server = grpc.aio.server(
             interceptors=[CallInterceptor()],
-            options=_options(settings),
+            options=server_options(
+                max_message_bytes=settings.max_message_bytes,
+                max_connection_age_seconds=settings.max_connection_age_seconds,
+            ),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         )
         service.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_state.servicer, server)
         reflection.enable_server_reflection((*service.grpc_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         try:
-            port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-        except RuntimeError as error:
-            raise StartError(
-                f"cannot listen on {settings.host}:{settings.port}; is the port taken by another process?"
-            ) from error
-        if settings.metrics_port is not None:
-            try:
-                metrics.listen(settings.host, settings.metrics_port)
-            except OSError as error:
-                raise StartError(
-                    f"cannot listen on {settings.host}:{settings.metrics_port} for metrics ({error.strerror}); "
-                    "is the port taken by another process?"
-                ) from error
+            port = open_port(server, settings.host, settings.port)
+            if settings.metrics_port is not None:
+                open_metrics_port(settings.host, settings.metrics_port)
+        except PortError as error:
+            raise StartError(str(error)) from error
         await server.start()
         await health_state.set(serving=True)
         log.info("serving", address=f"{settings.host}:{port}")

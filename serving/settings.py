@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 
 class ServerSettings(BaseSettings):
-    """What every server is told. A service adds its own fields and an `env_prefix`."""
+    """Settings that every server has. A service adds its own fields and an `env_prefix`."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -20,7 +20,7 @@ class ServerSettings(BaseSettings):
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        env_ignore_empty=True,  # a compose file passes every variable on, also those that nobody set
+        env_ignore_empty=True,  # a compose file passes every variable on, also those that are not set
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 or [::] in a container.")

@@ -9,7 +9,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from serving.errors import Code, ServiceError, Violation, overloaded
+from serving.errors import Code, Reason, ServiceError, Violation, failure, overloaded
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -69,7 +69,7 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
         error: As raised by a call on a channel, blocking or asyncio.
     """
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
-        return ServiceError(Code.INTERNAL, "INTERNAL", "a call failed without a status")
+        return failure(Reason.INTERNAL, "a call failed without a status")
     status = rpc_status.from_call(error)  # type: ignore[arg-type]  # AioRpcError answers all that is asked of it
     if status is not None:
         return from_proto(status)
@@ -78,6 +78,6 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
         name = "INTERNAL"
     code = Code.__members__.get(name, Code.INTERNAL)
     if code is Code.RESOURCE_EXHAUSTED and _TOO_MANY_CALLS in (error.details() or ""):
-        return overloaded("TOO_MANY_CALLS", "the server takes no more calls at once", retry_after=1.0)
+        return overloaded(Reason.TOO_MANY_CALLS, "the server takes no more calls at once", retry_after=1.0)
     retry_after = 1.0 if code is Code.UNAVAILABLE else None
     return ServiceError(code, name, error.details() or name, retry_after=retry_after)

@@ -1,4 +1,4 @@
-"""Several things at once on the event loop, and none of them left behind."""
+"""Concurrent tasks on the event loop that are always awaited, also on failure and cancellation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run coroutines at the same time. When one fails the others are cancelled, and its exception is raised alone.
+async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run coroutines concurrently; when one fails, cancel the others and raise its exception alone.
 
     Returns:
         Their results, in order.
@@ -23,11 +23,11 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def unless(work: Awaitable[Any], interruption: Awaitable[Any]) -> bool:
-    """Do the work, but cancel it when the interruption is there first.
+async def run_until(work: Awaitable[Any], interruption: Awaitable[Any]) -> bool:
+    """Run `work` until it is done or `interruption` is, and cancel the other one.
 
     Args:
-        work: What it raises is raised.
+        work: Its exception is raised.
         interruption: Cancelled when the work is done.
 
     Returns:
@@ -41,7 +41,7 @@ async def unless(work: Awaitable[Any], interruption: Awaitable[Any]) -> bool:
             return True
         return False
     finally:
-        await drop(working, waiting)
+        await cancel_and_wait(working, waiting)
 
 
 async def beside(events: AsyncGenerator[T, None], task: asyncio.Task[Any] | None) -> AsyncGenerator[T | None, None]:
@@ -76,11 +76,11 @@ async def beside(events: AsyncGenerator[T, None], task: asyncio.Task[Any] | None
             yield event
     finally:
         if following is not None:
-            await drop(following)
+            await cancel_and_wait(following)
 
 
-async def drop(*futures: asyncio.Future[Any]) -> None:
-    """Cancel tasks and wait until they have ended, whichever way they end."""
+async def cancel_and_wait(*futures: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until all have ended; their results and exceptions are ignored."""
     for future in futures:
         future.cancel()
     await asyncio.gather(*futures, return_exceptions=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import invalid, too_large
+from serving.errors import Reason, invalid, too_large
 from vlm.v1 import tensor_pb2
 
 CHUNK_BYTES = 1 << 20
@@ -59,7 +59,7 @@ class TensorAssembler:
             raise too_large(
                 f"{path}.shape",
                 f"{size} bytes are over the limit of {max_bytes}",
-                reason="TENSOR_TOO_LARGE",
+                reason=Reason.TENSOR_TOO_LARGE,
                 limit=max_bytes,
             )
         self._shape = (rows, width)
@@ -69,7 +69,7 @@ class TensorAssembler:
 
     @property
     def complete(self) -> bool:
-        """Whether every byte has come."""
+        """Whether every byte has arrived."""
         return self._filled == self._buffer.nbytes
 
     def add(self, chunk: tensor_pb2.TensorChunk) -> None:

@@ -23,8 +23,6 @@ from triptych.progress_bar import ProgressBar, is_terminal
 
 _M = TypeVar("_M", Image, Video)
 
-_OPTIONS = ("max_tokens", "temperature", "min_pixels", "max_pixels", "fps", "max_frames", "detail")
-
 
 def add_parser(commands: Any) -> None:
     """Add `ask` to the commands.
@@ -58,8 +56,9 @@ def _run(options: argparse.Namespace) -> None:
     media: list[Image | Video] = [_read(Image, path) for path in options.image]
     media += [_read(Video, path) for path in options.video]
     terminal = is_terminal(sys.stderr) and not options.json
-    given = {name: value for name in _OPTIONS if (value := getattr(options, name)) is not None}
-    chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # named above
+    # A flag that is named like an option of a chat sets it.
+    given = {name: value for name, value in vars(options).items() if name in ChatOptions.__annotations__}
+    chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # of that type
     with Client(options.address) as client:
         try:
             events = client.chat([user(*media, options.question)], **chat)

@@ -1,4 +1,4 @@
-"""`triptych bench`: what is measured, on which model, and in which form it is told."""
+"""`triptych bench`: what is measured, on which model, and how it is printed."""
 
 from __future__ import annotations
 

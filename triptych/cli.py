@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(arguments)
-    # An export that is told to end cleans up like one that is interrupted. `up` sets its own handlers.
+    # An export that is terminated cleans up like one that is interrupted. `up` sets its own handlers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options.command(options)

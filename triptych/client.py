@@ -8,27 +8,15 @@ from typing import Self, TypedDict, Unpack
 
 import grpc
 
-from serving.settings import MIB
+from serving.calls import REQUEST_ID_HEADER
 from serving.status import from_rpc_error
+from serving.transport import client_options, open_blocking_channel, open_channel
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
 from triptych.media import MediaOptions, options_to_wire
 from triptych.messages import Message, to_wire
 from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-
-_REQUEST_ID_HEADER = "x-request-id"
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
-
-
-def _channel_options(address: str) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", 128 * MIB),
-        ("grpc.max_send_message_length", 128 * MIB),
-        ("grpc.keepalive_time_ms", 30_000),
-        # A proxy for the way out does not lead to this machine.
-        ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
-    ]
 
 
 class CallOptions(TypedDict, total=False):
@@ -87,21 +75,10 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     report_progress: bool
 
 
-_GENERATION = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "logprobs",
-    "seed",
-    "stop",
-    "return_prompt_token_ids",
+_GENERATION = tuple(
+    name for name in chat_pb2.GenerationOptions.DESCRIPTOR.fields_by_name if name in ChatOptions.__annotations__
 )
+"""Options that are fields of GenerationOptions, by the same names."""
 
 
 def _check_names(options: Mapping[str, object], known: type[TypedDict]) -> None:  # type: ignore[valid-type]
@@ -117,7 +94,7 @@ def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_
     return gateway_pb2.ChatRequest(
         model=options.get("model", ""),
         messages=to_wire(messages),
-        generation=chat_pb2.GenerationOptions(**{n: given[n] for n in _GENERATION if n in given}),  # type: ignore[arg-type]  # named above
+        generation=chat_pb2.GenerationOptions(**{n: given[n] for n in _GENERATION if n in given}),  # type: ignore[arg-type]  # each of its field's type
         media=options_to_wire(given),
         request_id=options.get("request_id", ""),
         report_progress=options.get("report_progress", False),
@@ -136,7 +113,7 @@ def _count_request(messages: Iterable[Message], options: CountOptions) -> gatewa
 
 def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
     """What the response's initial metadata tell; None where the call failed before the gateway sent any."""
-    request_id = dict(metadata).get(_REQUEST_ID_HEADER)
+    request_id = dict(metadata).get(REQUEST_ID_HEADER)
     return Accepted(request_id) if isinstance(request_id, str) else None
 
 
@@ -148,7 +125,7 @@ class Client:
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.insecure_channel(address, options=_channel_options(address))
+        self._channel = open_blocking_channel(address, client_options(address))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
 
     def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Iterator[Event]:
@@ -229,7 +206,7 @@ class AsyncClient:
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address))
+        self._channel = open_channel(address, client_options(address))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
 
     async def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> AsyncIterator[Event]:

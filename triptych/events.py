@@ -1,4 +1,4 @@
-"""What a client hears: the events of an answer, as plain values."""
+"""The events of an answer as plain values."""
 
 from __future__ import annotations
 

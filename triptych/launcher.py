@@ -1,4 +1,4 @@
-"""The whole system as local processes: start in order, watch, restart what dies, stop in order."""
+"""Runs the whole system as local processes: start in order, watch, restart, stop in order."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
-from serving.tasks import drop, together, unless
+from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
+from serving.transport import HEALTH_OPTIONS, open_channel
 
 _LOOPBACK = "127.0.0.1"
-_PROBE = [("grpc.max_reconnect_backoff_ms", 250), ("grpc.enable_http_proxy", 0)]  # a proxy leads away from here
 _FIRST_BACKOFF = 0.5
 _LAST_BACKOFF = 30.0
 
 
 class LaunchError(Exception):
-    """The system cannot start: one sentence, or none where the service itself said why."""
+    """The system cannot start; the message is one sentence, or empty where the service itself has printed why."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,16 @@ class Replica:
         """
         assert self._process is not None  # noqa: S101  # narrows the type: `start` came first
         ended = asyncio.create_task(self._process.wait())
-        if not await unless(_until_serving(self.address), ended):
+        if not await run_until(_until_serving(self.address), ended):
             code = ended.result()
-            # With 1 or 2 the service has said on stderr why.
+            # With 1 or 2 the service has printed why on stderr.
             raise LaunchError("" if code in (1, 2) else f"{self.name} ended with {_describe(code)} while starting")
 
     async def keep(self, on_death: Callable[[str], None]) -> None:
         """Start it again whenever it dies, ever more slowly while it keeps dying.
 
         Args:
-            on_death: Told what happened.
+            on_death: Called with one line about what happened.
         """
         backoff = _FIRST_BACKOFF
         while True:
@@ -122,7 +122,7 @@ class Replica:
                 backoff = min(2 * backoff, _LAST_BACKOFF)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Ask it to end, and end it when the grace is over."""
+        """Terminate it, and kill it when the grace period is over."""
         if self._process is None or self._process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -147,7 +147,7 @@ async def run(
     Args:
         plan: What to start.
         on_ready: Called once requests would succeed. Where it returns an awaitable, the system stops after that.
-        on_event: Told in one line when a service dies.
+        on_event: Called with one line when a service dies.
         until: Stops the system like a signal does.
 
     Raises:
@@ -159,7 +159,7 @@ async def run(
         loop.add_signal_handler(number, stopping.set)
     system = System(plan)
     try:
-        if not await unless(system.start(), stopping.wait()):
+        if not await run_until(system.start(), stopping.wait()):
             return
         keepers = asyncio.create_task(system.keep(on_event))
         try:
@@ -167,9 +167,9 @@ async def run(
             if outcome is None:
                 await stopping.wait()
             else:
-                await unless(outcome, stopping.wait())
+                await run_until(outcome, stopping.wait())
         finally:
-            await drop(keepers)
+            await cancel_and_wait(keepers)
     finally:
         await system.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -196,8 +196,8 @@ class System:
 
         self.vision = tier("vision_service", "VISION_THREADS", plan.vision_replicas)
         self.decoders = tier("decoder_service", "DECODER_THREADS", plan.decoder_replicas)
-        grpc_port = ports.wanted(plan.grpc_port, "--grpc-port")
-        http_port = ports.wanted(plan.http_port, "--http-port")
+        grpc_port = ports.reserve(plan.grpc_port, "--grpc-port")
+        http_port = ports.reserve(plan.http_port, "--http-port")
         ports.release()
         targets = ["--vision", _target(self.vision), "--decoder", _target(self.decoders)]
         self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port)
@@ -208,8 +208,8 @@ class System:
         replicas = [*self.vision, *self.decoders, self.gateway]
         for replica in replicas:
             await replica.start()
-        # The first that fails fails all: the others may wait for it in vain.
-        await together(replica.ready() for replica in replicas)
+        # One failure ends the start: the other services may wait for the failed one without end.
+        await gather_or_cancel(replica.ready() for replica in replicas)
 
     async def keep(self, on_event: Callable[[str], None]) -> None:
         """Start again whatever dies."""
@@ -223,7 +223,7 @@ class System:
 
 
 class _Ports:
-    """Hands out ports that are free, holding each until all are known so that none is given twice."""
+    """Reserves free ports, holding each until all are known so that none is given twice."""
 
     def __init__(self) -> None:
         self._held: list[socket.socket] = []
@@ -232,7 +232,7 @@ class _Ports:
         """A free port."""
         return self._hold(0)
 
-    def wanted(self, port: int, flag: str) -> int:
+    def reserve(self, port: int, flag: str) -> int:
         """This port, or a free one for 0.
 
         Raises:
@@ -244,7 +244,7 @@ class _Ports:
             raise LaunchError(f"port {port} is taken; choose another with {flag}") from None
 
     def release(self) -> None:
-        """Let go of them all, for the services to take."""
+        """Release them all, for the services to open."""
         for held in self._held:
             held.close()
 
@@ -270,7 +270,7 @@ def _describe(code: int) -> str:
 
 async def _until_serving(address: str) -> None:
     """Return when the server at `address` says SERVING."""
-    async with grpc.aio.insecure_channel(address, options=_PROBE) as channel:
+    async with open_channel(address, HEALTH_OPTIONS) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
             watch = stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ class ProgressBar:
         self._what = ""
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        # Not tqdm: it redraws only when it is told to, so it would need this thread as well, and it would become a
+        # Not tqdm: it redraws only when it is called, so it would need this thread as well, and it would become a
         # dependency of the base package, which every image installs.
         self._ticking = threading.Thread(target=self._tick, daemon=True)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from serving.recent import Recent
-from vision_service.media import Grid, Kind, Medium, Options
+from vision_service.media import Grid, Kind, Options, PreparedMedium
 
 
 class Key(NamedTuple):
@@ -31,7 +31,7 @@ class Key(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is known of a medium before it is encoded, as `Medium` has it."""
+    """What is known of a medium before it is encoded, as `PreparedMedium` has it."""
 
     grid: Grid
     timestamps: tuple[float, ...] = ()
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
     frame_times: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, medium: Medium) -> Layout:
+    def of(cls, medium: PreparedMedium) -> Layout:
         """The layout of a medium."""
         return cls(medium.grid, medium.timestamps, medium.size_given, medium.frame_times)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from serving.bundle import VisionInfo
-from serving.errors import Code, ServiceError, Violation, too_large
-from vision_service.media import PATH, Kind, Medium
+from serving.errors import Reason, field_failure, too_large
+from vision_service.media import PATH, Kind, PreparedMedium
 from vision_service.scheduler import Estimate, Scheduler
 
 _MARGIN, _UNPROVEN_MARGIN = 1.2, 3.0
@@ -27,7 +27,7 @@ class DeadlineCheck:
         self._scheduler = scheduler
         self._vision = vision
 
-    def __call__(self, medium: Medium, left: float) -> None:
+    def __call__(self, medium: PreparedMedium, left: float) -> None:
         """Check a medium that would be encoded next.
 
         Args:
@@ -48,11 +48,16 @@ class DeadlineCheck:
             pixels *= self._vision.temporal_patch_size
         description = _describe(medium.kind, medium.grid.patches, estimate, left)
         if estimate.own <= patience:  # it is the queue that is too long
-            raise _busy(description, retry_after=max(estimate.ahead + estimate.own - left, 1.0))
+            raise field_failure(
+                Reason.ENCODER_BUSY,
+                PATH,
+                f"{description}; try again later",
+                retry_after=max(estimate.ahead + estimate.own - left, 1.0),
+            )
         option = "max_pixels" if medium.kind == "image" else "max_video_pixels"
         pixels -= pixels % 1024
         lower = f"ask for at most {pixels} pixels ({option}), or allow more time" if pixels else "allow more time"
-        raise too_large(PATH, f"{description}; {lower}", reason="ENCODING_TOO_SLOW", limit=pixels)
+        raise too_large(PATH, f"{description}; {lower}", reason=Reason.ENCODING_TOO_SLOW, limit=pixels)
 
 
 def _describe(kind: Kind, patches: int, estimate: Estimate, left: float) -> str:
@@ -66,14 +71,3 @@ def _describe(kind: Kind, patches: int, estimate: Estimate, left: float) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _busy(description: str, *, retry_after: float) -> ServiceError:
-    description += "; try again later"
-    return ServiceError(
-        Code.RESOURCE_EXHAUSTED,
-        "ENCODER_BUSY",
-        f"{PATH}: {description}",
-        violations=(Violation(PATH, description),),
-        retry_after=retry_after,
-    )

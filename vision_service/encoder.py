@@ -19,7 +19,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from serving.bundle_error import BundleError
 from vision_service.cost import Cost
 from vision_service.dtype import stored_types
-from vision_service.media import Advance, Cancelled, Grid, Medium
+from vision_service.media import Advance, Cancelled, Grid, PreparedMedium
 from vision_service.operators import find_operators
 from vision_service.tower import Tower
 
@@ -96,7 +96,7 @@ class Encoder:
         """Type of the features that come out."""
         return self._out_dtype
 
-    def blank(self, side: int = 1) -> Medium:
+    def blank(self, side: int = 1) -> PreparedMedium:
         """An empty image: for warming up, and for measuring the speed.
 
         Args:
@@ -106,10 +106,10 @@ class Encoder:
         patches = self._merge * side
         shape = (patches**2, config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
         levels = np.zeros((config.in_channels, 256), np.float32)
-        return Medium("image", Grid(1, patches, patches), np.zeros(shape, np.uint8), levels)
+        return PreparedMedium("image", Grid(1, patches, patches), np.zeros(shape, np.uint8), levels)
 
     def encode(
-        self, media: Sequence[Medium], cancelled: Cancelled = lambda: False, advance: Advance = lambda _: None
+        self, media: Sequence[PreparedMedium], cancelled: Cancelled = lambda: False, advance: Advance = lambda _: None
     ) -> list[torch.Tensor]:
         """Encode media packed one after another; each frame attends to itself alone.
 

@@ -1,6 +1,6 @@
-"""Who wants which features: each picture is encoded once, however many ask for it, before, together or after.
+"""Shares features between requests: each medium is encoded once, however many requests ask for it at the same time.
 
-Nothing here knows gRPC.
+Independent of gRPC.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 from prometheus_client import Counter, Gauge
 
 from vision_service.cache import Encoded, FeatureCache, Key, Layout
-from vision_service.media import Medium
+from vision_service.media import PreparedMedium
 from vision_service.scheduler import Meter, Scheduler
 
 T = TypeVar("T")
@@ -64,18 +64,18 @@ class Encoding:
 
 
 @dataclass(eq=False)
-class _Flight:
-    """A medium that is being encoded, and how many want it."""
+class _InFlight:
+    """A medium that is being encoded, and how many requests use it."""
 
     layout: asyncio.Future[Layout]
     task: asyncio.Task[Encoded]
     meter: Meter
-    until: float  # by the loop's clock: when the last that wants it gives up
-    wanted: int = field(default=0)
+    until: float  # by the loop's clock: the latest deadline of its requests
+    users: int = field(default=0)
 
 
 class Encodings:
-    """Gives features from the cache, from work that is under way, or has them made. For the event loop's thread.
+    """Gives features from the cache, from an encoding in flight, or from a new one. For the event loop's thread.
 
     Args:
         scheduler: Makes them.
@@ -87,16 +87,16 @@ class Encodings:
         self,
         scheduler: Scheduler,
         cache: FeatureCache,
-        check: Callable[[Medium, float], None] = lambda medium, left: None,
+        check: Callable[[PreparedMedium, float], None] = lambda medium, left: None,
     ) -> None:
         self._scheduler = scheduler
         self._cache = cache
         self._check = check
-        self._flights: dict[Key, _Flight] = {}
+        self._in_flight: dict[Key, _InFlight] = {}
 
     @contextlib.asynccontextmanager
-    async def want(self, key: Key, data: bytes, left: float = math.inf) -> AsyncIterator[Encoding]:
-        """Want a medium's features until the end of the block. Work that nobody wants any more is stopped.
+    async def acquire(self, key: Key, data: bytes, left: float = math.inf) -> AsyncIterator[Encoding]:
+        """Hold a medium's features until the end of the block. An encoding that no request holds any more is cancelled.
 
         Args:
             key: Names them.
@@ -109,22 +109,22 @@ class Encodings:
             patches = kept.layout.grid.patches
             yield Encoding("cache", Meter(patches, patches), _done(kept.layout), _done(kept))
             return
-        flight = self._flights.get(key)
-        source: Source = "shared" if flight is not None else "encoder"
+        work = self._in_flight.get(key)
+        source: Source = "shared" if work is not None else "encoder"
         SOURCES.labels(source).inc()
         until = asyncio.get_running_loop().time() + left
-        if flight is None:
-            flight = self._flights[key] = self._start(key, data, until)
-        flight.until = max(flight.until, until)
-        flight.wanted += 1
+        if work is None:
+            work = self._in_flight[key] = self._start(key, data, until)
+        work.until = max(work.until, until)
+        work.users += 1
         try:
-            yield Encoding(source, flight.meter, flight.layout, flight.task)
+            yield Encoding(source, work.meter, work.layout, work.task)
         finally:
-            flight.wanted -= 1
-            if not flight.wanted and not flight.task.done():
-                self._land(key, flight)  # whoever comes now must not join what is being stopped
-                flight.task.cancel()
-                await asyncio.wait((flight.task,))
+            work.users -= 1
+            if not work.users and not work.task.done():
+                self._forget(key, work)  # a request that comes now must not join work that is being cancelled
+                work.task.cancel()
+                await asyncio.wait((work.task,))
 
     async def layout(self, key: Key, data: bytes) -> Layout:
         """A medium's layout, without encoding it.
@@ -142,28 +142,28 @@ class Encodings:
         medium = await self._scheduler.prepare(key.kind, data, key.options)
         return Layout.of(medium)
 
-    def _start(self, key: Key, data: bytes, until: float) -> _Flight:
+    def _start(self, key: Key, data: bytes, until: float) -> _InFlight:
         layout: asyncio.Future[Layout] = asyncio.get_running_loop().create_future()
         meter = Meter()
         task = asyncio.create_task(self._make(key, data, layout, meter), name="features")
-        flight = _Flight(layout, task, meter, until)
+        work = _InFlight(layout, task, meter, until)
 
-        def landed(task: asyncio.Task[Encoded]) -> None:
-            self._land(key, flight)
+        def done(task: asyncio.Task[Encoded]) -> None:
+            self._forget(key, work)
             if not task.cancelled():
-                task.exception()  # whoever wanted it has seen it, or has gone
+                task.exception()  # its requests have seen it, or are cancelled
 
-        flight.task.add_done_callback(landed)
-        return flight
+        work.task.add_done_callback(done)
+        return work
 
-    def _land(self, key: Key, flight: _Flight) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+    def _forget(self, key: Key, work: _InFlight) -> None:
+        if self._in_flight.get(key) is work:
+            del self._in_flight[key]
 
     async def _make(self, key: Key, data: bytes, layout: asyncio.Future[Layout], meter: Meter) -> Encoded:
         medium = await self._scheduler.prepare(key.kind, data, key.options)
         # Before it enters the queue: a forward pass that has begun can be left only between its layers.
-        self._check(medium, self._flights[key].until - asyncio.get_running_loop().time())
+        self._check(medium, self._in_flight[key].until - asyncio.get_running_loop().time())
         layout.set_result(Layout.of(medium))
         with self._scheduler.enqueue(medium, meter) as pending:
             encoded = Encoded(layout.result(), await pending)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
-from serving.errors import ServiceError, invalid, too_large
+from serving.errors import Reason, ServiceError, invalid, too_large
 from vision_service.media import PATH
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if features.check("avif") else []))
@@ -59,26 +59,26 @@ def decode_image(data: bytes, *, max_pixels: int, check: Callable[[int, int], No
             raise invalid(
                 PATH,
                 f"has the pixel mode {image.mode}, which cannot be shown as RGB; convert it to 8-bit RGB",
-                reason="IMAGE_MODE_UNSUPPORTED",
+                reason=Reason.IMAGE_MODE_UNSUPPORTED,
             ) from error
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
-        raise invalid(PATH, f"is an image of {width} x {height} pixels", reason="IMAGE_UNREADABLE")
+        raise invalid(PATH, f"is an image of {width} x {height} pixels", reason=Reason.IMAGE_UNREADABLE)
     if width * height > max_pixels:
         raise too_large(
             PATH,
             f"is an image of {width} x {height} pixels, over the limit of {max_pixels} pixels (max_image_pixels); "
             "make it smaller",
-            reason="IMAGE_TOO_LARGE",
+            reason=Reason.IMAGE_TOO_LARGE,
             limit=max_pixels,
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise invalid(
             PATH,
             f"is an image of {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other",
-            reason="IMAGE_ASPECT_RATIO",
+            reason=Reason.IMAGE_ASPECT_RATIO,
         )
 
 
@@ -91,9 +91,9 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             width, height = struct.unpack_from(">II", data, len(_PNG_HEAD))
             _check_size(width, height, max_pixels)
             raise _breaks_off() from error
-        raise invalid(PATH, f"is no image that can be read; use {', '.join(FORMATS)}", reason="IMAGE_UNREADABLE") from (
-            error
-        )
+        raise invalid(
+            PATH, f"is no image that can be read; use {', '.join(FORMATS)}", reason=Reason.IMAGE_UNREADABLE
+        ) from (error)
     except _DAMAGE as error:
         raise _damaged(error) from error
 
@@ -109,11 +109,11 @@ def _damaged(error: BaseException) -> ServiceError:
     # Pillow has one exception for every failure of a decoder; most of its decoders call this one by its name.
     if "truncated" in str(error).lower():
         return _breaks_off()
-    return invalid(PATH, "is an image that is damaged or cut off", reason="IMAGE_UNREADABLE")
+    return invalid(PATH, "is an image that is damaged or cut off", reason=Reason.IMAGE_UNREADABLE)
 
 
 def _breaks_off() -> ServiceError:
-    return invalid(PATH, "is an image that breaks off before its end; send all of it", reason="IMAGE_TRUNCATED")
+    return invalid(PATH, "is an image that breaks off before its end; send all of it", reason=Reason.IMAGE_TRUNCATED)
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -89,7 +89,7 @@ class Range(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Medium:
+class PreparedMedium:
     """An image or a video, ready to be encoded.
 
     Attributes:
@@ -111,7 +111,7 @@ class Medium:
     timestamps: tuple[float, ...] = ()
     frame_times: tuple[float, ...] = ()
 
-    def frames(self, first: int, count: int) -> Medium:
+    def frames(self, first: int, count: int) -> PreparedMedium:
         """Some of its frames as a medium: the encoder looks at each frame alone. Shares the patches.
 
         Args:

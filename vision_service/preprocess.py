@@ -17,9 +17,9 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_size
 
 from serving.bundle import Bundle, BundleError, VisionInfo
-from serving.errors import invalid, too_large
+from serving.errors import Reason, invalid, too_large
 from vision_service.images import MAX_ASPECT_RATIO, decode_image
-from vision_service.media import PATH, Cancelled, Grid, Kind, Medium, Options, Range
+from vision_service.media import PATH, Cancelled, Grid, Kind, Options, PreparedMedium, Range
 from vision_service.patches import image_levels, patchify, video_levels
 from vision_service.sampling import Sampling, patch_times
 from vision_service.video import VideoLimits, read_clip
@@ -37,7 +37,7 @@ _Levels = Callable[[Sequence[float], Sequence[float], float], NDArray[np.float32
 
 
 @dataclass(frozen=True)
-class Limits:
+class PreprocessLimits:
     """What a medium may be at most.
 
     Attributes:
@@ -74,7 +74,7 @@ class Preprocessor:
         BundleError: A settings file is missing or asks for what is not done here.
     """
 
-    def __init__(self, bundle: Bundle, limits: Limits) -> None:
+    def __init__(self, bundle: Bundle, limits: PreprocessLimits) -> None:
         self._limits = limits
         vision = bundle.vision
         self._patch = vision.patch_size
@@ -106,7 +106,9 @@ class Preprocessor:
             max_video_pixels=self._video.pixels.high,
         )
 
-    def prepare(self, kind: Kind, data: bytes, options: Options, cancelled: Cancelled = lambda: False) -> Medium:
+    def prepare(
+        self, kind: Kind, data: bytes, options: Options, cancelled: Cancelled = lambda: False
+    ) -> PreparedMedium:
         """Decode, resize and cut one medium.
 
         Args:
@@ -120,12 +122,12 @@ class Preprocessor:
             WorkCancelledError: `cancelled` said so.
         """
         if not data:
-            raise invalid(PATH, f"is empty; send the {kind}'s bytes", reason="MEDIA_EMPTY")
+            raise invalid(PATH, f"is empty; send the {kind}'s bytes", reason=Reason.MEDIA_EMPTY)
         if kind == "image":
             return self._prepare_image(data, options)
         return self._prepare_video(data, options, cancelled)
 
-    def _prepare_image(self, data: bytes, options: Options) -> Medium:
+    def _prepare_image(self, data: bytes, options: Options) -> PreparedMedium:
         pixels = self._image.pixels.override(options.min_pixels, options.max_pixels)
 
         def target_size(width: int, height: int) -> tuple[int, int]:
@@ -144,7 +146,7 @@ class Preprocessor:
         resized = picture.resize((width, height), Image.Resampling.BICUBIC)
         return self._medium("image", np.asarray(resized)[None], self._image.levels, picture.size)
 
-    def _prepare_video(self, data: bytes, options: Options, cancelled: Cancelled) -> Medium:
+    def _prepare_video(self, data: bytes, options: Options, cancelled: Cancelled) -> PreparedMedium:
         frames = self._video.frames.override(options.min_frames, options.max_frames)
         sampling = Sampling(options.fps or self._video.fps, frames)
         pixels = self._video.pixels.override(options.min_video_pixels, options.max_video_pixels)
@@ -189,7 +191,7 @@ class Preprocessor:
             raise invalid(
                 PATH,
                 f"is a video of {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the other",
-                reason="VIDEO_ASPECT_RATIO",
+                reason=Reason.VIDEO_ASPECT_RATIO,
             ) from error
         return size
 
@@ -211,7 +213,7 @@ class Preprocessor:
                 PATH,
                 f"is {'an' if kind == 'image' else 'a'} {kind} that becomes {patches} patches, over the limit of "
                 f"{self._limits.patches} (max_patches); lower {option}",
-                reason=f"{kind.upper()}_TOO_MANY_PATCHES",
+                reason=Reason.IMAGE_TOO_MANY_PATCHES if kind == "image" else Reason.VIDEO_TOO_MANY_PATCHES,
                 limit=self._limits.patches,
             )
 
@@ -224,11 +226,11 @@ class Preprocessor:
         *,
         timestamps: tuple[float, ...] = (),
         frame_times: tuple[float, ...] = (),
-    ) -> Medium:
+    ) -> PreparedMedium:
         patches = patchify(frames, patch_size=self._patch, temporal_patch_size=self._temporal, merge_size=self._merge)
         _, height, width, _ = frames.shape
         grid = Grid(-(-len(frames) // self._temporal), height // self._patch, width // self._patch)
-        return Medium(kind, grid, patches, levels, size_given, timestamps, frame_times)
+        return PreparedMedium(kind, grid, patches, levels, size_given, timestamps, frame_times)
 
 
 def _read_settings(path: Path, processor: type, vision: VisionInfo, levels: _Levels) -> _Settings:

@@ -21,11 +21,11 @@ from typing import NamedTuple
 import structlog
 import torch
 
-from serving.errors import Code, ServiceError, overloaded, unavailable
+from serving.errors import Reason, failure, overloaded, unavailable
 from vision_service.encoder import Encoder
-from vision_service.media import Cancelled, Kind, Medium, Options, WorkCancelledError
+from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
-Prepare = Callable[[Kind, bytes, Options, Cancelled], Medium]
+Prepare = Callable[[Kind, bytes, Options, Cancelled], PreparedMedium]
 """As `Preprocessor.prepare`."""
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ class _Job:
     `abandoned` is read by the encoder's thread, which writes `features` and the meter.
     """
 
-    medium: Medium
+    medium: PreparedMedium
     result: asyncio.Future[torch.Tensor]
     meter: Meter
     abandoned: bool = field(default=False)
@@ -119,7 +119,7 @@ class _Piece(NamedTuple):
     """Frames of a job that are encoded in one forward pass."""
 
     job: _Job
-    medium: Medium
+    medium: PreparedMedium
 
 
 class Scheduler:
@@ -186,7 +186,7 @@ class Scheduler:
         for job in {*self._waiting, *(piece.job for piece in self._running)}:
             job.abandoned = True
             if not job.result.done():
-                job.result.set_exception(unavailable("SHUTTING_DOWN", "the vision service is stopping"))
+                job.result.set_exception(unavailable(Reason.SHUTTING_DOWN, "the vision service is stopping"))
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -214,7 +214,7 @@ class Scheduler:
         """
         if self._held >= self._max_queue:
             raise overloaded(
-                "QUEUE_FULL",
+                Reason.QUEUE_FULL,
                 f"the vision service holds {self._held} requests, which is its limit (max_queue); try again later",
                 retry_after=self._retry_after(),
             )
@@ -224,7 +224,7 @@ class Scheduler:
         finally:
             self._held -= 1
 
-    async def prepare(self, kind: Kind, data: bytes, options: Options) -> Medium:
+    async def prepare(self, kind: Kind, data: bytes, options: Options) -> PreparedMedium:
         """Preprocess one medium in the pool.
 
         Raises:
@@ -239,7 +239,7 @@ class Scheduler:
             abandoned.set()  # where this was cancelled, the pool's thread must not go on for nobody
 
     @contextlib.contextmanager
-    def enqueue(self, medium: Medium, meter: Meter | None = None) -> Iterator[asyncio.Future[torch.Tensor]]:
+    def enqueue(self, medium: PreparedMedium, meter: Meter | None = None) -> Iterator[asyncio.Future[torch.Tensor]]:
         """Have a medium encoded. Leaving the context takes it out of the queue, or stops its encoding.
 
         Args:
@@ -260,7 +260,7 @@ class Scheduler:
             job.result.cancel()
             self._drop(job)
 
-    def estimate(self, medium: Medium) -> Estimate | None:
+    def estimate(self, medium: PreparedMedium) -> Estimate | None:
         """How long a medium that came now would take, by the measured speed; None before anything was measured."""
         if self._rate is None:
             return None
@@ -366,9 +366,8 @@ class Scheduler:
             return
         (piece,) = batch
         if isinstance(error, torch.OutOfMemoryError):
-            error = ServiceError(
-                Code.RESOURCE_EXHAUSTED,
-                "OUT_OF_MEMORY",
+            error = failure(
+                Reason.OUT_OF_MEMORY,
                 f"the encoder's device has no memory for {piece.medium.grid.patches} patches; make the media smaller",
             )
         self._drop(piece.job)

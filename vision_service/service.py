@@ -19,7 +19,7 @@ from vision_service.dtype import choose_dtype
 from vision_service.encoder import Encoder
 from vision_service.encodings import Encodings
 from vision_service.operators import OperatorsError
-from vision_service.preprocess import Limits, Preprocessor
+from vision_service.preprocess import PreprocessLimits, Preprocessor
 from vision_service.scheduler import Scheduler
 from vision_service.servicer import VisionServicer, describe
 from vision_service.settings import VisionSettings
@@ -120,7 +120,7 @@ class VisionService(Service):
         log.info("type chosen", dtype=str(dtype).removeprefix("torch."), reason=reason)
         preprocessor = Preprocessor(
             bundle,
-            Limits(
+            PreprocessLimits(
                 image_pixels=settings.max_image_pixels,
                 video=VideoLimits(
                     seconds=settings.max_video_seconds,

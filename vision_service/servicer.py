@@ -14,9 +14,10 @@ import structlog
 import torch
 
 from serving.bundle import Bundle
-from serving.errors import Code, ServiceError, invalid
+from serving.calls import bind_request_id
+from serving.errors import Reason, failure, invalid
 from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_options
-from serving.tasks import drop
+from serving.tasks import cancel_and_wait
 from serving.tensors import chunks, dtype_name
 from vision_service.cache import Key, Layout
 from vision_service.encoder import Encoder, feature_bytes
@@ -73,7 +74,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
             left = context.time_remaining()
             # None without a deadline, which the stubs do not know.
             seconds = math.inf if left is None else left  # type: ignore[redundant-expr]
-            async with self._encodings.want(key, request.data, seconds) as encoding:
+            async with self._encodings.acquire(key, request.data, seconds) as encoding:
                 structlog.contextvars.bind_contextvars(features=encoding.source)
                 async with contextlib.aclosing(_until(encoding.layout(), encoding.meter)) as progress:
                     async for response in progress:
@@ -97,14 +98,13 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
         return self._info
 
     async def _key(self, request: vision_pb2.EncodeRequest) -> Key:
-        structlog.contextvars.bind_contextvars(request_id=request.request_id)  # each call has a context of its own
+        bind_request_id(request.request_id)
         kind = _KINDS.get(request.kind)
         if kind is None:
             raise invalid("kind", f"is {request.kind} and must be MEDIA_KIND_IMAGE or MEDIA_KIND_VIDEO")
         if request.settings_digest not in ("", self._info.settings_digest):
-            raise ServiceError(
-                Code.FAILED_PRECONDITION,
-                "ENCODER_SETTINGS_DIFFER",
+            raise failure(
+                Reason.ENCODER_SETTINGS_DIFFER,
                 f"a vision service has {_settings(self._info)} (settings_digest {self._info.settings_digest}), and "
                 f"another one other settings ({request.settings_digest}); start all of them with the same --dtype and "
                 "--default-max-…",
@@ -187,7 +187,7 @@ async def _until(result: Coroutine[Any, Any, Any], meter: Meter) -> AsyncGenerat
             progress = vision_pb2.EncodeProgress(patches_done=meter.done, patches_total=meter.total)
             yield vision_pb2.EncodeResponse(progress=progress)
     finally:
-        await drop(waiting)
+        await cancel_and_wait(waiting)
 
 
 def _options(options: media_pb2.MediaOptions) -> Options:

@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.errors import ServiceError, invalid, too_large
+from serving.errors import Reason, ServiceError, invalid, too_large
 from vision_service.media import PATH, Cancelled, WorkCancelledError
 from vision_service.sampling import Sampling, sample_indices
 
@@ -121,9 +121,9 @@ def read_clip(
         except _FrameCountError as error:
             return reader.read(error.frames, header, sampling, target_size)
     except _FrameCountError as error:  # twice: a file that decodes differently each time
-        raise invalid(PATH, "is a video that cannot be decoded to its end", reason="VIDEO_UNREADABLE") from error
+        raise invalid(PATH, "is a video that cannot be decoded to its end", reason=Reason.VIDEO_UNREADABLE) from error
     except av.error.FFmpegError as error:
-        raise invalid(PATH, "is a video that is damaged or cut off", reason="VIDEO_UNREADABLE") from error
+        raise invalid(PATH, "is a video that is damaged or cut off", reason=Reason.VIDEO_UNREADABLE) from error
 
 
 class _Reader:
@@ -144,18 +144,18 @@ class _Reader:
             )
         except (av.error.FFmpegError, ValueError) as error:
             raise invalid(
-                PATH, "is no video that can be read; use MP4, MOV, WebM, MKV or AVI", reason="VIDEO_UNREADABLE"
+                PATH, "is no video that can be read; use MP4, MOV, WebM, MKV or AVI", reason=Reason.VIDEO_UNREADABLE
             ) from error
 
     def _stream(self, container: av.container.InputContainer) -> VideoStream:
         if not container.streams:
-            raise invalid(PATH, "is a video that breaks off before it begins", reason="VIDEO_UNREADABLE")
+            raise invalid(PATH, "is a video that breaks off before it begins", reason=Reason.VIDEO_UNREADABLE)
         films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         if not films:
-            raise invalid(PATH, "holds no moving pictures, only sound or text", reason="VIDEO_WITHOUT_PICTURES")
+            raise invalid(PATH, "holds no moving pictures, only sound or text", reason=Reason.VIDEO_WITHOUT_PICTURES)
         stream = films[0]
         if stream.codec_context is None:
-            raise invalid(PATH, "is a video in a codec that is not known", reason="VIDEO_UNREADABLE")
+            raise invalid(PATH, "is a video in a codec that is not known", reason=Reason.VIDEO_UNREADABLE)
         return stream
 
     def header(self) -> _Header:
@@ -197,7 +197,7 @@ class _Reader:
                 PATH,
                 f"is a video of which {len(indices)} frames would be looked at, over the limit of "
                 f"{self._limits.sampled} (max_sampled_frames); lower fps or max_frames",
-                reason="VIDEO_TOO_MANY_FRAMES",
+                reason=Reason.VIDEO_TOO_MANY_FRAMES,
                 limit=self._limits.sampled,
             )
         wanted = iter(indices)
@@ -251,7 +251,7 @@ class _Reader:
             raise invalid(
                 PATH,
                 f"is a video that breaks off {seconds:.1f} seconds into {header.seconds:.1f}; send all of it",
-                reason="VIDEO_TRUNCATED",
+                reason=Reason.VIDEO_TRUNCATED,
             )
 
     def _check_seconds(self, seconds: float) -> None:
@@ -259,7 +259,7 @@ class _Reader:
             raise too_large(
                 PATH,
                 f"is a video of {seconds:.1f} seconds, over the limit of {self._limits.seconds:g} (max_video_seconds)",
-                reason="VIDEO_TOO_LONG",
+                reason=Reason.VIDEO_TOO_LONG,
                 limit=int(self._limits.seconds),
             )
 
@@ -268,19 +268,19 @@ class _Reader:
             raise too_large(
                 PATH,
                 f"is a video of {frames} frames or more, over the limit of {self._limits.frames} (max_video_frames)",
-                reason="VIDEO_TOO_MANY_FRAMES",
+                reason=Reason.VIDEO_TOO_MANY_FRAMES,
                 limit=self._limits.frames,
             )
 
     def _check_pixels(self, width: int, height: int) -> None:
         if width < 1 or height < 1:
-            raise invalid(PATH, f"is a video of {width} x {height} pixels", reason="VIDEO_UNREADABLE")
+            raise invalid(PATH, f"is a video of {width} x {height} pixels", reason=Reason.VIDEO_UNREADABLE)
         if width * height > self._limits.pixels:
             raise too_large(
                 PATH,
                 f"is a video of {width} x {height} pixels, over the limit of {self._limits.pixels} a frame "
                 "(max_video_pixels)",
-                reason="VIDEO_TOO_LARGE",
+                reason=Reason.VIDEO_TOO_LARGE,
                 limit=self._limits.pixels,
             )
 
@@ -291,7 +291,7 @@ def _refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoRetu
 
 
 def _without_frames() -> ServiceError:
-    return invalid(PATH, "holds no pictures that can be decoded", reason="VIDEO_UNREADABLE")
+    return invalid(PATH, "holds no pictures that can be decoded", reason=Reason.VIDEO_UNREADABLE)
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:

@@ -19,7 +19,7 @@ import structlog
 from decoder_service.engine.interface import EngineError, EngineEvent, EngineFinished, EngineInfo, EngineRequest
 from decoder_service.engine.lifecycle import FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS, not_ready
 from decoder_service.engine.worker import BatchConfig, Call, CallOff, Inbox, Supply, Worker
-from serving.errors import ServiceError, too_large, unavailable
+from serving.errors import Reason, ServiceError, too_large, unavailable
 
 log = structlog.get_logger()
 
@@ -85,7 +85,7 @@ class BatchEngine:
             raise too_large(
                 "messages",
                 f"take {need} tokens with the longest answer, over the {self._max_tokens} that memory is kept for",
-                reason="PROMPT_TOO_LONG",
+                reason=Reason.PROMPT_TOO_LONG,
                 limit=self._max_tokens,
             )
         call = Call(request, time.perf_counter())
@@ -120,7 +120,7 @@ class BatchEngine:
 
     def _lose(self, why: str) -> None:
         for call in self._calls:
-            call.events.put_nowait(unavailable("ENGINE_LOST", why))
+            call.events.put_nowait(unavailable(Reason.ENGINE_LOST, why))
         self._calls.clear()
 
     def _break(self) -> None:

@@ -52,7 +52,7 @@ from decoder_service.engine.messages import (
     ToParent,
     WorkerConfig,
 )
-from serving.errors import ServiceError, unavailable
+from serving.errors import Reason, ServiceError, unavailable
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -333,7 +333,9 @@ class GenaiEngine:
         if self._running is not None:
             self._running.over = True
             self._running.events.put_nowait(
-                unavailable("ENGINE_LOST", "the engine's process died during this request", retry_after=self._backoff)
+                unavailable(
+                    Reason.ENGINE_LOST, "the engine's process died during this request", retry_after=self._backoff
+                )
             )
             self._running = None
         self._respawn = asyncio.get_running_loop().create_task(self._revive(child))
@@ -358,7 +360,9 @@ class GenaiEngine:
         while self._waiting:
             job = self._waiting.popleft()
             job.over = True
-            job.events.put_nowait(unavailable("ENGINE_LOST", "the engine's process is gone", retry_after=self._backoff))
+            job.events.put_nowait(
+                unavailable(Reason.ENGINE_LOST, "the engine's process is gone", retry_after=self._backoff)
+            )
 
     async def stop(self) -> None:
         """End the child. Requests that are left fail with UNAVAILABLE."""

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible door: JSON over HTTP in front of the same conductor."""
+"""The OpenAI-compatible API: JSON over HTTP, with the same conductor behind it."""
 
 from gateway.http.app import create_app
 from gateway.http.server import HttpServer

@@ -1,4 +1,4 @@
-"""The routes of the HTTP door."""
+"""The routes of the HTTP API."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from starlette.types import ASGIApp
 
 from gateway.conductor import Conductor
 from gateway.http.chat import ChatCompletions
-from gateway.http.errors import body_of, response_of, unexpected
+from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
 from gateway.http.stream import Pace
 from gateway.retry import Deadline
-from serving.errors import Code, ServiceError
+from serving.errors import Reason, ServiceError, failure, unexpected
 
 
 def create_app(
@@ -67,7 +67,7 @@ async def _not_served(request: Request, error: Exception) -> Response:
     """No such path, or not with this method."""
     assert isinstance(error, HTTPException)  # noqa: S101
     message = f"{request.method} {request.url.path} is not served here"
-    body = body_of(ServiceError(Code.NOT_FOUND, "NOT_SERVED", message))
+    body = body_of(failure(Reason.NOT_SERVED, message))
     return JSONResponse(body, error.status_code, error.headers)
 
 

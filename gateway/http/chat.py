@@ -19,8 +19,8 @@ from gateway.http.schema import CompletionRequest
 from gateway.http.stream import EventStream, Pace
 from gateway.http.translate import JsonNames, parse, to_chat
 from gateway.retry import Deadline
-from serving.errors import ServiceError, too_large
-from serving.tasks import unless
+from serving.errors import Reason, ServiceError, too_large
+from serving.tasks import run_until
 from vlm.v1 import chat_pb2, gateway_pb2
 
 _INLINE_BYTES = 64 * 1024
@@ -58,7 +58,7 @@ class ChatCompletions:
         events = self._conductor.chat(chat, request_id=chat.request_id, deadline=deadline)
         answer = _Answer(request, events, self._pace)
         del body, request, chat  # they hold the files, in base64 and without
-        await unless(answer.send(scope, receive, send), _gone(receive))
+        await run_until(answer.send(scope, receive, send), _gone(receive))
 
     async def _body(self, request: Request) -> bytes:
         limit = self._max_body_bytes
@@ -72,7 +72,7 @@ class ChatCompletions:
                     break
         if max(length, len(body)) > limit:
             description = f"is longer than the limit of {limit} bytes (max_message_bytes)"
-            raise too_large("body", description, reason="BODY_TOO_LARGE", limit=limit)
+            raise too_large("body", description, reason=Reason.BODY_TOO_LARGE, limit=limit)
         return bytes(body)
 
 

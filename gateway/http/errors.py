@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from serving.errors import Code, ServiceError
+from serving.errors import Code, Reason, ServiceError
 
 _STATUS = {
     Code.INVALID_ARGUMENT: 400,
@@ -23,7 +23,7 @@ _STATUS = {
 
 
 # What OpenAI's clients look for when a prompt is too long.
-_CODES = {"PROMPT_TOO_LONG": "context_length_exceeded"}
+_CODES = {Reason.PROMPT_TOO_LONG.name: "context_length_exceeded"}
 
 
 def status_of(error: ServiceError) -> int:
@@ -55,11 +55,6 @@ def response_of(error: ServiceError) -> JSONResponse:
     """The whole answer to a request that failed before any of it was answered."""
     headers = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
     return JSONResponse(body_of(error), status_of(error), headers)
-
-
-def unexpected() -> ServiceError:
-    """What a client is told of a failure that nobody foresaw."""
-    return ServiceError(Code.INTERNAL, "INTERNAL", "an unexpected failure; the server's log says more")
 
 
 def event_of(error: ServiceError) -> bytes:

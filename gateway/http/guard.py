@@ -1,17 +1,14 @@
-"""What happens around every HTTP request, as `serving.interceptors` does for gRPC."""
+"""ASGI middleware around every HTTP request: what `serving.interceptors` is for gRPC."""
 
 from __future__ import annotations
-
-import time
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import response_of
-from gateway.servicer import REQUEST_ID_HEADER, accept_request_id
-from serving import metrics
-from serving.errors import ServiceError, overloaded
+from serving.calls import REQUEST_ID_HEADER, accept_request_id, observe
+from serving.errors import Reason, ServiceError, overloaded
 
 log = structlog.get_logger()
 
@@ -36,38 +33,31 @@ class Guard:
         if scope["type"] != "http":
             return
         method = f"{scope['method']} {scope['path']}" if scope["path"] in self._paths else "HTTP other"
-        request_id, code = "", "gone"
-        began = time.monotonic()
+        request_id = ""
+        # Health checks come every few seconds and say nothing about the work.
+        with observe(method, "gone", quiet=scope["path"] == "/healthz") as call:
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal code
-            if message["type"] == "http.response.start":
-                code = str(message["status"])
-                if request_id:
-                    MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
-            await send(message)
+            async def send_with_id(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    call.code = str(message["status"])
+                    if request_id:
+                        MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                await send(message)
 
-        metrics.RUNNING.labels(method).inc()
-        self._running += 1
-        try:
-            given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-            request_id = accept_request_id(given, path=REQUEST_ID_HEADER)
-            scope["request_id"] = request_id
-            if self._running > self._max_requests:
-                message = f"the limit of {self._max_requests} requests at once is reached (max_concurrent_rpcs)"
-                raise overloaded("TOO_MANY_CALLS", message, retry_after=1.0)
-            await self._app(scope, receive, send_with_id)
-            code = str(scope.get("late_status", code))  # of a stream that failed after its status was sent
-        except ServiceError as error:  # raised just above: those of the application are answered by `_failed`
-            await response_of(error)(scope, receive, send_with_id)
-        except Exception:  # the last line of defence, as in serving.interceptors
-            code = "500"
-            log.exception("request failed unexpectedly", method=method)
-        finally:
-            self._running -= 1
-            seconds = time.monotonic() - began
-            metrics.RUNNING.labels(method).dec()
-            if scope["path"] != "/healthz":
-                metrics.CALLS.labels(method, code).inc()
-                metrics.SECONDS.labels(method).observe(seconds)
-                log.info("call", method=method, code=code, seconds=round(seconds, 4))
+            self._running += 1
+            try:
+                given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+                request_id = accept_request_id(given, path=REQUEST_ID_HEADER)
+                scope["request_id"] = request_id
+                if self._running > self._max_requests:
+                    message = f"the limit of {self._max_requests} requests at once is reached (max_concurrent_rpcs)"
+                    raise overloaded(Reason.TOO_MANY_CALLS, message, retry_after=1.0)
+                await self._app(scope, receive, send_with_id)
+                call.code = str(scope.get("late_status", call.code))  # of a stream that failed after its status
+            except ServiceError as error:  # raised just above: those of the application are answered by `_failed`
+                await response_of(error)(scope, receive, send_with_id)
+            except Exception:  # the last line of defence, as in serving.interceptors
+                call.code = "500"
+                log.exception("request failed unexpectedly", method=method)
+            finally:
+                self._running -= 1

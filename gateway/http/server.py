@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from serving.transport import open_http_port
+
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the affair of `serving.server`."""
+        """Do nothing: `serving.server` handles signals."""
         yield
 
 
@@ -49,11 +50,9 @@ class HttpServer:
             The port.
 
         Raises:
-            OSError: The port cannot be had.
+            PortError: The port cannot be opened.
         """
-        address = host.strip("[]")
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.create_server((address, port), family=family)
+        listener = open_http_port(host, port)
         self._running = asyncio.create_task(self._server.serve(sockets=[listener]))
         return int(listener.getsockname()[1])
 

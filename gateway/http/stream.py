@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from starlette.types import Send
 
 from gateway.errors import renamed
-from gateway.http.errors import event_of, unexpected
-from serving.errors import ServiceError
-from serving.tasks import drop
+from gateway.http.errors import event_of
+from serving.errors import ServiceError, unexpected
+from serving.tasks import cancel_and_wait
 from vlm.v1 import chat_pb2
 
 _HEADERS = [
@@ -114,7 +114,7 @@ class EventStream:
                         await self._write(line)
                 coming = asyncio.create_task(_next(events))
         finally:
-            await drop(coming)
+            await cancel_and_wait(coming)
 
     async def _write(self, line: bytes) -> None:
         if not self._begun:

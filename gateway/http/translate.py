@@ -25,7 +25,7 @@ from gateway.http.schema import (
     TextPart,
     VideoPart,
 )
-from serving.errors import ServiceError, invalid, unimplemented
+from serving.errors import Reason, ServiceError, invalid, unimplemented
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 _ROLES = {
@@ -36,6 +36,14 @@ _ROLES = {
 }
 _DETAILS = {"low": media_pb2.DETAIL_LOW, "original": media_pb2.DETAIL_ORIGINAL}
 """Others are the request's own options, or the default."""
+
+_TRANSLATED = {"max_tokens", "top_k", "logprobs", "stop", "response_format"}
+"""Options that JSON and wire have by one name with different meanings or types, or that are refused."""
+
+_SAME_OPTIONS = sorted(
+    set(chat_pb2.GenerationOptions.DESCRIPTOR.fields_by_name) & set(CompletionRequest.model_fields) - _TRANSLATED
+)
+"""Options that JSON and wire have by one name and with one meaning; unset is None in the JSON."""
 
 _DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 _SLICE_CHARACTERS = 1 << 20  # a multiple of 4
@@ -77,7 +85,7 @@ def _invalid(error: ValidationError) -> ServiceError:
         elif not step.startswith(("<", "[")):  # "[key]" says that a key is at fault, whose name stands before it
             path += f".{step}" if path else step
     if detail["type"] == "extra_forbidden":
-        return invalid(path, "is not known here", reason="UNKNOWN_FIELD")
+        return invalid(path, "is not known here", reason=Reason.UNKNOWN_FIELD)
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return invalid(path or "body", message)
 
@@ -99,15 +107,8 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED that names the field as the JSON does.
     """
     generation = chat_pb2.GenerationOptions(
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
+        **{name: getattr(request, name) for name in _SAME_OPTIONS},
         stop=[request.stop] if isinstance(request.stop, str) else request.stop,
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        logit_bias=request.logit_bias,
     )
     if request.logprobs:
         generation.logprobs = request.top_logprobs or 0

@@ -16,8 +16,8 @@ from decoder_service.prompt import PromptBuilder
 from decoder_service.service import DecoderService
 from decoder_service.settings import DecoderSettings
 from serving.bundle import Bundle
-from serving.channels import open_channel
 from serving.server import serve
+from serving.transport import open_channel
 from tests.checkpoints import make_checkpoint
 from tests.decoder_service.cases import TURNS, Case, make_case
 from tests.measuring import unmeasured

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from gateway.conductor import Conductor, Policy
-from gateway.media import Limits
+from gateway.media import RequestLimits
 from gateway.retry import Backoff
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
-from serving.channels import open_channel
+from serving.transport import open_channel
 from tests.gateway.fakes import FakeDecoder, FakeVision, InProcessDecoder, InProcessVision, serve
 
 AT_ONCE = Backoff(first=0.0)
@@ -46,7 +46,7 @@ async def conduct(
             channels = [await stack.enter_async_context(open_channel(address)) for address in addresses]
             tiers = GrpcVisionTier(channels[0]), GrpcDecoderTier(channels[1])
 
-        def make(limits: Limits | None = None, **policy: Any) -> Conductor:
-            return Conductor(*tiers, limits or Limits(), Policy(**{"backoff": AT_ONCE, **policy}))
+        def make(limits: RequestLimits | None = None, **policy: Any) -> Conductor:
+            return Conductor(*tiers, limits or RequestLimits(), Policy(**{"backoff": AT_ONCE, **policy}))
 
         yield make

@@ -19,11 +19,11 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from gateway.ports import CallEndedError, DecoderTier, Generation, VisionTier
-from serving.errors import Code, ServiceError, invalid
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
+from serving.errors import Code, Reason, ServiceError, invalid
 from serving.interceptors import CallInterceptor
 from serving.media import media_digest
-from serving.tasks import drop
+from serving.tasks import cancel_and_wait
 from vlm.v1 import (
     chat_pb2,
     decoder_pb2,
@@ -81,7 +81,7 @@ class FakeVision:
     def layout(self, request: vision_pb2.EncodeRequest) -> media_pb2.MediaLayout:
         """The layout of a file."""
         if not request.data.startswith(b"file"):
-            raise invalid("data", "cannot be read as an image", reason="IMAGE_UNREADABLE")
+            raise invalid("data", "cannot be read as an image", reason=Reason.IMAGE_UNREADABLE)
         if request.options.min_pixels > 1000:
             raise invalid("options.min_pixels", "is over 1000")
         if request.settings_digest not in ("", str(self.max_pixels)):
@@ -271,7 +271,7 @@ class FakeDecoder:
 
 
 class InProcessVision(VisionTier):
-    """The port over replicas in this process; each call goes to the next one."""
+    """A tier of replicas in this process; each call goes to the next one."""
 
     def __init__(self, *replicas: FakeVision) -> None:
         self._replicas = replicas
@@ -284,23 +284,20 @@ class InProcessVision(VisionTier):
     async def encode(
         self, request: vision_pb2.EncodeRequest, *, seconds: float
     ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
-        """As the port says."""
         async with contextlib.aclosing(self._next().encode(request, seconds)) as responses:
             async for response in responses:
                 yield response
 
     async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
-        """As the port says."""
         replica = self._next()
         replica.described.append(request)
         return replica.layout(request)
 
     async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
-        """As the port says."""
         return self._next().info()
 
 
-class _Pipe(Generation):
+class _Pipe(GenerationCall):
     """A generation in this process. One message is under way in either direction."""
 
     def __init__(self, decoder: FakeDecoder, seconds: float) -> None:
@@ -323,20 +320,17 @@ class _Pipe(Generation):
             await asyncio.wait((task, self.running), return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else CallEndedError
         finally:
-            await drop(task)
+            await cancel_and_wait(task)
 
     async def send(self, request: decoder_pb2.GenerateRequest) -> None:
-        """As the port says."""
         if await self._or_end(self._in.put(request)) is CallEndedError:
             raise CallEndedError
 
     async def done_sending(self) -> None:
-        """As the port says."""
         if await self._or_end(self._in.put(None)) is CallEndedError:
             raise CallEndedError
 
     async def receive(self) -> decoder_pb2.GenerateResponse | None:
-        """As the port says."""
         response = await self._or_end(self._out.get())
         if response is not CallEndedError:
             return response
@@ -347,7 +341,7 @@ class _Pipe(Generation):
 
 
 class InProcessDecoder(DecoderTier):
-    """The port over replicas in this process; each call goes to the next one."""
+    """A tier of replicas in this process; each call goes to the next one."""
 
     def __init__(self, *replicas: FakeDecoder) -> None:
         self._replicas = replicas
@@ -358,22 +352,22 @@ class InProcessDecoder(DecoderTier):
         return self._replicas[(self._turn - 1) % len(self._replicas)]
 
     @contextlib.asynccontextmanager
-    async def generate(self, *, seconds: float) -> AsyncIterator[Generation]:
-        """As the port says."""
+    async def generate(self, opening: decoder_pb2.GenerateOpen, *, seconds: float) -> AsyncIterator[GenerationCall]:
+        """One replica's generation, with the opening as its first message."""
         pipe = _Pipe(self._next(), seconds)
         try:
+            with contextlib.suppress(CallEndedError):  # `receive` raises why
+                await pipe.send(decoder_pb2.GenerateRequest(open=opening))
             yield pipe
         finally:
-            await drop(pipe.running)
+            await cancel_and_wait(pipe.running)
 
     async def count(
         self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
     ) -> decoder_pb2.CountPromptTokensResponse:
-        """As the port says."""
         return self._next().count(request)
 
     async def model(self, *, seconds: float) -> chat_pb2.Model:
-        """As the port says."""
         return self._next().model()
 
 

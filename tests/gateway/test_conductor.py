@@ -10,7 +10,7 @@ import pytest
 
 from gateway.budget import Budget
 from gateway.conductor import Conductor, Policy
-from gateway.media import Limits
+from gateway.media import RequestLimits
 from gateway.retry import Backoff, Deadline
 from serving.errors import Code, ServiceError
 from serving.media import media_digest
@@ -193,7 +193,7 @@ async def test_a_replica_that_is_set_otherwise_is_passed_over(decoder: FakeDecod
     """Of two replicas one has another budget, as in the middle of a rollout: the other one encodes, unseen."""
     same, other = FakeVision(max_pixels=500), FakeVision(max_pixels=300)
     tiers = InProcessVision(other, same), InProcessDecoder(decoder)
-    conductor = Conductor(*tiers, Limits(), Policy(backoff=Backoff(first=0.0)), encoder=same.info())
+    conductor = Conductor(*tiers, RequestLimits(), Policy(backoff=Backoff(first=0.0)), encoder=same.info())
     for _ in range(3):
         assert answer(await chat(conductor, ask(image(b"file one")))) == "A red circle."
     assert [options.max_pixels for options in options_sent(same)] == [500] * 3
@@ -291,7 +291,9 @@ async def test_a_decoder_that_takes_nothing_stops_the_encoders(vision: FakeVisio
             await reads.wait()
 
     decoder.hook = hook
-    conductor = Conductor(InProcessVision(vision), InProcessDecoder(decoder), Limits(), Policy(encode_concurrency=3))
+    conductor = Conductor(
+        InProcessVision(vision), InProcessDecoder(decoder), RequestLimits(), Policy(encode_concurrency=3)
+    )
     asking = asyncio.create_task(chat(conductor, ask(*[image(b"file %d" % i) for i in range(3)])))
     await vision.called.wait()
     for _ in range(1000):  # turns of the loop: enough to send all

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp
 from gateway.conductor import Conductor, Policy
 from gateway.http import HttpServer, create_app
 from gateway.http.stream import Pace
-from gateway.media import Limits
-from serving.errors import Code, ServiceError, invalid, overloaded
+from gateway.media import RequestLimits
+from serving.errors import Code, Reason, ServiceError, invalid, overloaded
 from tests.gateway.conftest import AT_ONCE
 from tests.gateway.fakes import (
     MODEL,
@@ -44,7 +44,9 @@ def asked(decoder: FakeDecoder) -> Any:
 def app(vision: FakeVision, decoder: FakeDecoder) -> ASGIApp:
     """The application."""
     policy = Policy(backoff=AT_ONCE)
-    conductor = Conductor(InProcessVision(vision), InProcessDecoder(decoder), Limits(image_bytes=1 << 20), policy)
+    conductor = Conductor(
+        InProcessVision(vision), InProcessDecoder(decoder), RequestLimits(image_bytes=1 << 20), policy
+    )
     pace = Pace(status_seconds=60, comment_seconds=60)  # here no answer depends on the time that it takes
     return create_app(conductor, seconds=30, max_body_bytes=4 << 20, max_requests=3, pace=pace)
 
@@ -452,7 +454,7 @@ async def test_a_body_over_its_limit(announced: bool, wire: httpx.AsyncClient) -
     ("failure", "expected"),
     [
         (ServiceError(Code.NOT_FOUND, "X", "x"), (404, "not_found_error", None)),
-        (overloaded("X", "x", retry_after=1.2), (429, "rate_limit_error", "2")),
+        (overloaded(Reason.QUEUE_FULL, "x", retry_after=1.2), (429, "rate_limit_error", "2")),
         (ServiceError(Code.RESOURCE_EXHAUSTED, "X", "x"), (413, "invalid_request_error", None)),
         (ServiceError(Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG", "x"), (400, "invalid_request_error", None)),
         (ServiceError(Code.UNIMPLEMENTED, "X", "x"), (501, "invalid_request_error", None)),
@@ -585,7 +587,7 @@ async def test_a_running_stream_ends_in_the_grace_period(vision: FakeVision, dec
             await goes_on.wait()
 
     decoder.hook = hook
-    conductor = Conductor(InProcessVision(vision), InProcessDecoder(decoder), Limits(), Policy())
+    conductor = Conductor(InProcessVision(vision), InProcessDecoder(decoder), RequestLimits(), Policy())
     server = HttpServer(create_app(conductor, seconds=30, max_body_bytes=1 << 20, max_requests=3), grace_seconds=30)
     port = await server.start("127.0.0.1", 0)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message
 from gateway.conductor import Conductor, Policy
 from gateway.http import HttpServer, create_app
 from gateway.http.stream import EventStream, Pace
-from gateway.media import Limits
+from gateway.media import RequestLimits
 from serving import metrics
 from serving.errors import ServiceError, invalid
 from tests.gateway.fakes import EncodeCall, FakeDecoder, FakeVision, InProcessDecoder, InProcessVision, down
@@ -64,7 +64,7 @@ def door(conductor: Conductor | Scripted, pace: Pace) -> ASGIApp:
 
 def over(vision: FakeVision, decoder: FakeDecoder) -> Conductor:
     """A conductor over fake tiers."""
-    return Conductor(InProcessVision(vision), InProcessDecoder(decoder), Limits(), Policy())
+    return Conductor(InProcessVision(vision), InProcessDecoder(decoder), RequestLimits(), Policy())
 
 
 async def post(app: ASGIApp, body: dict[str, Any]) -> httpx.Response:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.media import Limits, collect
+from gateway.media import RequestLimits, collect
 from serving.errors import Code, ServiceError
 from serving.media import media_digest
 from tests.gateway.requests import image, text, user, video
 from vlm.v1 import chat_pb2, media_pb2
 
-LIMITS = Limits(messages=3, parts=6, media=4, image_bytes=100, video_bytes=200)
+LIMITS = RequestLimits(messages=3, parts=6, media=4, image_bytes=100, video_bytes=200)
 
 
 async def refused(*messages: chat_pb2.Message) -> ServiceError:
@@ -50,7 +50,7 @@ async def test_messages_keep_all_but_the_bytes() -> None:
 async def test_large_files_have_the_same_digest() -> None:
     """A file that is digested on a thread gets the digest of its bytes."""
     data = bytes(range(256)) * 4096
-    conversation = await collect([user(image(data))], Limits())
+    conversation = await collect([user(image(data))], RequestLimits())
     assert conversation.media[0].digest == media_digest(data)
 
 

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from gateway.errors import Tier, lost, of_decoder, of_medium
 from gateway.retry import Backoff, Deadline
-from gateway.servicer import accept_request_id
 from gateway.settings import GatewaySettings
-from serving.errors import Code, ServiceError, Violation, invalid, too_large, unavailable
-from serving.tasks import together
+from serving.calls import accept_request_id
+from serving.errors import Code, Reason, ServiceError, Violation, invalid, too_large, unavailable
+from serving.tasks import gather_or_cancel
 from vlm.v1 import media_pb2
 
 PATH = "messages[0].parts[1].image"
@@ -34,30 +34,38 @@ PATH = "messages[0].parts[1].image"
     ],
 )
 def test_fields_of_the_vision_service_get_the_clients_names(field: str, expected: str) -> None:
-    """The path is replaced in the violation and at the start of the message."""
+    """The path is replaced in the violation and in the message."""
     error = of_medium(invalid(field, "is wrong"), PATH, media_pb2.MediaOptions(max_pixels=5))
     assert error.violations == (Violation(expected, "is wrong"),)
     assert error.message == f"{expected}: is wrong"
 
 
-def test_only_the_fields_name_is_replaced_in_a_message() -> None:
-    """A word that happens to be a field's name stays in a sentence; between backticks it is the field."""
+def test_a_message_is_made_from_the_violations() -> None:
+    """Every field at fault is in it by its new name; a word that happens to be a field's name is left as it is."""
     error = ServiceError(
         Code.INVALID_ARGUMENT,
         "R",
-        "the data are truncated, see `data`",
-        violations=(Violation("data", "truncated"),),
+        "data: the data are truncated; options.fps: is 0",
+        violations=(Violation("data", "the data are truncated"), Violation("options.fps", "is 0")),
+        retry_after=2.0,
         metadata={"limit": "1"},
     )
     mapped = of_medium(error, PATH, media_pb2.MediaOptions())
-    assert mapped.message == f"the data are truncated, see `{PATH}`"
+    assert mapped.message == f"{PATH}: the data are truncated; media.fps: is 0"
     assert (mapped.code, mapped.reason, mapped.metadata) == (Code.INVALID_ARGUMENT, "R", {"limit": "1"})
+    assert mapped.retry_after == 2.0
+
+
+def test_a_message_without_violations_is_kept() -> None:
+    """There is nothing to make it anew from."""
+    error = ServiceError(Code.INTERNAL, "R", "the data are gone")
+    assert of_medium(error, PATH, media_pb2.MediaOptions()).message == "the data are gone"
 
 
 def test_fields_of_the_features_get_the_clients_names() -> None:
     """A feature map that is too large is too large a medium; one that is wrong is not the client's fault."""
     paths = ["messages[0].parts[0].image", PATH]
-    error = of_decoder(too_large("features[1]", "has 9 bytes", reason="FEATURES_TOO_LARGE", limit=8), paths)
+    error = of_decoder(too_large("features[1]", "has 9 bytes", reason=Reason.FEATURES_TOO_LARGE, limit=8), paths)
     assert (error.reason, error.violations[0].field) == ("FEATURES_TOO_LARGE", PATH)
     assert error.message == f"{PATH}: has 9 bytes"
     error = of_decoder(invalid("features[1].shape", "is [2, 2] and must be [2, 3]"), paths)
@@ -67,12 +75,11 @@ def test_fields_of_the_features_get_the_clients_names() -> None:
 
 
 def test_addresses_inside_the_house_are_not_told() -> None:
-    """The text of gRPC of a failed connection stays in the log; a service's own sentence is passed on."""
+    """The text of gRPC of a failed connection stays in the log; a service's own message is passed on."""
     raw = ServiceError(Code.UNAVAILABLE, "UNAVAILABLE", "failed to connect to ipv4:10.0.0.7:50061")
     assert "10.0.0.7" not in lost(Tier.VISION, raw, attempts=3).message
-    assert (
-        "the model is loading" in lost(Tier.VISION, unavailable("LOADING", "the model is loading"), attempts=1).message
-    )
+    own = unavailable(Reason.ENGINE_NOT_READY, "the engine is being started again")
+    assert "the engine is being started again" in lost(Tier.VISION, own, attempts=1).message
 
 
 def test_waits_grow_to_a_limit() -> None:
@@ -103,7 +110,7 @@ async def test_one_failure_cancels_the_others_and_is_raised_alone() -> None:
         raise KeyError("alone")
 
     with pytest.raises(KeyError, match="alone"):
-        await together([endless(), fails()])
+        await gather_or_cancel([endless(), fails()])
     assert cancelled.is_set()
 
 

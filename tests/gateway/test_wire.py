@@ -15,11 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.service import GatewayService
 from gateway.settings import GatewaySettings
-from serving.channels import open_channel
 from serving.errors import Code, ServiceError
 from serving.server import StartError
 from serving.server import serve as run_server
 from serving.status import from_rpc_error
+from serving.transport import open_channel
 from tests.gateway.fakes import MODEL, EncodeCall, FakeDecoder, FakeVision, GenerateCall, serve
 from tests.gateway.requests import answer, ask, image, kinds, text
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc

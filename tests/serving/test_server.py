@@ -18,11 +18,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.channels import open_channel
-from serving.errors import Code, invalid
-from serving.server import Service, StartError, _options, serve
+from serving.errors import Code, Reason, invalid
+from serving.server import Service, StartError, serve
 from serving.settings import ServerSettings
 from serving.status import from_rpc_error
+from serving.transport import open_channel, server_options
 from tests.processes import PATIENCE, line, rest, started
 from vlm.v1 import media_pb2, vision_pb2, vision_pb2_grpc
 
@@ -60,7 +60,7 @@ class Echo(Service, vision_pb2_grpc.VisionEncoderServicer):
         yield vision_pb2.EncodeResponse()
         self.entered.set()
         if request.request_id == "fail":
-            raise invalid("data", "is no image", reason="IMAGE_UNREADABLE")
+            raise invalid("data", "is no image", reason=Reason.IMAGE_UNREADABLE)
         try:
             await self.release.wait()
         except asyncio.CancelledError:
@@ -71,7 +71,7 @@ class Echo(Service, vision_pb2_grpc.VisionEncoderServicer):
     async def Describe(self, request: vision_pb2.EncodeRequest, context: Any) -> media_pb2.MediaLayout:  # type: ignore[override]
         if request.request_id == "bug":
             raise KeyError("a secret")
-        raise invalid("data", "is no image", reason="IMAGE_UNREADABLE")
+        raise invalid("data", "is no image", reason=Reason.IMAGE_UNREADABLE)
 
     async def GetEncoder(self, request: vision_pb2.GetEncoderRequest, context: Any) -> vision_pb2.EncoderInfo:  # type: ignore[override]
         return vision_pb2.EncoderInfo(model="echo")
@@ -272,6 +272,6 @@ def test_a_server_does_not_outlive_its_launcher() -> None:
 
 def test_a_client_may_ping_every_five_seconds() -> None:
     """The least time between pings that a server takes is under what the pages promise: pings come unevenly."""
-    options = dict(_options(ServerSettings()))
+    options = dict(server_options(max_message_bytes=ServerSettings().max_message_bytes))
     assert options["grpc.http2.min_ping_interval_without_data_ms"] < 5_000
     assert options["grpc.keepalive_permit_without_calls"] == 1

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from google.rpc import code_pb2, status_pb2
 
-from serving.errors import Code, ServiceError, Violation, invalid, overloaded, too_large, unavailable, unimplemented
+from serving.errors import (
+    Code,
+    Reason,
+    ServiceError,
+    Violation,
+    invalid,
+    overloaded,
+    too_large,
+    unavailable,
+    unimplemented,
+)
 from serving.status import from_proto, to_proto
 
 
@@ -43,7 +53,7 @@ def test_a_foreign_code_is_internal() -> None:
     [
         (invalid("messages", "is empty"), Code.INVALID_ARGUMENT, "messages"),
         (unimplemented("tools", "leave it out"), Code.UNIMPLEMENTED, "tools"),
-        (too_large("data", "9 is over 8", reason="R", limit=8), Code.RESOURCE_EXHAUSTED, "data"),
+        (too_large("data", "9 is over 8", reason=Reason.TENSOR_TOO_LARGE, limit=8), Code.RESOURCE_EXHAUSTED, "data"),
     ],
 )
 def test_field_errors_name_the_field(error: ServiceError, code: Code, path: str) -> None:
@@ -55,5 +65,5 @@ def test_field_errors_name_the_field(error: ServiceError, code: Code, path: str)
 
 def test_transient_errors_say_when_to_come_back() -> None:
     """Overload and absence carry a delay."""
-    assert overloaded("QUEUE_FULL", "full", retry_after=2.0).retry_after == 2.0
-    assert unavailable("GONE", "gone").retry_after
+    assert overloaded(Reason.QUEUE_FULL, "full", retry_after=2.0).retry_after == 2.0
+    assert unavailable(Reason.ENGINE_LOST, "gone").retry_after

@@ -19,10 +19,10 @@ from tests.checkpoints import make_checkpoint
 from tests.measuring import unmeasured
 from tests.vision_service.gated import GatedEncoder
 from vision_service.encoder import Encoder
-from vision_service.preprocess import Limits, Preprocessor
+from vision_service.preprocess import PreprocessLimits, Preprocessor
 from vision_service.video import VideoLimits
 
-LIMITS = Limits(
+LIMITS = PreprocessLimits(
     image_pixels=4_000_000,
     video=VideoLimits(seconds=120.0, frames=2_000, sampled=64, pixels=1_000_000),
     patches=8_192,

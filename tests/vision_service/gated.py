@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import torch
 
 from vision_service.encoder import Encoder
-from vision_service.media import Advance, Cancelled, Kind, Medium, Options
+from vision_service.media import Advance, Cancelled, Kind, Options, PreparedMedium
 from vision_service.scheduler import Scheduler
 
 
@@ -24,7 +24,7 @@ class GatedEncoder(Encoder):
         self.batches: list[list[int]] = []
 
     def encode(
-        self, media: Sequence[Medium], cancelled: Cancelled = lambda: False, advance: Advance = lambda _: None
+        self, media: Sequence[PreparedMedium], cancelled: Cancelled = lambda: False, advance: Advance = lambda _: None
     ) -> list[torch.Tensor]:
         self.batches.append([medium.grid.patches for medium in media])
         self.entered.set()
@@ -35,7 +35,7 @@ class GatedEncoder(Encoder):
 @asynccontextmanager
 async def running(
     encoder: Encoder,
-    prepare: Callable[[Kind, bytes, Options, Cancelled], Medium],
+    prepare: Callable[[Kind, bytes, Options, Cancelled], PreparedMedium],
     *,
     max_queue: int = 8,
     max_batch_patches: int = 16,

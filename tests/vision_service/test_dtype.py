@@ -21,7 +21,7 @@ from tests.vision_service.operators.here import needs_operators
 from vision_service import dtype, encoder
 from vision_service.dtype import choose_dtype, multiplies_bfloat16, stored_types
 from vision_service.encoder import Encoder
-from vision_service.media import Medium, Options
+from vision_service.media import Options, PreparedMedium
 from vision_service.operators import Operators
 from vision_service.preprocess import Preprocessor
 from vision_service.service import VisionService
@@ -41,7 +41,7 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def media(half_bundle: Bundle) -> list[Medium]:
+def media(half_bundle: Bundle) -> list[PreparedMedium]:
     """Pictures of several shapes and a video between them."""
     preprocessor = Preprocessor(half_bundle, LIMITS)
     images = [
@@ -253,7 +253,7 @@ async def test_the_service_uses_our_attention_unless_told_not_to(
         assert [line["own_attention"] for line in lines if line["event"] == "encoder loaded"] == [expected]
 
 
-def test_bfloat16_is_close_to_float32(exact: Encoder, fast: Encoder, media: list[Medium]) -> None:
+def test_bfloat16_is_close_to_float32(exact: Encoder, fast: Encoder, media: list[PreparedMedium]) -> None:
     """Each row's features are at a cosine of at least 0.999 to float32's; those of another row are not."""
     assert (fast.dtype, fast.out_dtype) == (torch.bfloat16, torch.float32)
     for medium in media:
@@ -263,7 +263,7 @@ def test_bfloat16_is_close_to_float32(exact: Encoder, fast: Encoder, media: list
             assert torch.nn.functional.cosine_similarity(got.roll(1, 0), expected, dim=-1).max() < 0.999
 
 
-def test_packed_in_bfloat16(exact: Encoder, fast: Encoder, media: list[Medium]) -> None:
+def test_packed_in_bfloat16(exact: Encoder, fast: Encoder, media: list[PreparedMedium]) -> None:
     """What a medium is packed with may change the last bits in bfloat16, by less than bfloat16 differs from float32."""
     packed = fast.encode(media)
     for medium, got in zip(media, packed, strict=True):

@@ -17,7 +17,7 @@ from tests import pictures
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import Transformers, error
 from vision_service.encoder import Encoder, feature_bytes
-from vision_service.media import Medium, Options, WorkCancelledError
+from vision_service.media import Options, PreparedMedium, WorkCancelledError
 from vision_service.operators import Operators
 from vision_service.preprocess import Preprocessor
 from vision_service.tower import Tower
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def media(preprocessor: Preprocessor) -> list[Medium]:
+def media(preprocessor: Preprocessor) -> list[PreparedMedium]:
     """Images of several shapes and a video between them."""
     sizes = [(64, 64), (160, 96), (40, 400), (300, 60), (128, 128)]
     images = [preprocessor.prepare("image", pictures.png(pictures.noise(*size)), Options()) for size in sizes]
@@ -34,7 +34,7 @@ def media(preprocessor: Preprocessor) -> list[Medium]:
     return [*images[:3], video, *images[3:]]
 
 
-def by_transformers(reference: Transformers, medium: Medium) -> torch.Tensor:
+def by_transformers(reference: Transformers, medium: PreparedMedium) -> torch.Tensor:
     """The merged feature and the DeepStack features of one medium, by the path that its kind takes in the model."""
     pixels, grid = torch.from_numpy(medium.pixel_values()), torch.tensor([medium.grid])
     model = reference.model.model
@@ -46,7 +46,7 @@ def by_transformers(reference: Transformers, medium: Medium) -> torch.Tensor:
     return torch.cat([merged, *levels], dim=-1)
 
 
-def test_features_equal_transformers(encoder: Encoder, reference: Transformers, media: list[Medium]) -> None:
+def test_features_equal_transformers(encoder: Encoder, reference: Transformers, media: list[PreparedMedium]) -> None:
     """Images and a video packed in one forward give what each gives alone in transformers, to 1e-5."""
     features = encoder.encode(media)
     for medium, got in zip(media, features, strict=True):
@@ -56,21 +56,21 @@ def test_features_equal_transformers(encoder: Encoder, reference: Transformers, 
         assert error(got, expected) <= 1e-5
 
 
-def test_packed_equals_alone(encoder: Encoder, media: list[Medium]) -> None:
+def test_packed_equals_alone(encoder: Encoder, media: list[PreparedMedium]) -> None:
     """A medium's features do not depend on what it is packed with, nor on its place."""
     packed = encoder.encode(media[::-1])[::-1]
     for medium, got in zip(media, packed, strict=True):
         assert error(got, encoder.encode([medium])[0]) <= 1e-5
 
 
-def test_levels_differ(encoder: Encoder, media: list[Medium]) -> None:
+def test_levels_differ(encoder: Encoder, media: list[PreparedMedium]) -> None:
     """The three maps of a row are three different maps: exchanging two would be seen."""
     row = encoder.encode(media[:1])[0]
     maps = row.split(encoder.feature_width // 3, dim=-1)
     assert min((maps[a] - maps[b]).abs().max() for a, b in ((0, 1), (1, 2), (0, 2))) > 0.5
 
 
-def test_memory_of_a_batch_is_not_shared(encoder: Encoder, media: list[Medium]) -> None:
+def test_memory_of_a_batch_is_not_shared(encoder: Encoder, media: list[PreparedMedium]) -> None:
     """Each medium's features own their memory: one that is read slowly keeps no other alive."""
     features = encoder.encode(media)
     assert all(one.untyped_storage().nbytes() == one.nbytes for one in features)
@@ -78,7 +78,7 @@ def test_memory_of_a_batch_is_not_shared(encoder: Encoder, media: list[Medium]) 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2.0**-7), (torch.float16, 2.0**-10)])
 def test_wire_types(
-    bundle: Bundle, encoder: Encoder, media: list[Medium], dtype: torch.dtype, tolerance: float
+    bundle: Bundle, encoder: Encoder, media: list[PreparedMedium], dtype: torch.dtype, tolerance: float
 ) -> None:
     """The halves are the float32 features, rounded; their bytes are little-endian and in rows."""
     half = Encoder.load(bundle.vision_dir, device=CPU, dtype=torch.float32, out_dtype=dtype)
@@ -91,7 +91,7 @@ def test_wire_types(
         assert np.array_equal(np.frombuffer(data, "<f2").reshape(got.shape), got.numpy())
 
 
-def test_features_beyond_float16_stay_finite(bundle: Bundle, media: list[Medium], tmp_path: Path) -> None:
+def test_features_beyond_float16_stay_finite(bundle: Bundle, media: list[PreparedMedium], tmp_path: Path) -> None:
     """A feature that float16 cannot hold is sent as its largest number and not as infinity."""
     shutil.copytree(bundle.vision_dir, tmp_path / "vision")
     weights = load_file(bundle.vision_dir / "model.safetensors")
@@ -101,7 +101,7 @@ def test_features_beyond_float16_stay_finite(bundle: Bundle, media: list[Medium]
     assert torch.isfinite(half.encode(media[:1])[0]).all()
 
 
-def test_cancelling_stops_between_layers(encoder: Encoder, media: list[Medium]) -> None:
+def test_cancelling_stops_between_layers(encoder: Encoder, media: list[PreparedMedium]) -> None:
     """Once nobody wants the features the forward ends at the next layer, and the encoder goes on with other work."""
     asked: list[None] = []
 

@@ -15,7 +15,7 @@ from tests import pictures
 from tests.vision_service.gated import GatedEncoder, running
 from vision_service.cache import Encoded, FeatureCache, Key
 from vision_service.encodings import SOURCES, Encodings
-from vision_service.media import Cancelled, Kind, Medium, Options
+from vision_service.media import Cancelled, Kind, Options, PreparedMedium
 from vision_service.preprocess import Preprocessor
 
 PICTURE, OTHER = pictures.png(pictures.noise(96, 64)), pictures.png(pictures.noise(64, 64))
@@ -32,7 +32,7 @@ class House:
 
     async def get(self, data: bytes, options: Options = Options()) -> Encoded:  # noqa: B008  # it is frozen
         """Ask for features, as a call does."""
-        async with self.encodings.want(Key.of(str(hash(data)), "image", options), data) as encoding:
+        async with self.encodings.acquire(Key.of(str(hash(data)), "image", options), data) as encoding:
             await encoding.layout()
             return await encoding.encoded()
 
@@ -57,7 +57,7 @@ def house(gated: GatedEncoder, preprocessor: Preprocessor) -> Open:
     async def open_house(max_bytes: int = 1 << 20) -> AsyncIterator[House]:
         cache = FeatureCache(max_bytes)
 
-        def prepare(kind: Kind, data: bytes, options: Options, cancelled: Cancelled) -> Medium:
+        def prepare(kind: Kind, data: bytes, options: Options, cancelled: Cancelled) -> PreparedMedium:
             opened.prepared.append(data)
             return preprocessor.prepare(kind, data, options, cancelled)
 
@@ -118,7 +118,7 @@ async def test_what_nobody_wants_is_stopped(house: Open) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        assert len(opened.encodings._flights) == 0
+        assert len(opened.encodings._in_flight) == 0
         renewed = asyncio.create_task(opened.get(PICTURE))
         opened.encoder.gate.set()
         await renewed
@@ -134,7 +134,7 @@ async def test_failures_reach_all_and_are_not_kept(house: Open) -> None:
         with pytest.raises(ServiceError):
             await opened.get(b"text")
         assert len(opened.prepared) == 2
-        assert (len(opened.cache), len(opened.encodings._flights)) == (0, 0)
+        assert (len(opened.cache), len(opened.encodings._in_flight)) == (0, 0)
         await opened.get(PICTURE)
 
 

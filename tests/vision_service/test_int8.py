@@ -21,7 +21,7 @@ from tests.vision_service.operators.here import needs_operators
 from tests.vision_service.test_tower import draw_pixels, ignore, make_model, never
 from vision_service import linear, operators
 from vision_service.encoder import Encoder
-from vision_service.media import Grid, Medium, Options
+from vision_service.media import Grid, Options, PreparedMedium
 from vision_service.operators import Operators, OperatorsError, RoundedWeights
 from vision_service.preprocess import Preprocessor
 from vision_service.service import VisionService
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def media(bundle: Bundle) -> list[Medium]:
+def media(bundle: Bundle) -> list[PreparedMedium]:
     """Pictures of several shapes and a video between them."""
     preprocessor = Preprocessor(bundle, LIMITS)
     images = [
@@ -56,7 +56,7 @@ def cosine(one: Tensor, other: Tensor) -> float:
 
 @needs_operators
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_features_are_close_to_float32(tmp_path: Path, media: list[Medium], stored: torch.dtype) -> None:
+def test_features_are_close_to_float32(tmp_path: Path, media: list[PreparedMedium], stored: torch.dtype) -> None:
     """Each row is at a cosine of 0.995 to float32's at least; another row's is not (negative control)."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", dtype=stored)
     bundle = exporter.export(checkpoint, tmp_path / "bundle", precision="fp32")
@@ -85,7 +85,7 @@ def test_outliers_are_evened_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @needs_operators
-def test_packed_equals_alone(bundle: Bundle, media: list[Medium]) -> None:
+def test_packed_equals_alone(bundle: Bundle, media: list[PreparedMedium]) -> None:
     """What a medium is packed with changes less than 8 bits cost, if anything."""
     exact, rounded = load(bundle, torch.float32), load(bundle, torch.int8)
     for medium, got in zip(media, rounded.encode(media), strict=True):

@@ -19,16 +19,16 @@ from tests import pictures
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import error
 from tests.vision_service.gated import GatedEncoder, running
-from vision_service.media import Cancelled, Grid, Kind, Medium, Options, WorkCancelledError
+from vision_service.media import Cancelled, Grid, Kind, Options, PreparedMedium, WorkCancelledError
 from vision_service.preprocess import Preprocessor
 from vision_service.scheduler import Scheduler
 
 
 @pytest.fixture
-def medium(preprocessor: Preprocessor) -> Callable[[int], Medium]:
+def medium(preprocessor: Preprocessor) -> Callable[[int], PreparedMedium]:
     """Makes an image of a number of columns of two patches by two."""
 
-    def make(columns: int) -> Medium:
+    def make(columns: int) -> PreparedMedium:
         options = Options(min_pixels=1024, max_pixels=1024 * columns)
         return preprocessor.prepare("image", pictures.png(pictures.noise(32 * columns, 32)), options)
 
@@ -36,13 +36,15 @@ def medium(preprocessor: Preprocessor) -> Callable[[int], Medium]:
 
 
 @pytest.fixture
-def video(preprocessor: Preprocessor) -> Medium:
+def video(preprocessor: Preprocessor) -> PreparedMedium:
     """A video of five temporal patches of four by four patches."""
     data = pictures.video(noises(10, 64, 64), 5)
     return preprocessor.prepare("video", data, Options(fps=5.0, max_frames=10, max_video_pixels=10 * 64 * 64))
 
 
-async def close_gate(encoder: GatedEncoder, scheduler: Scheduler, first: Medium, stack: contextlib.ExitStack) -> None:
+async def close_gate(
+    encoder: GatedEncoder, scheduler: Scheduler, first: PreparedMedium, stack: contextlib.ExitStack
+) -> None:
     """Let one medium into the encoder and hold it there, so that what comes after it must wait."""
     encoder.batches.clear()
     encoder.entered.clear()
@@ -52,7 +54,7 @@ async def close_gate(encoder: GatedEncoder, scheduler: Scheduler, first: Medium,
 
 
 async def test_waiting_media_are_packed(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
 ) -> None:
     """What waits goes into one forward in order of arrival, up to the budget; what is larger goes alone."""
     async with running(gated, preprocessor.prepare) as scheduler:
@@ -68,7 +70,7 @@ async def test_waiting_media_are_packed(
 
 
 async def test_a_long_video_lets_others_pass(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium], video: Medium
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium], video: PreparedMedium
 ) -> None:
     """A video larger than a batch goes in pieces of whole frames, between which it queues up again behind others."""
     async with running(gated, preprocessor.prepare, max_batch_patches=36) as scheduler:
@@ -85,7 +87,7 @@ async def test_a_long_video_lets_others_pass(
 
 
 async def test_two_long_videos_take_turns(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium], video: Medium
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium], video: PreparedMedium
 ) -> None:
     """Two videos advance together; one that goes leaves the encoder to the other, whose features stay right."""
     async with running(gated, preprocessor.prepare, max_batch_patches=16) as scheduler:
@@ -96,7 +98,7 @@ async def test_two_long_videos_take_turns(
             kept = stack.enter_context(scheduler.enqueue(replace(video, patches=video.patches[::-1].copy())))
             encode, calls = gated.encode, 0
 
-            def counted(media: Sequence[Medium], *watchers: Any) -> list[torch.Tensor]:
+            def counted(media: Sequence[PreparedMedium], *watchers: Any) -> list[torch.Tensor]:
                 nonlocal calls
                 calls += 1
                 if calls == 4:
@@ -113,7 +115,7 @@ async def test_two_long_videos_take_turns(
 
 
 async def test_any_mix_gives_each_its_own(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium], video: Medium
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium], video: PreparedMedium
 ) -> None:
     """Whatever arrives together and whoever leaves meanwhile, each that stays gets what it gets alone."""
     draw = random.Random(7)
@@ -140,7 +142,7 @@ async def test_any_mix_gives_each_its_own(
 
 
 async def test_cancelled_while_waiting(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
 ) -> None:
     """A request that goes while it waits is never encoded; those behind it move up."""
     async with running(gated, preprocessor.prepare) as scheduler:
@@ -168,13 +170,13 @@ async def test_cancelled_while_waiting(
 
 
 async def test_cancelled_while_encoding(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
 ) -> None:
     """The encoder stops a batch that nobody waits for, and not one that somebody does."""
     stopped: list[type[BaseException] | None] = []
     encode = gated.encode
 
-    def watched(media: Sequence[Medium], *watchers: Any) -> list[torch.Tensor]:
+    def watched(media: Sequence[PreparedMedium], *watchers: Any) -> list[torch.Tensor]:
         try:
             features = encode(media, *watchers)
         except BaseException as error:
@@ -204,7 +206,9 @@ async def test_cancelled_while_encoding(
         assert stopped == [WorkCancelledError, None]
 
 
-async def test_full_house(gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]) -> None:
+async def test_full_house(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
+) -> None:
     """One request more than there are places is refused with a delay, and admitted once a place is free."""
     async with running(gated, preprocessor.prepare, max_queue=2) as scheduler:
         with scheduler.admit():
@@ -221,11 +225,13 @@ async def test_full_house(gated: GatedEncoder, preprocessor: Preprocessor, mediu
 
 
 async def test_one_bad_medium_harms_no_other(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
 ) -> None:
     """Where a forward fails, its media are tried alone: only the one at fault fails."""
     good = medium(1)
-    bad = Medium("image", Grid(1, 2, 2), np.zeros((3, 3, 2, 16, 16), np.uint8), good.levels)  # three patches of four
+    bad = PreparedMedium(
+        "image", Grid(1, 2, 2), np.zeros((3, 3, 2, 16, 16), np.uint8), good.levels
+    )  # three patches of four
     async with running(gated, preprocessor.prepare) as scheduler:
         with contextlib.ExitStack() as stack:
             await close_gate(gated, scheduler, good, stack)
@@ -239,7 +245,7 @@ async def test_one_bad_medium_harms_no_other(
 
 
 async def test_stop_refuses_what_waits(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
 ) -> None:
     """Stopping ends what runs at its next layer and tells those who wait to go elsewhere."""
     async with running(gated, preprocessor.prepare) as scheduler:
@@ -255,7 +261,7 @@ async def test_stop_refuses_what_waits(
 
 
 async def test_preparing_goes_on_beside_encoding(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], Medium]
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
 ) -> None:
     """Media are preprocessed while the encoder is busy, and the event loop is free meanwhile."""
     async with running(gated, preprocessor.prepare) as scheduler:
@@ -278,7 +284,7 @@ async def test_cancelled_while_preparing(gated: GatedEncoder) -> None:
     """Preprocessing is told that nobody waits any more."""
     entered, told, over = threading.Event(), threading.Event(), threading.Event()
 
-    def prepare(kind: Kind, data: bytes, options: Options, cancelled: Cancelled) -> Medium:
+    def prepare(kind: Kind, data: bytes, options: Options, cancelled: Cancelled) -> PreparedMedium:
         entered.set()
         while not cancelled() and not over.is_set():
             pass

@@ -18,12 +18,12 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.bundle import Bundle
-from serving.channels import open_channel
 from serving.errors import Code, ServiceError
 from serving.media import media_digest
 from serving.server import serve
 from serving.status import from_rpc_error
 from serving.tensors import CHUNK_BYTES, TensorAssembler
+from serving.transport import open_channel
 from tests import pictures
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import error

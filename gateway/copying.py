@@ -1,0 +1,44 @@
+"""Copies of wire messages without some fields, made by descriptor so that a new field is never left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from google.protobuf.message import Message
+
+from vlm.v1 import decoder_pb2, gateway_pb2
+
+
+def copy_fields(source: Message, target: Message, *, without: Collection[str] = ()) -> None:
+    """Copy every field that is set into the field of the same name of another message, perhaps of another type.
+
+    Args:
+        source: What is copied.
+        target: Where it goes.
+        without: Fields that are neither copied nor read: reading `bytes` would copy them, too.
+
+    Raises:
+        AttributeError: `target` has no field of that name.
+    """
+    for field in source.DESCRIPTOR.fields:
+        if field.name in without or (field.has_presence and not source.HasField(field.name)):
+            continue
+        value = getattr(source, field.name)
+        if field.is_repeated:
+            getattr(target, field.name).MergeFrom(value)
+        elif field.message_type is not None:
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def opening_of(request: gateway_pb2.ChatRequest, request_id: str) -> decoder_pb2.GenerateOpen:
+    """A client's request as the decoder takes it, without its messages.
+
+    Args:
+        request: As the client sent it.
+        request_id: The request's id, checked.
+    """
+    opening = decoder_pb2.GenerateOpen(request_id=request_id)
+    copy_fields(request, opening, without=("messages", "request_id"))
+    return opening

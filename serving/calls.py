@@ -1,0 +1,87 @@
+"""The context of one call, gRPC or HTTP: its id, its metrics and its line in the log."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from serving import metrics
+from serving.errors import invalid
+
+log = structlog.get_logger()
+
+REQUEST_ID_HEADER = "x-request-id"
+"""HTTP header, and key of gRPC's initial metadata, that holds the request's id."""
+
+MAX_REQUEST_ID_LENGTH = 128
+
+
+def check_request_id(given: str, *, path: str = "request_id") -> str:
+    """Check a request's id, or make one.
+
+    Args:
+        given: The caller's id, or nothing.
+        path: Where the caller has sent it, for errors.
+
+    Returns:
+        The id: `given`, or a new one where that is empty.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT; it is too long or not printable ASCII.
+    """
+    if len(given) > MAX_REQUEST_ID_LENGTH or not (given.isascii() and given.isprintable()):
+        raise invalid(path, f"must be at most {MAX_REQUEST_ID_LENGTH} printable ASCII characters")
+    return given or uuid.uuid4().hex
+
+
+def bind_request_id(request_id: str) -> None:
+    """Put the id on every further log line of this call; each call has a context of its own."""
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def accept_request_id(given: str, *, path: str = "request_id") -> str:
+    """`check_request_id` and `bind_request_id` in one, for where a request enters."""
+    request_id = check_request_id(given, path=path)
+    bind_request_id(request_id)
+    return request_id
+
+
+@dataclass
+class Call:
+    """What is known of a call when it ends; its handler fills it in.
+
+    Attributes:
+        code: gRPC's code by name, or the HTTP status.
+        details: More fields for the log line.
+    """
+
+    code: str
+    details: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def observe(method: str, code: str, *, quiet: bool = False) -> Iterator[Call]:
+    """Measure one call, and count and log it at its end.
+
+    Args:
+        method: Name in metrics and logs.
+        code: Its code where the handler sets no other one.
+        quiet: Whether it is neither counted nor logged.
+    """
+    call = Call(code)
+    started = time.monotonic()
+    metrics.RUNNING.labels(method).inc()
+    try:
+        yield call
+    finally:
+        seconds = time.monotonic() - started
+        metrics.RUNNING.labels(method).dec()
+        if not quiet:
+            metrics.CALLS.labels(method, call.code).inc()
+            metrics.SECONDS.labels(method).observe(seconds)
+            log.info("call", method=method, code=call.code, seconds=round(seconds, 4), **call.details)

@@ -1,0 +1,225 @@
+"""Opens every channel and every port: their options, their credentials and their interceptors are chosen here alone."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from prometheus_client import start_http_server
+
+from serving.settings import MIB
+
+Options = Sequence[tuple[str, int | str]]
+"""Channel arguments of gRPC."""
+
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+_SERVICE = {
+    # round_robin with health checking shifts traffic at once when a replica turns NOT_SERVING; pick_first ignores it.
+    "loadBalancingConfig": [{"round_robin": {}}],
+    # The empty name is the server as a whole.
+    "healthCheckConfig": {"serviceName": ""},
+}
+
+HEALTH_OPTIONS: Options = [
+    ("grpc.max_reconnect_backoff_ms", 250),
+    # A proxy for outgoing connections does not lead to a neighbour.
+    ("grpc.enable_http_proxy", 0),
+]
+"""For channels on which one server's health is read."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What the two ends of a gRPC connection present and check. A part that is None means plain text.
+
+    Attributes:
+        channel: Of the end that connects.
+        server: Of the end that listens.
+    """
+
+    channel: grpc.ChannelCredentials | None = None
+    server: grpc.ServerCredentials | None = None
+
+
+INSECURE = Credentials()
+"""Plain text: neither end is authenticated."""
+
+
+class PortError(Exception):
+    """A port cannot be opened; the message is one sentence that names the address."""
+
+    def __init__(self, host: str, port: int, purpose: str = "", cause: str | None = None) -> None:
+        detail = f"{purpose and f' for {purpose}'}{f' ({cause})' if cause else ''}"
+        super().__init__(f"cannot listen on {host}:{port}{detail}; is the port taken by another process?")
+
+
+def service_options(max_message_bytes: int = 128 * MIB) -> Options:
+    """Options of a channel to a tier: balanced over its replicas by health, with limits and keepalive.
+
+    Args:
+        max_message_bytes: Largest message in either direction.
+    """
+    return [
+        ("grpc.service_config", json.dumps(_SERVICE)),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        # Less than the waits between a caller's attempts together: a replica that has just come up, while another
+        # goes down, is found before the attempts are used up.
+        ("grpc.max_reconnect_backoff_ms", 250),
+        # The services are neighbours: a proxy for outgoing connections is not between them.
+        ("grpc.enable_http_proxy", 0),
+        # Two channels to one target are two sets of connections: a test's must not be another's.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def client_options(address: str) -> Options:
+    """Options of a client's channel to a gateway.
+
+    Args:
+        address: `host:port` of the gateway.
+    """
+    return [
+        ("grpc.max_receive_message_length", 128 * MIB),
+        ("grpc.max_send_message_length", 128 * MIB),
+        ("grpc.keepalive_time_ms", 30_000),
+        # A proxy for outgoing connections does not lead to this machine.
+        ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
+    ]
+
+
+def server_options(*, max_message_bytes: int, max_connection_age_seconds: float = 0.0) -> Options:
+    """Options of a server.
+
+    Args:
+        max_message_bytes: Largest message in either direction.
+        max_connection_age_seconds: Age at which connections are renewed; 0: never.
+    """
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        # Two servers on one port would share its connections at random: the second must fail instead.
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Answers may be silent for as long as a picture is encoded: clients may keep their connection alive with a ping
+        # every 5 seconds. The bound is lower, since pings do not arrive as evenly as they are sent.
+        ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
+    ]
+    if max_connection_age_seconds:
+        options += [
+            ("grpc.max_connection_age_ms", round(max_connection_age_seconds * 1000)),
+            # A generation must not be cut off by the age of its connection.
+            ("grpc.max_connection_age_grace_ms", 3_600_000),
+        ]
+    return options
+
+
+def open_channel(
+    target: str,
+    options: Options | None = None,
+    *,
+    credentials: Credentials = INSECURE,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+) -> grpc.aio.Channel:
+    """Open a channel on the running event loop.
+
+    Args:
+        target: A gRPC name: `host:port`, `dns:///name:port` for every address behind a name, or a list of addresses
+            such as `ipv4:127.0.0.1:50061,127.0.0.1:50062`.
+        options: None takes `service_options()`.
+        credentials: `credentials.channel` is used.
+        interceptors: Around each call, the first outermost.
+    """
+    options = service_options() if options is None else options
+    if credentials.channel is None:
+        return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
+    return grpc.aio.secure_channel(target, credentials.channel, options, interceptors=interceptors)
+
+
+def open_blocking_channel(
+    target: str,
+    options: Options,
+    *,
+    credentials: Credentials = INSECURE,
+    interceptors: Sequence[Any] = (),
+) -> grpc.Channel:
+    """Open a channel for blocking calls from any thread. Arguments as for `open_channel`."""
+    if credentials.channel is None:
+        channel = grpc.insecure_channel(target, options)
+    else:
+        channel = grpc.secure_channel(target, credentials.channel, options)
+    return grpc.intercept_channel(channel, *interceptors)
+
+
+def open_port(server: grpc.aio.Server, host: str, port: int, *, credentials: Credentials = INSECURE) -> int:
+    """Add a port to a gRPC server that has not started.
+
+    Args:
+        server: The server.
+        host: Address to listen on.
+        port: Port, or 0 for a free one.
+        credentials: `credentials.server` is used.
+
+    Returns:
+        The port.
+
+    Raises:
+        PortError: The port cannot be opened.
+    """
+    address = f"{host}:{port}"
+    try:
+        if credentials.server is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials.server)
+    except RuntimeError as error:
+        raise PortError(host, port) from error
+
+
+def open_http_port(host: str, port: int) -> socket.socket:
+    """Open a TCP port for an HTTP server.
+
+    Args:
+        host: Address to listen on; an IPv6 address may be in brackets.
+        port: Port, or 0 for a free one.
+
+    Returns:
+        A listening socket.
+
+    Raises:
+        PortError: The port cannot be opened.
+    """
+    address = host.strip("[]")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family)
+    except OSError as error:
+        raise PortError(host, port, "HTTP", error.strerror) from error
+
+
+def open_metrics_port(host: str, port: int) -> int:
+    """Serve the page of Prometheus metrics on a thread, until the process ends.
+
+    Args:
+        host: Address to listen on.
+        port: Port, or 0 for a free one.
+
+    Returns:
+        The port.
+
+    Raises:
+        PortError: The port cannot be opened.
+    """
+    try:
+        server, _ = start_http_server(port, addr=host)
+    except OSError as error:
+        raise PortError(host, port, "metrics", error.strerror) from error
+    return int(server.server_port)
