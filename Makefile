@@ -51,10 +51,10 @@ protos-check: setup
 
 # The generated parts of docs/: the wire, the settings, the reasons of errors.
 docs: setup
-	$(BIN)/python -m docs
+	$(BIN)/python -m tools.docs
 
 docs-check: setup
-	@$(BIN)/python -m docs --check
+	@$(BIN)/python -m tools.docs --check
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from docs import pages, reasons, sentences, settings, wire
+from tools.docs import pages, reasons, sentences, settings, wire
 
 
 def test_generated_parts_are_fresh() -> None:
-    """`python -m docs` would change nothing; where this fails, run `make docs`."""
+    """`python -m tools.docs` would change nothing; where this fails, run `make docs`."""
     assert pages.stale() == []
 
 

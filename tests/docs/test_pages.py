@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from docs import settings
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, prose
+from tools.docs import settings
 from triptych import cli
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]

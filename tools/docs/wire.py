@@ -17,9 +17,9 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-from docs.tables import table
+from tools.docs.tables import table
 
-PROTOS = Path(__file__).parents[1] / "protos"
+PROTOS = Path(__file__).parents[2] / "protos"
 FILES = ("gateway", "chat", "media", "vision", "decoder", "tensor")
 """In the order in which a reader meets them."""
 

@@ -1,4 +1,4 @@
-"""`python -m docs` writes the generated parts of the pages anew; `--check` fails where they differ.
+"""`python -m tools.docs` writes the generated parts of the pages anew; `--check` fails where they differ.
 
 `--run` runs the commands of the quick start and writes their outputs into it; that takes half a minute.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from docs import transcript
-from docs.pages import stale, write
+from tools.docs import transcript
+from tools.docs.pages import stale, write
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         transcript.write()
         return 0
     if arguments:
-        sys.stderr.write("usage: python -m docs [--check | --run]\n")
+        sys.stderr.write("usage: python -m tools.docs [--check | --run]\n")
         return 2
     write()
     return 0

@@ -1,4 +1,4 @@
-"""The outputs on the quick start, from running what stands there: `python -m docs --run`.
+"""The outputs on the quick start, from running what stands there: `python -m tools.docs --run`.
 
 The demo model answers, so a page that was not written anew after another training shows answers that nobody gets.
 """
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "quick-start.md"
 PICTURE = "demo/examples/scene.png"
 QUESTION = "How many shapes are there?"

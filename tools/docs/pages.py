@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from docs import reasons, sentences, settings, wire
+from tools.docs import reasons, sentences, settings, wire
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[2] / "docs"
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "wire": wire.markdown,

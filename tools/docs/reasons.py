@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from docs.tables import table
 from gateway.http.errors import status_of
 from serving.errors import Code, ServiceError
+from tools.docs.tables import table
 
 PACKAGES = ("gateway", "vision_service", "decoder_service", "serving")
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 _TELLTALE = re.compile(r"[A-Z]+(_[A-Z]+)+")
 

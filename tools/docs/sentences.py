@@ -6,9 +6,9 @@ import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from docs.tables import table
+from tools.docs.tables import table
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 EXPORT: Mapping[str, str] = {
     "There is no precision": "Python only; the command line offers no other.",

@@ -10,9 +10,9 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from decoder_service.settings import DecoderSettings
-from docs.tables import table
 from gateway.settings import GatewaySettings
 from serving.settings import MIB, ServerSettings
+from tools.docs.tables import table
 from vision_service.settings import VisionSettings
 
 SERVICES: tuple[tuple[str, type[ServerSettings]], ...] = (
