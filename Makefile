@@ -22,7 +22,7 @@ demo: setup
 
 # Trains the demo model from nothing, in two to three hours; goes on where it was interrupted.
 demo-model: setup
-	$(BIN)/python -m demo.train --out demo/checkpoint --state build/demo --resume
+	$(BIN)/python -m recipes.demo_model.train --out demo/checkpoint --state build/demo --resume
 
 # Scores the demo model on the held-out set, bundle by bundle, and puts the table into README.md.
 demo-eval: setup
@@ -35,6 +35,7 @@ lint: setup protos-check docs-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint protos
 
 format: setup

@@ -14,7 +14,7 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, prose
 from tools.docs import settings
-from triptych import cli
+from triptych_cli import main as cli
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 _OUTSIDE = ("http://", "https://", "mailto:")

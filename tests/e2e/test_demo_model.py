@@ -14,7 +14,7 @@ from demo.served import VARIANTS, answer_through, bundle_of, converse
 from demo.skills import SKILLS
 from tests.e2e.conftest import Up, up
 from triptych import Client
-from triptych.demo import open_example
+from triptych_cli.demo import open_example
 
 pytestmark = pytest.mark.e2e
 

@@ -94,7 +94,7 @@ def run() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _up() -> Iterator[_System]:
-    command = [sys.executable, "-m", "triptych.cli", "up", "--grpc-port", "0", "--http-port", "0"]
+    command = [sys.executable, "-m", "triptych_cli", "up", "--grpc-port", "0", "--http-port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  # our own
         try:
             line = process.stdout.readline() if process.stdout is not None else ""
@@ -108,7 +108,7 @@ def _up() -> Iterator[_System]:
 
 
 def _output(*words: str) -> str:
-    command = [sys.executable, "-m", "triptych.cli", *words]
+    command = [sys.executable, "-m", "triptych_cli", *words]
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()  # noqa: S603
 
 

@@ -77,7 +77,7 @@ def on_terminal(*words: str, columns: int = 80, pipe_stdout: bool = False, term:
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, columns))
     process = subprocess.Popen(
-        [sys.executable, "-m", "triptych.cli", *words],
+        [sys.executable, "-m", "triptych_cli", *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if pipe_stdout else slave,
         stderr=slave,

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from serving.errors import Code, ServiceError
 from serving.media import LOW, MAX_FPS, MAX_FRAMES, MAX_PIXELS
-from triptych.arguments import positive, rate, whole
 from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
-from triptych.errors import CommandError
 from triptych.events import Accepted, Delta, Event, MediaLayout, Progress, Started, gather
 from triptych.media import DETAILS, Image, Video
 from triptych.messages import user
-from triptych.progress_bar import ProgressBar, is_terminal
+from triptych_cli.arguments import positive, rate, whole
+from triptych_cli.errors import CommandError
+from triptych_cli.progress_bar import ProgressBar, is_terminal
 
 _M = TypeVar("_M", Image, Video)
 

@@ -10,21 +10,22 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-import demo.train
+import recipes.demo_model.train
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
 from decoder_service.prompt import PromptBuilder
-from demo.checkpoint import save_checkpoint
-from demo.config import model_config
-from demo.data import IGNORED, Batch, Batches, Course, Part, batches, collate
-from demo.forward import Arithmetic, losses
-from demo.prompts import SYSTEM_PROMPTS, render
-from demo.quantize import BLOCK, round_int4
 from demo.seeds import Split, stream
-from demo.sight import Fact
-from demo.skills import Example, lesson
-from demo.train import Run, new_run, recipe_tokenizer, train
+from demo.skills import Example
+from recipes.demo_model.checkpoint import save_checkpoint
+from recipes.demo_model.config import model_config
+from recipes.demo_model.data import IGNORED, Batch, Batches, Course, Part, batches, collate
+from recipes.demo_model.forward import Arithmetic, losses
+from recipes.demo_model.lessons import lesson
+from recipes.demo_model.prompts import SYSTEM_PROMPTS, render
+from recipes.demo_model.quantize import BLOCK, round_int4
+from recipes.demo_model.sight import Fact
+from recipes.demo_model.train import Run, new_run, recipe_tokenizer, train
 from serving.bundle import TokenIds
-from tests.demo.stock import image_processor
+from tests.recipes.demo_model.stock import image_processor
 
 TOKENIZER = recipe_tokenizer()
 COURSE = Course(batch_size=4, batch_asked=4, turns=2, look_until=0, scenes_until=0, still_until=0)
@@ -279,7 +280,7 @@ def test_shares_of_the_rates(monkeypatch: pytest.MonkeyPatch) -> None:
         return tower, text
 
     alone, glance, both = moved(Part.LOOKING), moved(None), moved(Part.BOTH)
-    monkeypatch.setattr("demo.train._TALKING_SHARE", 1.0)
+    monkeypatch.setattr("recipes.demo_model.train._TALKING_SHARE", 1.0)
     _, whole = moved(Part.BOTH)
     assert alone[1] == glance[1] == 0
     assert glance[0] == pytest.approx(0.4 * alone[0], rel=0.25)
@@ -393,10 +394,10 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.Mon
     """And writes no checkpoint, for it has none."""
     stopped = new_run(TOKENIZER, 0, tiny=True)
     stopped.step = 2
-    monkeypatch.setattr(demo.train, "carry_out", lambda *_: stopped)
+    monkeypatch.setattr(recipes.demo_model.train, "carry_out", lambda *_: stopped)
     monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path / "out"), "--ranks", "1", "--steps", "3"])
     with pytest.raises(SystemExit, match="after step 2; go on with --resume"):
-        demo.train.main()
+        recipes.demo_model.train.main()
     assert not (tmp_path / "out").exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from demo.config import IMAGE_PREPROCESSOR
+from recipes.demo_model.config import IMAGE_PREPROCESSOR
 
 
 def image_processor() -> Qwen2VLImageProcessorPil:

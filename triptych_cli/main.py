@@ -16,10 +16,11 @@ from typing import NoReturn
 
 from serving.bundle import Bundle, BundleError
 from serving.errors import ServiceError
-from triptych import ask, bench, launcher
-from triptych.arguments import positive
+from triptych import launcher
 from triptych.bundles import demo_bundle
-from triptych.errors import CommandError
+from triptych_cli import ask, bench
+from triptych_cli.arguments import positive
+from triptych_cli.errors import CommandError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -183,10 +184,6 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _demo(_: argparse.Namespace) -> None:
-    from triptych import demo  # noqa: PLC0415  # draws with Pillow, which a client need not have
+    from triptych_cli import demo  # noqa: PLC0415  # draws with Pillow, which a client need not have
 
     demo.run(_bundle(None).root)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from demo.patches import patches
 from demo.scenes import draw_scene
-from tests.demo.stock import image_processor
+from recipes.demo_model.patches import patches
+from tests.recipes.demo_model.stock import image_processor
 
 
 @pytest.mark.parametrize("size", [(64, 64), (448, 448), (448, 150), (70, 200), (224, 224), (301, 187)])

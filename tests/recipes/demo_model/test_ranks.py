@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from demo.data import Batches, Course
-from demo.ranks import Ranks, joined, meet
-from demo.train import Run, new_run, recipe_tokenizer, train
+from recipes.demo_model.data import Batches, Course
+from recipes.demo_model.ranks import Ranks, joined, meet
+from recipes.demo_model.train import Run, new_run, recipe_tokenizer, train
 
 TOKENIZER = recipe_tokenizer()
 COURSE = Course(batch_size=4, batch_asked=4, turns=2, look_until=1, scenes_until=2, still_until=2)

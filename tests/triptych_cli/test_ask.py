@@ -15,8 +15,8 @@ import grpc
 import pytest
 
 from tests.triptych.scripted import SECONDS, Context, accept, answered, image_layout, playing, video_layout, wait
-from tests.triptych.terminal import on_terminal
-from triptych import cli
+from tests.triptych_cli.terminal import on_terminal
+from triptych_cli import main as cli
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 PROGRESS = (
@@ -42,7 +42,7 @@ def _play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_p
 
 
 def _piped(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "triptych.cli", "ask", *words]
+    command = [sys.executable, "-m", "triptych_cli", "ask", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.bundle import Bundle
-from triptych.arguments import counts, positive
-from triptych.errors import CommandError
+from triptych_cli.arguments import counts, positive
+from triptych_cli.errors import CommandError
 
 if TYPE_CHECKING:
     from benchmarks.report import Report

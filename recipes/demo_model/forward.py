@@ -19,9 +19,9 @@ from torch.nn import functional
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from demo.data import IGNORED, Batch, Part
-from demo.quantize import straight_through
-from demo.sight import SightHeads
+from recipes.demo_model.data import IGNORED, Batch, Part
+from recipes.demo_model.quantize import straight_through
+from recipes.demo_model.sight import SightHeads
 
 
 @dataclass(frozen=True)

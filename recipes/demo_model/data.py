@@ -23,16 +23,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from demo.clips import Clip
 from demo.config import MAX_FRAMES, MIN_FRAMES, PATCH_SIZE, TEMPORAL_PATCH_SIZE
-from demo.memory import keep_memory
-from demo.patches import patches
-from demo.prompts import NOTHING, Sequence, pick_system, render
-from demo.ranks import Ranks
 from demo.scenes import MAX_SHAPES, Scene
 from demo.seeds import Split, stream
-from demo.sight import Fact, cell_truth
 from demo.signs import Sign
 from demo.sizes import Size, media_tokens, random_token_count, training_sizes
-from demo.skills import Example, lesson
+from demo.skills import Example
+from recipes.demo_model.lessons import lesson
+from recipes.demo_model.memory import keep_memory
+from recipes.demo_model.patches import patches
+from recipes.demo_model.prompts import NOTHING, Sequence, pick_system, render
+from recipes.demo_model.ranks import Ranks
+from recipes.demo_model.sight import Fact, cell_truth
 
 IGNORED = -100
 _CLIP_TOKENS = 25  # frames of a clip are small
@@ -49,7 +50,7 @@ class Batch:
     turns: torch.Tensor  # [B, L]: which turn that is asked apart reads that position alone; 0 where all do
     pixel_values: torch.Tensor  # [N * P, 1536]
     grid: torch.Tensor  # [N, 3]
-    cells: torch.Tensor  # [N * P / 4, facts]: see demo.sight
+    cells: torch.Tensor  # [N * P / 4, facts]: see recipes.demo_model.sight
 
 
 @dataclass(frozen=True)

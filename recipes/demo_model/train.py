@@ -1,4 +1,4 @@
-"""Train the demo model from nothing: `python -m demo.train --out DIR`.
+"""Train the demo model from nothing: `python -m recipes.demo_model.train --out DIR`.
 
 The run keeps its state (weights, optimizers, step, history) every few minutes and goes on from there with --resume.
 Batches depend on the seed and the step alone, so a resumed run is the run that was never interrupted. When it ends, DIR
@@ -23,18 +23,18 @@ from torch import nn
 from tqdm import tqdm
 from transformers import Qwen3VLForConditionalGeneration
 
-from demo.checkpoint import save_checkpoint
-from demo.config import model_config
-from demo.data import Batch, Batches, Course, Part, batches
-from demo.forward import Arithmetic, losses
-from demo.memory import keep_memory
-from demo.optim import Optimizers
-from demo.picture import draw_history
-from demo.prompts import SYSTEM_PROMPTS
-from demo.ranks import Ranks, joined, meet
-from demo.sight import SightHeads
 from demo.skills import texts
 from demo.tokenizer import build_tokenizer
+from recipes.demo_model.checkpoint import save_checkpoint
+from recipes.demo_model.config import model_config
+from recipes.demo_model.data import Batch, Batches, Course, Part, batches
+from recipes.demo_model.forward import Arithmetic, losses
+from recipes.demo_model.memory import keep_memory
+from recipes.demo_model.optim import Optimizers
+from recipes.demo_model.picture import draw_history
+from recipes.demo_model.prompts import SYSTEM_PROMPTS
+from recipes.demo_model.ranks import Ranks, joined, meet
+from recipes.demo_model.sight import SightHeads
 
 STEPS = 12400
 RANKS = 2
@@ -216,7 +216,9 @@ def _other_rank(plan: Plan, ranks: Ranks, store: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the demo model from nothing.")
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.demo_model.train", description="Train the demo model from nothing."
+    )
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
     parser.add_argument("--state", type=Path, help="directory for what a resumed run needs; OUT.run unless it is given")
     parser.add_argument("--steps", type=int, default=STEPS)

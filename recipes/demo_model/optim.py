@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from demo.ranks import Ranks
+from recipes.demo_model.ranks import Ranks
 
 _MUON_RATE, _ADAM_RATE = 0.02, 2e-3
 _WARM_UP = 40  # steps

@@ -1,10 +1,12 @@
 """Sight: what is stated about the cells of a picture is what was drawn there."""
 
-from demo.scenes import MAX_SHAPES, draw_crowd, draw_scene
+import numpy as np
+
+from demo.scenes import COLOURS, MAX_SHAPES, PLACES, SHAPES, draw_crowd, draw_scene
 from demo.seeds import Split, stream
-from demo.sight import UNSURE, Fact, cell_truth
 from demo.signs import LETTERS, Sign, draw_page, draw_sign
 from demo.sizes import random_size
+from recipes.demo_model.sight import UNSURE, Fact, cell_truth
 
 PATCHES = [Fact.UPPER_LEFT, Fact.UPPER_RIGHT, Fact.LOWER_LEFT, Fact.LOWER_RIGHT]
 
@@ -62,3 +64,36 @@ def test_a_sign_has_no_shapes_and_a_scene_no_letters() -> None:
             assert (cells[:, [Fact.FIRST_LETTER, Fact.SECOND_LETTER, *PATCHES]] == 0).all()
             assert (cells[:, [Fact.INDEX, Fact.LENGTH]] == UNSURE).all()
             assert ((cells[:, Fact.PLACE] != UNSURE).sum() == len(scene.shapes)) == (len(scene.shapes) <= MAX_SHAPES)
+
+
+def test_cells_hold_what_is_drawn_there() -> None:
+    """Each shape has one cell with its centre, and that cell states the shape and how it stands to the others."""
+    for index in range(40):
+        rng = stream(Split.TRAIN, 7, "test", index)
+        scene = draw_scene(rng, *random_size(rng, Split.TRAIN))
+        rows, columns = 4, 6
+        cells = cell_truth(scene, 2 * rows, 2 * columns).reshape(rows, columns, len(Fact))
+        centres = {(int(shape.y / scene.height * rows), int(shape.x / scene.width * columns)) for shape in scene.shapes}
+        assert set(zip(*np.nonzero(cells[..., Fact.CENTRE]), strict=True)) == centres
+        kinds = [shape.kind for shape in scene.shapes]
+        if len(centres) == len(scene.shapes):
+            for order, shape in enumerate(scene.shapes):
+                cell = cells[int(shape.y / scene.height * rows), int(shape.x / scene.width * columns)]
+                assert cell[Fact.COLOUR] == 1 + COLOURS.index(shape.colour)
+                assert cell[Fact.KIND] == 1 + SHAPES.index(shape.kind)
+                assert sum(PLACES, ())[cell[Fact.PLACE]] == scene.place(shape)
+                assert cell[Fact.ORDER] == order
+                assert cell[Fact.SHAPES] == len(scene.shapes) - 1
+                assert cell[Fact.SAME_KIND] == kinds.count(shape.kind) - 1
+                assert cell[Fact.SAME_COLOUR] == sum(other.colour == shape.colour for other in scene.shapes) - 1
+
+
+def test_of_a_crowd_only_shapes_are_told() -> None:
+    """Where there are more than in a scene, nothing is said of places and numbers."""
+    crowds = [draw_crowd(stream(Split.TRAIN, 7, "crowd", index), 240, 160) for index in range(20)]
+    large = [crowd for crowd in crowds if len(crowd.shapes) > MAX_SHAPES]
+    assert len(large) > len(crowds) / 2
+    for crowd in large:
+        cells = cell_truth(crowd, 10, 12)
+        assert (cells[:, Fact.CENTRE] == 1).sum() > MAX_SHAPES / 2
+        assert (cells[:, Fact.PLACE : Fact.FIRST_LETTER] == UNSURE).all()
