@@ -24,9 +24,9 @@ demo: setup
 demo-model: setup
 	$(BIN)/python -m recipes.demo_model.train --out demo/checkpoint --state build/demo --resume
 
-# Scores the demo model on the held-out set, bundle by bundle, and puts the table into README.md.
+# Scores the demo model on the held-out set, bundle by bundle, and puts the table into demo/README.md.
 demo-eval: setup
-	$(BIN)/python -m demo.evaluate --into README.md
+	$(BIN)/python -m demo.evaluate --into demo/README.md
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
