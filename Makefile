@@ -22,11 +22,11 @@ demo: setup
 
 # Trains the demo model from nothing, in two to three hours; goes on where it was interrupted.
 demo-model: setup
-	$(BIN)/python -m demo.train --out demo/checkpoint --state build/demo --resume
+	$(BIN)/python -m recipes.demo_model.train --out demo/checkpoint --state build/demo --resume
 
-# Scores the demo model on the held-out set, bundle by bundle, and puts the table into README.md.
+# Scores the demo model on the held-out set, bundle by bundle, and puts the table into demo/README.md.
 demo-eval: setup
-	$(BIN)/python -m demo.evaluate --into README.md
+	$(BIN)/python -m demo.evaluate --into demo/README.md
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -35,6 +35,7 @@ lint: setup protos-check docs-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint protos
 
 format: setup
@@ -51,10 +52,10 @@ protos-check: setup
 
 # The generated parts of docs/: the wire, the settings, the reasons of errors.
 docs: setup
-	$(BIN)/python -m docs
+	$(BIN)/python -m tools.docs
 
 docs-check: setup
-	@$(BIN)/python -m docs --check
+	@$(BIN)/python -m tools.docs --check
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -24,6 +24,7 @@ COPY vision_service vision_service
 COPY decoder_service decoder_service
 COPY exporter exporter
 COPY triptych triptych
+COPY triptych_cli triptych_cli
 COPY demo demo
 RUN pip install --no-deps --force-reinstall .
 COPY deploy/docker/prune.sh /prune.sh
@@ -51,4 +52,4 @@ ENV PATH=/opt/venv/bin:$PATH \
     ORT_DISABLE_TELEMETRY=1
 USER 10001:10001
 WORKDIR /tmp
-ENTRYPOINT ["python", "-m", "triptych.cli", "export"]
+ENTRYPOINT ["python", "-m", "triptych_cli", "export"]

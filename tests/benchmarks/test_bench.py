@@ -16,8 +16,8 @@ import pytest
 from benchmarks import vision
 from serving.bundle import Bundle
 from tests.system import triptych_system
-from triptych import cli
-from triptych.errors import CommandError
+from triptych_cli import main as cli
+from triptych_cli.errors import CommandError
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -34,7 +34,7 @@ SMALL = (
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `triptych bench` to its end."""
-    command = [sys.executable, "-m", "triptych.cli", "bench", *words]
+    command = [sys.executable, "-m", "triptych_cli", "bench", *words]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, env={**ENVIRONMENT, **environment}
     )

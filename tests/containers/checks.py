@@ -33,7 +33,7 @@ GPU = "docker-compose.gpu.yml"
 TIERS = {"vision": "Encode", "decoder": "Generate"}
 """What the gateway calls on each tier for every question about a picture."""
 
-OURS = {"serving", "vision_service", "decoder_service", "gateway", "exporter", "triptych", "demo"}
+OURS = {"serving", "vision_service", "decoder_service", "gateway", "exporter", "triptych", "triptych_cli", "demo"}
 HEAVY = {"torch", "onnxruntime", "onnxruntime_genai", "onnx"}
 CONTENT = {
     "vision": {"serving", "vision_service", "torch"},
@@ -45,6 +45,7 @@ CONTENT = {
         "decoder_service",
         "exporter",
         "triptych",
+        "triptych_cli",
         "demo",
         "torch",
         "onnxruntime",
@@ -254,7 +255,7 @@ def containment(containers: Project, report: Report) -> None:
 
 def answers(containers: Project, report: Report) -> None:
     """Questions from the host, through both doors."""
-    client = [sys.executable, "-m", "triptych.cli", "ask", "What is in the picture?", "--image", str(PICTURE)]
+    client = [sys.executable, "-m", "triptych_cli", "ask", "What is in the picture?", "--image", str(PICTURE)]
     said = run([*client, "--address", containers.address(50051)], seconds=120).strip()
     report.check("`triptych ask` answers from the host", _right(containers, said), said[:100])
 

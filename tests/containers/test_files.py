@@ -91,7 +91,7 @@ BASE_PACKAGE_ALONE = textwrap.dedent(
 
     sys.meta_path.insert(0, OnlyAllowed())
     import tests.containers.checks
-    import triptych.cli
+    import triptych_cli.main
     """
 )
 

@@ -13,7 +13,6 @@ from demo.pictures import PICTURES
 from demo.scenes import (
     COLOURS,
     MAX_SHAPES,
-    PLACES,
     SHAPES,
     Scene,
     compressed,
@@ -26,7 +25,6 @@ from demo.scenes import (
     redraw,
 )
 from demo.seeds import Split, stream
-from demo.sight import UNSURE, Fact, cell_truth
 from demo.sizes import held_out, media_tokens, random_size, random_token_count, training_sizes
 
 
@@ -73,28 +71,8 @@ def test_shapes_are_apart_and_in_reading_order() -> None:
         assert keys == sorted(keys)
 
 
-def test_cells_hold_what_is_drawn_there() -> None:
-    """Each shape has one cell with its centre, and that cell states the shape and how it stands to the others."""
-    for scene in scenes(40):
-        rows, columns = 4, 6
-        cells = cell_truth(scene, 2 * rows, 2 * columns).reshape(rows, columns, len(Fact))
-        centres = {(int(shape.y / scene.height * rows), int(shape.x / scene.width * columns)) for shape in scene.shapes}
-        assert set(zip(*np.nonzero(cells[..., Fact.CENTRE]), strict=True)) == centres
-        kinds = [shape.kind for shape in scene.shapes]
-        if len(centres) == len(scene.shapes):
-            for order, shape in enumerate(scene.shapes):
-                cell = cells[int(shape.y / scene.height * rows), int(shape.x / scene.width * columns)]
-                assert cell[Fact.COLOUR] == 1 + COLOURS.index(shape.colour)
-                assert cell[Fact.KIND] == 1 + SHAPES.index(shape.kind)
-                assert sum(PLACES, ())[cell[Fact.PLACE]] == scene.place(shape)
-                assert cell[Fact.ORDER] == order
-                assert cell[Fact.SHAPES] == len(scene.shapes) - 1
-                assert cell[Fact.SAME_KIND] == kinds.count(shape.kind) - 1
-                assert cell[Fact.SAME_COLOUR] == sum(other.colour == shape.colour for other in scene.shapes) - 1
-
-
-def test_of_a_crowd_only_shapes_are_told() -> None:
-    """None lies over another; where there are more than in a scene, nothing is said of places and numbers."""
+def test_of_a_crowd_none_lies_over_another() -> None:
+    """Most crowds have more shapes than a scene."""
     crowds = [draw_crowd(stream(Split.TRAIN, 7, "crowd", index), 240, 160) for index in range(20)]
     large = [crowd for crowd in crowds if len(crowd.shapes) > MAX_SHAPES]
     assert len(large) > len(crowds) / 2
@@ -102,9 +80,6 @@ def test_of_a_crowd_only_shapes_are_told() -> None:
         for position, shape in enumerate(crowd.shapes):
             for other in crowd.shapes[position + 1 :]:
                 assert math.hypot(shape.x - other.x, shape.y - other.y) > shape.radius + other.radius
-        cells = cell_truth(crowd, 10, 12)
-        assert (cells[:, Fact.CENTRE] == 1).sum() > MAX_SHAPES / 2
-        assert (cells[:, Fact.PLACE : Fact.FIRST_LETTER] == UNSURE).all()
 
 
 def test_alike_scenes_hold_several_of_a_kind_and_of_a_colour() -> None:

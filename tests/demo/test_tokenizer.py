@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from demo.config import CONTEXT_LENGTH
 from demo.tokenizer import CONTROL_TOKENS, MARKUP_TOKENS, save_tokenizer
-from demo.train import recipe_tokenizer
+from recipes.demo_model.train import recipe_tokenizer
 
 TOKENIZER: Tokenizer = recipe_tokenizer()
 

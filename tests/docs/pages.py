@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-"""The front page, and everything under docs."""
+PAGES = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "demo/README.md", "recipes/demo_model/README.md")),
+    ROOT / "benchmarks" / "peers" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
+"""The front page, those of packages, and everything under docs."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)|\b(?:src|srcset|href)=\"([^\"]+)\"")

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from docs import pages, sentences, settings, wire
 from serving.errors import Reason
+from tools.docs import pages, sentences, settings, wire
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("gateway", "vision_service", "decoder_service", "serving")
 
 
 def test_generated_parts_are_fresh() -> None:
-    """`python -m docs` would change nothing; where this fails, run `make docs`."""
+    """`python -m tools.docs` would change nothing; where this fails, run `make docs`."""
     assert pages.stale() == []
 
 

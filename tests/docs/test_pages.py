@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from docs import settings
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, links, prose
-from triptych import cli
+from tools.docs import settings
+from triptych_cli import main as cli
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 _OUTSIDE = ("http://", "https://", "mailto:")

@@ -14,11 +14,11 @@ from demo.served import VARIANTS, answer_through, bundle_of, converse
 from demo.skills import SKILLS
 from tests.e2e.conftest import Up, up
 from triptych import Client
-from triptych.demo import open_example
+from triptych_cli.demo import open_example
 
 pytestmark = pytest.mark.e2e
 
-SCENES = 200  # those of the README's table
+SCENES = 200  # those of the page's table
 FEW = 100  # questions of every other skill
 WANTED = {
     "describe": 0.95,
@@ -30,7 +30,7 @@ WANTED = {
     "follow-up": 0.9,
     "watch": 0.85,
 }
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "demo" / "README.md"
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def _wrong(result: Score) -> list[tuple[tuple[str, ...], str, str]]:
 
 @pytest.fixture(scope="session")
 def described(int4_alone_system: Up) -> Score:
-    """The README's 200 held-out scenes, described by the INT4 graph.
+    """The page's 200 held-out scenes, described by the INT4 graph.
 
     Which steps the INT8 graph computes depends on the load, and with it one or two of 200 answers.
     """
@@ -56,8 +56,8 @@ def described(int4_alone_system: Up) -> Score:
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, dict[str, float]]:
-    """The README's accuracies, by skill and bundle."""
-    found = re.search(f"<!-- {TABLE} -->\n(.*?)<!-- /{TABLE} -->", README.read_text(encoding="utf-8"), re.DOTALL)
+    """The page's accuracies, by skill and bundle."""
+    found = re.search(f"<!-- {TABLE} -->\n(.*?)<!-- /{TABLE} -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     (_, *bundles), _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found[1].splitlines()]
     return {
@@ -76,7 +76,7 @@ def test_the_readmes_table_reaches_what_is_wanted(table: dict[str, dict[str, flo
 
 @pytest.mark.parametrize("encoder", ["bf16", "int8"])
 def test_a_faster_encoder_costs_little(table: dict[str, dict[str, float]], encoder: str) -> None:
-    """In the README's table it costs a point at most on average over the skills, and two at most in any."""
+    """In the page's table it costs a point at most on average over the skills, and two at most in any."""
     lost = [100 * (row["INT4"] - row[f"INT4, encoder {encoder}"]) for row in table.values()]
     assert sum(lost) / len(lost) <= 1
     assert max(lost) <= 2
@@ -98,7 +98,7 @@ def test_without_deepstack_it_sees_visibly_less(described: Score, checkpoint: Pa
 
 @pytest.mark.parametrize("skill", [name for name in SKILLS if name != "describe"])
 def test_it_answers_as_the_readme_says(answer: Answer, table: dict[str, dict[str, float]], skill: str) -> None:
-    """On a smaller set each skill is within a twentieth of what the README's table says of the INT4 bundle."""
+    """On a smaller set each skill is within a twentieth of what the page's table says of the INT4 bundle."""
     result = score(answer, held_out_cases(skill, FEW))
     assert result.accuracy >= table[skill]["INT4"] - 0.05, _wrong(result)
 
@@ -108,7 +108,7 @@ def test_it_answers_as_the_readme_says(answer: Answer, table: dict[str, dict[str
 def test_it_answers_about_the_example_files(
     request: pytest.FixtureRequest, system: str, conversation: Conversation
 ) -> None:
-    """What `make demo` asks about the files on disk is answered as the README shows, in whatever type it encodes."""
+    """What `make demo` asks about the files on disk is answered as the page shows, in whatever type it encodes."""
     questions, expected = zip(*conversation.turns, strict=True)
     running: Up = request.getfixturevalue(system)
     with Client(running.grpc) as client:

@@ -18,7 +18,7 @@ from exporter.encoder_types import TYPES, measure_types
 from exporter.pictures import KINDS
 from serving.bundle import MANIFEST, Bundle, EncoderType
 from tests.vision_service.operators.here import needs_operators
-from triptych import cli
+from triptych_cli import main as cli
 from vision_service.operators import Operators, OperatorsError
 
 POSITIONS = 4 * 2 * 6  # kinds, pictures of each, and positions

@@ -9,7 +9,7 @@ import pytest
 import exporter
 from exporter import ExportError
 from serving.bundle import Bundle, BundleError
-from triptych import cli
+from triptych_cli import main as cli
 
 
 def _graphs(root: Path) -> set[str]:

@@ -11,7 +11,7 @@ from demo.served import converse
 from tests.gpu.report import Report
 from triptych import Client, launcher
 from triptych.bundles import demo_bundle
-from triptych.demo import open_example
+from triptych_cli.demo import open_example
 from vlm.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 
 # What each service imports besides: named here so that what is missing is known before anything starts.

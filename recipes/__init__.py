@@ -1,0 +1,1 @@
+"""How committed models were made: run from the repository, not installed with the package."""

@@ -1,0 +1,253 @@
+"""`triptych ask` against a gateway that plays a script: flags, the progress bar, what is left on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.triptych.scripted import SECONDS, Context, accept, answered, image_layout, playing, video_layout, wait
+from tests.triptych_cli.terminal import on_terminal
+from triptych_cli import main as cli
+from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
+
+PROGRESS = (
+    chat_pb2.Progress(stage=chat_pb2.STAGE_QUEUED),
+    chat_pb2.Progress(stage=chat_pb2.STAGE_ENCODING, done=34, total=100),
+    chat_pb2.Progress(stage=chat_pb2.STAGE_PREFILL, done=60, total=100),
+)
+LARGE = image_layout((4000, 3000), (1184, 864))
+REMARK = "4000 x 3000 seen as 1184 x 864 (999 tokens); --detail original or --max-pixels for more"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    """A file of 1.5 MB that only a gateway without eyes takes for a picture."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"x" * 1_500_000)
+    return str(path)
+
+
+def _play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+    accept(context)
+    yield from answered("A cat.", (LARGE,), PROGRESS if request.report_progress else ())
+
+
+def _piped(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "triptych_cli", "ask", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+def test_the_bar_follows_the_request_and_is_gone_before_the_answer(picture: str) -> None:
+    """Each stage is drawn while it lasts; the answer and the remark stand alone at the end."""
+    gates = {name: threading.Event() for name in ("received", "accepted", "queued", "encoding", "prefill")}
+
+    def play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        wait(gates["received"])
+        accept(context)
+        wait(gates["accepted"])
+        started, *progress, delta, finished = answered("A cat.", (LARGE,), PROGRESS)
+        yield started
+        for event, name in zip(progress, ("queued", "encoding", "prefill"), strict=True):
+            yield event
+            wait(gates[name])
+        yield delta
+        yield finished
+
+    with playing(play) as gateway, on_terminal("ask", "x", "--image", picture, "--address", gateway.address) as seen:
+        for shown, gate in (
+            ("uploading 1.5 MB", "received"),
+            ("preparing", "accepted"),
+            ("queued", "queued"),
+            ("encoding 34% [######..............]", "encoding"),
+            ("prefill 60% [############........]", "prefill"),
+        ):
+            seen.until(shown)
+            assert len(seen.screen()) == 1
+            gates[gate].set()
+        assert seen.end() == 0
+    assert "".join(seen.screen()) == f"A cat.{picture}: {REMARK}"
+    assert seen.written.endswith(f"\r\x1b[KA cat.\r\n\x1b[2m{picture}: {REMARK}\x1b[0m\r\n")
+
+
+def test_stdout_has_the_answer_alone(picture: str) -> None:
+    """With stdout in a pipe the bar is drawn on the terminal of stderr, and not a byte of it is in the pipe."""
+    words = ("ask", "x", "--image", picture, "--max-pixels", "9", "--address")
+    with playing(_play) as gateway, on_terminal(*words, gateway.address, pipe_stdout=True) as seen:
+        assert seen.end() == 0
+        assert seen.process.stdout is not None
+        assert seen.process.stdout.read() == "A cat.\n"
+        assert "encoding 34%" in seen.written
+        assert seen.screen() == []
+
+
+def test_no_bar_is_drawn_off_a_terminal(picture: str) -> None:
+    """With stderr in a pipe nothing is written there, nothing is remarked, and no progress is asked for."""
+    with playing(_play) as gateway:
+        asked = _piped("x", "--image", picture, "--address", gateway.address)
+        assert (asked.returncode, asked.stdout, asked.stderr) == (0, "A cat.\n", "")
+        assert not gateway.chats[0].report_progress
+
+
+def test_no_bar_is_drawn_where_a_line_cannot_be_erased(picture: str) -> None:
+    """A terminal that calls itself dumb gets the answer alone."""
+    words = ("ask", "x", "--image", picture, "--address")
+    with playing(_play) as gateway, on_terminal(*words, gateway.address, term="dumb") as seen:
+        assert seen.end() == 0
+    assert seen.written == "A cat.\r\n"
+
+
+def test_json_has_the_layouts_and_no_bar(picture: str) -> None:
+    """One object with what the media became, on a terminal, too."""
+    words = ("ask", "x", "--image", picture, "--json", "--address")
+    with playing(_play) as gateway, on_terminal(*words, gateway.address) as seen:
+        assert seen.end() == 0
+    answer = json.loads(seen.written)
+    assert set(answer) == {"text", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
+    assert answer["media"] == [
+        {
+            "kind": "image",
+            "size_given": [4000, 3000],
+            "size_used": [1184, 864],
+            "grid": [1, 54, 74],
+            "tokens": 999,
+            "frame_times": [],
+            "timestamps": [],
+        }
+    ]
+
+
+def test_the_bar_is_gone_after_an_error(picture: str) -> None:
+    """The error's one line is all that is left."""
+
+    def fail(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        accept(context)
+        yield chat_pb2.ChatEvent(progress=PROGRESS[1])
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too large")
+
+    words = ("ask", "x", "--image", picture, "--address")
+    with playing(fail) as gateway, on_terminal(*words, gateway.address) as seen:
+        assert seen.end() == 1
+    assert "encoding 34%" in seen.written
+    assert seen.screen() == ["triptych: too large"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("accepted", [False, True])
+def test_the_bar_is_gone_after_an_interrupt(picture: str, number: signal.Signals, accepted: bool) -> None:
+    """Before the gateway accepts and after it, one line is left, and the call is cancelled."""
+    arrived, cancelled = threading.Event(), threading.Event()
+
+    def hold(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        context.add_callback(cancelled.set)
+        arrived.set()
+        if accepted:
+            accept(context)
+            yield chat_pb2.ChatEvent(progress=PROGRESS[0])
+        wait(cancelled)
+
+    words = ("ask", "x", "--image", picture, "--address")
+    with playing(hold) as gateway, on_terminal(*words, gateway.address) as seen:
+        seen.until("queued" if accepted else "uploading")
+        wait(arrived)
+        seen.process.send_signal(number)
+        assert seen.end() == 1
+        wait(cancelled)
+    assert seen.screen() == ["triptych: interrupted"]
+
+
+def test_the_bar_keeps_to_a_narrow_terminal(picture: str) -> None:
+    """It is cut to the width, so that it stays on the line that is erased."""
+    words = ("ask", "x", "--image", picture, "--max-pixels", "9", "--address")
+    with playing(_play) as gateway, on_terminal(*words, gateway.address, columns=12) as seen:
+        assert seen.end() == 0
+    drawn = seen.written.split("\r\x1b[K")
+    assert "encoding 34" in drawn
+    assert max(map(len, drawn[:-1])) == 11
+    assert seen.screen() == ["A cat."]
+
+
+def _remarks(tmp_path: Path, layout: media_pb2.MediaLayout, *words: str) -> list[str]:
+    """What stands on the terminal after the answer about one medium."""
+    kind = "video" if layout.kind == media_pb2.MEDIA_KIND_VIDEO else "image"
+    (tmp_path / "file").write_bytes(b"data")
+
+    def play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        yield from answered("A cat.", (layout,))
+
+    with playing(play) as gateway:
+        command = ("ask", "x", f"--{kind}", str(tmp_path / "file"), *words, "--address", gateway.address)
+        with on_terminal(*command, columns=200, pipe_stdout=True) as seen:
+            assert seen.end() == 0
+    return [line.removeprefix(f"{tmp_path}{os.sep}") for line in seen.screen()]
+
+
+def test_a_medium_that_the_default_budget_shrank_is_remarked(tmp_path: Path) -> None:
+    """An image and a video have a line each; more frames and other options do not take it away."""
+    assert _remarks(tmp_path, LARGE) == [f"file: {REMARK}"]
+    clip = "file: 1920 x 1080 seen as 960 x 544, 4 frames (1020 tokens); --detail original or a lower --max-frames"
+    remarks = _remarks(tmp_path, video_layout((1920, 1080), (960, 544)), "--max-frames", "4")
+    assert remarks == [f"{clip} for larger frames"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (LARGE, ("--detail", "low")),
+        (LARGE, ("--max-pixels", "1048576")),
+        (image_layout((1000, 700), (992, 704)), ()),  # rounded to whole tokens
+        (image_layout((47, 47), (32, 32)), ()),
+        (image_layout((10, 10), (64, 64)), ()),  # enlarged
+        (image_layout((320, 240), (192, 160)), ()),  # to the limit of a small checkpoint, which no detail lifts
+        (video_layout((320, 240), (96, 64)), ()),
+        (media_pb2.MediaLayout(kind=media_pb2.MEDIA_KIND_IMAGE), ()),  # a server that tells no sizes
+    ],
+)
+def test_other_sizes_are_not_remarked(tmp_path: Path, layout: media_pb2.MediaLayout, words: tuple[str, ...]) -> None:
+    """Who chose a budget knows it, rounding loses nothing, and a checkpoint's own limit is no budget."""
+    assert _remarks(tmp_path, layout, *words) == []
+
+
+def test_the_flags_reach_the_gateway(picture: str) -> None:
+    """Each flag goes to its field, and without flags none is set."""
+    flags = ("--min-pixels", "4", "--max-pixels", "5", "--fps", "0.5", "--max-frames", "6", "--detail", "original")
+    with playing(_play) as gateway:
+        for words in (flags, ()):
+            asked = _piped("x", "--image", picture, *words, "--address", gateway.address)
+            assert asked.returncode == 0, asked.stderr
+        assert [sent.media for sent in gateway.chats] == [
+            media_pb2.MediaOptions(min_pixels=4, max_pixels=5, fps=0.5, max_frames=6, detail=media_pb2.DETAIL_ORIGINAL),
+            media_pb2.MediaOptions(),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max-pixels", "0"), "argument --max-pixels: 0 must be from 1 to 2147483648"),
+        (("--min-pixels", "2147483649"), "argument --min-pixels: 2147483649 must be from 1 to 2147483648"),
+        (("--max-pixels", "many"), "argument --max-pixels: invalid integer value: 'many'"),
+        (("--min-pixels", "9", "--max-pixels", "5"), "argument --max-pixels: 5 is less than --min-pixels, which is 9"),
+        (("--fps", "0"), "argument --fps: 0 must be greater than 0 and at most 60"),
+        (("--fps", "nan"), "argument --fps: nan must be greater than 0 and at most 60"),
+        (("--fps", "fast"), "argument --fps: invalid number value: 'fast'"),
+        (("--max-frames", "4097"), "argument --max-frames: 4097 must be from 1 to 4096"),
+        (("--detail", "most"), "argument --detail: invalid choice: 'most' (choose from "),
+    ],
+)
+def test_wrong_usage_is_one_line(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value out of its range is exit code 2 and a line that names the flag and the range."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ask", "x", *words])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"triptych ask: {said}")
+    assert line.endswith("; see triptych ask --help")

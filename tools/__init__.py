@@ -1,0 +1,1 @@
+"""What the repository needs for itself: not installed with the package."""

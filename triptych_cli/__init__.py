@@ -1,0 +1,1 @@
+"""The command line `triptych`: one module for each of its larger commands."""

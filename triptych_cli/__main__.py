@@ -1,0 +1,7 @@
+"""`python -m triptych_cli`."""
+
+import sys
+
+from triptych_cli.main import main
+
+sys.exit(main())

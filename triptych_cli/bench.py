@@ -1,0 +1,153 @@
+"""`triptych bench`: what is measured, on which model, and how it is printed."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.bundle import Bundle
+from triptych_cli.arguments import counts, positive
+from triptych_cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from benchmarks.report import Report
+    from triptych.launcher import Addresses
+
+# `benchmarks` is imported when something is benched: an image that holds the command line need not hold it.
+
+
+def add_parser(commands: Any, open_bundle: Callable[[Path | None], Bundle]) -> None:
+    """Add `bench` to the commands.
+
+    Args:
+        commands: What `ArgumentParser.add_subparsers` gave.
+        open_bundle: Opens a bundle by its directory; None takes the demo model's.
+    """
+    bench = commands.add_parser("bench", help="measure how fast it is here", allow_abbrev=False)
+    kinds = bench.add_subparsers(metavar="WHAT", required=True)
+
+    decoder = kinds.add_parser("decoder", help="the engine alone; DECODER_* variables count", allow_abbrev=False)
+    _shared(decoder, _decoder, open_bundle)
+    _drawn(decoder)
+    decoder.add_argument("--prompts", type=counts, metavar="N,N", help="lengths of the prompts that are only read")
+    decoder.add_argument("--streams", type=counts, metavar="N,N", help="how many requests write at once")
+    decoder.add_argument("--prompt-tokens", type=positive, metavar="N", help="length of a stream's prompt")
+    decoder.add_argument("--new-tokens", type=positive, metavar="N", help="length of a stream's answer")
+    decoder.add_argument("--arrivals", type=positive, metavar="N", help="requests of the mixed workload")
+    decoder.add_argument("--arrival-seconds", type=float, metavar="S", help="mean time between two of them")
+    decoder.add_argument("--stall-prompt", type=positive, metavar="N", help="length of the prompt that interrupts")
+
+    vision = kinds.add_parser("vision", help="the encoder alone", allow_abbrev=False)
+    _shared(vision, _vision, open_bundle)
+
+    system = kinds.add_parser("system", help="everything, through the gateway", allow_abbrev=False)
+    _shared(system, _system, open_bundle)
+    _drawn(system)
+    system.add_argument("--address", metavar="HOST:PORT", help="of a running gateway (default: start one)")
+    system.add_argument("--sizes", type=counts, metavar="N,N", help="edges of the pictures, in pixels")
+    system.add_argument("--streams", type=counts, metavar="N,N", help="how many conversations run at once")
+    system.add_argument("--stream-size", type=positive, metavar="N", help="edge of their pictures")
+    system.add_argument("--new-tokens", type=positive, metavar="N", help="length of their answers")
+
+
+def _shared(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Report],
+    open_bundle: Callable[[Path | None], Bundle],
+) -> None:
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="the model (default: the demo model)")
+    parser.add_argument("--repeats", type=positive, metavar="N", help="how often each thing is measured")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.set_defaults(command=_run, measure=measure, open_bundle=open_bundle, picture=None)
+
+
+def _drawn(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--picture", type=Path, metavar="PATH", help="draw the curves, too (.png, .svg)")
+
+
+def _run(options: argparse.Namespace) -> None:
+    from benchmarks.errors import BenchError  # noqa: PLC0415
+
+    try:
+        _bench(options)
+    except BenchError as error:
+        raise CommandError(str(error)) from error
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from benchmarks import picture  # noqa: PLC0415
+    from benchmarks.machine import Machine  # noqa: PLC0415
+
+    if options.picture is not None:
+        picture.check()
+    machine = Machine.here()  # before there is load of our own making
+    report = options.measure(options)
+    print(json.dumps(report.document(machine), ensure_ascii=False) if options.json else report.text(machine))  # noqa: T201
+    if options.picture is not None:
+        picture.draw(report.curves, options.picture, title=f"{report.subject['model']}, {machine.line}")
+
+
+def _given(options: argparse.Namespace, plan: type[Any]) -> dict[str, Any]:
+    """What the command line says of a plan; the rest is as the plan has it."""
+    names = plan.__dataclass_fields__
+    return {name: value for name, value in vars(options).items() if name in names and value is not None}
+
+
+def _decoder(options: argparse.Namespace) -> Report:
+    from benchmarks import decoder, engines  # noqa: PLC0415
+    from benchmarks.report import Report  # noqa: PLC0415
+
+    bundle = options.open_bundle(options.bundle)
+    plan = decoder.DecoderPlan(**_given(options, decoder.DecoderPlan))
+
+    async def measure() -> Report:
+        async with engines.running(bundle) as loaded:
+            info = loaded.engine.info
+            results = await decoder.run(loaded.engine, bundle, plan, context_length=loaded.limits.context_length)
+        subject = {"model": bundle.model.id, "precision": bundle.decoder.precision, **vars(info)}
+        return Report("decoder", subject, plan, results, decoder.tables(results), decoder.curves(results))
+
+    return asyncio.run(measure())
+
+
+def _vision(options: argparse.Namespace) -> Report:
+    from benchmarks import vision  # noqa: PLC0415
+    from benchmarks.report import Report, table_of  # noqa: PLC0415
+
+    bundle = options.open_bundle(options.bundle)
+    given = {} if options.repeats is None else {"repeats": options.repeats}
+    results = vision.run(bundle, **given)
+    return Report("vision", {"model": bundle.model.id}, given, results, [table_of("Encoder", results)])
+
+
+def _system(options: argparse.Namespace) -> Report:
+    from benchmarks import system  # noqa: PLC0415
+    from benchmarks.report import Report  # noqa: PLC0415
+    from triptych import launcher  # noqa: PLC0415
+    from triptych.client import AsyncClient  # noqa: PLC0415
+
+    plan = system.SystemPlan(**_given(options, system.SystemPlan))
+    measured: list[tuple[str, system.SystemResults]] = []
+
+    async def measure(address: str) -> None:
+        async with AsyncClient(address) as client:
+            (model, *_) = await client.models()
+            measured.append((model, await system.run(client, plan)))
+
+    async def started(addresses: Addresses) -> None:
+        await measure(addresses.grpc)
+
+    if options.address is not None:
+        asyncio.run(measure(options.address))
+    else:
+        bundle = options.open_bundle(options.bundle)
+        asyncio.run(launcher.run(launcher.Plan(bundle.root, grpc_port=0, http_port=0), started))
+    if not measured:
+        raise CommandError("interrupted")
+    model, results = measured[0]
+    subject = {"model": model, "gateway": options.address or "started for this"}
+    return Report("system", subject, plan, results, system.tables(results), system.curves(results))

@@ -1,0 +1,189 @@
+"""The command line: `triptych up`, `ask`, `export`, `demo`, `bench`.
+
+Exit codes: 0 done; 2 wrong usage; 1 anything else, with one clear line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from serving.bundle import Bundle, BundleError
+from serving.errors import ServiceError
+from triptych import launcher
+from triptych.bundles import demo_bundle
+from triptych_cli import ask, bench
+from triptych_cli.arguments import positive
+from triptych_cli.errors import CommandError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is one line on stderr and exit code 2; the commands' parsers are of this class, too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    # An export that is terminated cleans up like one that is interrupted. `up` sets its own handlers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        options.command(options)
+    except (CommandError, launcher.LaunchError, BundleError) as error:
+        return _fail(str(error))
+    except ServiceError as error:
+        return _fail(error.message)
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except BrokenPipeError:
+        # The reader went away (`triptych ask … | head`): nothing more can be said, and the flush at exit must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"cannot write the output: {error.strerror or error}")
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    if sentence:
+        print(f"triptych: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="triptych", description="Qwen3-VL as three services.", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    up = commands.add_parser("up", help="run the whole system as local processes", allow_abbrev=False)
+    up.add_argument("--bundle", type=Path, metavar="DIR", help="the model (default: the demo model)")
+    up.add_argument("--grpc-port", type=port_number, default=50051, metavar="N", help="gRPC port (default %(default)s)")
+    up.add_argument("--http-port", type=port_number, default=8080, metavar="N", help="HTTP port (default %(default)s)")
+    up.add_argument("--vision-replicas", type=positive, default=1, metavar="N", help="vision services (default 1)")
+    up.add_argument("--decoder-replicas", type=positive, default=1, metavar="N", help="decoder services (default 1)")
+    up.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
+    up.set_defaults(command=_up)
+
+    ask.add_parser(commands)
+
+    export = commands.add_parser("export", help="make a bundle from a checkpoint", allow_abbrev=False)
+    export.add_argument("checkpoint", metavar="CHECKPOINT_OR_HF_ID")
+    export.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
+    export.add_argument("--precision", choices=("int4", "fp32"), default="int4", help="default %(default)s")
+    export.add_argument(
+        "--block-size", type=int, choices=(16, 32, 64, 128, 256), default=32, help="default %(default)s"
+    )
+    export.add_argument(
+        "--accuracy-level",
+        type=int,
+        choices=range(5),
+        default=4,
+        help="4 rounds activations to 8 bits, 1 keeps float32 (default %(default)s)",
+    )
+    export.add_argument(
+        "--phases",
+        type=phases,
+        metavar="LIST",
+        help="graphs of an int4 bundle: int4,int8 (the default) or int4, for the small footprint",
+    )
+    export.add_argument(
+        "--no-smoothing",
+        dest="smooth",
+        action="store_false",
+        help="round outlier channels as they are instead of evening them out before",
+    )
+    export.add_argument(
+        "--no-measuring",
+        dest="measure",
+        action="store_false",
+        help="do not measure what an encoder in bfloat16 or int8 costs; int8 is then used only if a setting names it",
+    )
+    export.add_argument("--model-id", metavar="NAME", help="name that clients see (default: the checkpoint's)")
+    export.add_argument("--revision", help="of a Hugging Face repository")
+    export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR where it exists")
+    export.set_defaults(command=_export)
+
+    demo = commands.add_parser("demo", help="start the demo, ask it about a picture, stop", allow_abbrev=False)
+    demo.set_defaults(command=_demo)
+
+    bench.add_parser(commands, _bundle)
+    return parser
+
+
+def port_number(text: str) -> int:
+    """A port, from the command line."""
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port (0 to 65535)")
+    return port
+
+
+def phases(text: str) -> tuple[str, ...]:
+    """The graphs of a bundle, from the command line."""
+    chosen = tuple(text.split(","))
+    if sorted(chosen) not in (["int4"], ["int4", "int8"]):
+        raise argparse.ArgumentTypeError(f"{text!r} must be int4 or int4,int8")
+    return chosen
+
+
+def _up(options: argparse.Namespace) -> None:
+    bundle = _bundle(options.bundle)
+    plan = launcher.Plan(
+        bundle=bundle.root,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        vision_replicas=options.vision_replicas,
+        decoder_replicas=options.decoder_replicas,
+        log_level=options.log_level,
+    )
+
+    def ready(addresses: launcher.Addresses) -> None:
+        print(f"ready grpc={addresses.grpc} http={addresses.http} model={bundle.model.id}", flush=True)  # noqa: T201
+
+    asyncio.run(launcher.run(plan, ready))
+
+
+def _bundle(given: Path | None) -> Bundle:
+    return Bundle.open(given if given is not None else demo_bundle())
+
+
+def _export(options: argparse.Namespace) -> None:
+    import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; the other commands need neither
+
+    try:
+        bundle = exporter.export(
+            options.checkpoint,
+            options.bundle,
+            precision=options.precision,
+            phases=options.phases,
+            block_size=options.block_size,
+            accuracy_level=options.accuracy_level,
+            smooth=options.smooth,
+            measure=options.measure,
+            model_id=options.model_id,
+            revision=options.revision,
+            force=options.force,
+        )
+    except exporter.ExportError as error:
+        raise CommandError(str(error)) from error
+    print(f"exported {bundle.model.id} to {bundle.root}")  # noqa: T201
+
+
+def _demo(_: argparse.Namespace) -> None:
+    from triptych_cli import demo  # noqa: PLC0415  # draws with Pillow, which a client need not have
+
+    demo.run(_bundle(None).root)
