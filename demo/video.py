@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
-
-from demo.clips import Clip
+from PIL import Image
 
 _FRAMES_PER_SECOND = 12
 
 
-def encode_clip(clip: Clip, seconds: float) -> bytes:
+class Moving(Protocol):
+    """A picture that changes with time, width x height pixels."""
+
+    @property
+    def width(self) -> int:
+        """Even."""
+
+    @property
+    def height(self) -> int:
+        """Even."""
+
+    def frame(self, time: float) -> Image.Image:
+        """The picture at a time from 0, the start, to 1, the end."""
+
+
+def encode_clip(clip: Moving, seconds: float) -> bytes:
     """The clip as an MP4 file (H.264, so its width and height must be even) that lasts so many seconds."""
     count = max(2, round(seconds * _FRAMES_PER_SECOND))
     out = io.BytesIO()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.errors import BenchError
 
 ROOT = Path(__file__).parents[2]
 _LINE_BYTES = 1 << 20
+_END_SECONDS = 30.0
 
 
 class Peer:
@@ -45,6 +47,9 @@ class Peer:
 
     async def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Have something done.
+
+        Returns:
+            Its answer; where it cannot do that at all, the reason is in `cannot`.
 
         Raises:
             BenchError: It failed, ended or took too long.
@@ -104,6 +109,7 @@ async def started(
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths, **environment},
             limit=_LINE_BYTES,
+            start_new_session=True,
         )
     except OSError as error:
         raise BenchError(f"{name} cannot be started with {python}: {error.strerror}") from error
@@ -111,7 +117,17 @@ async def started(
         peer = Peer(name, process, seconds)
         await peer.ready()
         yield peer
+        await _left_to_end(process)
     finally:
+        # And what it has started: memory and cores are wanted for the next.
         with contextlib.suppress(ProcessLookupError):
-            process.kill()  # nothing is left to be said, and memory is wanted for the next
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+async def _left_to_end(process: asyncio.subprocess.Process) -> None:
+    """Let it stop the servers that it has started."""
+    assert process.stdin is not None  # noqa: S101  # it was made with a pipe
+    process.stdin.close()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), _END_SECONDS)

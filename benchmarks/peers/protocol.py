@@ -1,7 +1,7 @@
-"""What the race and an engine's process say to each other: one JSON object a line.
+"""What a race and an engine's process say to each other: one JSON object a line.
 
 A peer runs in an environment of its own, so this module needs nothing but Python. It tells that it is ready, then
-answers each question with one line, until its standard input ends:
+answers each question with one line, until its standard input ends. Those of a text race:
 
     < {"ready": {"openvino": "2026.4"}, "seconds": 12.3}
     > {"do": "prefill", "prompt": [1, 2, 3]}
@@ -9,19 +9,31 @@ answers each question with one line, until its standard input ends:
     > {"do": "generate", "prompts": [[1, 2, 3], [4, 5, 6]], "new_tokens": 16}
     < {"seconds": 4.2, "new_tokens": 32}
 
-What goes wrong is `{"error": "…"}`.
+Those of a race over pictures, whose files are in base64:
+
+    > {"do": "ask", "questions": [{"text": "What is it?", "pictures": ["…"]}], "new_tokens": 1}
+    < {"seconds": 1.5, "new_tokens": 1, "prompt_tokens": 80}
+    > {"do": "follow", "text": "And on the left?", "new_tokens": 1}
+    < {"seconds": 0.2, "new_tokens": 1, "prompt_tokens": 95}
+
+What goes wrong is `{"error": "…"}`, what the engine cannot do at all `{"cannot": "…"}`.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
+
+
+class CannotError(Exception):
+    """An engine has no way to do what it is asked: the reason, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,58 @@ class Options:
     streams: int
 
 
-class Model(Protocol):
-    """An engine with a model. Nothing is remembered from one call to the next."""
+@dataclass(frozen=True)
+class Question:
+    """What somebody asks about media, which come before the text.
+
+    Attributes:
+        text: The question.
+        pictures: JPEG files, each to be encoded with as many pixels as it has.
+        clip: An MP4 file, or None.
+        frames: How many frames of the clip are looked at, evenly from its first to its last.
+        fps: How many of a second these are.
+    """
+
+    text: str
+    pictures: tuple[bytes, ...] = ()
+    clip: bytes | None = None
+    frames: int = 0
+    fps: float = 0.0
+
+    def to_wire(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        wire: dict[str, Any] = {"text": self.text, "pictures": [_base64(one) for one in self.pictures]}
+        if self.clip is not None:
+            wire |= {"clip": _base64(self.clip), "frames": self.frames, "fps": self.fps}
+        return wire
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Question:
+        """What `to_wire` made."""
+        clip = base64.b64decode(wire["clip"]) if "clip" in wire else None
+        pictures = tuple(base64.b64decode(one) for one in wire["pictures"])
+        return cls(wire["text"], pictures, clip, wire.get("frames", 0), wire.get("fps", 0.0))
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What an engine says of answers, all of them together.
+
+    Attributes:
+        new_tokens: Tokens that it wrote.
+        prompt_tokens: Tokens of the prompts, of which pictures are a part.
+    """
+
+    new_tokens: int
+    prompt_tokens: int
+
+
+class TextModel(Protocol):
+    """An engine with a language model. Nothing is remembered from one call to the next."""
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -59,7 +121,29 @@ class Model(Protocol):
         """
 
 
-def serve(open_model: Callable[[Options], Model]) -> None:
+class PictureModel(Protocol):
+    """An engine that sees."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Of the libraries that matter."""
+
+    def ask(self, questions: Sequence[Question], new_tokens: int) -> Counts:
+        """Answer questions at the same time, greedily, by exactly so many tokens each; each begins a conversation.
+
+        Raises:
+            CannotError: The engine does not take such media.
+        """
+
+    def follow(self, text: str, new_tokens: int) -> Counts:
+        """Answer another question in the conversation that the last call of `ask` began, which asked one.
+
+        Raises:
+            CannotError: The engine has no conversations.
+        """
+
+
+def serve(open_model: Callable[[Options], TextModel | PictureModel]) -> None:
     """The whole life of a peer's process: open, answer, end.
 
     Args:
@@ -88,18 +172,28 @@ def serve(open_model: Callable[[Options], Model]) -> None:
     for line in sys.stdin:
         try:
             answer(_done(model, json.loads(line)))
+        except CannotError as error:
+            answer({"cannot": str(error)})
         except Exception as error:  # noqa: BLE001
             answer({"error": f"{type(error).__name__}: {error}"})
 
 
-def _done(model: Model, question: Mapping[str, Any]) -> Mapping[str, Any]:
+def _done(model: Any, question: Mapping[str, Any]) -> Mapping[str, Any]:
+    deed = _deed(model, question)  # files are decoded from base64 before the clock starts
     began = time.perf_counter()
-    match question["do"]:
-        case "prefill":
-            model.prefill(question["prompt"])
-            return {"seconds": time.perf_counter() - began}
-        case "generate":
-            new_tokens = model.generate(question["prompts"], question["new_tokens"])
-            return {"seconds": time.perf_counter() - began, "new_tokens": new_tokens}
-        case other:
-            raise ValueError(f"cannot {other}")
+    told = deed()
+    return {"seconds": time.perf_counter() - began, **told}
+
+
+def _deed(model: Any, question: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]]:
+    match question:
+        case {"do": "prefill", "prompt": prompt}:
+            return lambda: model.prefill(prompt) or {}
+        case {"do": "generate", "prompts": prompts, "new_tokens": count}:
+            return lambda: {"new_tokens": model.generate(prompts, count)}
+        case {"do": "ask", "questions": wires, "new_tokens": count}:
+            questions = [Question.from_wire(wire) for wire in wires]
+            return lambda: asdict(model.ask(questions, count))
+        case {"do": "follow", "text": text, "new_tokens": count}:
+            return lambda: asdict(model.follow(text, count))
+    raise ValueError(f"cannot {question['do']}")

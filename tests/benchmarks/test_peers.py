@@ -1,4 +1,4 @@
-"""The race, with peers that have no engine, and with our own."""
+"""The race over text, with peers that have no engine, and with our own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, Qwen3VLForConditionalGeneration
 from benchmarks.errors import BenchError
 from benchmarks.peers import race, text_twin
 from benchmarks.peers.process import ROOT
-from benchmarks.peers.race import Race, heats
+from benchmarks.peers.race import TextRace
+from benchmarks.peers.record import Record
+from benchmarks.peers.turns import Part, Results, run
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
 
@@ -26,19 +28,24 @@ def entrant(name: str, model: str = "works", **more: Any) -> dict[str, Any]:
     return {"name": name, "python": sys.executable, "module": "tests.benchmarks.trivial_peer", "model": model, **more}
 
 
-def small(*peers: dict[str, Any], **more: Any) -> Race:
+def small(*peers: dict[str, Any], **more: Any) -> TextRace:
     """A race that takes no time."""
     runs = [{"streams": 1, "prompt": 4, "new": 3}, {"streams": 2, "prompt": 4, "new": 5}]
-    return Race.model_validate(
+    return TextRace.model_validate(
         {"peers": peers, "threads": 1, "repeats": 2, "prefill": [8], "runs": runs, "seconds": 60, **more}
     )
+
+
+def raced(given: TextRace, told: list[str] | None = None) -> Results:
+    """All of it."""
+    return asyncio.run(run(Part(given), Record(given.plan), (told if told is not None else []).append))
 
 
 def test_peers_are_raced_in_turns() -> None:
     """Everyone has each turn, the order changes, and every peer has a result for everything that was asked."""
     told: list[str] = []
     given = small(entrant("one", environment={"TOLD": "yes"}), entrant("two"))
-    results = asyncio.run(race.run(given, told.append))
+    results = raced(given, told)
     assert told == ["turn 1 of 2: one", "turn 1 of 2: two", "turn 2 of 2: two", "turn 2 of 2: one"]
     assert results.versions["one"] == {"trivial": "1", "opened": "1 9 2", "told": "yes"}
     assert results.versions["two"]["told"] == ""
@@ -46,9 +53,9 @@ def test_peers_are_raced_in_turns() -> None:
     assert [(result.heat, result.peer) for result in results.results] == [
         (name, peer) for name in names for peer in ("one", "two")
     ]
-    assert {result.seconds.count for result in results.results} == {2}
-    assert all(result.tokens_per_second > 0 for result in results.results)
-    shown = race.table(given, results)
+    assert [result.seconds.count for result in results.results if result.seconds] == [2] * 6
+    assert all(result.tokens_per_second for result in results.results)
+    (shown,) = race.tables(given, results)
     assert shown.head == ["", "one", "two"]
     assert [row[0] for row in shown.rows] == names
 
@@ -56,9 +63,9 @@ def test_peers_are_raced_in_turns() -> None:
 def test_all_peers_are_asked_the_same_and_never_twice() -> None:
     """The prompts of a turn are the same whoever is asked, those of another turn are others, all of ordinary tokens."""
     given = small(entrant("one"), tokens=(1000, 100_000))
-    first = [heat.question for heat in heats(given, 0)]
-    assert first == [heat.question for heat in heats(given, 0)]
-    second = [heat.question for heat in heats(given, 1)]
+    first = [heat.question for heat in given.heats(0)]
+    assert first == [heat.question for heat in given.heats(0)]
+    second = [heat.question for heat in given.heats(1)]
     asked = [
         tuple(prompt) for question in (*first, *second) for prompt in question.get("prompts", [question.get("prompt")])
     ]
@@ -80,7 +87,7 @@ def test_all_peers_are_asked_the_same_and_never_twice() -> None:
 def test_a_peer_that_fails_is_named(peer: dict[str, Any], says: str) -> None:
     """Whether it cannot start or load, fails, dies, or does less than it was asked."""
     with pytest.raises(BenchError, match=says):
-        asyncio.run(race.run(small(peer), lambda _: None))
+        raced(small(peer))
 
 
 def test_a_race_is_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,14 +125,14 @@ def test_a_file_that_is_no_race(
         file.write_text(text)
     assert race.main([str(file)]) == 1
     with pytest.raises(BenchError, match=says):
-        Race.load(file)
+        TextRace.load(file)
     assert str(file) in capsys.readouterr().err
 
 
 def test_the_example_is_a_race_of_peers_that_exist() -> None:
     """The file that people copy is accepted, and each module in it is one of ours."""
     example = ROOT / "benchmarks" / "peers" / "race.example.toml"
-    given = Race.model_validate(tomllib.loads(example.read_text()))
+    given = TextRace.model_validate(tomllib.loads(example.read_text()))
     assert len(given.peers) == 5
     for peer in given.peers:
         assert (ROOT / f"{peer.module.replace('.', '/')}.py").is_file()
@@ -137,7 +144,7 @@ def test_our_own_engine_and_transformers_can_be_raced(tiny: Bundle, tiny_checkpo
     ours = {"module": "benchmarks.peers.triptych_peer", "model": str(tiny.root)}
     theirs = {"module": "benchmarks.peers.transformers_peer", "model": str(twin)}
     given = small(entrant("ours") | ours, entrant("theirs") | theirs, repeats=1, tokens=(0, 250))
-    results = asyncio.run(race.run(given, lambda _: None))
+    results = raced(given)
     assert len(results.results) == 6
     assert {"triptych", "transformers"} <= {name for versions in results.versions.values() for name in versions}
 

@@ -1,0 +1,80 @@
+"""A Qwen3-VL checkpoint in the words of transformers 4.57: `python -m benchmarks.peers.dialect FROM TO`.
+
+transformers 5 renamed what describes the rotation. It understands both dialects; optimum-intel only the
+older one, in which the published checkpoints are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.errors import BenchError
+
+
+def make(source: Path, target: Path) -> Path:
+    """Write a directory with that config and with links to all other files; there is all of it or nothing.
+
+    Args:
+        source: A Qwen3-VL checkpoint in either dialect.
+        target: Where; it must not exist.
+
+    Returns:
+        `target`.
+
+    Raises:
+        BenchError: `source` is no such checkpoint, or `target` exists.
+    """
+    if target.exists():
+        raise BenchError(f"{target} exists: name another directory")
+    try:
+        config = older(json.loads((source / "config.json").read_text(encoding="utf-8")))
+    except (OSError, KeyError, ValueError) as error:
+        raise BenchError(f"{source} is not a Qwen3-VL checkpoint") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        fresh = Path(scratch) / "checkpoint"
+        fresh.mkdir(mode=0o755)
+        for path in source.iterdir():
+            if path.name != "config.json":
+                (fresh / path.name).symlink_to(path.resolve())
+        (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        fresh.rename(target)
+    return target
+
+
+def older(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint in the older dialect.
+
+    Raises:
+        KeyError: It is not of a Qwen3-VL.
+    """
+    text, vision = dict(config["text_config"]), dict(config["vision_config"])
+    if rope := text.pop("rope_parameters", None):
+        text["rope_theta"] = rope["rope_theta"]
+        text["rope_scaling"] = {name: rope[name] for name in ("rope_type", "mrope_section", "mrope_interleaved")}
+    vision.pop("rope_parameters", None)
+    vision["model_type"] = "qwen3_vl"
+    return {**config, "text_config": text, "vision_config": vision}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Write one, from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers.dialect", description="A checkpoint in transformers 4.57's words."
+    )
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    options = parser.parse_args(words)
+    try:
+        make(options.source, options.target)
+    except BenchError as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

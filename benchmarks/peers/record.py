@@ -1,0 +1,97 @@
+"""What a race has measured, in memory and in a file of one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.errors import BenchError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one peer took for one heat in one turn.
+
+    Attributes:
+        peer: Who.
+        heat: What.
+        turn: When, counted from 0.
+        seconds: How long; None where it cannot do it.
+        prompt_tokens: Of all prompts, as the peer counts them; None where it does not.
+        cannot: Why it cannot; None where it can.
+    """
+
+    peer: str
+    heat: str
+    turn: int
+    seconds: float | None = None
+    prompt_tokens: int | None = None
+    cannot: str | None = None
+
+
+class Record:
+    """Everything that was measured of one race, also in earlier runs of it.
+
+    Args:
+        plan: What is asked.
+        path: File that keeps it; None: nothing is kept.
+
+    Raises:
+        BenchError: The file is of a race in which something else is asked, or cannot be read or written.
+    """
+
+    def __init__(self, plan: Mapping[str, Any], path: Path | None = None) -> None:
+        self._path = path
+        self._measured: list[Measured] = []
+        self.versions: dict[str, dict[str, str]] = {}
+        """Of each peer's libraries, the last time."""
+        self.load_seconds: dict[str, float] = {}
+        """What loading took each peer, the last time."""
+        if path is not None and path.exists():
+            self._read(path, plan)
+        else:
+            self._write({"plan": plan})
+
+    def has(self, peer: str, heat: str, turn: int) -> bool:
+        """Whether this was measured, or cannot be."""
+        return any((one.peer, one.heat, one.turn) == (peer, heat, turn) for one in self._measured)
+
+    def of(self, peer: str, heat: str) -> list[Measured]:
+        """What one peer took for one heat, in all turns."""
+        return [one for one in self._measured if (one.peer, one.heat) == (peer, heat)]
+
+    def loaded(self, peer: str, versions: dict[str, str], seconds: float) -> None:
+        """Add that a peer has loaded."""
+        self.versions[peer], self.load_seconds[peer] = versions, seconds
+        self._write({"loaded": peer, "versions": versions, "seconds": seconds})
+
+    def add(self, measured: Measured) -> None:
+        """Add a measurement."""
+        self._measured.append(measured)
+        self._write(asdict(measured))
+
+    def _read(self, path: Path, plan: Mapping[str, Any]) -> None:
+        try:
+            first, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            if first["plan"] != plan:
+                raise BenchError(f"{path} is the record of another race: something else is asked in it")
+            for line in lines:
+                if "loaded" in line:
+                    self.versions[line["loaded"]] = line["versions"]
+                    self.load_seconds[line["loaded"]] = line["seconds"]
+                else:
+                    self._measured.append(Measured(**line))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BenchError(f"{path} cannot be read as the record of a race: {error}") from error
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise BenchError(f"{self._path} cannot be written: {error.strerror}") from error
