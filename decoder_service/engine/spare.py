@@ -6,6 +6,7 @@ after it: threads wait for each other at every operation, and now for those of t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from serving.cores import affinity, busy_seconds
 
 LOOK_SECONDS = 0.25
 """Times are told in hundredths of a second: a shorter look would see little."""
+
+_DISTURBING = 0.1
+"""Share of the cores with which others change what is measured."""
 
 _MOST_BUSY = 1 / 3
 """Share of the cores that others may use. One process of many cores that feeds a GPU stays below it."""
@@ -40,6 +44,25 @@ def read_clocks() -> Clocks:
     """The times now."""
     cores = affinity()
     return Clocks(time.perf_counter(), busy_seconds(cores), time.process_time(), len(cores))
+
+
+class Disturbance:
+    """Whether other processes used the cores since it was asked last.
+
+    Args:
+        read: Tells the times.
+    """
+
+    def __init__(self, read: Callable[[], Clocks] = read_clocks) -> None:
+        self._read = read
+        self._before: Clocks | None = None
+
+    def __call__(self) -> bool:
+        """Whether they did for a tenth of the time; False when asked for the first time, or where that is not told."""
+        before, self._before = self._before, self._read()
+        if before is None or before.busy is None or self._before.busy is None:
+            return False
+        return _others(before, self._before) > _DISTURBING
 
 
 class SpareCores:
@@ -77,7 +100,12 @@ class SpareCores:
 
 
 def _spare(before: Clocks, after: Clocks) -> bool:
+    return _others(before, after) <= _MOST_BUSY
+
+
+def _others(before: Clocks, after: Clocks) -> float:
+    """Share of the cores' time that other processes used; infinite where it is not told."""
     if before.busy is None or after.busy is None:
-        return False
-    others = (after.busy - before.busy) - (after.own - before.own)
-    return others <= _MOST_BUSY * after.cores * (after.now - before.now)
+        return math.inf
+    seconds = after.cores * (after.now - before.now)
+    return ((after.busy - before.busy) - (after.own - before.own)) / seconds if seconds > 0 else 0.0

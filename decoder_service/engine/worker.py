@@ -24,7 +24,7 @@ from decoder_service.engine.pace import Measurements, Pace, Speed
 from decoder_service.engine.runner import Runner
 from decoder_service.engine.scheduler import Scheduler
 from decoder_service.engine.slots import Slots
-from decoder_service.engine.spare import LOOK_SECONDS, SpareCores
+from decoder_service.engine.spare import LOOK_SECONDS, Disturbance, SpareCores
 from decoder_service.engine.stepper import Job, Shape, Stepper
 from serving.bundle import Bundle
 from serving.errors import ServiceError
@@ -297,6 +297,9 @@ def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
     kept = Measurements(folders, of)
     speeds = kept.load()
     if speeds is None:
-        speeds = calibrate(runner, config.slots, room)
-        kept.keep(speeds)
+        speeds, quiet = calibrate(runner, config.slots, room, Disturbance())
+        if quiet:
+            kept.keep(speeds)
+        else:
+            log.info("measurements are not kept: other processes used the cores")
     return speeds

@@ -37,8 +37,26 @@ def test_a_round_that_is_disturbed_does_not_count(disturbed: range, monkeypatch:
     """Each graph's curves are what an undisturbed machine gives, and less never takes longer than more."""
     runner = Clocked(disturbed)
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: runner.now)
-    speeds = calibration.calibrate(runner, 4, 1000)  # type: ignore[arg-type]  # all of a runner that it uses
+    speeds, kept = calibration.calibrate(runner, 4, 1000)  # type: ignore[arg-type]  # all of a runner that it uses
+    assert kept
     assert {name: speed.decode.seconds for name, speed in speeds.items()} == {"int4": (1, 4, 4), "int8": (2.25, 3, 3)}
     assert speeds["int4"].prefill.sizes == calibration.CHUNKS
     assert speeds["int4"].prefill.seconds == calibration.CHUNKS
     assert speeds["int8"].prefill.seconds == tuple(2 + size / 4 for size in calibration.CHUNKS)
+
+
+def test_disturbed_rounds_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until there are enough quiet ones; where none comes within seconds, the speeds hold for this start alone."""
+    first_five = Clocked(range(4, 4 + 5 * 14))  # after two runs of each graph to warm up, 14 runs a round
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: first_five.now / 1e4)
+    answers = iter([False, *[True] * 5, *[False] * 4])
+    speeds, kept = calibration.calibrate(first_five, 4, 1000, lambda: next(answers))  # type: ignore[arg-type]
+    assert kept
+    assert next(answers, None) is None
+    assert speeds["int4"].decode.seconds == pytest.approx((1e-4, 4e-4, 4e-4))
+
+    always = Clocked(range(4, 10**6))
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: always.now)
+    speeds, kept = calibration.calibrate(always, 4, 1000, lambda: True)  # type: ignore[arg-type]
+    assert not kept
+    assert set(speeds) == {"int4", "int8"}

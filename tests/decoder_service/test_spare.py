@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decoder_service.engine.spare import LOOK_SECONDS, Clocks, SpareCores, read_clocks
+from decoder_service.engine.spare import LOOK_SECONDS, Clocks, Disturbance, SpareCores, read_clocks
 
 
 class Told:
@@ -71,3 +71,19 @@ def test_real_clocks_go_forward() -> None:
     assert after.cores == before.cores
     if before.busy is not None and after.busy is not None:
         assert after.busy > before.busy
+
+
+@pytest.mark.parametrize(("others", "expected"), [(0.0, False), (0.3, False), (0.8, True), (4.0, True)])
+def test_a_disturbance_is_a_tenth_of_the_cores(others: float, expected: bool) -> None:
+    """For others, since it was asked last; the first time, and where times are not told, there is none."""
+    told = Told()
+    disturbance = Disturbance(told)
+    assert not disturbance()
+    told.pass_time(1.0, others=others, own=3.0)
+    assert disturbance() is expected
+    told.pass_time(1.0, others=0.0, own=3.0)
+    assert not disturbance()
+    told.now = Clocks(told.now.now, None, 0.0, 4)
+    disturbance()
+    told.pass_time(1.0, others=4.0)
+    assert not disturbance()
