@@ -16,6 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
+from serving.priority import lower_priority
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
 from serving.transport import HEALTH_OPTIONS, open_channel
 
@@ -53,6 +54,10 @@ class Plan:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+# So running answers keep more than half of their speed while pictures are encoded, and pictures nearly half of theirs.
+_VISION_NICE = 2
+
+
 @dataclass(frozen=True)
 class Addresses:
     """Where the system answers."""
@@ -69,13 +74,17 @@ class Replica:
         flags: Its flags, beside the port.
         port: Its gRPC port.
         environment: Its environment; None: this process's own.
+        nice: Niceness, 0 to 19: how far it gives way to the other services on busy cores.
     """
 
-    def __init__(self, module: str, flags: list[str], port: int, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, flags: list[str], port: int, environment: dict[str, str] | None = None, nice: int = 0
+    ) -> None:
         self.name = f"{module}:{port}"
         self.address = f"{_LOOPBACK}:{port}"
         self._command = [sys.executable, "-m", module, "--port", str(port), "--parent-pid", str(os.getpid()), *flags]
         self.environment = environment
+        self.nice = nice
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -88,6 +97,8 @@ class Replica:
             env=self.environment,
             start_new_session=True,
         )
+        if self.nice:
+            lower_priority(self._process.pid, self.nice)
 
     async def ready(self) -> None:
         """Wait until it is SERVING.
@@ -189,12 +200,12 @@ class System:
         shared = ["--log-level", plan.log_level, "--grace-seconds", f"{plan.grace_seconds:g}"]
         model = [*shared, "--bundle", str(plan.bundle)]
 
-        def tier(module: str, threads: str, count: int) -> list[Replica]:
-            # The replicas of a tier share the machine's cores; the tiers themselves rarely work at the same moment.
+        def tier(module: str, threads: str, count: int, nice: int = 0) -> list[Replica]:
+            # The replicas of a tier share the machine's cores. Each tier may use all of them: often it works alone.
             environment = {threads: str(max(1, usable_cores() // count)), **os.environ, **plan.environment}
-            return [Replica(module, model, ports.free(), environment) for _ in range(count)]
+            return [Replica(module, model, ports.free(), environment, nice) for _ in range(count)]
 
-        self.vision = tier("vision_service", "VISION_THREADS", plan.vision_replicas)
+        self.vision = tier("vision_service", "VISION_THREADS", plan.vision_replicas, _VISION_NICE)
         self.decoders = tier("decoder_service", "DECODER_THREADS", plan.decoder_replicas)
         grpc_port = ports.reserve(plan.grpc_port, "--grpc-port")
         http_port = ports.reserve(plan.http_port, "--http-port")

@@ -45,3 +45,10 @@ def test_a_plan_tells_the_models_services_more(monkeypatch: pytest.MonkeyPatch) 
     for given, expected in (({}, "float32"), ({"VISION_DTYPE": "bfloat16"}, "bfloat16")):
         system = System(Plan(Path("bundle"), grpc_port=0, http_port=0, environment=given))
         assert _values(system.vision, "VISION_DTYPE") == {expected}
+
+
+def test_the_encoder_gives_way_to_the_decoder() -> None:
+    """On busy cores, running answers go before pictures."""
+    system = System(Plan(Path("bundle"), grpc_port=0, http_port=0))
+    assert all(replica.nice > 0 for replica in system.vision)
+    assert all(replica.nice == 0 for replica in (*system.decoders, system.gateway))
