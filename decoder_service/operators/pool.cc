@@ -38,6 +38,7 @@ struct Slot {
   Section section;
   const void* job;
   size_t threads;
+  int core;  // of the caller
   // The items are shared out in shards, of which each thread begins with its own: neighbouring items read neighbouring
   // memory, of which the processor fetches the next part ahead.
   struct Shard {
@@ -108,15 +109,15 @@ void announce(uint64_t latest) {
   if (pool.sleeping.load()) wake_all(&pool.latest);
 }
 
-// The latest section, once it is another than `seen`.
-uint64_t wait_for_section(uint64_t seen) {
+// The latest section, once it is another than `seen`. Spins before it sleeps, for so long.
+uint64_t wait_for_section(uint64_t seen, uint64_t cycles) {
   for (;;) {
     const uint64_t since = __rdtsc();
     do {
       const uint64_t latest = pool.latest.load();
       if (latest != seen) return latest;
       _mm_pause();
-    } while (__rdtsc() - since < kSpinCycles);
+    } while (__rdtsc() - since < cycles);
     pool.sleeping.fetch_add(1);
     if (pool.latest.load() == seen) sleep_while(&pool.latest, static_cast<uint32_t>(seen));  // its low half
     pool.sleeping.fetch_sub(1);
@@ -148,15 +149,33 @@ void help(Slot& slot, size_t thread, Results& results) {
   });
 }
 
+// Whether this thread is on another core than the caller, or goes to one. Where other processes keep the other cores
+// busy, the kernel may leave both on one, where this thread can only get in the caller's way.
+bool leaves_core(int core) {
+  if (core < 0 || sched_getcpu() != core) return true;
+  cpu_set_t all;
+  if (sched_getaffinity(0, sizeof(all), &all)) return false;
+  cpu_set_t others = all;
+  CPU_CLR(core, &others);
+  if (sched_setaffinity(0, sizeof(others), &others)) return false;  // there is no other
+  sched_setaffinity(0, sizeof(all), &all);
+  return true;
+}
+
 void* work(void* argument) {
   const size_t thread = reinterpret_cast<size_t>(argument);
   Results results;
+  uint64_t cycles = kSpinCycles;
   for (uint64_t seen = 0;;) {
-    seen = wait_for_section(seen);
+    seen = wait_for_section(seen, cycles);
     if (pool.ending.load()) return nullptr;
     Slot& slot = pool.slots[seen & 0xff];
     slot.inside.fetch_add(1);
-    if (slot.open.load() == seen >> 8 && thread < slot.threads) help(slot, thread, results);
+    if (slot.open.load() == seen >> 8 && thread < slot.threads) {
+      const bool apart = leaves_core(slot.core);
+      cycles = apart ? kSpinCycles : 0;
+      if (apart) help(slot, thread, results);
+    }
     if (slot.inside.fetch_sub(1) == 1 && slot.awaited.load()) wake_all(&slot.inside);
   }
 }
@@ -234,6 +253,7 @@ void Turn::run(const Section& section, const void* job) {
   slot.section = section;
   slot.job = job;
   slot.threads = threads_;
+  slot.core = sched_getcpu();
   slot.shard_count = threads_ < kMostShards ? threads_ : kMostShards;
   for (size_t i = 0; i < slot.shard_count; ++i) {
     slot.shards[i].next.store(section.items * i / slot.shard_count);
