@@ -6,7 +6,8 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-from .decoder import Phase, Precision
+from exporter.families.qwen3_vl.decoder import Phase, Precision
+
 from .errors import ExportError
 from .pipeline import export
 

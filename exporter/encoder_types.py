@@ -28,10 +28,10 @@ from decoder_service import chat
 from decoder_service.prompt import Prompt, PromptBuilder
 from serving.bundle import Bundle
 from serving.parent import end_with_parent
-from vision_service.encoder import Encoder
+from vision_service.families.qwen3_vl.encoder import Encoder
+from vision_service.families.qwen3_vl.patches import image_levels, patchify
 from vision_service.media import Grid, PreparedMedium
 from vision_service.operators import Operators, OperatorsError
-from vision_service.patches import image_levels, patchify
 
 from .divergence import Asked, Graph, kl_divergence
 from .pictures import KINDS

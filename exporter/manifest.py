@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
+from exporter.families.qwen3_vl.checkpoint import Checkpoint
+from exporter.families.qwen3_vl.genai import edge
+from exporter.families.qwen3_vl.vision import write_json
 from serving.bundle import FORMAT, FORMAT_VERSION, MANIFEST, sha256_file
 
-from .checkpoint import Checkpoint
-from .genai import edge
 from .progress import Progress
-from .vision import write_json
 
 _PACKAGES = (
     "huggingface-hub",

@@ -4,17 +4,17 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from exporter.families.qwen3_vl.checkpoint import EMBEDDING, VISION_PREFIX, Checkpoint
+from exporter.families.qwen3_vl.decoder import Phase, Precision, write_decoder
+from exporter.families.qwen3_vl.embedding import write_embedding, write_identity_vision
+from exporter.families.qwen3_vl.vision import write_json, write_vision
 from serving.bundle import Bundle
 
-from .checkpoint import EMBEDDING, VISION_PREFIX, Checkpoint
-from .decoder import Phase, Precision, write_decoder
-from .embedding import write_embedding, write_identity_vision
 from .errors import ExportError
 from .manifest import add_encoder_types, write_manifest
 from .measuring import measure_apart
 from .progress import Progress
 from .source import model_name, resolve
-from .vision import write_json, write_vision
 from .writer import check_space, check_target, staged
 
 _PHASES: tuple[Phase, ...] = ("int4", "int8")

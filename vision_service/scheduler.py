@@ -22,7 +22,7 @@ import structlog
 import torch
 
 from serving.errors import Reason, failure, overloaded, unavailable
-from vision_service.encoder import Encoder
+from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
 Prepare = Callable[[Kind, bytes, Options, Cancelled], PreparedMedium]

@@ -16,10 +16,10 @@ from vision_service.budget import default_budget, published_budget
 from vision_service.cache import FeatureCache
 from vision_service.deadline import DeadlineCheck
 from vision_service.dtype import choose_dtype
-from vision_service.encoder import Encoder
 from vision_service.encodings import Encodings
+from vision_service.families.qwen3_vl.encoder import Encoder
+from vision_service.families.qwen3_vl.preprocess import PreprocessLimits, Preprocessor
 from vision_service.operators import OperatorsError
-from vision_service.preprocess import PreprocessLimits, Preprocessor
 from vision_service.scheduler import Scheduler
 from vision_service.servicer import VisionServicer, describe
 from vision_service.settings import VisionSettings

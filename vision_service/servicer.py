@@ -20,8 +20,8 @@ from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_op
 from serving.tasks import cancel_and_wait
 from serving.tensors import chunks, dtype_name
 from vision_service.cache import Key, Layout
-from vision_service.encoder import Encoder, feature_bytes
 from vision_service.encodings import Encodings
+from vision_service.families.qwen3_vl.encoder import Encoder, feature_bytes
 from vision_service.media import Kind, Options
 from vision_service.scheduler import Meter, Scheduler
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2, vision_pb2_grpc

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.errors import Reason, ServiceError, invalid, too_large
+from vision_service.families.qwen3_vl.sampling import Sampling, sample_indices
 from vision_service.media import PATH, Cancelled, WorkCancelledError
-from vision_service.sampling import Sampling, sample_indices
 
 FORMATS = ("mov", "matroska", "avi")
 """FFmpeg's names of the containers that are opened: MP4 and MOV, MKV and WebM, AVI.

@@ -72,7 +72,7 @@ def test_disk_too_small_is_seen_before_the_work(
 
 def test_estimate_covers_the_bundle(int4_bundle: Bundle, fp32_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     """The room asked for is enough and not many times too much."""
-    from exporter.checkpoint import Checkpoint
+    from exporter.families.qwen3_vl.checkpoint import Checkpoint
     from exporter.pipeline import _estimate
 
     margin = 64 * 2**20

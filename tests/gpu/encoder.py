@@ -22,8 +22,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from benchmarks import checkpoint
 from tests.gpu.report import Report, say
 from vision_service.dtype import choose_dtype, multiplies_bfloat16
-from vision_service.encoder import Encoder
-from vision_service.media import Grid, Medium
+from vision_service.families.qwen3_vl.encoder import Encoder
+from vision_service.media import Grid, PreparedMedium
 
 CPU, PUBLISHED = torch.device("cpu"), checkpoint.SHAPES["4b"]
 
@@ -122,12 +122,12 @@ def write_encoder(shape: dict[str, Any], folder: Path) -> None:
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
-def draw(encoder: Encoder, grid: Grid, seed: int) -> Medium:
+def draw(encoder: Encoder, grid: Grid, seed: int) -> PreparedMedium:
     """A picture or a video of noise."""
     blank = encoder.blank()
     pixels = np.random.default_rng(seed).integers(0, 256, (grid.patches, *blank.patches.shape[1:]), np.uint8)
     levels = np.tile(np.linspace(-1, 1, 256, dtype=np.float32), (len(blank.levels), 1))
-    return Medium("image" if grid.t == 1 else "video", grid, pixels, levels)
+    return PreparedMedium("image" if grid.t == 1 else "video", grid, pixels, levels)
 
 
 def _check_control(encoder: Encoder, exact: Encoder, limit: Limit, report: Report) -> None:
@@ -142,7 +142,7 @@ def _check_control(encoder: Encoder, exact: Encoder, limit: Limit, report: Repor
     report.check(f"{name}: nor are DeepStack's levels in another order (negative control)", not close, detail)
 
 
-def _check_packing(encoder: Encoder, media: Sequence[Medium], limit: Limit, report: Report) -> None:
+def _check_packing(encoder: Encoder, media: Sequence[PreparedMedium], limit: Limit, report: Report) -> None:
     alone = [encoder.encode([medium])[0] for medium in media]
     close, detail = _compare(encoder.encode(media), alone, limit)
     report.check(f"{_name(encoder.dtype)}: packed with others, media have the features they have alone", close, detail)

@@ -14,8 +14,8 @@ from tests.pictures import noise, png
 from tests.reference import Turn
 from tests.system import triptych_system
 from triptych import Client, Delta, Progress
-from vision_service.encoder import Encoder
-from vision_service.media import Advance, Cancelled, Medium
+from vision_service.families.qwen3_vl.encoder import Encoder
+from vision_service.media import Advance, Cancelled, PreparedMedium
 
 TURNS: list[Turn] = [
     ("user", [png(noise(192, 192, 20)), png(noise(192, 192, 21)), "and", ODD[1], "then", png(noise(96, 128, 22)), "?"])
@@ -29,7 +29,7 @@ def test_pictures_are_read_while_a_video_is_encoded(served: Served, monkeypatch:
 
     def held(
         self: Encoder,
-        media: Sequence[Medium],
+        media: Sequence[PreparedMedium],
         cancelled: Cancelled = lambda: False,
         advance: Advance = lambda _: None,
     ) -> list[torch.Tensor]:

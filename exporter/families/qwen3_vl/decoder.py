@@ -7,11 +7,12 @@ from typing import Literal
 import onnx_ir as ir
 import torch
 
+from exporter.errors import ExportError
+from exporter.progress import Progress, quiet
+from exporter.spool import Spool
+
 from .checkpoint import Checkpoint
-from .errors import ExportError
 from .int8 import Int8Decoder
-from .progress import Progress, quiet
-from .spool import Spool
 from .wide import WideDecoder
 
 Precision = Literal["fp32", "int4"]

@@ -5,9 +5,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from exporter.progress import Progress
+from exporter.weights import TensorRef
+
 from .checkpoint import VISION_PREFIX, Checkpoint
-from .progress import Progress
-from .weights import TensorRef
 
 
 def write_vision(checkpoint: Checkpoint, folder: Path, *, progress: Progress) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
-from vision_service.cost import Cost
+from vision_service.families.qwen3_vl.cost import Cost
 from vision_service.media import Grid
 
 # The encoder of the published 2B and 4B.

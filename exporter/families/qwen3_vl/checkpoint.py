@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 
-from .errors import ExportError
-from .progress import quiet
-from .weights import Tensors
+from exporter.errors import ExportError
+from exporter.progress import quiet
+from exporter.weights import Tensors
 
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 VISION_PREFIX = "model.visual."

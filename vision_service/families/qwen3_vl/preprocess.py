@@ -18,10 +18,10 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 
 from serving.bundle import Bundle, BundleError, VisionInfo
 from serving.errors import Reason, invalid, too_large
+from vision_service.families.qwen3_vl.patches import image_levels, patchify, video_levels
+from vision_service.families.qwen3_vl.sampling import Sampling, patch_times
 from vision_service.images import MAX_ASPECT_RATIO, decode_image
 from vision_service.media import PATH, Cancelled, Grid, Kind, Options, PreparedMedium, Range
-from vision_service.patches import image_levels, patchify, video_levels
-from vision_service.sampling import Sampling, patch_times
 from vision_service.video import VideoLimits, read_clip
 
 # What is always done here; a checkpoint that asks for anything else is refused rather than served wrongly.

@@ -17,11 +17,11 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from serving.bundle_error import BundleError
-from vision_service.cost import Cost
 from vision_service.dtype import stored_types
+from vision_service.families.qwen3_vl.cost import Cost
+from vision_service.families.qwen3_vl.tower import Tower
 from vision_service.media import Advance, Cancelled, Grid, PreparedMedium
 from vision_service.operators import find_operators
-from vision_service.tower import Tower
 
 
 class Encoder:

@@ -22,12 +22,13 @@ from torch import nn
 from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
+from exporter.progress import Advance
+from exporter.quantize import pack_int4
+from exporter.spool import Spool
+
 from .checkpoint import TEXT_PREFIX, Checkpoint
 from .genai import complete_genai_config
-from .progress import Advance
-from .quantize import pack_int4
 from .smoothing import column_factors, divide_columns, scale_outputs, smooth_layer
-from .spool import Spool
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

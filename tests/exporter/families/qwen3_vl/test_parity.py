@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 import exporter
 from serving.bundle import Bundle
 from tests.checkpoints import SHAPES, make_checkpoint
-from tests.exporter.reference import STEPS, Exported, Prompt, Reference, greedy, last_logits, unused
+from tests.exporter.families.qwen3_vl.reference import STEPS, Exported, Prompt, Reference, greedy, last_logits, unused
 
 TOLERANCE = 1e-4
 # Grids in patches: an image's (h, w), a video's (t, h, w).
