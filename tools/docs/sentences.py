@@ -74,6 +74,7 @@ OPENING: Mapping[str, str] = {
     "are not those of its config.json": "The files are of two models.",
     "gives features": "The files are of two models.",
     "The encoder in … cannot be served": "Its config asks for an activation that Triptych does not compute.",
+    "for which the vision service encodes": "The service is older than the exporter, or the family has no media.",
     "where only … can be served": "The preprocessor settings ask for something that Triptych does not do.",
 }
 """The same for bundles."""
