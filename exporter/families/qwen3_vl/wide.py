@@ -40,12 +40,12 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
 
     Args:
         config: the model's; the builder writes into it.
-        weight_type: what the builder is told that weights are: INT4 or FLOAT.
+        weight_type: the type of weights, for the builder: INT4 or FLOAT.
         options: the builder's own.
         checkpoint: where the weights come from.
         spool: where they go.
         smooth: even out outlier channels, which changes nothing before rounding.
-        advance: told of each layer, and of the output head.
+        advance: called after each layer, and after the output head.
     """
 
     def __init__(
