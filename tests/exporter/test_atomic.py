@@ -50,7 +50,7 @@ def test_failure_leaves_nothing(
 def test_failure_keeps_the_old_bundle(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed replacement leaves the bundle that was there, byte for byte."""
     old = exporter.export(checkpoint, tmp_path / "out")
-    _fail_after("write_manifest", KeyboardInterrupt(), monkeypatch)
+    _fail_after("pipeline.write_manifest", KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         exporter.export(checkpoint, tmp_path / "out", precision="fp32", force=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]

@@ -17,8 +17,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_size
 
-from serving.bundle import Bundle, BundleError, VisionInfo
+from serving.bundle import Bundle, BundleError
 from serving.errors import Reason, invalid, too_large
+from serving.families import VisionInfo
 from vision_service.families.qwen3_vl.patches import image_levels, patchify, video_levels
 from vision_service.families.qwen3_vl.sampling import Sampling, patch_times, sample_indices
 from vision_service.family import PreprocessLimits
