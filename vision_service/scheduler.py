@@ -1,4 +1,4 @@
-"""Between the calls and the encoder: a bounded house, a pool that preprocesses, one thread that encodes.
+"""Between the calls and the encoder: a bounded number of requests, a pool that preprocesses, one thread that encodes.
 
 Preprocessing of some requests goes on while others are encoded. What waits is encoded together, in order of arrival,
 up to a number of patches. A video that is larger than that is encoded some frames at a time, and between them it goes
