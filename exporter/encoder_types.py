@@ -65,7 +65,7 @@ def measure_types(bundle: Bundle, say: Say) -> Measured:
 
     Args:
         bundle: complete but for what is measured.
-        say: told {"total": units} first and {"done": units} whenever some are done.
+        say: called with {"total": units} first, and with {"done": units} whenever some are done.
     """
     left_out = {name: why for name in TYPES if (why := _missing(name)) is not None}
     names = [name for name in TYPES if name not in left_out]

@@ -10,34 +10,31 @@ from .progress import Progress
 
 
 class Checkpoint(Protocol):
-    """A checkpoint that is read and checked, and how the parts of a bundle are made of it.
-
-    Attributes:
-        root: its directory.
-        family: the family's name in bundles.
-        parameters: how many weights the model has (tied ones counted once).
-        config: what `config.json` says, as transformers writes it today.
-        chat_template: the Jinja source.
-        generation_config: what `generation_config.json` says, or what the config implies.
-    """
+    """A checkpoint that is read and checked, and how the parts of a bundle are made of it."""
 
     @property
-    def root(self) -> Path: ...  # noqa: D102  # see above
+    def root(self) -> Path:
+        """Its directory."""
 
     @property
-    def family(self) -> str: ...  # noqa: D102
+    def family(self) -> str:
+        """The family's name in bundles."""
 
     @property
-    def parameters(self) -> int: ...  # noqa: D102
+    def parameters(self) -> int:
+        """How many weights the model has (tied ones counted once)."""
 
     @property
-    def config(self) -> dict[str, Any]: ...  # noqa: D102
+    def config(self) -> dict[str, Any]:
+        """What `config.json` says, as the present transformers writes it."""
 
     @property
-    def chat_template(self) -> str: ...  # noqa: D102
+    def chat_template(self) -> str:
+        """The Jinja source."""
 
     @property
-    def generation_config(self) -> dict[str, Any]: ...  # noqa: D102
+    def generation_config(self) -> dict[str, Any]:
+        """What `generation_config.json` says, or what the config implies."""
 
     def estimate(self, graphs: Sequence[Precision | Phase], block_size: int) -> int:
         """Bytes that a bundle with these decoder graphs will take, estimated a little too high."""

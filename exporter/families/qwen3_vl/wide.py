@@ -119,7 +119,7 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         self._advance(1)
 
     def save_model(self, out_dir: str) -> None:
-        """Write the graph; the spool knows where."""
+        """Write the graph, by the spool."""
         # The builder's own stamp asks git for a commit, and in a virtual environment inside a repository gets that
         # repository's: the same checkpoint would then give other digests after each commit.
         self.model.producer_version = importlib.metadata.version("onnxruntime-genai")
