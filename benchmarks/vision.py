@@ -29,10 +29,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from benchmarks.checkpoint import SHAPES, VISION
 from serving.bundle import Bundle, BundleError
 from serving.cores import usable_cores
-from vision_service.encoder import Encoder, load_model
+from vision_service.families.qwen3_vl.encoder import Encoder, load_model
+from vision_service.families.qwen3_vl.tower import Tower
 from vision_service.media import Grid, PreparedMedium
 from vision_service.operators import OperatorsError, find_operators
-from vision_service.tower import Tower
 
 PUBLISHED: dict[str, Any] = {**VISION, "out_hidden_size": SHAPES["4b"].text["hidden_size"]}
 """The encoder of the published 4B; that of the 2B differs in `out_hidden_size` alone."""

@@ -2,12 +2,12 @@
 
 import os
 
-# ONNX Runtime reports its use to its makers unless it is told otherwise before it is imported.
+# ONNX Runtime reports its use to its makers unless this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-from .decoder import Phase, Precision
 from .errors import ExportError
 from .pipeline import export
+from .precision import Phase, Precision
 
 __all__ = ["ExportError", "Phase", "Precision", "export"]

@@ -21,17 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from decoder_service import chat
 from decoder_service.prompt import Prompt, PromptBuilder
 from serving.bundle import Bundle
 from serving.parent import end_with_parent
-from vision_service.encoder import Encoder
-from vision_service.media import Grid, PreparedMedium
+from vision_service.families.registry import family_of
+from vision_service.media import PreparedMedium
 from vision_service.operators import Operators, OperatorsError
-from vision_service.patches import image_levels, patchify
 
 from .divergence import Asked, Graph, kl_divergence
 from .pictures import KINDS
@@ -68,11 +65,12 @@ def measure_types(bundle: Bundle, say: Say) -> Measured:
 
     Args:
         bundle: complete but for what is measured.
-        say: told {"total": units} first and {"done": units} whenever some are done.
+        say: called with {"total": units} first, and with {"done": units} whenever some are done.
     """
     left_out = {name: why for name in TYPES if (why := _missing(name)) is not None}
     names = [name for name in TYPES if name not in left_out]
-    media = [_medium(bundle, kind(index)) for kind in KINDS.values() for index in range(_OF_A_KIND)]
+    family = family_of(bundle)
+    media = [family.fit_picture(bundle, kind(index)) for kind in KINDS.values() for index in range(_OF_A_KIND)]
     say({"total": 2 * len(media) * (1 + len(names))})
 
     def counted(items: Sequence[Any]) -> Iterator[Any]:
@@ -116,32 +114,17 @@ def _missing(name: str) -> str | None:
 
 def _encode(bundle: Bundle, media: Iterator[PreparedMedium], name: str) -> Features:
     """The features of media; the encoder is in memory for as long as this takes."""
-    encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=getattr(torch, name))
+    encoder = family_of(bundle).load_encoder(
+        bundle.vision_dir,
+        device=torch.device("cpu"),
+        dtype=getattr(torch, name),
+        out_dtype=torch.float32,
+        operators=True,
+    )
     features = [encoder.encode([medium])[0].numpy() for medium in media]
     del encoder
     gc.collect()
     return features
-
-
-def _medium(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
-    """A picture as the encoder takes it, in a size that its patches fill."""
-    vision = bundle.vision
-    edge = vision.patch_size * vision.spatial_merge_size
-    width, height = (max(1, round(side / edge)) * edge for side in picture.size)
-    frames = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))[None]
-    patches = patchify(
-        frames,
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size,
-    )
-    settings = json.loads((bundle.vision_dir / "preprocessor_config.json").read_bytes())
-    mean, std, factor = (
-        getattr(Qwen2VLImageProcessorPil, name) if settings.get(name) is None else settings[name]
-        for name in ("image_mean", "image_std", "rescale_factor")
-    )
-    grid = Grid(1, height // vision.patch_size, width // vision.patch_size)
-    return PreparedMedium("image", grid, patches, image_levels(mean, std, factor))
 
 
 def _prompts(bundle: Bundle, media: Sequence[PreparedMedium], features: Features) -> list[Prompt]:

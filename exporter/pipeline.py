@@ -4,22 +4,21 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from exporter.families.registry import open_checkpoint
 from serving.bundle import Bundle
 
-from .checkpoint import EMBEDDING, VISION_PREFIX, Checkpoint
-from .decoder import Phase, Precision, write_decoder
-from .embedding import write_embedding, write_identity_vision
+from .chat_files import TOKENIZER_FILES
 from .errors import ExportError
+from .json_files import write_json
 from .manifest import add_encoder_types, write_manifest
 from .measuring import measure_apart
+from .precision import Phase, Precision
 from .progress import Progress
 from .source import model_name, resolve
-from .vision import write_json, write_vision
 from .writer import check_space, check_target, staged
 
 _PHASES: tuple[Phase, ...] = ("int4", "int8")
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def export(
@@ -37,7 +36,7 @@ def export(
     progress: bool | None = None,
     force: bool = False,
 ) -> Bundle:
-    """Write the bundle of a dense Qwen3-VL checkpoint.
+    """Write the bundle of a checkpoint of one of the families.
 
     The bundle is made beside `out` and takes its name when it is complete: after a failure or an interrupt there is
     nothing at `out` that was not there before.
@@ -70,15 +69,14 @@ def export(
     bars = Progress(enabled=progress)
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
-    checkpoint = Checkpoint.open(resolve(source, revision=revision, show_progress=bars.enabled))
-    check_space(target, _estimate(checkpoint, graphs, block_size))
+    checkpoint = open_checkpoint(resolve(source, revision=revision, show_progress=bars.enabled))
+    check_space(target, checkpoint.estimate(graphs, block_size))
 
     with staged(target) as stage:
-        write_vision(checkpoint, stage / "vision", progress=bars)
+        checkpoint.write_encoder(stage / "vision", progress=bars)
         decoder = stage / "decoder"
         paths = {
-            graph: write_decoder(
-                checkpoint,
+            graph: checkpoint.write_decoder(
                 decoder,
                 precision=graph,
                 block_size=block_size,
@@ -88,13 +86,12 @@ def export(
             )
             for graph in graphs
         }
-        write_embedding(checkpoint, decoder, half=precision == "int4", progress=bars)
-        write_identity_vision(checkpoint, decoder)
-        for name in _TOKENIZER_FILES:
+        checkpoint.write_embedding(decoder, half=precision == "int4", progress=bars)
+        for name in TOKENIZER_FILES:
             shutil.copyfile(checkpoint.root / name, decoder / name)
         (decoder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         write_json(decoder / "generation_config.json", checkpoint.generation_config)
-        write_json(decoder / "config.json", checkpoint.config.to_dict())
+        write_json(decoder / "config.json", checkpoint.config)
         write_manifest(
             checkpoint,
             stage,
@@ -125,15 +122,3 @@ def _graphs(precision: Precision, phases: Sequence[Phase] | None) -> tuple[Preci
     if "int4" not in chosen or not chosen.issubset(_PHASES):
         raise ExportError(f"There are no phases {','.join(sorted(chosen))!r}: use int4 or int4,int8.")
     return tuple(phase for phase in _PHASES if phase in chosen)
-
-
-def _estimate(checkpoint: Checkpoint, graphs: Sequence[Precision | Phase], block_size: int) -> int:
-    """Bytes that the bundle will take, a little generously."""
-    tensors, text = checkpoint.tensors, checkpoint.text
-    vision = tensors.total_size(name for name in tensors if name.startswith(VISION_PREFIX))
-    table = text.vocab_size * text.hidden_size
-    decoder = checkpoint.parameters - vision // 4 + (table if checkpoint.lm_head == EMBEDDING else 0)
-    weight = {"fp32": 4.0, "int4": 0.5 + 4 / block_size, "int8": 1.0}
-    rope = 4 * text.max_position_embeddings * text.head_dim
-    embedding = table * (4 if "fp32" in graphs else 2)
-    return int(vision + embedding + sum(decoder * weight[graph] + rope for graph in graphs)) + 64 * 2**20

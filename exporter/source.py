@@ -1,4 +1,4 @@
-"""From what a person typed to a checkpoint directory: a local path, or a Hugging Face id that is downloaded."""
+"""From the `source` of an export to a checkpoint directory: a local path, or a Hugging Face id that is downloaded."""
 
 import re
 from collections.abc import Iterator

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .errors import ExportError
+from .progress import Progress
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -117,6 +118,26 @@ class Tensors(Mapping[str, TensorRef]):
     def total_size(self, names: Iterable[str]) -> int:
         """Bytes of the named tensors as stored."""
         return sum(self._refs[name].size for name in names)
+
+
+def copy_tensors(tensors: Mapping[str, TensorRef], path: Path, progress: Progress) -> None:
+    """Write a safetensors file from raw bytes: no dtype is touched and no tensor held."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # The widest dtypes first keeps every tensor aligned to its own size, as the format's own writer does.
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].dtype != "F32", item[0]))
+    for name, ref in ordered:
+        header[name] = {"dtype": ref.dtype, "shape": list(ref.shape), "data_offsets": [end, end + ref.size]}
+        end += ref.size
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file, progress.bar("vision tensors", total=end, unit="B") as advance:
+        file.write(struct.pack("<Q", len(encoded)))
+        file.write(encoded)
+        for _, ref in ordered:
+            for chunk in ref.chunks():
+                file.write(chunk)
+                advance(len(chunk))
 
 
 def _shards(root: Path) -> list[Path]:

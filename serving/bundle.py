@@ -1,77 +1,36 @@
 """The bundle: what the exporter writes and the services read.
 
 A bundle is a directory with `bundle.json` at its root, which names every other file with its size and SHA-256.
-This module knows the shape of that description and nothing of how a model is run.
+This module has what all families have in common, `serving.families` what each describes in its own way.
 """
 
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import from_json
 
 from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # it is part of this module, too
+from serving.families import FamilyInfo, Frozen, Positive, TextInfo, VisionInfo
+from serving.families import TokenIds as TokenIds  # noqa: PLC0414  # as BundleError
 
 FORMAT = "triptych-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 
 _DIGEST_CHUNK = 4 * 1024 * 1024
-_Positive = Annotated[int, Field(gt=0)]
-_TokenId = Annotated[int, Field(ge=0)]
 
 
-class _Frozen(BaseModel):
-    # Fields of a later minor revision are ignored: what breaks readers raises `format_version` instead.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class ModelInfo(_Frozen):
+class ModelInfo(Frozen):
     """Which model the bundle holds."""
 
     id: str = Field(min_length=1)
-    family: Literal["qwen3_vl"]
-    parameters: _Positive
+    family: str
+    parameters: Positive
 
 
-class TextInfo(_Frozen):
-    """Dimensions of the language model."""
-
-    hidden_size: _Positive
-    num_hidden_layers: _Positive
-    num_attention_heads: _Positive
-    num_key_value_heads: _Positive
-    head_dim: _Positive
-    vocab_size: _Positive
-    max_position_embeddings: _Positive
-    mrope_section: tuple[int, int, int]
-    tie_word_embeddings: bool
-
-
-class VisionInfo(_Frozen):
-    """Dimensions of the vision encoder."""
-
-    depth: _Positive
-    hidden_size: _Positive
-    patch_size: _Positive
-    temporal_patch_size: _Positive
-    spatial_merge_size: _Positive
-    in_channels: _Positive
-    deepstack_visual_indexes: tuple[int, ...]
-
-
-class TokenIds(_Frozen):
-    """Ids of the control tokens."""
-
-    image: _TokenId
-    video: _TokenId
-    vision_start: _TokenId
-    vision_end: _TokenId
-    eos: tuple[_TokenId, ...] = Field(min_length=1)
-    pad: _TokenId | None = None
-
-
-class DecoderInfo(_Frozen):
+class DecoderInfo(Frozen):
     """The decoder graphs, all with the same inputs, outputs and KV cache.
 
     Attributes:
@@ -86,7 +45,7 @@ class DecoderInfo(_Frozen):
 
     precision: Literal["int4", "fp32"]
     graphs: dict[str, str]
-    block_size: _Positive
+    block_size: Positive
     accuracy_level: int
     last_position_logits: bool
     smoothed: bool = False  # bundles of before the field was there
@@ -98,7 +57,7 @@ class DecoderInfo(_Frozen):
         return self
 
 
-class EncoderType(_Frozen):
+class EncoderType(Frozen):
     """What a type that the encoder can compute in costs, as the export measured it.
 
     Attributes:
@@ -108,17 +67,17 @@ class EncoderType(_Frozen):
     """
 
     divergence: float = Field(ge=0, allow_inf_nan=False)
-    positions: _Positive
+    positions: Positive
 
 
-class FileInfo(_Frozen):
+class FileInfo(Frozen):
     """Size in bytes and SHA-256 (hex) of one file."""
 
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Bundle(_Frozen):
+class Bundle(Frozen):
     """An opened bundle: its description, and where it lies.
 
     Make one with `Bundle.open`, which checks that the directory holds what the description promises.
@@ -127,12 +86,8 @@ class Bundle(_Frozen):
     format: Literal["triptych-bundle"]
     format_version: Literal[1]
     model: ModelInfo
-    text: TextInfo
-    vision: VisionInfo
-    tokens: TokenIds
+    info: FamilyInfo
     decoder: DecoderInfo
-    # Features made by one bundle's encoder may enter the decoder of any bundle with the same fingerprint.
-    encoder_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
     # By type; None where it was not measured, as in bundles of before the field was there.
     encoder_types: dict[str, EncoderType] | None = None
     files: dict[str, FileInfo]
@@ -176,7 +131,7 @@ class Bundle(_Frozen):
                 f"{FORMAT_VERSION}: export the bundle again with the Triptych that is to serve it."
             )
         try:
-            return cls.model_validate_json(raw)
+            return cls.model_validate(_upgrade(from_json(raw)))
         except ValidationError as error:
             raise BundleError(f"{manifest} is not valid ({_first(error)}): export the bundle again.") from error
 
@@ -231,14 +186,29 @@ class Bundle(_Frozen):
         return self.root / "decoder"
 
     @property
-    def deepstack_levels(self) -> int:
-        """How many intermediate feature maps accompany the merged one (L; 3 in the published models)."""
-        return len(self.vision.deepstack_visual_indexes)
+    def text(self) -> TextInfo:
+        """Dimensions of the language model."""
+        return self.info.text
+
+    @property
+    def vision(self) -> VisionInfo:
+        """Dimensions of the vision encoder."""
+        return self.info.vision
+
+    @property
+    def tokens(self) -> TokenIds:
+        """Ids of the control tokens."""
+        return self.info.tokens
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """What the encoder's features depend on, as hex."""
+        return self.info.encoder_fingerprint
 
     @property
     def feature_width(self) -> int:
-        """Width of one visual token's features: (1 + L) · hidden_size."""
-        return (1 + self.deepstack_levels) * self.text.hidden_size
+        """Width of one visual token's features, in columns."""
+        return self.info.feature_width
 
     @property
     def context_length(self) -> int:
@@ -259,11 +229,27 @@ class Bundle(_Frozen):
         return self._path(self.decoder.graphs[precision])
 
 
-class _Header(_Frozen):
+class _Header(Frozen):
     """The part of a description that every version has."""
 
     format: str
     format_version: int
+
+
+_OF_THE_FAMILY = ("text", "vision", "tokens", "encoder_fingerprint")
+"""Entries of `bundle.json` whose shape the family decides; a family may do without some of them."""
+
+
+def _upgrade(description: dict[str, Any]) -> dict[str, Any]:
+    """A `bundle.json` of any version that is read, as `Bundle` has it.
+
+    In version 1, the only one so far, the entries that the family decides lie among the others.
+    """
+    model = description.get("model")
+    info = {name: description[name] for name in _OF_THE_FAMILY if name in description}
+    if isinstance(model, dict) and "family" in model:
+        info["family"] = model["family"]
+    return {**description, "info": info}
 
 
 def sha256_file(path: Path) -> str:
@@ -290,7 +276,10 @@ def _read_manifest(root: Path) -> bytes:
 
 
 def _first(error: ValidationError) -> str:
-    """The first complaint of a validation error, in one line."""
+    """The first complaint of a validation error, in one line, at its place in `bundle.json`."""
     detail = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in detail["loc"])
+    place = detail["loc"]
+    if place[:1] == ("info",):  # of `_upgrade`; then the family's name, unless that is what is wrong
+        place = place[2:] or ("model", "family")
+    where = ".".join(str(part) for part in place)
     return f"{where}: {detail['msg']}" if where else detail["msg"]

@@ -11,7 +11,7 @@ Setting = int | Literal["published"] | None
 """Of one bound: a number, the checkpoint's own, or None for the device's."""
 
 _CPU = media_pb2.MediaOptions(max_pixels=1 << 20, max_video_pixels=1 << 21, max_frames=32)
-"""Encoding takes seconds so, where the published limits of Qwen3-VL take a CPU half an hour."""
+"""Encoding takes seconds so, where published limits (those of Qwen3-VL) take a CPU half an hour."""
 
 
 def published_budget(published: Options) -> media_pb2.MediaOptions:

@@ -1,4 +1,4 @@
-"""What encoding a medium costs, told from its grid: for estimates, never for results.
+"""What encoding a medium costs, computed from its grid: for estimates, never for results.
 
 A patch costs the same in every linear layer; in attention it costs as much again for each patch of its frame, which is
 what makes a large picture slow.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -32,19 +31,16 @@ class Cost:
     """The cost of one encoder, in floating-point operations of its linear layers.
 
     Args:
-        config: Of the encoder, as transformers has it.
+        linear: Multiplications of all linear layers for one patch.
+        attention: Sum of the layers' hidden sizes: a pair of patches takes twice as many multiplications.
         dtype: What its linear layers compute in.
         own_attention: Whether attention is computed by our operators.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype, *, own_attention: bool = False) -> None:
-        width, block = config.hidden_size, config.spatial_merge_size**2
-        patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        layer = 4 * width * width + 2 * width * config.intermediate_size
-        mergers = (1 + len(config.deepstack_visual_indexes)) * (block * width + config.out_hidden_size) * width
-        self._linear = 2.0 * (patch * width + config.depth * layer + mergers)
+    def __init__(self, linear: int, attention: int, dtype: torch.dtype, *, own_attention: bool = False) -> None:
+        self._linear = 2.0 * linear
         weight = (_OWN_ATTENTION_WEIGHT if own_attention else _ATTENTION_WEIGHT)[dtype]
-        self._attention = 4.0 * width * config.depth * weight
+        self._attention = 4.0 * attention * weight
 
     def frame(self, patches: int) -> float:
         """One frame of so many patches."""

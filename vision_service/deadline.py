@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serving.bundle import VisionInfo
 from serving.errors import Reason, field_failure, too_large
+from vision_service.family import Preprocessor
 from vision_service.media import PATH, Kind, PreparedMedium
 from vision_service.scheduler import Estimate, Scheduler
 
@@ -19,20 +19,20 @@ class DeadlineCheck:
     """Compares what encoding would take, by the measured speed, with the time that is left.
 
     Args:
-        scheduler: Knows the speed and what is encoded before.
-        vision: For the size of a patch.
+        scheduler: Has the speed and what is encoded before.
+        preprocessor: For the pixels of patches.
     """
 
-    def __init__(self, scheduler: Scheduler, vision: VisionInfo) -> None:
+    def __init__(self, scheduler: Scheduler, preprocessor: Preprocessor) -> None:
         self._scheduler = scheduler
-        self._vision = vision
+        self._preprocessor = preprocessor
 
     def __call__(self, medium: PreparedMedium, left: float) -> None:
         """Check a medium that would be encoded next.
 
         Args:
             medium: The medium.
-            left: Seconds until nobody waits for it any more.
+            left: Seconds until the request's deadline.
 
         Raises:
             ServiceError: RESOURCE_EXHAUSTED with reason ENCODING_TOO_SLOW and how many pixels would be encoded in time,
@@ -43,9 +43,8 @@ class DeadlineCheck:
         if estimate is None or estimate.ahead + estimate.own <= patience:
             return
         seconds = max(_SHARE * left - estimate.ahead, 0.0)
-        pixels = self._scheduler.affordable_patches(seconds, medium.grid.t) * self._vision.patch_size**2
-        if medium.kind == "video":
-            pixels *= self._vision.temporal_patch_size
+        affordable = self._scheduler.affordable_patches(seconds, medium.grid.t)
+        pixels = self._preprocessor.pixels(medium.kind, affordable)
         description = _describe(medium.kind, medium.grid.patches, estimate, left)
         if estimate.own <= patience:  # it is the queue that is too long
             raise field_failure(

@@ -80,7 +80,7 @@ class Encodings:
     Args:
         scheduler: Makes them.
         cache: Keeps them.
-        check: Told a medium that is about to be encoded and the seconds that are left for it; may raise to refuse it.
+        check: Called with a medium that is about to be encoded and the seconds left for it; may raise to refuse it.
     """
 
     def __init__(

@@ -40,8 +40,8 @@ def decode_image(data: bytes, *, max_pixels: int, check: Callable[[int, int], No
     Args:
         data: The file's bytes.
         max_pixels: Most pixels it may have by its header; nothing is decoded before that is checked.
-        check: Told width and height before the pixels are decoded; may raise to refuse them. The two are exchanged
-            where the file says that it lies on its side.
+        check: Called with width and height before the pixels are decoded; may raise to refuse them. The two are
+            exchanged where the file says that it lies on its side.
 
     Raises:
         ServiceError: INVALID_ARGUMENT with reason IMAGE_UNREADABLE, IMAGE_TRUNCATED, IMAGE_ASPECT_RATIO or

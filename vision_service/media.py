@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 Kind = Literal["image", "video"]
 
 Cancelled = Callable[[], bool]
-"""Asked now and then by work that takes long: whether anybody still wants its result."""
+"""Called now and then by long work: True where its result is no longer needed."""
 
 Advance = Callable[[float], None]
-"""Told now and then by work that takes long which share of it is done, from 0 to 1."""
+"""Called now and then by long work with the share of it that is done, from 0 to 1."""
 
 PATH = "data"
 """Path of the media bytes in the request, for errors."""
 
 
 class WorkCancelledError(Exception):
-    """Work stopped half-way because nobody wants its result any more."""
+    """Work stopped half-way because its result is no longer needed."""
 
 
 class Grid(NamedTuple):
@@ -76,8 +76,8 @@ class Range(NamedTuple):
     def override(self, low: int | None, high: int | None) -> Range:
         """Replace the bounds that are given.
 
-        A bound given alone moves the other out of its way: somebody who asks for at most 50,000 pixels must not get
-        65,536 because that is the checkpoint's least.
+        A bound given alone moves the other out of its way: a request for at most 50,000 pixels must not get 65,536
+        because that is the checkpoint's least.
         """
         if low is None and high is None:
             return self

@@ -1,8 +1,8 @@
-"""Between the calls and the encoder: a bounded house, a pool that preprocesses, one thread that encodes.
+"""Between the calls and the encoder: a bounded number of requests, a pool that preprocesses, one thread that encodes.
 
 Preprocessing of some requests goes on while others are encoded. What waits is encoded together, in order of arrival,
 up to a number of patches. A video that is larger than that is encoded some frames at a time, and between them it goes
-to the end of the queue: nobody waits for the whole of somebody else's video. Nothing here knows gRPC.
+to the end of the queue, so that a medium never waits for the whole of another's video. Independent of gRPC.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import structlog
 import torch
 
 from serving.errors import Reason, failure, overloaded, unavailable
-from vision_service.encoder import Encoder
+from vision_service.family import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
 Prepare = Callable[[Kind, bytes, Options, Cancelled], PreparedMedium]
@@ -30,7 +30,7 @@ Prepare = Callable[[Kind, bytes, Options, Cancelled], PreparedMedium]
 
 log = structlog.get_logger()
 
-# Bounds of the delay after which a refused client is told to come again, in seconds.
+# Bounds of the delay that a refused client is given before it tries again, in seconds.
 _LEAST_RETRY, _GREATEST_RETRY = 0.5, 30.0
 
 # Weight of the newest batch in the encoder's measured speed, where it is as large as what is measured at the start. A
@@ -236,7 +236,7 @@ class Scheduler:
                 self._pool, self._prepare, kind, data, options, abandoned.is_set
             )
         finally:
-            abandoned.set()  # where this was cancelled, the pool's thread must not go on for nobody
+            abandoned.set()  # where this was cancelled, the pool's thread stops, too
 
     @contextlib.contextmanager
     def enqueue(self, medium: PreparedMedium, meter: Meter | None = None) -> Iterator[asyncio.Future[torch.Tensor]]:
@@ -244,7 +244,7 @@ class Scheduler:
 
         Args:
             medium: The medium.
-            meter: Told how far it is.
+            meter: Set to how far it is.
 
         Yields:
             What its features will be: [tokens, feature width].
@@ -317,7 +317,7 @@ class Scheduler:
         return batch
 
     def _drop(self, job: _Job) -> None:
-        """Nobody wants the job any more, or it has failed."""
+        """Leave out a job that was cancelled or has failed."""
         job.abandoned = True
         with contextlib.suppress(ValueError):  # it is no longer waiting
             self._waiting.remove(job)
@@ -327,7 +327,7 @@ class Scheduler:
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
         except WorkCancelledError:
-            return  # whoever wanted it has gone
+            return  # every call that waited for it was cancelled
         except Exception as error:  # noqa: BLE001  # it is handed to the calls that wait for it
             await self._encode_failed(batch, error)
             return

@@ -17,10 +17,10 @@ from vision_service.budget import default_budget, published_budget
 from vision_service.cache import FeatureCache
 from vision_service.deadline import DeadlineCheck
 from vision_service.dtype import choose_dtype
-from vision_service.encoder import Encoder
 from vision_service.encodings import Encodings
+from vision_service.families.registry import family_of
+from vision_service.family import Encoder, PreprocessLimits, Preprocessor
 from vision_service.operators import OperatorsError
-from vision_service.preprocess import PreprocessLimits, Preprocessor
 from vision_service.scheduler import Scheduler
 from vision_service.servicer import VisionServicer, describe
 from vision_service.settings import VisionSettings
@@ -75,7 +75,7 @@ class VisionService(Service):
         cache_bytes = self._settings.feature_cache_bytes
         if cache_bytes is None:
             cache_bytes = _CACHED_ROWS * encoder.feature_width * encoder.out_dtype.itemsize
-        check = DeadlineCheck(self._scheduler, bundle.vision)
+        check = DeadlineCheck(self._scheduler, preprocessor)
         encodings = Encodings(self._scheduler, FeatureCache(cache_bytes), check)
         info = describe(
             bundle,
@@ -89,7 +89,14 @@ class VisionService(Service):
                 max_frames=self._settings.default_max_frames,
             ),
         )
-        self._servicer = VisionServicer(bundle, encoder, info, self._scheduler, encodings)
+        self._servicer = VisionServicer(
+            bundle,
+            preprocessor=preprocessor,
+            encoder=encoder,
+            info=info,
+            scheduler=self._scheduler,
+            encodings=encodings,
+        )
         log.info(
             "encoder loaded",
             model=bundle.model.id,
@@ -116,11 +123,12 @@ class VisionService(Service):
     def _load(self, device: torch.device) -> tuple[Bundle, Preprocessor, Encoder]:
         settings = self._settings
         bundle = Bundle.open(settings.bundle, verify=settings.verify)
+        family = family_of(bundle)
         dtype, reason = choose_dtype(
             settings.dtype, device, bundle.vision_dir, measured=bundle.encoder_types, operators=settings.operators
         )
         log.info("type chosen", dtype=str(dtype).removeprefix("torch."), reason=reason)
-        preprocessor = Preprocessor(
+        preprocessor = family.make_preprocessor(
             bundle,
             PreprocessLimits(
                 image_pixels=settings.max_image_pixels,
@@ -136,7 +144,7 @@ class VisionService(Service):
         if dtype is torch.int8 and not settings.operators:
             raise StartError("dtype int8 is computed by the operators, and they are turned off; use another dtype")
         try:
-            encoder = Encoder.load(
+            encoder = family.load_encoder(
                 bundle.vision_dir,
                 device=device,
                 dtype=dtype,

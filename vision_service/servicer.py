@@ -20,8 +20,8 @@ from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_op
 from serving.tasks import cancel_and_wait
 from serving.tensors import chunks, dtype_name
 from vision_service.cache import Key, Layout
-from vision_service.encoder import Encoder, feature_bytes
 from vision_service.encodings import Encodings
+from vision_service.family import Encoder, Preprocessor
 from vision_service.media import Kind, Options
 from vision_service.scheduler import Meter, Scheduler
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2, vision_pb2_grpc
@@ -45,6 +45,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
 
     Args:
         bundle: Whose encoder is served.
+        preprocessor: For the tokens and the size of a medium.
         encoder: For the type and the width of its features.
         info: As `describe`.
         scheduler: Admits the calls.
@@ -54,12 +55,15 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
     def __init__(
         self,
         bundle: Bundle,
+        *,
+        preprocessor: Preprocessor,
         encoder: Encoder,
         info: vision_pb2.EncoderInfo,
         scheduler: Scheduler,
         encodings: Encodings,
     ) -> None:
         self._bundle = bundle
+        self._preprocessor = preprocessor
         self._encoder = encoder
         self._info = info
         self._scheduler = scheduler
@@ -124,16 +128,15 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
 
     def _layout(self, request: vision_pb2.EncodeRequest, key: Key, layout: Layout) -> media_pb2.MediaLayout:
         grid = layout.grid
+        width, height = self._preprocessor.size_used(grid)
         return media_pb2.MediaLayout(
             kind=request.kind,
             digest=key.digest,
             grid_thw=media_pb2.GridThw(t=grid.t, h=grid.h, w=grid.w),
-            token_count=grid.patches // self._bundle.vision.spatial_merge_size**2,
+            token_count=self._preprocessor.token_count(grid),
             timestamps=layout.timestamps,
             size_given=media_pb2.Size(width=layout.size_given[0], height=layout.size_given[1]),
-            size_used=media_pb2.Size(
-                width=grid.w * self._bundle.vision.patch_size, height=grid.h * self._bundle.vision.patch_size
-            ),
+            size_used=media_pb2.Size(width=width, height=height),
             frame_times=layout.frame_times,
         )
 
@@ -171,6 +174,11 @@ def describe(
     info.device = str(encoder.device)
     info.feature_width = encoder.feature_width
     return info
+
+
+def feature_bytes(features: torch.Tensor) -> memoryview:
+    """The bytes of features as they go on the wire, little-endian, without a copy. bfloat16 has no numpy type."""
+    return features.contiguous().view(torch.uint8).reshape(-1).numpy().data
 
 
 def _settings(info: vision_pb2.EncoderInfo) -> str:

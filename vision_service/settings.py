@@ -1,4 +1,4 @@
-"""What the vision service is told: environment variables VISION_*, or flags of the same names."""
+"""The settings of the vision service: environment variables VISION_*, or flags of the same names."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from PIL import Image
 
 from serving.errors import Reason, ServiceError, invalid, too_large
 from vision_service.media import PATH, Cancelled, WorkCancelledError
-from vision_service.sampling import Sampling, sample_indices
 
 FORMATS = ("mov", "matroska", "avi")
 """FFmpeg's names of the containers that are opened: MP4 and MOV, MKV and WebM, AVI.
@@ -30,6 +29,9 @@ DEFAULT_FPS = 24.0
 
 TargetSize = Callable[[int, int, int], tuple[int, int]]
 """Frames, height and width of a video to the height and width that its frames are resized to."""
+
+SampleFrames = Callable[[int, float], list[int]]
+"""Number of frames of a video and its frames per second to the indices of those to keep, ascending, at least one."""
 
 _ROTATIONS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
@@ -91,7 +93,7 @@ class _FrameCountError(Exception):
 
 
 def read_clip(
-    data: bytes, *, sampling: Sampling, limits: VideoLimits, target_size: TargetSize, cancelled: Cancelled
+    data: bytes, *, sample: SampleFrames, limits: VideoLimits, target_size: TargetSize, cancelled: Cancelled
 ) -> Clip:
     """Decode a video and keep the sampled frames, upright and resized.
 
@@ -101,7 +103,7 @@ def read_clip(
 
     Args:
         data: The file's bytes.
-        sampling: Which frames.
+        sample: Chooses the frames.
         limits: What is refused.
         target_size: Tells the size of the frames to keep; may raise.
         cancelled: Asked at each frame.
@@ -117,9 +119,9 @@ def read_clip(
         header = reader.header()
         total = header.frames if header.frames is not None else reader.count(header)
         try:
-            return reader.read(total, header, sampling, target_size)
+            return reader.read(total, header, sample, target_size)
         except _FrameCountError as error:
-            return reader.read(error.frames, header, sampling, target_size)
+            return reader.read(error.frames, header, sample, target_size)
     except _FrameCountError as error:  # twice: a file that decodes differently each time
         raise invalid(PATH, "is a video that cannot be decoded to its end", reason=Reason.VIDEO_UNREADABLE) from error
     except av.error.FFmpegError as error:
@@ -185,13 +187,13 @@ class _Reader:
             raise _without_frames()
         return count
 
-    def read(self, total: int, header: _Header, sampling: Sampling, target_size: TargetSize) -> Clip:
+    def read(self, total: int, header: _Header, sample: SampleFrames, target_size: TargetSize) -> Clip:
         """Keep the frames to look at.
 
         Raises:
             _FrameCountError: There are fewer frames than `total`, though the video is whole.
         """
-        indices = sample_indices(total, header.fps, sampling)
+        indices = sample(total, header.fps)
         if len(indices) > self._limits.sampled:
             raise too_large(
                 PATH,

@@ -22,7 +22,7 @@ _WIDEST_HEAD = 256
 _LARGEST_GROUP = 32
 _ATTENTION_INPUTS = 7  # query, key, value, past keys, past values, lengths, longest
 _ROUNDED_MATMULS = {"MatMulNBits", "MatMulIntegerToFloat"}
-# The exporter's way to round rows (exporter/int8.py), from its end to its beginning.
+# The exporter's way to round rows (exporter/families/qwen3_vl/int8.py), from its end to its beginning.
 _ROUNDING = ("QuantizeLinear", "Div", "Max", "ReduceMax", "Abs")
 
 

@@ -1,6 +1,7 @@
 """A bundle is whole or not there."""
 
 import errno
+import importlib
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -12,21 +13,26 @@ import exporter
 from exporter import ExportError
 from serving.bundle import Bundle
 
-STAGES = ("write_vision", "write_decoder", "write_embedding", "write_manifest", "measure_apart")
+STAGES = (
+    "families.qwen3_vl.family.write_vision",
+    "families.qwen3_vl.family.write_decoder",
+    "families.qwen3_vl.family.write_embedding",
+    "pipeline.write_manifest",
+    "pipeline.measure_apart",
+)
 Usage = namedtuple("Usage", "total used free")
 
 
 def _fail_after(stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the named stage write what it writes, then fail."""
-    from exporter import pipeline
-
-    real = getattr(pipeline, stage)
+    module, _, name = f"exporter.{stage}".rpartition(".")
+    real = getattr(importlib.import_module(module), name)
 
     def failing(*args: Any, **kwargs: Any) -> None:
         real(*args, **kwargs)
         raise error
 
-    monkeypatch.setattr(pipeline, stage, failing)
+    monkeypatch.setattr(f"exporter.{stage}", failing)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -44,7 +50,7 @@ def test_failure_leaves_nothing(
 def test_failure_keeps_the_old_bundle(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed replacement leaves the bundle that was there, byte for byte."""
     old = exporter.export(checkpoint, tmp_path / "out")
-    _fail_after("write_manifest", KeyboardInterrupt(), monkeypatch)
+    _fail_after("pipeline.write_manifest", KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         exporter.export(checkpoint, tmp_path / "out", precision="fp32", force=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
@@ -72,13 +78,12 @@ def test_disk_too_small_is_seen_before_the_work(
 
 def test_estimate_covers_the_bundle(int4_bundle: Bundle, fp32_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     """The room asked for is enough and not many times too much."""
-    from exporter.checkpoint import Checkpoint
-    from exporter.pipeline import _estimate
+    from exporter.families.registry import open_checkpoint
 
     margin = 64 * 2**20
     small = exporter.export(checkpoint, tmp_path / "small", phases=["int4"])
     for bundle in (int4_bundle, fp32_bundle, small):
-        needed = _estimate(Checkpoint.open(checkpoint), tuple(bundle.decoder.graphs), 32) - margin
+        needed = open_checkpoint(checkpoint).estimate(tuple(bundle.decoder.graphs), 32) - margin
         held = sum(info.size for info in bundle.files.values())
         assert held - 2**20 < needed < 1.5 * held
 

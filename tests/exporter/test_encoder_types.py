@@ -19,6 +19,7 @@ from exporter.pictures import KINDS
 from serving.bundle import MANIFEST, Bundle, EncoderType
 from tests.vision_service.operators.here import needs_operators
 from triptych_cli import main as cli
+from vision_service.families.registry import family_of
 from vision_service.operators import Operators, OperatorsError
 
 POSITIONS = 4 * 2 * 6  # kinds, pictures of each, and positions
@@ -155,7 +156,7 @@ def test_the_same_features_cost_the_same_and_others_more(
 def test_weights_may_stay_in_their_file(request: pytest.FixtureRequest, precision: str) -> None:
     """A graph whose float32 weights are not copied says the same within 1e-4; rounded ones are copied as always."""
     bundle: Bundle = request.getfixturevalue(f"{precision}_bundle")
-    media = [encoder_types._medium(bundle, KINDS["drawing"](0))]
+    media = [family_of(bundle).fit_picture(bundle, KINDS["drawing"](0))]
     rows = encoder_types._encode(bundle, iter(media), "float32")
     [prompt] = encoder_types._prompts(bundle, media, rows)
     said = [Graph(bundle, precision, repack=repack).greedy(Asked(prompt, rows[0]), 3)[1] for repack in (True, False)]

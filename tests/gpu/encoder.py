@@ -22,7 +22,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from benchmarks import checkpoint
 from tests.gpu.report import Report, say
 from vision_service.dtype import choose_dtype, multiplies_bfloat16
-from vision_service.encoder import Encoder
+from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.media import Grid, PreparedMedium
 
 CPU, PUBLISHED = torch.device("cpu"), checkpoint.SHAPES["4b"]

@@ -14,7 +14,7 @@ from tests.pictures import noise, png
 from tests.reference import Turn
 from tests.system import triptych_system
 from triptych import Client, Delta, Progress
-from vision_service.encoder import Encoder
+from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.media import Advance, Cancelled, PreparedMedium
 
 TURNS: list[Turn] = [

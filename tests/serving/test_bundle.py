@@ -5,12 +5,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from serving.bundle import Bundle, BundleError
+from serving.families import Frozen, Qwen3VLInfo, TextInfo, TextTokens
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def _description(files: dict[str, Any]) -> dict[str, Any]:
+    """A `bundle.json` of format version 1, as exports wrote it: it is not to change."""
     return {
         "format": "triptych-bundle",
         "format_version": 1,
@@ -96,11 +98,50 @@ def test_open(root: Path) -> None:
     assert bundle.root == root
     assert bundle.vision_dir == root / "vision"
     assert bundle.decoder_dir == root / "decoder"
-    assert bundle.deepstack_levels == 2
     assert bundle.feature_width == 3 * 64
     assert bundle.context_length == 4096
     assert bundle.tokens.eos == (1, 2)
     assert bundle.graph_path("int4") == root / "decoder" / "int4" / "model.onnx"
+
+
+def test_the_first_version_opens(root: Path) -> None:
+    """Every entry that the family decides is where it was read before."""
+    description, bundle = json.loads((root / "bundle.json").read_text()), Bundle.open(root)
+    assert bundle.model.family == "qwen3_vl"
+    assert isinstance(bundle.info, Qwen3VLInfo)
+    assert bundle.encoder_fingerprint == description["encoder_fingerprint"]
+    for name in ("text", "vision", "tokens"):
+        assert json.loads(getattr(bundle, name).model_dump_json()) == description[name]
+
+
+class _TextOnly(Frozen):
+    """A family without an encoder."""
+
+    family: Literal["text_only"]
+    text: TextInfo
+    tokens: TextTokens
+
+
+class _MoreFamilies(Bundle):
+    """The bundle of a Triptych that has one family more."""
+
+    info: Annotated[Qwen3VLInfo | _TextOnly, Field(discriminator="family")]
+
+
+def test_a_family_without_vision(root: Path) -> None:
+    """A further family may do without what it does not have, while the others may not."""
+    description = json.loads((root / "bundle.json").read_text())
+    assert isinstance(_MoreFamilies.open(root).info, Qwen3VLInfo)
+    del description["vision"], description["encoder_fingerprint"]
+    description["tokens"], text = {"eos": [1]}, description["text"]
+    del text["mrope_section"]
+    _write(root, description | {"model": description["model"] | {"family": "text_only"}})
+    opened = _MoreFamilies.open(root)
+    assert isinstance(opened.info, _TextOnly)
+    assert (opened.info.text.hidden_size, opened.info.tokens.eos) == (64, (1,))
+    assert "(model.family: " in _complaint(root)  # without that family it is named as unknown
+    _write(root, description)
+    assert "(text.mrope_section: " in _complaint(root)
 
 
 def test_it_is_a_value(root: Path) -> None:
@@ -173,11 +214,22 @@ def test_other_formats(root: Path) -> None:
 
 
 def test_invalid_description(root: Path) -> None:
-    """The first wrong field is named."""
+    """The first wrong field is named by its place in the file."""
     description = json.loads((root / "bundle.json").read_text())
-    description["text"]["head_dim"] = 0
-    _write(root, description)
-    assert "text.head_dim" in _complaint(root)
+    _edit(root, text=description["text"] | {"head_dim": 0})
+    assert "(text.head_dim: " in _complaint(root)
+    _edit(root, text=description["text"], encoder_fingerprint="0")
+    assert "(encoder_fingerprint: " in _complaint(root)
+    _edit(root, encoder_fingerprint="0" * 64, files={"x": {"size": -1, "sha256": "0" * 64}})
+    assert "(files.x.size: " in _complaint(root)
+
+
+@pytest.mark.parametrize("model", [{"family": "other"}, {"family": 1}, {}, "a name", None])
+def test_unknown_family(root: Path, model: Any) -> None:
+    """A family that is not read, or none, is refused as the rest of the description is."""
+    given = {"id": "Tiny", "parameters": 1} | model if isinstance(model, dict) else model
+    _edit(root, model=given)
+    assert "is not valid (model" in _complaint(root)
 
 
 def test_missing_file(root: Path) -> None:

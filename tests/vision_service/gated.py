@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import torch
 
-from vision_service.encoder import Encoder
+from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.media import Advance, Cancelled, Kind, Options, PreparedMedium
 from vision_service.scheduler import Scheduler
 

@@ -18,12 +18,13 @@ from tests.checkpoints import make_checkpoint
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import LIMITS, error
 from tests.vision_service.operators.here import needs_operators
-from vision_service import dtype, encoder
+from vision_service import dtype
 from vision_service.dtype import choose_dtype, multiplies_bfloat16, stored_types
-from vision_service.encoder import Encoder
+from vision_service.families.qwen3_vl import encoder
+from vision_service.families.qwen3_vl.encoder import Encoder
+from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.media import Options, PreparedMedium
 from vision_service.operators import Operators
-from vision_service.preprocess import Preprocessor
 from vision_service.service import VisionService
 from vision_service.settings import VisionSettings
 

@@ -15,8 +15,8 @@ from tests import pictures
 from tests.vision_service.gated import GatedEncoder, running
 from vision_service.cache import Encoded, FeatureCache, Key
 from vision_service.encodings import SOURCES, Encodings
+from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium
-from vision_service.preprocess import Preprocessor
 
 PICTURE, OTHER = pictures.png(pictures.noise(96, 64)), pictures.png(pictures.noise(64, 64))
 

@@ -19,8 +19,8 @@ from tests import pictures
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import error
 from tests.vision_service.gated import GatedEncoder, running
+from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.media import Cancelled, Grid, Kind, Options, PreparedMedium, WorkCancelledError
-from vision_service.preprocess import Preprocessor
 from vision_service.scheduler import Scheduler
 
 

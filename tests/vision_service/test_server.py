@@ -28,9 +28,9 @@ from tests import pictures
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import error
 from tests.vision_service.gated import GatedEncoder
-from vision_service.encoder import Encoder
+from vision_service.families.qwen3_vl.encoder import Encoder
+from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.media import Options
-from vision_service.preprocess import Preprocessor
 from vision_service.service import VisionService
 from vision_service.settings import VisionSettings
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2, vision_pb2_grpc

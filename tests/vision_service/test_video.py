@@ -23,8 +23,8 @@ from serving.errors import Code, ServiceError
 from tests import pictures
 from tests.vision_service.clips import noises, write_clip, write_sound
 from tests.vision_service.conftest import LIMITS
+from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.media import Grid, Options, WorkCancelledError
-from vision_service.preprocess import Preprocessor
 
 
 def refusal(preprocessor: Preprocessor, data: bytes, **options: Any) -> ServiceError:

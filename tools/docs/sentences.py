@@ -26,7 +26,7 @@ EXPORT: Mapping[str, str] = {
     "The checkpoint … has no …: download it again": "A file of the checkpoint was not copied.",
     "cannot be read (…): download it again.": "The file is damaged or is not JSON.",
     "does not hold a JSON object": "The file is damaged.",
-    "only dense Qwen3-VL": "Mixture-of-experts models, Qwen2.5-VL and other families are not supported.",
+    "holds …: only": "Mixture-of-experts models, Qwen2.5-VL and other families are not supported.",
     "is quantized already": "Take the repository without AWQ, GPTQ, FP8 or the like in its name.",
     "is not a valid Qwen3-VL config": "Compare it with the config of the model that yours was made from.",
     "the encoder gives features of width": "Encoder and language model are of two sizes: two checkpoints were mixed.",
@@ -74,6 +74,7 @@ OPENING: Mapping[str, str] = {
     "are not those of its config.json": "The files are of two models.",
     "gives features": "The files are of two models.",
     "The encoder in … cannot be served": "Its config asks for an activation that Triptych does not compute.",
+    "for which the vision service encodes": "The service is older than the exporter, or the family has no media.",
     "where only … can be served": "The preprocessor settings ask for something that Triptych does not do.",
 }
 """The same for bundles."""

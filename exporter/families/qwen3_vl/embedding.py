@@ -9,10 +9,11 @@ import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter.progress import Progress
+from exporter.spool import Spool
+
 from .checkpoint import EMBEDDING, Checkpoint
 from .genai import EMBEDDING_GRAPH, VISION_GRAPH
-from .progress import Progress
-from .spool import Spool
 
 _ROWS = 8_192  # table rows converted at a time
 _OPSET = 17

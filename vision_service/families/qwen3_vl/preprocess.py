@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_size
 
-from serving.bundle import Bundle, BundleError, VisionInfo
+from serving.bundle import Bundle, BundleError
 from serving.errors import Reason, invalid, too_large
+from serving.families import VisionInfo
+from vision_service.families.qwen3_vl.patches import image_levels, patchify, video_levels
+from vision_service.families.qwen3_vl.sampling import Sampling, patch_times, sample_indices
+from vision_service.family import PreprocessLimits
 from vision_service.images import MAX_ASPECT_RATIO, decode_image
 from vision_service.media import PATH, Cancelled, Grid, Kind, Options, PreparedMedium, Range
-from vision_service.patches import image_levels, patchify, video_levels
-from vision_service.sampling import Sampling, patch_times
-from vision_service.video import VideoLimits, read_clip
+from vision_service.video import read_clip
 
 # What is always done here; a checkpoint that asks for anything else is refused rather than served wrongly.
 _ALWAYS: dict[str, Any] = {
@@ -34,21 +37,6 @@ _ALWAYS: dict[str, Any] = {
 }
 
 _Levels = Callable[[Sequence[float], Sequence[float], float], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class PreprocessLimits:
-    """What a medium may be at most.
-
-    Attributes:
-        image_pixels: An image's pixels before it is resized.
-        video: A video's limits before it is resized.
-        patches: Patches after resizing, of either.
-    """
-
-    image_pixels: int
-    video: VideoLimits
-    patches: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +94,18 @@ class Preprocessor:
             max_video_pixels=self._video.pixels.high,
         )
 
+    def token_count(self, grid: Grid) -> int:
+        """Rows of features of a medium: blocks of merge x merge patches become one."""
+        return grid.patches // self._merge**2
+
+    def size_used(self, grid: Grid) -> tuple[int, int]:
+        """Width and height in pixels of a medium's resized frames."""
+        return grid.w * self._patch, grid.h * self._patch
+
+    def pixels(self, kind: Kind, patches: int) -> int:
+        """Pixels of a resized medium of so many patches; of a video, those of all its frames."""
+        return patches * self._patch**2 * (self._temporal if kind == "video" else 1)
+
     def prepare(
         self, kind: Kind, data: bytes, options: Options, cancelled: Cancelled = lambda: False
     ) -> PreparedMedium:
@@ -115,11 +115,11 @@ class Preprocessor:
             kind: What the bytes are.
             data: The file's bytes.
             options: How they become pixels.
-            cancelled: Asked now and then; True stops the work.
+            cancelled: Called now and then; True stops the work.
 
         Raises:
             ServiceError: The medium is refused; `data` or an option is named, with a stable reason.
-            WorkCancelledError: `cancelled` said so.
+            WorkCancelledError: `cancelled` returned True.
         """
         if not data:
             raise invalid(PATH, f"is empty; send the {kind}'s bytes", reason=Reason.MEDIA_EMPTY)
@@ -158,7 +158,11 @@ class Preprocessor:
             return size
 
         clip = read_clip(
-            data, sampling=sampling, limits=self._limits.video, target_size=target_size, cancelled=cancelled
+            data,
+            sample=functools.partial(sample_indices, sampling=sampling),
+            limits=self._limits.video,
+            target_size=target_size,
+            cancelled=cancelled,
         )
         return self._medium(
             "video",
@@ -231,6 +235,32 @@ class Preprocessor:
         _, height, width, _ = frames.shape
         grid = Grid(-(-len(frames) // self._temporal), height // self._patch, width // self._patch)
         return PreparedMedium(kind, grid, patches, levels, size_given, timestamps, frame_times)
+
+
+def fit_picture(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
+    """An image as the encoder takes it, in the nearest size that its patches fill, whatever the limits on pixels.
+
+    Args:
+        bundle: Whose patch sizes and normalization to use.
+        picture: In RGB.
+    """
+    vision = bundle.vision
+    edge = vision.patch_size * vision.spatial_merge_size
+    width, height = (max(1, round(side / edge)) * edge for side in picture.size)
+    frames = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))[None]
+    patches = patchify(
+        frames,
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+    )
+    settings = json.loads((bundle.vision_dir / "preprocessor_config.json").read_bytes())
+    mean, std, factor = (
+        getattr(Qwen2VLImageProcessorPil, name) if settings.get(name) is None else settings[name]
+        for name in ("image_mean", "image_std", "rescale_factor")
+    )
+    grid = Grid(1, height // vision.patch_size, width // vision.patch_size)
+    return PreparedMedium("image", grid, patches, image_levels(mean, std, factor))
 
 
 def _read_settings(path: Path, processor: type, vision: VisionInfo, levels: _Levels) -> _Settings:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 import exporter
 from serving.bundle import Bundle
 from tests.checkpoints import SHAPES, make_checkpoint
-from tests.exporter.reference import STEPS, Exported, Prompt, Reference, greedy, last_logits, unused
+from tests.exporter.families.qwen3_vl.reference import STEPS, Exported, Prompt, Reference, greedy, last_logits, unused
 
 TOLERANCE = 1e-4
 # Grids in patches: an image's (h, w), a video's (t, h, w).
@@ -84,7 +84,7 @@ def test_negative_controls(pair: Pair, case: str) -> None:
     expected = pair.reference.logits(prompt)
     hidden = pair.bundle.text.hidden_size
     exported = Exported(pair.decoder)
-    for level in range(1 + pair.bundle.deepstack_levels):
+    for level in range(1 + len(pair.bundle.vision.deepstack_visual_indexes)):
         damaged = features.copy()
         damaged[:, level * hidden : (level + 1) * hidden] = 0
         error = np.abs(last_logits(exported.start(prompt, damaged)) - expected).max()

@@ -17,16 +17,16 @@ from tests import pictures
 from tests.checkpoints import make_checkpoint
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import LIMITS, error
+from tests.vision_service.families.qwen3_vl.test_tower import draw_pixels, ignore, make_model, never
 from tests.vision_service.operators.here import needs_operators
-from tests.vision_service.test_tower import draw_pixels, ignore, make_model, never
 from vision_service import linear, operators
-from vision_service.encoder import Encoder
+from vision_service.families.qwen3_vl.encoder import Encoder
+from vision_service.families.qwen3_vl.preprocess import Preprocessor
+from vision_service.families.qwen3_vl.tower import Tower
 from vision_service.media import Grid, Options, PreparedMedium
 from vision_service.operators import Operators, OperatorsError, RoundedWeights
-from vision_service.preprocess import Preprocessor
 from vision_service.service import VisionService
 from vision_service.settings import VisionSettings
-from vision_service.tower import Tower
 from vlm.v1 import tensor_pb2
 
 CPU = torch.device("cpu")

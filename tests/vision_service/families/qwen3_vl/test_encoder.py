@@ -16,11 +16,12 @@ from serving.bundle import Bundle, BundleError
 from tests import pictures
 from tests.vision_service.clips import noises
 from tests.vision_service.conftest import Transformers, error
-from vision_service.encoder import Encoder, feature_bytes
+from vision_service.families.qwen3_vl.encoder import Encoder
+from vision_service.families.qwen3_vl.preprocess import Preprocessor
+from vision_service.families.qwen3_vl.tower import Tower
 from vision_service.media import Options, PreparedMedium, WorkCancelledError
 from vision_service.operators import Operators
-from vision_service.preprocess import Preprocessor
-from vision_service.tower import Tower
+from vision_service.servicer import feature_bytes
 
 CPU = torch.device("cpu")
 

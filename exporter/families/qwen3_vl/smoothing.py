@@ -5,7 +5,7 @@ both suffer from rounding: the activations share one step with the outlier, the 
 block. A channel's factor may be moved from one side to the other wherever nothing but a product stands between them:
 from a norm to the projections that read it, from V to the output projection, from up to down.
 
-The rule knows the weights alone. A channel whose column is far from the others' is given a column of their magnitude,
+The rule looks at weights alone. A channel whose column is far from the others' is given a column of their magnitude,
 so that its activation is as large as what it contributes. Factors are powers of two, which no floating-point product or
 sum rounds: the graph before rounding is the same, bit for bit. A channel whose column is within a factor of four of the
 median is left as the training made it.

@@ -2,23 +2,18 @@
 
 import copy
 from pathlib import Path
-from typing import Literal
 
 import onnx_ir as ir
 import torch
 
+from exporter.errors import ExportError
+from exporter.precision import Phase, Precision
+from exporter.progress import Progress, quiet
+from exporter.spool import Spool
+
 from .checkpoint import Checkpoint
-from .errors import ExportError
 from .int8 import Int8Decoder
-from .progress import Progress, quiet
-from .spool import Spool
 from .wide import WideDecoder
-
-Precision = Literal["fp32", "int4"]
-"""What a bundle is exported at."""
-
-Phase = Literal["int4", "int8"]
-"""The graphs of an INT4 bundle: the small one, and the one that computes in 8 bits."""
 
 
 def write_decoder(

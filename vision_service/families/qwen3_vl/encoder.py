@@ -1,6 +1,6 @@
 """The encoder: patches of several media in, their features out, in one forward pass.
 
-Knows nothing of requests. One thread at a time may use it.
+It is independent of requests. One thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from serving.bundle_error import BundleError
-from vision_service.cost import Cost
 from vision_service.dtype import stored_types
+from vision_service.families.qwen3_vl.cost import encoder_cost
+from vision_service.families.qwen3_vl.tower import Tower
 from vision_service.media import Advance, Cancelled, Grid, PreparedMedium
 from vision_service.operators import find_operators
-from vision_service.tower import Tower
 
 
 class Encoder:
@@ -37,7 +37,7 @@ class Encoder:
         self._out_dtype = out_dtype
         self._config = tower.config
         self._merge = tower.config.spatial_merge_size
-        self.cost = Cost(tower.config, self.dtype, own_attention=tower.own_attention)
+        self.cost = encoder_cost(tower.config, self.dtype, own_attention=tower.own_attention)
         """What encoding takes."""
 
     @classmethod
@@ -115,15 +115,15 @@ class Encoder:
 
         Args:
             media: At least one.
-            cancelled: Asked before each layer; True stops the work.
-            advance: Told after each layer.
+            cancelled: Called before each layer; True stops the work.
+            advance: Called after each layer with the share that is done.
 
         Returns:
             For each medium [grid.patches / merge^2, feature_width] in `out_dtype` on the CPU: the merged feature, then
             the DeepStack features from the lowest level up, side by side. Each owns its memory.
 
         Raises:
-            WorkCancelledError: `cancelled` said so.
+            WorkCancelledError: `cancelled` returned True.
         """
         with torch.inference_mode():
             # 1. One run of patches for all: [sum of patches, channels x temporal x patch x patch]
@@ -183,11 +183,6 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
 def _exact_type(folder: Path) -> torch.dtype:
     """The smallest type that holds the weights as they are stored."""
     return torch.bfloat16 if stored_types(folder) == {"BF16"} else torch.float32
-
-
-def feature_bytes(features: torch.Tensor) -> memoryview:
-    """The bytes of features as they go on the wire, little-endian, without a copy. bfloat16 has no numpy type."""
-    return features.contiguous().view(torch.uint8).reshape(-1).numpy().data
 
 
 def _one_line(error: Exception) -> str:

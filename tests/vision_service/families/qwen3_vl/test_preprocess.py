@@ -16,8 +16,8 @@ from serving.bundle import Bundle, BundleError
 from serving.errors import Code, ServiceError
 from tests.pictures import noise, png
 from tests.vision_service.conftest import LIMITS, Transformers
+from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.media import Grid, Options, Range
-from vision_service.preprocess import Preprocessor
 
 SIZES = [
     (1, 1),

@@ -23,7 +23,8 @@ import numpy as np
 import onnx_ir as ir
 from torch import nn
 
-from .quantize import STEPS, pack_int8
+from exporter.quantize import STEPS, pack_int8
+
 from .wide import WideDecoder
 
 _STEP = f"/model/constants/FLOAT/{1 / STEPS}"

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # as everybody calls it
+import torch.nn.functional as F  # noqa: N812  # PyTorch's own abbreviation
 from torch import Tensor, nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
@@ -117,14 +117,14 @@ class Tower:
         Args:
             pixels: [sum of patches, channels x temporal patch x patch x patch] in the tower's type, on its device.
             grids: One for each medium.
-            cancelled: Asked before each layer; True stops the work.
-            advance: Told after each layer.
+            cancelled: Called before each layer; True stops the work.
+            advance: Called after each layer with the share that is done.
 
         Returns:
             The merged map and the DeepStack maps from the lowest level up, each [sum of patches / merge^2, out hidden].
 
         Raises:
-            WorkCancelledError: `cancelled` said so.
+            WorkCancelledError: `cancelled` returned True.
         """
         # 1. Patches and where they are: the learned positions, and the turns of each head's pairs [patches, pairs]
         positions, turns = self._place(torch.tensor(grids, device=self.device))

@@ -22,12 +22,13 @@ from torch import nn
 from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
+from exporter.progress import Advance
+from exporter.quantize import pack_int4
+from exporter.spool import Spool
+
 from .checkpoint import TEXT_PREFIX, Checkpoint
 from .genai import complete_genai_config
-from .progress import Advance
-from .quantize import pack_int4
 from .smoothing import column_factors, divide_columns, scale_outputs, smooth_layer
-from .spool import Spool
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -39,12 +40,12 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
 
     Args:
         config: the model's; the builder writes into it.
-        weight_type: what the builder is told that weights are: INT4 or FLOAT.
+        weight_type: the type of weights, for the builder: INT4 or FLOAT.
         options: the builder's own.
         checkpoint: where the weights come from.
         spool: where they go.
         smooth: even out outlier channels, which changes nothing before rounding.
-        advance: told of each layer, and of the output head.
+        advance: called after each layer, and after the output head.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         self._advance(1)
 
     def save_model(self, out_dir: str) -> None:
-        """Write the graph; the spool knows where."""
+        """Write the graph, by the spool."""
         # The builder's own stamp asks git for a commit, and in a virtual environment inside a repository gets that
         # repository's: the same checkpoint would then give other digests after each commit.
         self.model.producer_version = importlib.metadata.version("onnxruntime-genai")

@@ -10,8 +10,8 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from vision_service.families.qwen3_vl.sampling import Sampling, patch_times, sample_indices
 from vision_service.media import Range
-from vision_service.sampling import Sampling, patch_times, sample_indices
 
 
 @settings(deadline=None, max_examples=300)

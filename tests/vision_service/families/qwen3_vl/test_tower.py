@@ -13,10 +13,10 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from tests.vision_service.conftest import error
 from tests.vision_service.operators.here import needs_operators
+from vision_service.families.qwen3_vl.tower import Tower
 from vision_service.linear import Linear
 from vision_service.media import Grid, WorkCancelledError
 from vision_service.operators import Operators
-from vision_service.tower import Tower
 
 SHAPES: dict[str, dict[str, Any]] = {
     "base": {},

@@ -1,18 +1,18 @@
 """A checkpoint directory, read and checked before any long work starts."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 
-from .errors import ExportError
-from .progress import quiet
-from .weights import Tensors
+from exporter.chat_files import check_tokenizer, read_chat_template
+from exporter.errors import ExportError, one_line
+from exporter.json_files import read_json
+from exporter.progress import quiet
+from exporter.weights import Tensors
 
 ARCHITECTURE = "Qwen3VLForConditionalGeneration"
 VISION_PREFIX = "model.visual."
@@ -61,19 +61,19 @@ class Checkpoint:
         """Read and check the checkpoint in directory `root`.
 
         Raises:
-            ExportError: it is another architecture, or something is missing, damaged or unsupported.
+            ExportError: something is missing, damaged or unsupported.
         """
         config = _read_config(root)
         shapes = _expected_shapes(config)
         tensors = Tensors.open(root)
         tensors.require(shapes, root)
-        _check_tokenizer(root)
+        check_tokenizer(root)
         image_processor = _read_image_processor(root)
         return cls(
             root=root,
             config=config,
             tensors=tensors,
-            chat_template=_read_chat_template(root),
+            chat_template=read_chat_template(root),
             image_processor=image_processor,
             video_processor=_read_video_processor(root, image_processor),
             generation_config=_read_generation_config(root, config),
@@ -111,29 +111,8 @@ class Checkpoint:
         return EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ExportError: the file is missing or is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExportError(f"The checkpoint {path.parent} has no {path.name}: download it again.") from error
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read ({error}): download it again.") from error
-    if not isinstance(value, dict):
-        raise ExportError(f"{path} does not hold a JSON object: download it again.")
-    return value
-
-
 def _read_config(root: Path) -> Qwen3VLConfig:
     raw = read_json(root / "config.json")
-    family, architectures = raw.get("model_type"), raw.get("architectures") or []
-    if family != "qwen3_vl" or architectures not in ([], [ARCHITECTURE]):
-        found = ", ".join(architectures) or family or "no known architecture"
-        raise ExportError(f"{root} holds {found}: only dense Qwen3-VL ({ARCHITECTURE}) can be exported.")
     if "quantization_config" in raw or "quantization_config" in raw.get("text_config", {}):
         raise ExportError(f"{root} is quantized already: export the unquantized checkpoint, the exporter quantizes it.")
     # Some files say it in the language model's part alone.
@@ -142,7 +121,7 @@ def _read_config(root: Path) -> Qwen3VLConfig:
         with quiet():
             config: Qwen3VLConfig = Qwen3VLConfig.from_dict(raw)
     except Exception as error:  # transformers' validation raises many kinds, and each means a bad file
-        raise ExportError(f"{root / 'config.json'} is not a valid Qwen3-VL config ({_one_line(error)}).") from error
+        raise ExportError(f"{root / 'config.json'} is not a valid Qwen3-VL config ({one_line(error)}).") from error
     config.architectures = [ARCHITECTURE]
     _check_rope(root, config)
     text, vision = _text(config), _vision(config)
@@ -177,35 +156,6 @@ def _expected_shapes(config: Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
     if config.tie_word_embeddings:
         del state[LM_HEAD]
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _check_tokenizer(root: Path) -> None:
-    path = root / "tokenizer.json"
-    if not path.is_file():
-        raise ExportError(f"The checkpoint {root} has no tokenizer.json: download it again with its tokenizer.")
-    try:
-        Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises no narrower kind
-        raise ExportError(f"{path} is not a readable tokenizer ({_one_line(error)}): download it again.") from error
-    read_json(root / "tokenizer_config.json")
-
-
-def _read_chat_template(root: Path) -> str:
-    if (root / "chat_template.jinja").is_file():
-        return (root / "chat_template.jinja").read_text(encoding="utf-8")
-    template: Any = None
-    if (root / "chat_template.json").is_file():
-        template = read_json(root / "chat_template.json").get("chat_template")
-    if template is None:
-        template = read_json(root / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # several named templates
-        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
-    if not isinstance(template, str):
-        raise ExportError(
-            f"The checkpoint {root} has no chat template (chat_template.jinja, chat_template.json, or inside "
-            "tokenizer_config.json): take an instruct model, or add the template of the model it was made from."
-        )
-    return template
 
 
 def _read_image_processor(root: Path) -> dict[str, Any]:
@@ -259,7 +209,3 @@ def _vision(config: Qwen3VLConfig) -> Qwen3VLVisionConfig:
 
 def _rope(config: Qwen3VLConfig) -> dict[str, Any]:
     return cast("dict[str, Any]", _text(config).rope_parameters)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -18,7 +18,7 @@ from exporter.divergence import kl_divergence
 from exporter.quantize import STEPS, pack_int8
 from serving.bundle import Bundle
 from tests.checkpoints import SHAPES, make_checkpoint
-from tests.exporter.reference import Prompt, Reference
+from tests.exporter.families.qwen3_vl.reference import Prompt, Reference
 
 Cache = dict[str, NDArray[np.float32]]
 

@@ -18,7 +18,7 @@ from transformers import Qwen3VLConfig
 
 from exporter.quantize import pack_int4
 from serving.bundle import Bundle
-from tests.exporter.reference import Exported, Reference, last_logits
+from tests.exporter.families.qwen3_vl.reference import Exported, Reference, last_logits
 
 Nodes = dict[str, tuple[dict[str, Any], list[NDArray[Any]]]]
 

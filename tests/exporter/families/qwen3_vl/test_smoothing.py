@@ -14,7 +14,7 @@ from benchmarks.divergence import Divergence, Reference, ask
 from benchmarks.outliers import add_outliers
 from benchmarks.quality import PICTURES, QUESTIONS
 from exporter.divergence import Graph
-from exporter.smoothing import column_factors, divide_columns, scale_outputs, smooth_layer
+from exporter.families.qwen3_vl.smoothing import column_factors, divide_columns, scale_outputs, smooth_layer
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
 from triptych.bundles import demo_checkpoint

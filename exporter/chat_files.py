@@ -1,0 +1,50 @@
+"""The tokenizer and the chat template of a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from .errors import ExportError, one_line
+from .json_files import read_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def check_tokenizer(root: Path) -> None:
+    """Check that the tokenizer of checkpoint directory `root` can be read.
+
+    Raises:
+        ExportError: it is missing or damaged.
+    """
+    path = root / "tokenizer.json"
+    if not path.is_file():
+        raise ExportError(f"The checkpoint {root} has no tokenizer.json: download it again with its tokenizer.")
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises no narrower kind
+        raise ExportError(f"{path} is not a readable tokenizer ({one_line(error)}): download it again.") from error
+    read_json(root / "tokenizer_config.json")
+
+
+def read_chat_template(root: Path) -> str:
+    """Read the Jinja source of the chat template of checkpoint directory `root`, wherever it is kept.
+
+    Raises:
+        ExportError: there is none.
+    """
+    if (root / "chat_template.jinja").is_file():
+        return (root / "chat_template.jinja").read_text(encoding="utf-8")
+    template: Any = None
+    if (root / "chat_template.json").is_file():
+        template = read_json(root / "chat_template.json").get("chat_template")
+    if template is None:
+        template = read_json(root / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several named templates
+        template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+    if not isinstance(template, str):
+        raise ExportError(
+            f"The checkpoint {root} has no chat template (chat_template.jinja, chat_template.json, or inside "
+            "tokenizer_config.json): take an instruct model, or add the template of the model it was made from."
+        )
+    return template

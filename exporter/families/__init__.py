@@ -1,0 +1,1 @@
+"""The model families that are exported: a package for each."""

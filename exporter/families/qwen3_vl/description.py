@@ -1,0 +1,68 @@
+"""What `bundle.json` says of a model of the family."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .checkpoint import Checkpoint
+from .genai import edge
+
+# Fields are named so that a later transformers, which may write more of them, does not change a fingerprint.
+_ENCODER_FIELDS = (
+    "depth",
+    "hidden_size",
+    "hidden_act",
+    "intermediate_size",
+    "num_heads",
+    "in_channels",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "out_hidden_size",
+    "num_position_embeddings",
+    "deepstack_visual_indexes",
+)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The entries `text`, `vision` and `tokens`."""
+    config, text, vision = checkpoint.config, checkpoint.text, checkpoint.vision
+    generation = checkpoint.generation_config
+    return {
+        "text": {
+            "hidden_size": text.hidden_size,
+            "num_hidden_layers": text.num_hidden_layers,
+            "num_attention_heads": text.num_attention_heads,
+            "num_key_value_heads": text.num_key_value_heads,
+            "head_dim": text.head_dim,
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.max_position_embeddings,
+            "mrope_section": checkpoint.mrope_section,
+            "tie_word_embeddings": config.tie_word_embeddings,
+        },
+        "vision": {
+            "depth": vision.depth,
+            "hidden_size": vision.hidden_size,
+            "patch_size": edge(vision.patch_size),
+            "temporal_patch_size": edge(vision.temporal_patch_size),
+            "spatial_merge_size": vision.spatial_merge_size,
+            "in_channels": vision.in_channels,
+            "deepstack_visual_indexes": list(vision.deepstack_visual_indexes),
+        },
+        "tokens": {
+            "image": config.image_token_id,
+            "video": config.video_token_id,
+            "vision_start": config.vision_start_token_id,
+            "vision_end": config.vision_end_token_id,
+            "eos": _as_list(generation["eos_token_id"]),
+            "pad": generation.get("pad_token_id"),
+        },
+    }
+
+
+def encoder_fields(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The fields of the encoder's config that determine its features."""
+    return {name: getattr(checkpoint.vision, name) for name in _ENCODER_FIELDS}
+
+
+def _as_list(ids: int | list[int]) -> list[int]:
+    return [ids] if isinstance(ids, int) else list(ids)

@@ -1,0 +1,104 @@
+"""The family as the exporter takes it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.family import Family
+from exporter.precision import Phase, Precision
+from exporter.progress import Progress
+
+from .checkpoint import ARCHITECTURE, Checkpoint
+from .decoder import write_decoder
+from .description import describe, encoder_fields
+from .embedding import write_embedding, write_identity_vision
+from .size import estimate
+from .vision import write_vision
+
+
+@dataclass(frozen=True)
+class Qwen3VL:
+    """A checkpoint of the family; its methods are those of `exporter.family.Checkpoint`."""
+
+    checkpoint: Checkpoint
+    family: str = "qwen3_vl"
+
+    @classmethod
+    def open(cls, root: Path) -> "Qwen3VL":
+        """Read and check the checkpoint in directory `root`.
+
+        Raises:
+            ExportError: something is missing, damaged or unsupported.
+        """
+        return cls(Checkpoint.open(root))
+
+    @property
+    def root(self) -> Path:
+        """Its directory."""
+        return self.checkpoint.root
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has."""
+        return self.checkpoint.parameters
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config, in transformers 5's dialect whatever the file's."""
+        return self.checkpoint.config.to_dict()
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja source."""
+        return self.checkpoint.chat_template
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """What `generation_config.json` says, or what the config implies."""
+        return self.checkpoint.generation_config
+
+    def estimate(self, graphs: Sequence[Precision | Phase], block_size: int) -> int:
+        """Bytes that a bundle will take."""
+        return estimate(self.checkpoint, graphs, block_size)
+
+    def write_encoder(self, folder: Path, *, progress: Progress) -> None:
+        """Write the encoder's part of a bundle."""
+        write_vision(self.checkpoint, folder, progress=progress)
+
+    def write_decoder(
+        self,
+        folder: Path,
+        *,
+        precision: Precision | Phase,
+        block_size: int,
+        accuracy_level: int,
+        smooth: bool,
+        progress: Progress,
+    ) -> Path:
+        """Write one decoder graph; returns its path."""
+        return write_decoder(
+            self.checkpoint,
+            folder,
+            precision=precision,
+            block_size=block_size,
+            accuracy_level=accuracy_level,
+            smooth=smooth,
+            progress=progress,
+        )
+
+    def write_embedding(self, folder: Path, *, half: bool, progress: Progress) -> None:
+        """Write the embedding merge, and the identity that stands for the encoder."""
+        write_embedding(self.checkpoint, folder, half=half, progress=progress)
+        write_identity_vision(self.checkpoint, folder)
+
+    def describe(self) -> Mapping[str, Any]:
+        """The family's entries of `bundle.json`."""
+        return describe(self.checkpoint)
+
+    def encoder_fields(self) -> Mapping[str, Any]:
+        """The fields of the encoder's config that determine its features."""
+        return encoder_fields(self.checkpoint)
+
+
+QWEN3_VL = Family(title="dense Qwen3-VL", architecture=ARCHITECTURE, open=Qwen3VL.open)

@@ -1,0 +1,23 @@
+"""The encoder's part of a bundle: its tensors alone, byte for byte, and its settings."""
+
+from pathlib import Path
+
+from exporter.json_files import write_json
+from exporter.progress import Progress
+from exporter.weights import copy_tensors
+
+from .checkpoint import VISION_PREFIX, Checkpoint
+
+
+def write_vision(checkpoint: Checkpoint, folder: Path, *, progress: Progress) -> None:
+    """Write the encoder's weights, config and preprocessor settings into `folder`."""
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", checkpoint.config.to_dict())
+    write_json(folder / "preprocessor_config.json", checkpoint.image_processor)
+    write_json(folder / "video_preprocessor_config.json", checkpoint.video_processor)
+    tensors = {
+        name.removeprefix(VISION_PREFIX): ref
+        for name, ref in checkpoint.tensors.items()
+        if name.startswith(VISION_PREFIX)
+    }
+    copy_tensors(tensors, folder / "model.safetensors", progress)

@@ -1,0 +1,29 @@
+"""The families that are exported, by the `model_type` of their checkpoints. A new one takes a line here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from exporter.errors import ExportError
+from exporter.families.qwen3_vl.family import QWEN3_VL
+from exporter.family import Checkpoint, Family
+from exporter.json_files import read_json
+
+FAMILIES: Mapping[str, Family] = {
+    "qwen3_vl": QWEN3_VL,
+}
+
+
+def open_checkpoint(root: Path) -> Checkpoint:
+    """Read and check the checkpoint in directory `root`.
+
+    Raises:
+        ExportError: it is of another family, or something is missing, damaged or unsupported.
+    """
+    raw = read_json(root / "config.json")
+    name, architectures = raw.get("model_type"), raw.get("architectures") or []
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None or architectures not in ([], [family.architecture]):
+        found = ", ".join(architectures) or name or "no known architecture"
+        accepted = " and ".join(f"{one.title} ({one.architecture})" for one in FAMILIES.values())
+        raise ExportError(f"{root} holds {found}: only {accepted} can be exported.")
+    return family.open(root)

@@ -1,0 +1,101 @@
+"""What the exporter needs of a model family; `exporter.families` has the families."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .precision import Phase, Precision
+from .progress import Progress
+
+
+class Checkpoint(Protocol):
+    """A checkpoint that is read and checked, and how the parts of a bundle are made of it."""
+
+    @property
+    def root(self) -> Path:
+        """Its directory."""
+
+    @property
+    def family(self) -> str:
+        """The family's name in bundles."""
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the model has (tied ones counted once)."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` says, as the present transformers writes it."""
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja source."""
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """What `generation_config.json` says, or what the config implies."""
+
+    def estimate(self, graphs: Sequence[Precision | Phase], block_size: int) -> int:
+        """Bytes that a bundle with these decoder graphs will take, estimated a little too high."""
+
+    def write_encoder(self, folder: Path, *, progress: Progress) -> None:
+        """Write the encoder's config.json, model.safetensors and preprocessor settings into `folder`, the bundle's."""
+
+    def write_decoder(
+        self,
+        folder: Path,
+        *,
+        precision: Precision | Phase,
+        block_size: int,
+        accuracy_level: int,
+        smooth: bool,
+        progress: Progress,
+    ) -> Path:
+        """Write one decoder graph with its data, and onnxruntime-genai's configuration for the bundle's own precision.
+
+        Args:
+            folder: the bundle's `decoder`.
+            precision: of the graph.
+            block_size: input features that share one scale at INT4.
+            accuracy_level: how `MatMulNBits` computes.
+            smooth: even out outlier channels before rounding.
+            progress: shows a bar.
+
+        Returns:
+            The graph's path.
+
+        Raises:
+            ExportError: the graph cannot be built.
+        """
+
+    def write_embedding(self, folder: Path, *, half: bool, progress: Progress) -> None:
+        """Write the graphs that turn token ids and features into the decoder's input.
+
+        Args:
+            folder: the bundle's `decoder`.
+            half: keep the token table in float16 instead of float32.
+            progress: shows a bar.
+        """
+
+    def describe(self) -> Mapping[str, Any]:
+        """The family's entries of `bundle.json`, as `serving.families` reads them."""
+
+    def encoder_fields(self) -> Mapping[str, Any]:
+        """The fields of the encoder's config that determine its features, beside its weights and preprocessors."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Attributes:
+        title: its name in sentences.
+        architecture: the name of transformers' class in `config.json`.
+        open: reads and checks the checkpoint in a directory. Raises ExportError where something is missing, damaged or
+            unsupported.
+    """
+
+    title: str
+    architecture: str
+    open: Callable[[Path], Checkpoint]

@@ -1,0 +1,1 @@
+"""The model families whose encoders are served: a package for each."""

@@ -1,0 +1,1 @@
+"""Qwen3-VL: how its media are cut into patches, and its encoder."""

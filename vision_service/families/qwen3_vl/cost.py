@@ -1,0 +1,25 @@
+"""The operations of the encoder, by its config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vision_service.cost import Cost
+
+
+def encoder_cost(config: Any, dtype: torch.dtype, *, own_attention: bool = False) -> Cost:
+    """The cost of one encoder.
+
+    Args:
+        config: Of the encoder, as transformers has it.
+        dtype: What its linear layers compute in.
+        own_attention: Whether attention is computed by our operators.
+    """
+    width, block = config.hidden_size, config.spatial_merge_size**2
+    patch = config.in_channels * config.temporal_patch_size * config.patch_size**2
+    layer = 4 * width * width + 2 * width * config.intermediate_size
+    mergers = (1 + len(config.deepstack_visual_indexes)) * (block * width + config.out_hidden_size) * width
+    linear = patch * width + config.depth * layer + mergers
+    return Cost(linear, width * config.depth, dtype, own_attention=own_attention)

@@ -1,0 +1,28 @@
+"""The families that are served, by the name that bundles give them. A new one takes a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from serving.bundle import Bundle, BundleError
+from vision_service.families.qwen3_vl.family import QWEN3_VL
+from vision_service.family import Family
+
+FAMILIES: Mapping[str, Family] = {
+    "qwen3_vl": QWEN3_VL,
+}
+
+
+def family_of(bundle: Bundle) -> Family:
+    """The family of a bundle's model.
+
+    Raises:
+        BundleError: The vision service does not encode for this family.
+    """
+    name = bundle.model.family
+    if name not in FAMILIES:
+        raise BundleError(
+            f"The bundle {bundle.root} holds a model of the family {name}, for which the vision service encodes "
+            f"nothing (it encodes for {', '.join(FAMILIES)}): serve another bundle."
+        )
+    return FAMILIES[name]
