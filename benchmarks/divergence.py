@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from decoder_service import chat
-from decoder_service.prompt import PromptBuilder
+from decoder_service.request.prompt import PromptBuilder
 from exporter.divergence import Asked, Graph, kl_divergence
 from serving.bundle import Bundle
 from serving.media import media_digest

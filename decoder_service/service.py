@@ -8,14 +8,14 @@ from collections.abc import Callable
 import grpc
 from tokenizers import decoders
 
-from decoder_service.core import Decoder, ModelFacts
-from decoder_service.detokenizer import TokenBytes
 from decoder_service.engine import Engine, EngineError
-from decoder_service.feature_store import FeatureStore
-from decoder_service.generation import GenerationDefaults
-from decoder_service.limits import Admission, Limits
-from decoder_service.prompt import PromptBuilder
-from decoder_service.servicer import DecoderServicer
+from decoder_service.output.detokenizer import TokenBytes
+from decoder_service.request.admission import Admission, Limits
+from decoder_service.request.decoder import Decoder, ModelFacts
+from decoder_service.request.feature_store import FeatureStore
+from decoder_service.request.generation import GenerationDefaults
+from decoder_service.request.prompt import PromptBuilder
+from decoder_service.rpc.servicer import DecoderServicer
 from decoder_service.settings import DecoderSettings
 from serving.bundle import Bundle, BundleError
 from serving.server import Service, StartError
@@ -120,8 +120,8 @@ class DecoderService(Service):
 def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
     """The engine that the settings name. Each imports its own library, and only where it is used."""
     if settings.engine_name == "genai":
-        from decoder_service.engine.genai import GenaiEngine  # noqa: PLC0415  # see above
-        from decoder_service.engine.messages import WorkerConfig  # noqa: PLC0415  # see above
+        from decoder_service.engine.genai.engine import GenaiEngine  # noqa: PLC0415  # see above
+        from decoder_service.engine.genai.messages import WorkerConfig  # noqa: PLC0415  # see above
 
         return GenaiEngine(
             WorkerConfig(
@@ -131,8 +131,8 @@ def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
                 feature_width=bundle.feature_width,
             )
         )
-    from decoder_service.engine.batch import BatchEngine  # noqa: PLC0415  # see above
-    from decoder_service.engine.worker import BatchConfig  # noqa: PLC0415  # see above
+    from decoder_service.engine.batching.engine import BatchEngine  # noqa: PLC0415  # see above
+    from decoder_service.engine.batching.worker import BatchConfig  # noqa: PLC0415  # see above
 
     return BatchEngine(
         BatchConfig(

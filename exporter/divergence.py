@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.engine.kv import KvCache
+from decoder_service.engine.batching.kv import KvCache
 from decoder_service.engine.model import Piece, Step
-from decoder_service.engine.positions import media_spans, mrope_positions
-from decoder_service.engine.runner import Runner
-from decoder_service.operators import library
-from decoder_service.prompt import Prompt
+from decoder_service.engine.onnx.operators import library
+from decoder_service.engine.onnx.runner import Runner
+from decoder_service.families.qwen3_vl.positions import media_spans, mrope_positions
+from decoder_service.request.prompt import Prompt
 from serving.bundle import Bundle
 
 _MOST_TOKENS = 16_384
@@ -74,7 +74,7 @@ class Graph:
                 length=length,
                 width=text.head_dim,
                 dtype=self._runner.cache_dtype,
-            )
+            ).buffers
         )
 
     def greedy(self, asked: Asked, steps: int) -> tuple[list[int], NDArray[np.float32]]:

@@ -25,7 +25,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from decoder_service import chat
-from decoder_service.prompt import Prompt, PromptBuilder
+from decoder_service.request.prompt import Prompt, PromptBuilder
 from serving.bundle import Bundle
 from serving.parent import end_with_parent
 from vision_service.encoder import Encoder

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
 from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams
-from decoder_service.prompt import PromptBuilder
+from decoder_service.request.prompt import PromptBuilder
 from serving.media import media_digest
 from tests.pictures import noise, png
 from tests.reference import Clip, Inputs, Reference, Turn

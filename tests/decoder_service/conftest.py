@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 import exporter
-from decoder_service.prompt import PromptBuilder
+from decoder_service.request.prompt import PromptBuilder
 from decoder_service.service import DecoderService
 from decoder_service.settings import DecoderSettings
 from serving.bundle import Bundle

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from decoder_service.engine import Engine, EngineEvent, EngineRequest, FeatureRows, SamplingParams, TokenDrawn
-from decoder_service.engine.batch import BatchEngine
-from decoder_service.engine.genai import GenaiEngine
-from decoder_service.engine.messages import WorkerConfig
-from decoder_service.engine.worker import BatchConfig
-from decoder_service.prompt import PromptBuilder
+from decoder_service.engine.batching.engine import BatchEngine
+from decoder_service.engine.batching.worker import BatchConfig
+from decoder_service.engine.genai.engine import GenaiEngine
+from decoder_service.engine.genai.messages import WorkerConfig
+from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from tests.decoder_service.cases import Case
 

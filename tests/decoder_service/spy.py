@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from decoder_service.engine.genai import GenaiEngine, _Child
-from decoder_service.engine.messages import Ended, PromptRead, Token, ToParent
+from decoder_service.engine.genai.engine import GenaiEngine, _Child
+from decoder_service.engine.genai.messages import Ended, PromptRead, Token, ToParent
 
 
 @dataclass

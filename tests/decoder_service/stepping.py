@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.engine import EngineEvent, EngineFinished, EngineRequest, Prefilled, Prefilling, TokenDrawn
-from decoder_service.engine.kv import KvCache
+from decoder_service.engine.batching.kv import KvCache
+from decoder_service.engine.batching.pace import Curve, Pace, Speed
+from decoder_service.engine.batching.scheduler import Scheduler
+from decoder_service.engine.batching.slots import Slots
+from decoder_service.engine.batching.stepper import Job, Shape, Stepper
 from decoder_service.engine.model import Model, Piece, Step
-from decoder_service.engine.pace import Curve, Pace, Speed
-from decoder_service.engine.runner import Runner
-from decoder_service.engine.scheduler import Scheduler
-from decoder_service.engine.slots import Slots
-from decoder_service.engine.stepper import Job, Shape, Stepper
+from decoder_service.engine.onnx.runner import Runner
 from serving.bundle import Bundle
 from serving.errors import ServiceError
 
@@ -125,7 +125,7 @@ class Stepping:
             width=text.head_dim,
             dtype=runner.cache_dtype,
         )
-        runner.use(self.cache)
+        runner.use(self.cache.buffers)
         self.slots = Slots(self.cache, rows=rows, running=slots, budget=budget, caching=caches is not None)
         self.model = Watched(runner)
         self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from decoder_service import chat
-from decoder_service.prompt import Prompt, PromptBuilder
+from decoder_service.request.prompt import Prompt, PromptBuilder
 from serving.bundle import Bundle
 from serving.media import media_digest
 from triptych import Image, Message, Video
 from vision_service import media
 from vision_service.encoder import Encoder
-from vision_service.preprocess import Limits, Preprocessor
+from vision_service.preprocess import PreprocessLimits, Preprocessor
 from vision_service.video import VideoLimits
 
 _KINDS = {Image: chat.MediaKind.IMAGE, Video: chat.MediaKind.VIDEO}
@@ -46,7 +46,9 @@ class Whole:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        limits = Limits(1 << 26, VideoLimits(seconds=600, frames=10_000, sampled=768, pixels=1 << 24), 1 << 16)
+        limits = PreprocessLimits(
+            1 << 26, VideoLimits(seconds=600, frames=10_000, sampled=768, pixels=1 << 24), 1 << 16
+        )
         self._preprocessor = Preprocessor(bundle, limits)
         self._encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32)
         self._prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import recipes.demo_model.train
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
-from decoder_service.prompt import PromptBuilder
+from decoder_service.request.prompt import PromptBuilder
 from demo.seeds import Split, stream
 from demo.skills import Example
 from recipes.demo_model.checkpoint import save_checkpoint

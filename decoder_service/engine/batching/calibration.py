@@ -1,0 +1,96 @@
+"""How fast the graphs are on this machine: a few steps and chunks of each, timed. And a first chunk, to warm up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from decoder_service.engine.batching.pace import Curve, Speed
+from decoder_service.engine.model import Piece, Step
+from decoder_service.engine.onnx.runner import Runner
+
+# Between and beyond these, lines are drawn.
+CHUNKS = (2, 8, 32, 128)
+_CONTEXT = 32
+_ROUNDS = 4
+
+
+def widths(slots: int) -> tuple[int, ...]:
+    """The widths of steps to measure: powers of two, and all slots."""
+    powers = [1 << n for n in range(slots.bit_length()) if 1 << n < slots]
+    return (*powers, slots)
+
+
+def calibrate(runner: Runner, slots: int, room: int) -> dict[str, Speed]:
+    """Time every graph. Writes over the cache of keys and values.
+
+    All of them in each round: what disturbs the machine for a while disturbs all alike, and only that round.
+
+    Args:
+        runner: The graphs.
+        slots: Most requests in one step.
+        room: Tokens that a row holds.
+    """
+    steps, chunks = widths(slots), [size for size in CHUNKS if size <= room]
+    timings = [_Timing(runner, graph, steps, chunks) for graph in runner.graphs]
+    for timing in timings:
+        timing.warm_up()
+    for _ in range(_ROUNDS):
+        for timing in timings:
+            timing.go_round()
+    return {timing.graph: timing.speed() for timing in timings}
+
+
+class _Timing:
+    """What runs of a graph took so far."""
+
+    def __init__(self, runner: Runner, graph: str, steps: Sequence[int], chunks: Sequence[int]) -> None:
+        self._runner = runner
+        self.graph = graph
+        self._context = min(_CONTEXT, chunks[-1] - 1)
+        self._steps = dict.fromkeys(steps, math.inf)
+        self._chunks = dict.fromkeys(chunks, math.inf)
+
+    def warm_up(self) -> None:
+        """The first runs of all allocate."""
+        self._step(next(iter(self._steps)))
+        self._chunk(next(iter(self._chunks)))
+
+    def go_round(self) -> None:
+        """Time each width and each length once."""
+        for best, run in ((self._steps, self._step), (self._chunks, self._chunk)):
+            for size, seconds in best.items():
+                best[size] = min(seconds, _timed(run, size))
+
+    def speed(self) -> Speed:
+        """By the best of the rounds, since what disturbs a run only makes it longer."""
+        return Speed(_curve(self._steps), _curve(self._chunks))
+
+    def _step(self, width: int) -> None:
+        lengths = np.full(width, self._context, np.int64)
+        self._runner.run(self.graph, step=Step(0, lengths, np.zeros(width, np.int32), lengths))
+
+    def _chunk(self, size: int) -> None:
+        read(self._runner, self.graph, size)
+
+
+def read(runner: Runner, graph: str, size: int) -> None:
+    """Read a chunk of so many tokens into the first row. The first large one of all allocates what later ones use."""
+    positions = np.broadcast_to(np.arange(size), (3, size))
+    features = np.empty((0, runner.feature_width), np.float32)
+    runner.run(graph, piece=Piece(0, 0, np.zeros(size, np.int32), features, positions))
+
+
+def _curve(best: Mapping[int, float]) -> Curve:
+    """Less never takes longer than more: where it seems to, it was disturbed."""
+    seconds = np.minimum.accumulate([*best.values()][::-1])[::-1]
+    return Curve(tuple(best), tuple(seconds.tolist()))
+
+
+def _timed(run: Callable[[int], None], size: int) -> float:
+    started = time.perf_counter()
+    run(size)
+    return time.perf_counter() - started

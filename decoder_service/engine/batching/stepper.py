@@ -1,0 +1,292 @@
+"""The engine's work, one step after another: a token for every answer, and a piece of the prompts that wait.
+
+No threads and no clocks but for measuring: whoever owns it calls it, and hears through `emit` what came of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from decoder_service.engine.batching.pace import Pace
+from decoder_service.engine.batching.prefix import Content
+from decoder_service.engine.batching.scheduler import Chunk, Scheduler, Task
+from decoder_service.engine.interface import (
+    EngineEvent,
+    EngineFinished,
+    EngineRequest,
+    FinishReason,
+    Prefilled,
+    Prefilling,
+    TokenDrawn,
+)
+from decoder_service.engine.model import Model, Piece, Step
+from decoder_service.engine.sampler import Sampler, draw
+from decoder_service.engine.supervisor import failed
+from decoder_service.families.qwen3_vl.positions import media_spans, mrope_positions, readable
+from serving.errors import ServiceError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the stepper must know of the model.
+
+    Attributes:
+        image_token: What stands at every row of features.
+        merge_size: Patches along one edge of a token.
+        feature_width: (1 + L) x hidden.
+    """
+
+    image_token: int
+    merge_size: int
+    feature_width: int
+
+
+@dataclass(eq=False)
+class Job(Task):
+    """A request on its way through the engine.
+
+    Attributes:
+        request: What was asked.
+        sampler: Draws its tokens.
+        positions: M-RoPE positions of the prompt and of the token after it, int64 [3, n + 1].
+        queued_at: When it came, by `time.perf_counter`.
+        since: When it came, or its last chunk was read.
+        waited: Seconds for which nothing could be read for want of features, until its prompt is begun, and then anew.
+        started_at: When its prompt was begun.
+        queue_seconds: How long it waited for that, for the engine alone.
+        answer: The tokens drawn.
+    """
+
+    request: EngineRequest = field(kw_only=True)
+    sampler: Sampler = field(kw_only=True)
+    positions: NDArray[np.int64] = field(kw_only=True)
+    queued_at: float = field(kw_only=True)
+    since: float = field(kw_only=True)
+    waited: float = 0.0
+    started_at: float | None = None
+    queue_seconds: float = 0.0
+    answer: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: EngineRequest, shape: Shape, vocabulary: int, queued_at: float) -> Job:
+        """Lay a request out.
+
+        Raises:
+            ValueError: Its parts do not agree with each other or with the model.
+        """
+        ids = request.token_ids
+        if ids.size == 0 or not ((ids >= 0) & (ids < vocabulary)).all():
+            raise ValueError("the prompt is empty, or has a token that the model does not know")
+        if not all(0 <= token < vocabulary for token in request.sampling.logit_bias):
+            raise ValueError("logit_bias names a token that the model does not know")
+        spans = media_spans(
+            ids, request.grids, request.media_keys, image_token=shape.image_token, merge_size=shape.merge_size
+        )
+        count = request.features.count
+        if count != sum(span.stop - span.start for span in spans):
+            raise ValueError(f"there are {count} rows of features, and the prompt has room for others")
+        return cls(
+            prompt=Content(ids, spans),
+            available=readable(ids.size, spans, request.features.available),
+            need=ids.size + request.max_new_tokens,
+            request=request,
+            sampler=Sampler(request.sampling, ids),
+            positions=mrope_positions(ids.size, spans),
+            queued_at=queued_at,
+            since=queued_at,
+        )
+
+    def begin(self, now: float) -> None:
+        """Its first chunk is being read."""
+        if self.started_at is None:
+            self.started_at = now
+            self.queue_seconds = now - self.queued_at - self.waited
+            self.waited = 0.0
+
+    def prefilled(self, now: float) -> Prefilled:
+        """What to tell when the prompt has been read."""
+        reading = now - (self.started_at or now) - self.waited
+        return Prefilled(self.queue_seconds, reading, self.cached or 0)
+
+
+Emit = Callable[[Job, EngineEvent | ServiceError], None]
+
+
+class Stepper:
+    """Runs what the scheduler says.
+
+    Args:
+        model: What computes.
+        scheduler: Who is next.
+        pace: How much of it, and on which graph.
+        shape: Of the model.
+        emit: Told of every event. A job that has finished or failed is gone by then.
+    """
+
+    def __init__(self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape, emit: Emit) -> None:
+        self._model = model
+        self._scheduler = scheduler
+        self._pace = pace
+        self._shape = shape
+        self._emit = emit
+        self._room = 0  # tokens of prompts that this step may still read
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return self._scheduler.idle
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that are here."""
+        return self._scheduler.tasks
+
+    def add(self, job: Job) -> None:
+        """A request comes."""
+        self._scheduler.add(job)
+
+    def supply(self, job: Job, at: float) -> None:
+        """More of a request's features have come, at a time by `time.perf_counter`."""
+        with self._noting_waits([job], at):
+            job.available = readable(len(job.prompt), job.prompt.media, job.request.features.available)
+
+    @property
+    def expecting(self) -> bool:
+        """Whether features are missing of anybody."""
+        return any(not job.whole for job in self.jobs)
+
+    def read_ahead(self, on: bool, at: float) -> None:
+        """Prompts are, or are not, to be read while features of them are missing, from this time on."""
+        if on != self._scheduler.read_ahead:
+            with self._noting_waits(self.jobs, at):
+                self._scheduler.read_ahead = on
+
+    @contextlib.contextmanager
+    def _noting_waits(self, jobs: Sequence[Job], at: float) -> Iterator[None]:
+        """Count the time since a prompt could not be read, for those that can be after the block."""
+        stalled = [job for job in jobs if not self._scheduler.able(job)]
+        yield
+        for job in stalled:
+            if self._scheduler.able(job):
+                job.waited += max(at - job.since, 0.0)
+
+    def cancel(self, job: Job) -> None:
+        """A request is called off. What was computed of it serves those that begin alike."""
+        self._scheduler.remove(job, _content(job))
+
+    def answer(self) -> None:
+        """The first half of a step: a token for every answer and, in the same run, a piece of a prompt."""
+        answering = len(self._scheduler.answering)
+        self._room = self._pace.room(answering, self._scheduler.readable)
+        if answering:
+            self._compute(self._scheduler.next_chunk(self._room), answering=True)
+
+    def read(self) -> None:
+        """The second half: as much more of the prompts as there is time for."""
+        while (chunk := self._scheduler.next_chunk(self._room)) is not None:
+            self._compute(chunk, answering=False)
+
+    def _compute(self, chunk: Chunk[Job] | None, *, answering: bool) -> None:
+        row, jobs = self._scheduler.decode_order() if answering else (0, [])
+        piece = None
+        if chunk is not None:
+            self._room -= chunk.stop - chunk.start
+            try:
+                piece = self._piece(chunk)
+            except Exception:  # noqa: BLE001  # one request's failure is its own
+                self._fail(chunk.task, traceback.format_exc())
+                chunk = None
+        if not jobs and piece is None:
+            return
+        try:
+            self._run(_step(row, jobs) if jobs else None, jobs, piece, chunk)
+        except Exception:  # noqa: BLE001  # whose fault it was cannot be told; the engine goes on without them
+            for job in [*jobs, *([chunk.task] if chunk is not None else [])]:
+                if job.slot is not None:  # else it had its last token
+                    self._fail(job, traceback.format_exc())
+
+    def _run(self, step: Step | None, jobs: list[Job], piece: Piece | None, chunk: Chunk[Job] | None) -> None:
+        # Measured from here: moving rows is rare, and no property of the graph.
+        started = time.perf_counter()
+        size = chunk.stop - chunk.start if chunk is not None else 0
+        graph = self._pace.graph(len(jobs), size)
+        logits = self._model.run(graph, step=step, piece=piece)
+        for job in jobs:
+            job.place.length += 1
+        drawing = list(jobs)
+        if chunk is not None:
+            job = chunk.task
+            job.begin(started)
+            self._scheduler.has_read(chunk)
+            if chunk.completes:
+                self._emit(job, job.prefilled(time.perf_counter()))
+                drawing.append(job)
+            else:
+                job.since = time.perf_counter()
+                if job.request.report_progress:
+                    self._emit(job, Prefilling(chunk.stop, len(job.prompt)))
+        self._draw(drawing, logits[: len(drawing)])
+        self._pace.took(graph, len(jobs), size, time.perf_counter() - started)
+
+    def _piece(self, chunk: Chunk[Job]) -> Piece:
+        job = chunk.task
+        ids = job.request.token_ids
+        before = int((ids[: chunk.start] == self._shape.image_token).sum())
+        inside = int((ids[chunk.start : chunk.stop] == self._shape.image_token).sum())
+        return Piece(
+            row=job.place.row,
+            start=chunk.start,
+            token_ids=ids[chunk.start : chunk.stop],
+            features=job.request.features.rows(before, before + inside, self._shape.feature_width),
+            positions=job.positions[:, chunk.start : chunk.stop],
+        )
+
+    def _draw(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
+        for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits), strict=True):
+            if drawn is None:
+                self._fail(job, "the model's logits are not finite")
+            else:
+                self._say(job, drawn)
+
+    def _say(self, job: Job, drawn: TokenDrawn) -> None:
+        job.answer.append(drawn.token_id)
+        request = job.request
+        stopped = drawn.token_id in request.stop_token_ids
+        ended = stopped or len(job.answer) == request.max_new_tokens
+        if ended:
+            self._scheduler.remove(job, _content(job))
+        self._emit(job, drawn)
+        if ended:
+            self._emit(job, EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
+
+    def _fail(self, job: Job, why: str) -> None:
+        log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
+        self._scheduler.remove(job, None)
+        self._emit(job, failed())
+
+
+def _step(row: int, jobs: Sequence[Job]) -> Step:
+    """The next token of each of those who answer, who lie in neighbouring rows from `row` on."""
+    return Step(
+        row=row,
+        lengths=np.array([job.place.length for job in jobs], np.int64),
+        token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
+        positions=np.array([job.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
+    )
+
+
+def _content(job: Job) -> Content | None:
+    """What the computed tokens of a request are: the token drawn last is not among them."""
+    if job.slot is None:
+        return None
+    return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])

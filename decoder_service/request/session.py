@@ -1,0 +1,274 @@
+"""One request, from its opening to its last event. Knows nothing of gRPC.
+
+opened ── needed ──▶ headers ── laid out: started ──▶ features ──▶ answering ──▶ finished
+                                                          └ the prompt is read as far as they have come
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+
+from decoder_service.chat import Layout
+from decoder_service.engine import EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
+from decoder_service.engine.supervisor import not_ready
+from decoder_service.metrics import Progress
+from decoder_service.output.detokenizer import Detokenizer
+from decoder_service.output.logprobs import Position, positions
+from decoder_service.output.stop_strings import StopStrings
+from decoder_service.request.admission import check_room
+from decoder_service.request.decoder import Decoder
+from decoder_service.request.feature_store import grid_keys
+from decoder_service.request.intake import FeatureIntake
+from decoder_service.request.opening import Opening
+from decoder_service.request.prompt import Prompt, Rendered
+from serving.tasks import beside
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt is laid out.
+
+    Attributes:
+        request_id: The request's id.
+        model: Name of the model.
+        prompt_tokens: All tokens of the prompt.
+        media_tokens: Rows of features among them.
+        prompt_token_ids: The ids, where they were asked for.
+        layouts: One for each medium, in order.
+    """
+
+    request_id: str
+    model: str
+    prompt_tokens: int
+    media_tokens: int
+    prompt_token_ids: tuple[int, ...]
+    layouts: tuple[Layout, ...]
+
+
+class Stage(enum.Enum):
+    """What a request is doing before its first token."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far a request is, where it asks.
+
+    Attributes:
+        stage: What is being done.
+        done: How much of it.
+        total: Of how much; 0 where it cannot be told.
+    """
+
+    stage: Stage
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Delta:
+    """More of the answer: whole characters, and the tokens drawn since the last delta.
+
+    The two need not meet: text that is held back comes with a later token, or with none.
+
+    Attributes:
+        text: Whole characters.
+        token_ids: Tokens.
+        logprobs: One for each of the tokens, where they were asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Position, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What was counted, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    media_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time went, in seconds. What encoding took is for the caller to say."""
+
+    queue: float
+    prefill: float
+    decode: float
+    time_to_first_token: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+Event = Started | StageProgress | Delta | Finished
+
+
+class Session:
+    """One request. Made by `open_session`; `intake`, `start` and `events` once it is laid out.
+
+    Args:
+        decoder: What is loaded.
+        opening: The request.
+        rendered: Its conversation.
+        intake: Takes in the features.
+        arrived: When the request came, by `time.perf_counter`.
+        progress: Counts it.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        opening: Opening,
+        rendered: Rendered,
+        intake: FeatureIntake,
+        *,
+        arrived: float,
+        progress: Progress,
+    ) -> None:
+        self._decoder = decoder
+        self._opening = opening
+        self._rendered = rendered
+        self._arrived = arrived
+        self._progress = progress
+        self.intake = intake
+        self._prompt: Prompt | None = None
+        self._max_tokens = 0
+
+    async def start(self) -> Started:
+        """Lay the prompt out. Once `intake` has all layouts, be the features there or not.
+
+        Raises:
+            ServiceError: It leaves no room for the answer.
+        """
+        decoder, generation = self._decoder, self._opening.generation
+        layouts = self.intake.layouts()
+        prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts)
+        free = check_room(len(prompt.token_ids), generation.max_tokens, decoder.limits.context_length)
+        self._max_tokens = generation.max_tokens or min(decoder.limits.default_max_tokens, free)
+        return Started(
+            self._opening.request_id,
+            decoder.model.id,
+            len(prompt.token_ids),
+            prompt.media_tokens,
+            prompt.token_ids if generation.return_prompt_token_ids else (),
+            layouts,
+        )
+
+    async def events(self, arriving: asyncio.Task[None] | None = None) -> AsyncGenerator[Event, None]:
+        """The answer. After `start`. Closing the generator frees the engine.
+
+        Args:
+            arriving: Whoever feeds `intake`, where it is not complete; done when it is.
+
+        Raises:
+            ServiceError: From the engine, or what `arriving` raises.
+        """
+        decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
+        if prompt is None:
+            raise RuntimeError("start comes before events")
+        prompt_tokens = len(prompt.token_ids)
+        request = self._engine_request(prompt)
+        untouched = self._opening.report_progress  # where nobody asks, nobody need know
+        detokenizer, stops = Detokenizer(decoder.token_bytes), StopStrings(generation.stop)
+        prefilled = Prefilled(0.0, 0.0)
+        reason = FinishReason.LENGTH
+        drawn = 0
+        first = last = self._arrived
+        # Leaving the block, for whatever reason, frees the engine: also where a stop string ends the answer.
+        async with (
+            contextlib.aclosing(decoder.engine.generate(request)) as engine_events,
+            contextlib.aclosing(beside(engine_events, arriving)) as events,
+        ):
+            async for event in events:
+                if event is None:
+                    if untouched:
+                        yield StageProgress(Stage.QUEUED)
+                elif isinstance(event, Prefilled):
+                    prefilled = event
+                    self._progress.prefilled(prompt_tokens, event.cached_tokens, event.queue_seconds)
+                elif isinstance(event, Prefilling):
+                    untouched = False
+                    yield StageProgress(Stage.PREFILL, event.done, event.total)
+                elif isinstance(event, TokenDrawn):
+                    last = time.perf_counter()
+                    if drawn == 0:
+                        first = last
+                        self._progress.first_token(first - self._arrived)
+                    drawn += 1
+                    self._progress.token()
+                    # The end of the turn is not text.
+                    is_text = event.token_id not in decoder.model.end_tokens
+                    text = stops.push(detokenizer.push(event.token_id)) if is_text else ""
+                    yield Delta(text, (event.token_id,), positions(event, decoder.token_bytes))
+                    if stops.hit:
+                        reason = FinishReason.STOP
+                        break
+                else:
+                    reason = event.reason
+        if rest := _rest(detokenizer, stops):
+            yield Delta(rest, ())
+        self._progress.finished(drawn, last - first)
+        yield Finished(
+            reason,
+            Usage(prompt_tokens, drawn, prompt.media_tokens, prefilled.cached_tokens),
+            Timings(prefilled.queue_seconds, prefilled.prefill_seconds, last - first, first - self._arrived),
+        )
+
+    def _engine_request(self, prompt: Prompt) -> EngineRequest:
+        return EngineRequest(
+            request_id=self._opening.request_id,
+            token_ids=prompt.engine_token_ids,
+            features=self.intake.rows(),
+            grids=prompt.grids,
+            sampling=self._opening.generation.sampling,
+            max_new_tokens=self._max_tokens,
+            stop_token_ids=self._decoder.model.end_tokens,
+            media_keys=tuple(grid_keys(self.intake.layouts(), self.intake.encoder)),
+            report_progress=self._opening.report_progress,
+        )
+
+
+def _rest(detokenizer: Detokenizer, stops: StopStrings) -> str:
+    """Text that was held back, at the end of an answer."""
+    if stops.hit:
+        return ""
+    return stops.push(detokenizer.flush()) + stops.flush()
+
+
+@contextlib.asynccontextmanager
+async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) -> AsyncIterator[Session]:
+    """Take a place and lay the text out.
+
+    Args:
+        decoder: What is loaded.
+        opening: The request.
+        arrived: When it came, by `time.perf_counter`.
+
+    Raises:
+        ServiceError: RESOURCE_EXHAUSTED where the queue is full or the text alone is too long; UNAVAILABLE where the
+            engine is down; what `PromptBuilder.render` raises.
+    """
+    if not decoder.engine.ready:
+        raise not_ready()
+    with decoder.admission.enter() as place, Progress() as progress:
+        rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
+        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
+        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress)
