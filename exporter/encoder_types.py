@@ -25,7 +25,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from decoder_service import chat
-from decoder_service.request.prompt import Prompt, PromptBuilder
+from decoder_service.families.family import Prompt
+from decoder_service.families.registry import family_of
+from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.parent import end_with_parent
 from vision_service.encoder import Encoder
@@ -145,7 +147,7 @@ def _medium(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
 
 
 def _prompts(bundle: Bundle, media: Sequence[PreparedMedium], features: Features) -> list[Prompt]:
-    builder = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+    builder = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
     prompts = []
     for index, (medium, rows) in enumerate(zip(media, features, strict=True)):
         shown = chat.Medium(chat.MediaKind.IMAGE, str(index))

@@ -21,15 +21,17 @@ class ModelFacts:
 
     Attributes:
         id: The model's name.
+        family: The name of its family.
         precision: Of the decoder's weights.
         merge_size: Patches along one edge of a token.
-        feature_width: (1 + L) x hidden_size.
+        feature_width: Numbers in a row of features.
         encoder_fingerprint: Of the encoder whose features it was trained with.
         end_tokens: Tokens that end a turn.
         vocab_size: Token ids that it knows: those below.
     """
 
     id: str
+    family: str
     precision: str
     merge_size: int
     feature_width: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,20 +34,6 @@ def encoder_name(fingerprint: str, dtype: tensor_pb2.DataType.ValueType) -> str:
     return f"{fingerprint}:{dtype}"
 
 
-def grid_keys(layouts: Sequence[Layout], encoder: str) -> Iterator[str]:
-    """A name for the features of every image and every video frame, in order, as `EngineRequest.media_keys`.
-
-    Args:
-        layouts: One for each medium of the conversation, in order.
-        encoder: As for `media_key`.
-    """
-    for layout in layouts:
-        key = media_key(layout.medium, encoder)
-        frames, h, w = layout.grid
-        for frame in range(frames):
-            yield f"{key}:{h}x{w}:{frame}"
-
-
 @dataclass(frozen=True, eq=False)
 class Features:
     """The features of one medium, whole.
@@ -56,7 +41,7 @@ class Features:
     Attributes:
         layout: Its place in a prompt.
         prompt_tokens: Tokens that it takes there.
-        rows: float32 [layout.token_count, (1 + L) x hidden], not to be written to.
+        rows: float32 [layout.token_count, width], not to be written to.
     """
 
     layout: Layout

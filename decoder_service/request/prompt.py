@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
-from numpy.typing import NDArray
 
-from decoder_service.chat import Layout, MediaKind, Medium, Message, Text, media_of
+from decoder_service.chat import Layout, Medium, Message, Text, media_of
+from decoder_service.families.family import Family, Prompt
 from serving.errors import Reason, failure, invalid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-    from serving.bundle import TokenIds
 
 
 @dataclass(frozen=True)
@@ -41,35 +38,18 @@ class Rendered:
     media: tuple[Medium, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """A prompt, laid out.
-
-    Attributes:
-        token_ids: As transformers' processor gives them.
-        engine_token_ids: The same for the engine, int32 [n]: to it every frame of a video is an image.
-        grids: Patches (t, h, w) of every image and every frame, int64 [m, 3], in order of appearance.
-        media_tokens: How many of the ids are rows of features.
-    """
-
-    token_ids: tuple[int, ...]
-    engine_token_ids: NDArray[np.int32]
-    grids: NDArray[np.int64]
-    media_tokens: int
-
-
 class PromptBuilder:
     """Lays out prompts. Its methods compute; call them off the event loop. Safe to call from several threads.
 
     Args:
         tokenizer: The checkpoint's, with its chat template. It is told to treat all its added tokens as control tokens.
-        tokens: Ids of the control tokens.
+        family: Lays its media out.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens: TokenIds) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, family: Family) -> None:
         self._tokenizer = tokenizer
-        self._tokens = tokens
-        self._kinds = {tokens.image: MediaKind.IMAGE, tokens.video: MediaKind.VIDEO}
+        self._family = family
+        self._kinds = family.placeholders
         # Encoding passes through settings that the tokenizer holds, so callers take turns.
         self._lock = threading.Lock()
         # It would warn of prompts that are long for its own setting; the context is the service's affair.
@@ -81,12 +61,12 @@ class PromptBuilder:
         ]
 
     @classmethod
-    def load(cls, directory: Path, tokens: TokenIds) -> PromptBuilder:
+    def load(cls, directory: Path, family: Family) -> PromptBuilder:
         """Read tokenizer and chat template from a bundle's decoder directory."""
         from transformers import AutoTokenizer  # noqa: PLC0415  # a second to import; only who loads one pays
 
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(directory, local_files_only=True)  # type: ignore[assignment]  # Qwen's are all of this kind
-        return cls(tokenizer, tokens)
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(directory, local_files_only=True)  # type: ignore[assignment]  # checkpoints have no others
+        return cls(tokenizer, family)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -125,55 +105,21 @@ class PromptBuilder:
 
     def length(self, layout: Layout) -> int:
         """Tokens that a medium takes in the place of its placeholder."""
-        if layout.medium.kind is MediaKind.IMAGE:
-            return layout.token_count
-        return len(self._frames(layout))
+        return self._family.length(layout, self._encode)
 
-    def expand(self, rendered: Rendered, layouts: Sequence[Layout]) -> Prompt:
-        """Give every medium its rows.
-
-        An image takes as many `<|image_pad|>` as it has features. A video takes, for every temporal patch, its time as
-        text and its own run of `<|video_pad|>` between `<|vision_start|>` and `<|vision_end|>`, as Qwen3VLProcessor
-        of transformers 5.23 writes it.
+    def expand(self, rendered: Rendered, layouts: Sequence[Layout], keys: Sequence[str] = ()) -> Prompt:
+        """Give every medium its tokens.
 
         Args:
             rendered: The conversation.
             layouts: One for each medium, in order.
+            keys: What names the features of each medium exactly, in order; none: nobody knows.
         """
-        ids: list[int] = []
-        grids: list[tuple[int, int, int]] = []
-        waiting = iter(layouts)
-        for token in rendered.token_ids:
-            kind = self._kinds.get(token)
-            if kind is None:
-                ids.append(token)
-                continue
-            layout = next(waiting)
-            t, h, w = layout.grid
-            if kind is MediaKind.IMAGE:
-                ids.extend(itertools.repeat(token, layout.token_count))
-                grids.append(layout.grid)
-            else:
-                ids.extend(self._frames(layout))
-                grids.extend(itertools.repeat((1, h, w), t))
-        engine_ids = np.asarray(ids, np.int32)
-        engine_ids[engine_ids == self._tokens.video] = self._tokens.image
-        return Prompt(
-            token_ids=tuple(ids),
-            engine_token_ids=engine_ids,
-            grids=np.asarray(grids, np.int64).reshape(-1, 3),
-            media_tokens=sum(layout.token_count for layout in layouts),
-        )
+        return self._family.lay_out(rendered.token_ids, layouts, self._encode, keys)
 
-    def _frames(self, layout: Layout) -> list[int]:
-        rows = layout.token_count // layout.grid[0]
-        ids: list[int] = []
-        for seconds in layout.timestamps:
-            with self._lock:
-                ids += self._tokenizer.encode(f"<{seconds:.1f} seconds>", add_special_tokens=False)
-            ids.append(self._tokens.vision_start)
-            ids.extend(itertools.repeat(self._tokens.video, rows))
-            ids.append(self._tokens.vision_end)
+    def _encode(self, text: str) -> list[int]:
+        with self._lock:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
 

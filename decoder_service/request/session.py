@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from decoder_service.chat import Layout
 from decoder_service.engine import EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
 from decoder_service.engine.supervisor import not_ready
+from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
 from decoder_service.output.detokenizer import Detokenizer
 from decoder_service.output.logprobs import Position, positions
 from decoder_service.output.stop_strings import StopStrings
 from decoder_service.request.admission import check_room
 from decoder_service.request.decoder import Decoder
-from decoder_service.request.feature_store import grid_keys
+from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.opening import Opening
-from decoder_service.request.prompt import Prompt, Rendered
+from decoder_service.request.prompt import Rendered
 from serving.tasks import beside
 
 
@@ -160,7 +161,8 @@ class Session:
         """
         decoder, generation = self._decoder, self._opening.generation
         layouts = self.intake.layouts()
-        prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts)
+        keys = [media_key(layout.medium, self.intake.encoder) for layout in layouts]
+        prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts, keys)
         free = check_room(len(prompt.token_ids), generation.max_tokens, decoder.limits.context_length)
         self._max_tokens = generation.max_tokens or min(decoder.limits.default_max_tokens, free)
         return Started(
@@ -236,12 +238,13 @@ class Session:
         return EngineRequest(
             request_id=self._opening.request_id,
             token_ids=prompt.engine_token_ids,
+            positions=prompt.positions,
             features=self.intake.rows(),
-            grids=prompt.grids,
+            media=prompt.media,
             sampling=self._opening.generation.sampling,
             max_new_tokens=self._max_tokens,
             stop_token_ids=self._decoder.model.end_tokens,
-            media_keys=tuple(grid_keys(self.intake.layouts(), self.intake.encoder)),
+            inputs=prompt.inputs,
             report_progress=self._opening.report_progress,
         )
 

@@ -100,7 +100,7 @@ def model(decoder: Decoder) -> chat_pb2.Model:
     """What is loaded."""
     return chat_pb2.Model(
         id=decoder.model.id,
-        family="qwen3_vl",
+        family=decoder.model.family,
         context_length=decoder.limits.context_length,
         images=True,
         video=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,11 +71,29 @@ class Case:
             request_id="test",
             token_ids=prompt.engine_token_ids,
             features=FeatureRows.of(*self.features),
-            grids=prompt.grids,
+            positions=prompt.positions,
+            media=prompt.media,
+            inputs=prompt.inputs,
             sampling=sampling or SamplingParams(),
             max_new_tokens=tokens,
             stop_token_ids=frozenset(),
         )
+
+
+def named(request: EngineRequest, *keys: str) -> EngineRequest:
+    """With a key for each of its media; none at all where none is given."""
+    of_media = zip(request.media, keys or [""] * len(request.media), strict=True)
+    return dataclasses.replace(request, media=tuple(dataclasses.replace(span, key=key) for span, key in of_media))
+
+
+def followed(request: EngineRequest, token_ids: Sequence[int]) -> EngineRequest:
+    """With more text after its prompt."""
+    after = request.positions[:, -1:] + np.arange(1, len(token_ids) + 1)
+    return dataclasses.replace(
+        request,
+        token_ids=np.concatenate([request.token_ids, np.array(token_ids, np.int32)]),
+        positions=np.concatenate([request.positions, after], 1),
+    )
 
 
 def make_case(reference: Reference, turns: Sequence[Turn]) -> Case:

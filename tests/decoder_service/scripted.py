@@ -59,6 +59,7 @@ def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **l
     return Decoder(
         model=ModelFacts(
             id="tiny",
+            family=bundle.model.family,
             precision="fp32",
             merge_size=bundle.vision.spatial_merge_size,
             feature_width=bundle.feature_width,

@@ -14,7 +14,7 @@ from decoder_service.engine.batching.kv import KvCache
 from decoder_service.engine.batching.pace import Curve, Pace, Speed
 from decoder_service.engine.batching.scheduler import Scheduler
 from decoder_service.engine.batching.slots import Slots
-from decoder_service.engine.batching.stepper import Job, Shape, Stepper
+from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.model import Model, Piece, Step
 from decoder_service.engine.onnx.runner import Runner
 from serving.bundle import Bundle
@@ -128,8 +128,7 @@ class Stepping:
         runner.use(self.cache.buffers)
         self.slots = Slots(self.cache, rows=rows, running=slots, budget=budget, caching=caches is not None)
         self.model = Watched(runner)
-        self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
-        self._vocabulary = runner.vocabulary
+        self._shape = runner.shape
         self.answers: dict[Job, Answer] = {}
         self.scheduler = Scheduler[Job](self.slots, read_ahead=True, least_ahead=1)
         self.stepper = Stepper(
@@ -142,7 +141,7 @@ class Stepping:
 
     def add(self, request: EngineRequest, at: float = 0.0) -> Job:
         """A request comes."""
-        job = Job.of(request, self._shape, self._vocabulary, at)
+        job = Job.of(request, self._shape, at)
         self.answers[job] = Answer()
         self.stepper.add(job)
         return job

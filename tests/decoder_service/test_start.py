@@ -32,10 +32,11 @@ sys.modules["torch"] = None
 import decoder_service.engine.batching.engine
 import decoder_service.engine.genai.child
 from decoder_service.service import DecoderService
+from decoder_service.families.registry import family_of
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 bundle = Bundle.open({str(bundle.root)!r})
-prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
 assert sys.modules["torch"] is None
 """
     done = subprocess.run(

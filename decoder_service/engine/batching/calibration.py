@@ -79,8 +79,8 @@ class _Timing:
 
 def read(runner: Runner, graph: str, size: int) -> None:
     """Read a chunk of so many tokens into the first row. The first large one of all allocates what later ones use."""
-    positions = np.broadcast_to(np.arange(size), (3, size))
-    features = np.empty((0, runner.feature_width), np.float32)
+    positions = np.broadcast_to(np.arange(size), (runner.shape.axes, size))
+    features = np.empty((0, runner.shape.feature_width), np.float32)
     runner.run(graph, piece=Piece(0, 0, np.zeros(size, np.int32), features, positions))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.families.qwen3_vl.positions import Span
+from decoder_service.engine.media import Span
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,28 +27,13 @@ from decoder_service.engine.interface import (
     Prefilling,
     TokenDrawn,
 )
-from decoder_service.engine.model import Model, Piece, Step
+from decoder_service.engine.media import check_spans, readable, rows_before
+from decoder_service.engine.model import Model, Piece, Shape, Step
 from decoder_service.engine.sampler import Sampler, draw
 from decoder_service.engine.supervisor import failed
-from decoder_service.families.qwen3_vl.positions import media_spans, mrope_positions, readable
 from serving.errors import ServiceError
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the stepper must know of the model.
-
-    Attributes:
-        image_token: What stands at every row of features.
-        merge_size: Patches along one edge of a token.
-        feature_width: (1 + L) x hidden.
-    """
-
-    image_token: int
-    merge_size: int
-    feature_width: int
 
 
 @dataclass(eq=False)
@@ -58,7 +43,6 @@ class Job(Task):
     Attributes:
         request: What was asked.
         sampler: Draws its tokens.
-        positions: M-RoPE positions of the prompt and of the token after it, int64 [3, n + 1].
         queued_at: When it came, by `time.perf_counter`.
         since: When it came, or its last chunk was read.
         waited: Seconds for which nothing could be read for want of features, until its prompt is begun, and then anew.
@@ -69,7 +53,6 @@ class Job(Task):
 
     request: EngineRequest = field(kw_only=True)
     sampler: Sampler = field(kw_only=True)
-    positions: NDArray[np.int64] = field(kw_only=True)
     queued_at: float = field(kw_only=True)
     since: float = field(kw_only=True)
     waited: float = 0.0
@@ -78,30 +61,26 @@ class Job(Task):
     answer: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, request: EngineRequest, shape: Shape, vocabulary: int, queued_at: float) -> Job:
+    def of(cls, request: EngineRequest, shape: Shape, queued_at: float) -> Job:
         """Lay a request out.
 
         Raises:
             ValueError: Its parts do not agree with each other or with the model.
         """
-        ids = request.token_ids
+        ids, vocabulary = request.token_ids, shape.vocabulary
         if ids.size == 0 or not ((ids >= 0) & (ids < vocabulary)).all():
             raise ValueError("the prompt is empty, or has a token that the model does not know")
         if not all(0 <= token < vocabulary for token in request.sampling.logit_bias):
             raise ValueError("logit_bias names a token that the model does not know")
-        spans = media_spans(
-            ids, request.grids, request.media_keys, image_token=shape.image_token, merge_size=shape.merge_size
-        )
-        count = request.features.count
-        if count != sum(span.stop - span.start for span in spans):
-            raise ValueError(f"there are {count} rows of features, and the prompt has room for others")
+        if request.positions.shape != (shape.axes, ids.size + 1):
+            raise ValueError(f"{ids.size} tokens have positions of shape {request.positions.shape}")
+        check_spans(ids.size, request.media, request.features.count)
         return cls(
-            prompt=Content(ids, spans),
-            available=readable(ids.size, spans, request.features.available),
+            prompt=Content(ids, request.media),
+            available=readable(ids.size, request.media, request.features.available),
             need=ids.size + request.max_new_tokens,
             request=request,
             sampler=Sampler(request.sampling, ids),
-            positions=mrope_positions(ids.size, spans),
             queued_at=queued_at,
             since=queued_at,
         )
@@ -241,14 +220,13 @@ class Stepper:
     def _piece(self, chunk: Chunk[Job]) -> Piece:
         job = chunk.task
         ids = job.request.token_ids
-        before = int((ids[: chunk.start] == self._shape.image_token).sum())
-        inside = int((ids[chunk.start : chunk.stop] == self._shape.image_token).sum())
+        first, last = (rows_before(token, job.request.media) for token in (chunk.start, chunk.stop))
         return Piece(
             row=job.place.row,
             start=chunk.start,
             token_ids=ids[chunk.start : chunk.stop],
-            features=job.request.features.rows(before, before + inside, self._shape.feature_width),
-            positions=job.positions[:, chunk.start : chunk.stop],
+            features=job.request.features.rows(first, last, self._shape.feature_width),
+            positions=job.request.positions[:, chunk.start : chunk.stop],
         )
 
     def _draw(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
@@ -281,7 +259,7 @@ def _step(row: int, jobs: Sequence[Job]) -> Step:
         row=row,
         lengths=np.array([job.place.length for job in jobs], np.int64),
         token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
-        positions=np.array([job.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
+        positions=np.array([job.request.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
     )
 
 

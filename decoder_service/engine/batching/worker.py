@@ -21,7 +21,7 @@ from decoder_service.engine.batching.pace import Measurements, Pace, Speed
 from decoder_service.engine.batching.scheduler import Scheduler
 from decoder_service.engine.batching.slots import Slots
 from decoder_service.engine.batching.spare import LOOK_SECONDS, SpareCores
-from decoder_service.engine.batching.stepper import Job, Shape, Stepper
+from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
 from decoder_service.engine.onnx import operators
 from decoder_service.engine.onnx.runner import Runner
@@ -138,8 +138,7 @@ class Worker:
             budget=budget,
             caching=config.cached_prompts > 0,
         )
-        self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
-        self._vocabulary = runner.vocabulary
+        self._shape = runner.shape
         scheduler = Scheduler[Job](slots, read_ahead=config.read_ahead == "on")
         self._stepper = Stepper(runner, scheduler, pace, self._shape, self._hear)
         self._cores = SpareCores() if config.read_ahead == "auto" else None
@@ -194,7 +193,7 @@ class Worker:
 
     def _take_up(self, call: Call) -> None:
         try:
-            job = Job.of(call.request, self._shape, self._vocabulary, call.queued_at)
+            job = Job.of(call.request, self._shape, call.queued_at)
         except ValueError as error:
             log.error("request failed in the engine", request_id=call.request.request_id, error=str(error))
             self._said.append((call, failed()))

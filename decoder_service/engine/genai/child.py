@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -97,7 +98,7 @@ def _warm_up(model: og.Model, config: WorkerConfig) -> None:
         model,
         np.zeros(_WARM_UP_PROMPT, np.int32),
         np.zeros((0, config.feature_width), np.float32),
-        np.zeros((0, 3), np.int64),
+        config.inputs,
         _WARM_UP_PROMPT + _WARM_UP_TOKENS,
     )
     sampler = Sampler(SamplingParams(), np.zeros(0, np.int32))
@@ -121,7 +122,7 @@ def _prefill(
     model: og.Model,
     token_ids: NDArray[np.int32],
     features: NDArray[np.float32],
-    grids: NDArray[np.int64],
+    family_inputs: Mapping[str, NDArray[np.int64]],
     max_length: int,
 ) -> og.Generator:
     params = og.GeneratorParams(model)
@@ -131,8 +132,8 @@ def _prefill(
     inputs = og.NamedTensors()
     inputs["input_ids"] = token_ids[np.newaxis]
     inputs["pixel_values"] = features  # the bundle's vision graph hands them on as they are
-    inputs["image_grid_thw"] = grids
-    inputs["num_image_tokens"] = np.array([features.shape[0]], np.int64)
+    for name, value in family_inputs.items():
+        inputs[name] = value
     generator.set_inputs(inputs)
     return generator
 
@@ -155,7 +156,7 @@ def _answer(connection: Connection, model: og.Model, run: Run, features: NDArray
     if _cancelled(connection, run.job):
         return Ended(run.job)
     started = time.perf_counter()
-    generator = _prefill(model, run.token_ids, features, run.grids, run.token_ids.size + run.max_new_tokens)
+    generator = _prefill(model, run.token_ids, features, run.inputs, run.token_ids.size + run.max_new_tokens)
     logits = _last_logits(generator)
     connection.send(PromptRead(run.job, time.perf_counter() - started))
     sampler = Sampler(run.sampling, run.token_ids)

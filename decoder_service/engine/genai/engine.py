@@ -283,7 +283,7 @@ class GenaiEngine:
                 job=job.number,
                 token_ids=request.token_ids,
                 feature_rows=tuple(len(rows) for rows in arrays),
-                grids=request.grids,
+                inputs=request.inputs,
                 sampling=request.sampling,
                 max_new_tokens=request.max_new_tokens,
                 stop_token_ids=request.stop_token_ids,

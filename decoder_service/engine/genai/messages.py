@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from decoder_service.engine.interface import FinishReason, SamplingParams, TokenDrawn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WorkerConfig:
     """What the child loads.
 
@@ -18,13 +19,15 @@ class WorkerConfig:
         model_dir: Directory that onnxruntime-genai loads.
         provider: Execution provider.
         threads: Threads for one operator.
-        feature_width: (1 + L) x hidden.
+        feature_width: Numbers in a row of features.
+        inputs: `EngineRequest.inputs` of a prompt without media.
     """
 
     model_dir: str
     provider: str
     threads: int
     feature_width: int
+    inputs: Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class Run:
         job: Number of the request.
         token_ids: int32 [n].
         feature_rows: Rows of each array that follows.
-        grids: int64 [m, 3].
+        inputs: As `EngineRequest.inputs`.
         sampling: How tokens are chosen.
         max_new_tokens: Most tokens to write.
         stop_token_ids: Tokens that end the answer.
@@ -44,7 +47,7 @@ class Run:
     job: int
     token_ids: NDArray[np.int32]
     feature_rows: tuple[int, ...]
-    grids: NDArray[np.int64]
+    inputs: Mapping[str, NDArray[np.int64]]
     sampling: SamplingParams
     max_new_tokens: int
     stop_token_ids: frozenset[int]

@@ -15,7 +15,7 @@ has taken the place of ONNX Runtime's, does all of this itself: it is given both
 - `logits_indices` [n], which of all tokens' logits are wanted;
 
 and to the outputs `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. Beside a chunk, `inputs_embeds` is
-[1, answers + chunk, width] and `position_ids` [3, 1, answers + chunk].
+[1, answers + chunk, width] and `position_ids` [axes, 1, answers + chunk].
 """
 
 from __future__ import annotations

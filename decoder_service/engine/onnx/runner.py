@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from decoder_service.engine.model import Piece, Step
+from decoder_service.engine.model import Piece, Shape, Step
 from decoder_service.engine.onnx.operators import is_rounded, multiplies_all, substitute
 from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
 from decoder_service.engine.onnx.pages import let_go
@@ -57,7 +57,7 @@ class Runner:
         self._head_size = head_size
         self._operators = operators
         self._embedding = onnxruntime.InferenceSession(embedding, _options(1), _PROVIDERS)
-        self.feature_width = int(self._embedding.get_outputs()[0].shape[-1])
+        self._feature_width = int(self._embedding.get_outputs()[0].shape[-1])
         self._tensors = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._bindings: dict[str, _Binding] = {}
@@ -87,7 +87,11 @@ class Runner:
             return
         kinds = {value.name: value.type for value in session.get_inputs()}
         self.cache_dtype = np.dtype(_NUMPY_TYPES[kinds[f"past_key_values.{self._tensors[0]}"]])
-        self.vocabulary = int(session.get_outputs()[0].shape[-1])
+        self.shape = Shape(
+            vocabulary=int(session.get_outputs()[0].shape[-1]),
+            feature_width=self._feature_width,
+            axes=next(int(value.shape[0]) for value in session.get_inputs() if value.name == "position_ids"),
+        )
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -106,12 +110,12 @@ class Runner:
         # All tokens lie in one row, but for answers that are alone, of which each has its own.
         layout = (1, answers + size) if size else (answers, 1)
         wanted = [*range(answers), *([answers + size - 1] if size else [])]
-        logits = np.empty((len(wanted), 1, self.vocabulary), np.float32)
+        logits = np.empty((len(wanted), 1, self.shape.vocabulary), np.float32)
         first, second = (step, piece) if step is not None else (piece, None)
         (mask, rows), (chunk_mask, chunk_rows) = _rows(first), _rows(second)
         inputs: dict[str, NDArray[Any]] = {
             "inputs_embeds": self._embed(step, piece).reshape(*layout, -1),
-            "position_ids": _positions(step, piece).reshape(3, *layout),
+            "position_ids": self._positions(step, piece).reshape(self.shape.axes, *layout),
             "attention_mask": mask,
             f"{CHUNK}attention_mask": chunk_mask,
             LOGITS_INDICES: np.array(wanted, np.int64),
@@ -130,12 +134,21 @@ class Runner:
         parts = []
         if step is not None:
             # The ids of an answer are text, also where the model draws a media token: there are no features for it.
-            parts.append((step.token_ids, np.empty((0, self.feature_width), np.float32)))
+            parts.append((step.token_ids, np.empty((0, self._feature_width), np.float32)))
         if piece is not None:
             parts.append((piece.token_ids, piece.features))
         feeds = [{"input_ids": ids[None].astype(np.int64), "image_features": rows} for ids, rows in parts]
         found = [self._embedding.run(["inputs_embeds"], feed)[0] for feed in feeds]
         return np.concatenate(found, 1) if len(found) > 1 else np.asarray(found[0])
+
+    def _positions(self, step: Step | None, piece: Piece | None) -> NDArray[np.int64]:
+        """Positions of all tokens, the answers' first: [axes, n]."""
+        axes = self.shape.axes
+        answers = step.positions if step is not None else np.empty(0, np.int64)
+        chunk = piece.positions if piece is not None else np.empty((axes, 0), np.int64)
+        positions = np.empty((axes, answers.size + chunk.shape[1]), np.int64)
+        positions[:, : answers.size], positions[:, answers.size :] = answers, chunk
+        return positions
 
     def _bind_cache(self, binding: _Binding, prefix: str, rows: slice) -> None:
         """Bind rows as past and as present, unless they are: that is 144 calls for 36 layers."""
@@ -153,15 +166,6 @@ class _Binding:
 
     of: Any
     rows: dict[str, slice] = field(default_factory=dict)
-
-
-def _positions(step: Step | None, piece: Piece | None) -> NDArray[np.int64]:
-    """M-RoPE positions of all tokens, the answers' first: [3, n]."""
-    answers = step.positions if step is not None else np.empty(0, np.int64)
-    chunk = piece.positions if piece is not None else np.empty((3, 0), np.int64)
-    positions = np.empty((3, answers.size + chunk.shape[1]), np.int64)
-    positions[:, : answers.size], positions[:, answers.size :] = answers, chunk
-    return positions
 
 
 def _rows(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:

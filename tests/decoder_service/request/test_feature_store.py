@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from decoder_service.chat import Layout, MediaKind, Medium
-from decoder_service.request.feature_store import Features, FeatureStore, encoder_name, grid_keys, media_key
+from decoder_service.request.feature_store import Features, FeatureStore, encoder_name, media_key
 from serving.bundle import Bundle
 from serving.errors import Code
 from serving.media import media_digest
@@ -93,17 +93,6 @@ async def test_an_encoder_is_its_weights_and_its_type() -> None:
     """Features of another type are never taken for those of this one."""
     named = [("f", 1), ("f", 3), ("g", 1)]
     assert len({encoder_name(*names) for names in named}) == len(named)
-
-
-async def test_every_grid_has_a_name() -> None:
-    """One for an image, one for each frame of a video; a medium that comes twice has the same names twice."""
-    image = Layout(MEDIUM, (1, 4, 6), 6)
-    video = Layout(dataclasses.replace(MEDIUM, kind=MediaKind.VIDEO), (3, 4, 6), 18, (0.5, 1.5, 2.5))
-    keys = list(grid_keys([image, video, image], "f"))
-    assert len(keys) == 5
-    assert keys[0] == keys[4]
-    assert len(set(keys)) == 4
-    assert list(grid_keys([image], "g")) != keys[:1]
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text, first_of_each, media_of
+from decoder_service.families.registry import family_of
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError
@@ -25,23 +26,6 @@ def test_ids_equal_transformers(prompts: PromptBuilder, cases: dict[str, Case], 
     case = cases[name]
     prompt = prompts.expand(prompts.render(case.messages), case.layouts)
     assert list(prompt.token_ids) == case.inputs.input_ids[0].tolist()
-
-
-@pytest.mark.parametrize("name", TURNS)
-def test_engine_sees_frames_as_images(
-    prompts: PromptBuilder, bundle: Bundle, cases: dict[str, Case], name: str
-) -> None:
-    """The engine's ids have image tokens where the prompt has image or video tokens, one grid for each run of them."""
-    case = cases[name]
-    prompt = prompts.expand(prompts.render(case.messages), case.layouts)
-    media = {bundle.tokens.image, bundle.tokens.video}
-    expected = [bundle.tokens.image if token in media else token for token in prompt.token_ids]
-    assert prompt.engine_token_ids.tolist() == expected
-    rows = [int(t * h * w) // bundle.vision.spatial_merge_size**2 for t, h, w in prompt.grids]
-    assert sum(rows) == prompt.media_tokens == expected.count(bundle.tokens.image)
-    assert all(t == 1 for t, _, _ in prompt.grids)
-    runs = [len(run) for run in "".join("i" if i == bundle.tokens.image else " " for i in expected).split()]
-    assert runs == rows
 
 
 def test_length_is_what_expand_writes(prompts: PromptBuilder, cases: dict[str, Case]) -> None:
@@ -138,7 +122,7 @@ def test_placeholders_in_text_are_not_counted(prompts: PromptBuilder, bundle: Bu
 
 def test_a_template_that_refuses_is_the_clients_error(bundle: Bundle) -> None:
     """What a template raises becomes INVALID_ARGUMENT for `messages`."""
-    prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+    prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
     prompts.tokenizer.chat_template = "{{ raise_exception('no system message, please') }}"
     with pytest.raises(ServiceError, match="no system message, please") as caught:
         prompts.render([Message(Role.USER, (Text("hi"),))])
@@ -148,7 +132,7 @@ def test_a_template_that_refuses_is_the_clients_error(bundle: Bundle) -> None:
 
 def test_a_template_that_drops_media_is_noticed(bundle: Bundle) -> None:
     """Features without a place in the prompt are never passed over."""
-    prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+    prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
     prompts.tokenizer.chat_template = "<|im_start|>user\nalways the same<|im_end|>\n"
     with pytest.raises(ServiceError, match="0 placeholders for 1 media") as caught:
         prompts.render([Message(Role.USER, (image(),))])

@@ -16,7 +16,7 @@ from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import PromptBuilder
 from decoder_service.request.session import open_session
 from serving.bundle import Bundle
-from tests.decoder_service.cases import Case
+from tests.decoder_service.cases import Case, named
 from tests.decoder_service.scripted import ScriptedEngine, scripted_decoder
 from vlm.v1 import tensor_pb2
 
@@ -50,14 +50,22 @@ async def asked(bundle: Bundle, prompts: PromptBuilder, case: Case, options: byt
     return request
 
 
+def keys(request: EngineRequest) -> list[str]:
+    """The names of its media."""
+    return [span.key for span in request.media]
+
+
 @pytest.mark.parametrize("name", ["text alone", "two images", "odd video and an image"])
-async def test_every_grid_is_named(bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case], name: str) -> None:
-    """The engine has a name for each row of its grids, all different here, and the features that were kept."""
+async def test_every_medium_is_named(bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case], name: str) -> None:
+    """The engine has a name for each image and each frame, all different here, and the features that were kept."""
     case = cases[name]
     request = await asked(bundle, prompts, case, b"")
     expected = case.request(prompts, tokens=1)
-    assert request.grids.tolist() == expected.grids.tolist()
-    assert len(set(request.media_keys)) == len(request.media_keys) == len(request.grids)
+    assert named(request).media == expected.media
+    assert np.array_equal(request.positions, expected.positions)
+    names = keys(request)
+    assert len(set(names)) == len(names)
+    assert "" not in names
     assert [rows.tolist() for rows in request.features.arrays] == [rows.tolist() for rows in case.features]
 
 
@@ -67,7 +75,7 @@ async def test_names_are_of_the_content(bundle: Bundle, prompts: PromptBuilder, 
     first = await asked(bundle, prompts, case, b"")
     again = await asked(bundle, prompts, case, b"")
     other = await asked(bundle, prompts, case, b"\x08\x01")
-    assert first.media_keys == again.media_keys
-    assert not set(first.media_keys) & set(other.media_keys)
+    assert keys(first) == keys(again)
+    assert not set(keys(first)) & set(keys(other))
     assert first.token_ids.tolist() == other.token_ids.tolist()
-    assert np.array_equal(first.grids, other.grids)
+    assert np.array_equal(first.positions, other.positions)

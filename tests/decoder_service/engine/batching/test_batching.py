@@ -19,7 +19,7 @@ from decoder_service.engine.onnx.runner import Runner
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code
-from tests.decoder_service.cases import TURNS, Case
+from tests.decoder_service.cases import TURNS, Case, followed, named
 from tests.decoder_service.engines import text_request
 from tests.decoder_service.stepping import Call, Stepping
 
@@ -42,7 +42,7 @@ def runner(bundle: Bundle) -> Runner:
 
 def keyed(request: EngineRequest, name: str) -> EngineRequest:
     """With a key for each grid: conversations of the same name have the same media."""
-    return dataclasses.replace(request, media_keys=tuple(f"{name}/{n}" for n in range(len(request.grids))))
+    return named(request, *(f"{name}/{n}" for n in range(len(request.media))))
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,7 @@ def requests(prompts: PromptBuilder, cases: dict[str, Case]) -> dict[str, Engine
     """Text, images and videos, each also as a follow-up of itself; and texts of any length."""
     found = {name: keyed(cases[name].request(prompts, tokens=LONGEST), name) for name in TURNS}
     for name, request in list(found.items()):
-        longer = np.concatenate([request.token_ids, np.array([*cases[name].greedy[:9], 20, 21, 22], np.int32)])
-        found[f"{name}, and more"] = dataclasses.replace(request, token_ids=longer)
+        found[f"{name}, and more"] = followed(request, [*cases[name].greedy[:9], 20, 21, 22])
     rng = np.random.default_rng(5)
     for length in (1, 2, 33, 150):
         found[f"{length} words"] = text_request(rng.integers(0, 250, length).tolist(), LONGEST)
@@ -234,9 +233,9 @@ def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
     bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest]
 ) -> None:
     """Another picture of the same size, in the same words, has other tokens; a key that lies shows that it matters."""
-    first = dataclasses.replace(requests["one image"], media_keys=("a",))
+    first = named(requests["one image"], "a")
     rows = np.ascontiguousarray(first.features.arrays[0][::-1])
-    other = dataclasses.replace(first, features=FeatureRows.of(rows), media_keys=("b",))
+    other = dataclasses.replace(named(first, "b"), features=FeatureRows.of(rows))
     expected = Stepping(bundle, runner).answer(other).tokens
     assert expected != Stepping(bundle, runner).answer(first).tokens
     stepping = Stepping(bundle, runner, caches=2)
@@ -245,9 +244,9 @@ def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
     assert answer.tokens == expected
     assert answer.prefilled is not None
     assert answer.prefilled.cached_tokens < other.token_ids.tolist().index(bundle.tokens.image) + 1
-    lying = stepping.answer(dataclasses.replace(other, features=FeatureRows.of(rows + 1), media_keys=("b",)))
+    lying = stepping.answer(dataclasses.replace(other, features=FeatureRows.of(rows + 1)))
     assert lying.tokens == expected
-    unknown = stepping.answer(dataclasses.replace(other, media_keys=()))
+    unknown = stepping.answer(named(other))
     assert unknown.tokens == expected
 
 
@@ -350,7 +349,7 @@ def test_a_prompt_is_read_up_to_the_features_that_are_there(
     whole = requests["two images"]
     arrays = whole.features.arrays
     request = dataclasses.replace(
-        whole, features=FeatureRows(len(rows) for rows in arrays), media_keys=(), report_progress=True
+        named(whole), features=FeatureRows(len(rows) for rows in arrays), report_progress=True
     )
     stepping = Stepping(bundle, runner)
     job = stepping.add(request)

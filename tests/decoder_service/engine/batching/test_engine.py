@@ -32,7 +32,7 @@ from decoder_service.engine.onnx.runner import Runner
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError
-from tests.decoder_service.cases import TOKENS, Case
+from tests.decoder_service.cases import TOKENS, Case, named
 from tests.decoder_service.engines import (
     collect,
     endless,
@@ -91,8 +91,8 @@ async def test_a_second_question_is_found_in_the_cache(
     bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case]
 ) -> None:
     """Where media have keys the whole prompt but its last token is found again; with the cache off, or no keys, not."""
-    request = dataclasses.replace(cases["one image"].request(prompts, tokens=3), media_keys=("picture",))
-    unnamed = dataclasses.replace(request, media_keys=())
+    request = named(cases["one image"].request(prompts, tokens=3), "picture")
+    unnamed = named(request)
     size = request.token_ids.size
     before_the_picture = request.token_ids.tolist().index(bundle.tokens.image)
     for options, asked, expected in (

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decoder_service.engine import Span
 from decoder_service.engine.batching.prefix import Content, common_prefix
-from decoder_service.families.qwen3_vl.positions import Span
 
 IMAGE = 9
 # Pieces of a content: a word, or an image of two tokens with a key.

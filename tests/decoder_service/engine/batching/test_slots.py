@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoder_service.engine import Span
 from decoder_service.engine.batching.prefix import Content
 from decoder_service.engine.batching.slots import SHORTEST_MATCH, Slot, Slots
-from decoder_service.families.qwen3_vl.positions import Span
 
 GRANULE = 4
 LONG = SHORTEST_MATCH + 4
