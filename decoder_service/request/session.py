@@ -14,13 +14,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from decoder_service.chat import Layout
-from decoder_service.engine import EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
+from decoder_service.engine import EngineFinished, EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
 from decoder_service.engine.supervisor import not_ready
 from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
-from decoder_service.output.detokenizer import Detokenizer
-from decoder_service.output.logprobs import Position, positions
-from decoder_service.output.stop_strings import StopStrings
+from decoder_service.output.pipeline import Delta, Output
 from decoder_service.request.admission import check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.feature_store import media_key
@@ -71,23 +69,6 @@ class StageProgress:
     stage: Stage
     done: int = 0
     total: int = 0
-
-
-@dataclass(frozen=True)
-class Delta:
-    """More of the answer: whole characters, and the tokens drawn since the last delta.
-
-    The two need not meet: text that is held back comes with a later token, or with none.
-
-    Attributes:
-        text: Whole characters.
-        token_ids: Tokens.
-        logprobs: One for each of the tokens, where they were asked for.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[Position, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,53 +167,36 @@ class Session:
         decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
         if prompt is None:
             raise RuntimeError("start comes before events")
-        prompt_tokens = len(prompt.token_ids)
-        request = self._engine_request(prompt)
-        untouched = self._opening.report_progress  # where nobody asks, nobody need know
-        detokenizer, stops = Detokenizer(decoder.token_bytes), StopStrings(generation.stop)
-        prefilled = Prefilled(0.0, 0.0)
-        reason = FinishReason.LENGTH
-        drawn = 0
-        first = last = self._arrived
+        output = Output(decoder.token_bytes, end_tokens=decoder.model.end_tokens, stop=generation.stop)
+        tally = _Tally(prompt, self._progress, self._arrived)
+        queued = self._opening.report_progress  # where nobody asks, nobody need know
         # Leaving the block, for whatever reason, frees the engine: also where a stop string ends the answer.
         async with (
-            contextlib.aclosing(decoder.engine.generate(request)) as engine_events,
+            contextlib.aclosing(decoder.engine.generate(self._engine_request(prompt))) as engine_events,
             contextlib.aclosing(beside(engine_events, arriving)) as events,
         ):
             async for event in events:
-                if event is None:
-                    if untouched:
-                        yield StageProgress(Stage.QUEUED)
-                elif isinstance(event, Prefilled):
-                    prefilled = event
-                    self._progress.prefilled(prompt_tokens, event.cached_tokens, event.queue_seconds)
-                elif isinstance(event, Prefilling):
-                    untouched = False
-                    yield StageProgress(Stage.PREFILL, event.done, event.total)
-                elif isinstance(event, TokenDrawn):
-                    last = time.perf_counter()
-                    if drawn == 0:
-                        first = last
-                        self._progress.first_token(first - self._arrived)
-                    drawn += 1
-                    self._progress.token()
-                    # The end of the turn is not text.
-                    is_text = event.token_id not in decoder.model.end_tokens
-                    text = stops.push(detokenizer.push(event.token_id)) if is_text else ""
-                    yield Delta(text, (event.token_id,), positions(event, decoder.token_bytes))
-                    if stops.hit:
-                        reason = FinishReason.STOP
-                        break
-                else:
-                    reason = event.reason
-        if rest := _rest(detokenizer, stops):
-            yield Delta(rest, ())
-        self._progress.finished(drawn, last - first)
-        yield Finished(
-            reason,
-            Usage(prompt_tokens, drawn, prompt.media_tokens, prefilled.cached_tokens),
-            Timings(prefilled.queue_seconds, prefilled.prefill_seconds, last - first, first - self._arrived),
-        )
+                match event:
+                    case None:
+                        if queued:
+                            yield StageProgress(Stage.QUEUED)
+                    case Prefilling():
+                        queued = False
+                        yield StageProgress(Stage.PREFILL, event.done, event.total)
+                    case Prefilled():
+                        tally.prefill(event)
+                    case TokenDrawn():
+                        tally.token()
+                        for delta in output.push(event):
+                            yield delta
+                        if output.stopped:
+                            tally.reason = FinishReason.STOP
+                            break
+                    case EngineFinished():
+                        tally.reason = event.reason
+        for delta in output.finish():
+            yield delta
+        yield tally.finish()
 
     def _engine_request(self, prompt: Prompt) -> EngineRequest:
         return EngineRequest(
@@ -249,11 +213,47 @@ class Session:
         )
 
 
-def _rest(detokenizer: Detokenizer, stops: StopStrings) -> str:
-    """Text that was held back, at the end of an answer."""
-    if stops.hit:
-        return ""
-    return stops.push(detokenizer.flush()) + stops.flush()
+class _Tally:
+    """Counts and times one answer.
+
+    Args:
+        prompt: Its prompt.
+        progress: Is told of it.
+        arrived: When the request came, by `time.perf_counter`.
+    """
+
+    def __init__(self, prompt: Prompt, progress: Progress, arrived: float) -> None:
+        self._prompt = prompt
+        self._progress = progress
+        self._arrived = self._first = self._last = arrived
+        self._prefilled = Prefilled(0.0, 0.0)
+        self._drawn = 0
+        self.reason = FinishReason.LENGTH
+
+    def prefill(self, prefilled: Prefilled) -> None:
+        """The prompt has been read."""
+        self._prefilled = prefilled
+        self._progress.prefilled(len(self._prompt.token_ids), prefilled.cached_tokens, prefilled.queue_seconds)
+
+    def token(self) -> None:
+        """A token has come."""
+        self._last = time.perf_counter()
+        if self._drawn == 0:
+            self._first = self._last
+            self._progress.first_token(self._first - self._arrived)
+        self._drawn += 1
+        self._progress.token()
+
+    def finish(self) -> Finished:
+        """The answer is whole."""
+        decode_seconds = self._last - self._first
+        self._progress.finished(self._drawn, decode_seconds)
+        prefilled, prompt = self._prefilled, self._prompt
+        return Finished(
+            self.reason,
+            Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens),
+            Timings(prefilled.queue_seconds, prefilled.prefill_seconds, decode_seconds, self._first - self._arrived),
+        )
 
 
 @contextlib.asynccontextmanager

@@ -5,9 +5,10 @@ from __future__ import annotations
 from decoder_service.chat import Layout
 from decoder_service.engine import FinishReason
 from decoder_service.output.logprobs import ScoredToken
+from decoder_service.output.pipeline import Delta
 from decoder_service.request.decoder import Decoder, PromptCount
 from decoder_service.request.layout import WIRE_KINDS
-from decoder_service.request.session import Delta, Event, Stage, StageProgress, Started
+from decoder_service.request.session import Event, Stage, StageProgress, Started
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
 _REASONS = {

@@ -29,7 +29,7 @@ from decoder_service.engine.interface import (
 )
 from decoder_service.engine.media import check_spans, readable, rows_before
 from decoder_service.engine.model import Model, Piece, Shape, Step
-from decoder_service.engine.sampler import Sampler, draw
+from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from decoder_service.engine.supervisor import failed
 from serving.errors import ServiceError
 
@@ -231,8 +231,8 @@ class Stepper:
 
     def _draw(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
         for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits), strict=True):
-            if drawn is None:
-                self._fail(job, "the model's logits are not finite")
+            if isinstance(drawn, NotDrawn):
+                self._fail(job, drawn.why)
             else:
                 self._say(job, drawn)
 

@@ -31,7 +31,7 @@ from decoder_service.engine.genai.messages import (
     WorkerConfig,
 )
 from decoder_service.engine.interface import FinishReason, SamplingParams, TokenDrawn
-from decoder_service.engine.sampler import Sampler, draw
+from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from serving.parent import end_with_parent
 
 # Any tokens will do: the first run makes the library allocate and start its threads.
@@ -147,8 +147,8 @@ def _last_logits(generator: og.Generator) -> NDArray[np.float32]:
 
 def _draw(sampler: Sampler, logits: NDArray[np.float32]) -> TokenDrawn:
     (drawn,) = draw([sampler], logits[np.newaxis].copy())  # the library's own memory stays as it is
-    if drawn is None:
-        raise FloatingPointError("the model's logits are not finite")
+    if isinstance(drawn, NotDrawn):
+        raise RuntimeError(drawn.why)
     return drawn
 
 

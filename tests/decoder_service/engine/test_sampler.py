@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from decoder_service.engine import SamplingParams, TokenDrawn
-from decoder_service.engine.sampler import Sampler, draw
+from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 
 LOGITS = np.random.default_rng(0).normal(scale=2, size=5000).astype(np.float32)
 NOTHING = np.zeros(0, np.int32)
@@ -27,7 +27,7 @@ NOTHING = np.zeros(0, np.int32)
 def drawn_by(sampler: Sampler, logits: np.ndarray = LOGITS) -> TokenDrawn:
     """One token of one row."""
     (token,) = draw([sampler], logits[None].copy())
-    assert token is not None
+    assert isinstance(token, TokenDrawn)
     return token
 
 
@@ -154,9 +154,40 @@ def test_not_a_number_fails_its_own_row() -> None:
     logits = np.stack([LOGITS, LOGITS, LOGITS])
     logits[1, 5] = np.nan
     drawn = draw([Sampler(SamplingParams(1.0, seed=n, logprobs=1), NOTHING) for n in range(3)], logits)
-    assert drawn[1] is None
+    assert isinstance(drawn[1], NotDrawn)
     assert drawn[0] == drawn_by(Sampler(SamplingParams(1.0, seed=0, logprobs=1), NOTHING))
     assert drawn[2] == drawn_by(Sampler(SamplingParams(1.0, seed=2, logprobs=1), NOTHING))
+
+
+class Raises(Sampler):
+    """What it does to the logits, or with its token, raises."""
+
+    adjusts = True
+
+    def __init__(self, step: str, params: SamplingParams) -> None:
+        super().__init__(params, NOTHING)
+        self._step = step
+
+    def adjust(self, logits: np.ndarray) -> None:
+        logits[:] = np.nan
+        if self._step == "adjust":
+            raise IndexError("a token that the model does not know")
+        logits[:] = 0
+
+    def remember(self, token: int) -> None:
+        raise IndexError("a token that the model does not know")
+
+
+@pytest.mark.parametrize("step", ["adjust", "remember"])
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(1.0, seed=1)])
+def test_a_sampler_that_raises_fails_its_own_row(step: str, params: SamplingParams) -> None:
+    """The log is told why, and its neighbours draw what they draw alone."""
+    others = [SamplingParams(1.0, seed=0, logit_bias={3: 2.0}), SamplingParams(0.0, logprobs=2)]
+    first, second = (Sampler(other, NOTHING) for other in others)
+    drawn = draw([first, Raises(step, params), second], np.stack([LOGITS] * 3))
+    assert isinstance(drawn[1], NotDrawn)
+    assert "a token that the model does not know" in drawn[1].why
+    assert [drawn[0], drawn[2]] == [drawn_by(Sampler(other, NOTHING)) for other in others]
 
 
 def test_repetition_penalty_is_that_of_transformers() -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from decoder_service.chat import Message, Role, Text
 from decoder_service.engine import SamplingParams, TokenDrawn, TokenLogprob
+from decoder_service.output.pipeline import Delta
 from decoder_service.request.generation import Generation
 from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import PromptBuilder
-from decoder_service.request.session import Delta, Event, Finished, open_session
+from decoder_service.request.session import Event, Finished, open_session
 from decoder_service.rpc import to_wire
 from serving.bundle import Bundle
 from tests.decoder_service.scripted import ScriptedEngine, scripted_decoder

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams
+from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams, Span
 from decoder_service.engine.batching import stepper as stepper_module
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.onnx.runner import Runner
+from decoder_service.engine.sampler import Sampler
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code
@@ -327,6 +328,44 @@ def test_features_that_are_not_finite_fail_their_own_request(
     stepping.finish()
     assert stepping.answers[bad].error is not None
     assert stepping.answers[running].tokens == alone["33 words", "greedy"]
+
+
+def test_a_bias_that_raises_fails_its_own_request(
+    bundle: Bundle,
+    runner: Runner,
+    requests: dict[str, EngineRequest],
+    alone: dict[tuple[str, str], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the middle of its answer, beside another one, which goes on as if alone."""
+    stepping = Stepping(bundle, runner)
+    good, bad = (stepping.add(requests[name]) for name in ("33 words", "150 words"))
+    stepping.step()
+    monkeypatch.setattr(bad, "sampler", Sampler(SamplingParams(logit_bias={10**9: 1.0}), bad.request.token_ids))
+    stepping.finish()
+    error = stepping.answers[bad].error
+    assert error is not None
+    assert error.reason == "ENGINE_FAILED"
+    assert stepping.answers[good].tokens == alone["33 words", "greedy"]
+    assert stepping.slots.running == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"media": ()},
+        {"media": (Span(0, 1, (1, 1)),)},
+        {"positions": np.zeros((3, 5), np.int64)},
+        {"positions": np.zeros((1, 34), np.int64)},
+    ],
+)
+def test_a_request_whose_parts_do_not_agree_is_refused(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], change: dict
+) -> None:
+    """Media without features, features without media, or positions of something else."""
+    request = requests["one image" if change.get("media") == () else "33 words"]
+    with pytest.raises(ValueError, match=r"rows of features|positions"):
+        Stepping(bundle, runner).add(dataclasses.replace(request, **change))
 
 
 def test_a_prompt_tells_how_far_it_is_where_it_is_asked(

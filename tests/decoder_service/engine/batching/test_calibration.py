@@ -7,14 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from decoder_service.engine.batching import calibration
-from decoder_service.engine.model import Piece, Step
+from decoder_service.engine.model import Piece, Shape, Step
 
 
 class Clocked:
     """Graphs whose runs take what they are said to take, on a clock of their own; in one round, ten times as long."""
 
     graphs = ("int4", "int8")
-    feature_width = 4
+    shape = Shape(vocabulary=1, feature_width=4, axes=3)
 
     def __init__(self, disturbed: range) -> None:
         self.now = 0.0
