@@ -96,6 +96,19 @@ def followed(request: EngineRequest, token_ids: Sequence[int]) -> EngineRequest:
     )
 
 
+def preceded(request: EngineRequest, token_ids: Sequence[int]) -> EngineRequest:
+    """With more text before its prompt."""
+    count = len(token_ids)
+    before = np.tile(np.arange(count), (len(request.positions), 1))
+    media = [dataclasses.replace(span, start=span.start + count, stop=span.stop + count) for span in request.media]
+    return dataclasses.replace(
+        request,
+        token_ids=np.concatenate([np.array(token_ids, np.int32), request.token_ids]),
+        positions=np.concatenate([before, request.positions + count], 1),
+        media=tuple(media),
+    )
+
+
 def make_case(reference: Reference, turns: Sequence[Turn]) -> Case:
     """Lay a conversation out for both sides, with the features that transformers computes."""
     inputs = reference.inputs(turns)

@@ -32,7 +32,7 @@ from decoder_service.engine.onnx.runner import Runner
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError
-from tests.decoder_service.cases import TOKENS, Case, named
+from tests.decoder_service.cases import TOKENS, Case, named, preceded
 from tests.decoder_service.engines import (
     collect,
     endless,
@@ -131,11 +131,8 @@ async def test_a_prompt_is_read_ahead_once_cores_are_idle(
     cores = Cores()
     monkeypatch.setattr(worker, "SpareCores", lambda: cores)
     case = cases["two images"]
-    words = np.full(LEAST_AHEAD, 20, np.int32)
-    request = case.request(prompts, tokens=4)
     request = dataclasses.replace(
-        request,
-        token_ids=np.concatenate([words, request.token_ids]),
+        preceded(case.request(prompts, tokens=4), [20] * LEAST_AHEAD),
         features=FeatureRows(len(array) for array in case.features),
         report_progress=True,
     )
