@@ -33,11 +33,11 @@ class Heard:
 
 def listen(engine: GenaiEngine) -> Heard:
     """Hear what the parent's side hears from now on."""
-    heard, hear = Heard(), engine._hear
+    heard, hear = Heard(), engine._on_message
 
     def listening(child: _Child, message: ToParent) -> None:
         heard.messages.append(message)
         hear(child, message)
 
-    engine._hear = listening  # type: ignore[method-assign]
+    engine._on_message = listening  # type: ignore[method-assign]
     return heard

@@ -77,7 +77,7 @@ class Answer:
     finished: EngineFinished | None = None
     error: ServiceError | None = None
 
-    def hear(self, event: EngineEvent | ServiceError) -> None:
+    def on_event(self, event: EngineEvent | ServiceError) -> None:
         match event:
             case Prefilling():
                 assert self.prefilled is None
@@ -136,13 +136,13 @@ class Stepping:
             self.scheduler,
             SetPace(runner.graphs, rooms),
             self._shape,
-            lambda job, event: self.answers[job].hear(event),
         )
 
     def add(self, request: EngineRequest, at: float = 0.0) -> Job:
         """A request comes."""
-        job = Job.of(request, self._shape, at)
-        self.answers[job] = Answer()
+        answer = Answer()
+        job = Job.of(request, self._shape, at, answer.on_event)
+        self.answers[job] = answer
         self.stepper.add(job)
         return job
 
@@ -153,8 +153,8 @@ class Stepping:
 
     def step(self) -> None:
         """Both halves of a step."""
-        self.stepper.answer()
-        self.stepper.read()
+        self.stepper.decode()
+        self.stepper.prefill()
 
     def finish(self) -> None:
         """Step until nothing is left."""

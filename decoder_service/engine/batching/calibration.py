@@ -74,11 +74,11 @@ class _Timing:
         self._runner.run(self.graph, step=Step(0, lengths, np.zeros(width, np.int32), lengths))
 
     def _chunk(self, size: int) -> None:
-        read(self._runner, self.graph, size)
+        prefill(self._runner, self.graph, size)
 
 
-def read(runner: Runner, graph: str, size: int) -> None:
-    """Read a chunk of so many tokens into the first row. The first large one of all allocates what later ones use."""
+def prefill(runner: Runner, graph: str, size: int) -> None:
+    """Prefill a chunk of so many tokens in the first row. The first large one of all allocates what later ones use."""
     positions = np.broadcast_to(np.arange(size), (runner.shape.axes, size))
     features = np.empty((0, runner.shape.feature_width), np.float32)
     runner.run(graph, piece=Piece(0, 0, np.zeros(size, np.int32), features, positions))

@@ -1,6 +1,6 @@
 """Who is worked on next. Pure: it knows slots and numbers of tokens, and runs nothing.
 
-waiting ── first come, first served ──▶ reading (its prompt, in chunks) ──▶ answering (a token each step) ──▶ gone
+waiting ── first come, first served ──▶ prefilling (its prompt, in chunks) ──▶ decoding (a token each step) ──▶ gone
 
 A prompt is read to its end before the next one is begun, unless it is longer than a step has room for: then the next
 one is begun beside it, and chunks go in turns to the prompt with the fewest tokens left and to the oldest. So a short
@@ -105,30 +105,32 @@ class Scheduler(Generic[T]):
         """May be changed at any time."""
         self._numbers = itertools.count()
         self._waiting: list[T] = []  # in the order in which they came
-        self._reading: list[T] = []  # the oldest first
+        self._prefilling: list[T] = []  # the oldest first
         self._shortest_next = True
-        self._answering: list[T] = []
+        self._decoding: list[T] = []
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do until a request or features come."""
-        return not self._answering and not any(self.able(task) for task in self._reading) and self._next_begun() is None
+        return (
+            not self._decoding and not any(self.able(task) for task in self._prefilling) and self._next_begun() is None
+        )
 
     @property
     def tasks(self) -> list[T]:
         """All that are here."""
-        return [*self._answering, *self._reading, *self._waiting]
+        return [*self._decoding, *self._prefilling, *self._waiting]
 
     @property
-    def answering(self) -> list[T]:
+    def decoding(self) -> list[T]:
         """Those that get a token in the next step."""
-        return list(self._answering)
+        return list(self._decoding)
 
     @property
     def readable(self) -> int:
         """How many have a prompt to be read and a place, or a place to come to."""
-        reading = sum(self.able(task) > 0 for task in self._reading)
-        places = self._slots.free + len(self._reading) - reading
+        reading = sum(self.able(task) > 0 for task in self._prefilling)
+        places = self._slots.free + len(self._prefilling) - reading
         return reading + min(sum(self.able(task) > 0 for task in self._waiting), places)
 
     def able(self, task: T) -> int:
@@ -152,7 +154,7 @@ class Scheduler(Generic[T]):
         if room < 1:
             return None
         self._begin(room)
-        ready = [task for task in self._reading if self.able(task)]
+        ready = [task for task in self._prefilling if self.able(task)]
         if not ready:
             return None
         task = self._next(ready)
@@ -161,7 +163,7 @@ class Scheduler(Generic[T]):
 
     def _begin(self, room: int) -> None:
         """Begin prompts, as long as all that have been begun are longer than there is room for."""
-        while all(self.able(task) > room for task in self._reading if self.able(task)):
+        while all(self.able(task) > room for task in self._prefilling if self.able(task)):
             task = self._next_begun()
             if task is None:
                 return
@@ -171,7 +173,7 @@ class Scheduler(Generic[T]):
             task.slot = slot
             task.cached = min(slot.length, slot.length if task.cached is None else task.cached)
             self._waiting.remove(task)
-            self._reading.append(task)
+            self._prefilling.append(task)
 
     def _next_begun(self) -> T | None:
         """Who is begun next: the first of those that wait, leaving out those that have not all features yet.
@@ -182,7 +184,7 @@ class Scheduler(Generic[T]):
             if not self.able(task):
                 continue
             # One that is whole does not wait for features that another one waits for.
-            before = [other for other in self._reading if self.able(other) or not task.whole]
+            before = [other for other in self._prefilling if self.able(other) or not task.whole]
             held = any(_comes_after(other, task) for other in before)
             if task.whole:
                 fits = self._slots.fits(task.need, without=[other.place for other in self._stalled])
@@ -194,11 +196,11 @@ class Scheduler(Generic[T]):
     @property
     def _stalled(self) -> list[T]:
         """Those that have a place and wait for features; last the one of which least was read."""
-        return sorted((task for task in self._reading if not self.able(task)), key=lambda task: -task.place.length)
+        return sorted((task for task in self._prefilling if not self.able(task)), key=lambda task: -task.place.length)
 
     def _give_up(self, task: T) -> None:
         """Take a stalled prompt's place, and let it wait where it stood."""
-        self._reading.remove(task)
+        self._prefilling.remove(task)
         task.read = task.place.length
         self._slots.finish(task.place, task.prompt)
         task.slot = None
@@ -212,12 +214,17 @@ class Scheduler(Generic[T]):
         self._shortest_next = not self._shortest_next
         return oldest if self._shortest_next else shortest
 
-    def has_read(self, chunk: Chunk[T]) -> None:
+    def decoded(self, tasks: Sequence[T]) -> None:
+        """A token of each of these answers has been computed."""
+        for task in tasks:
+            self._slots.extend(task.place, 1)
+
+    def prefilled(self, chunk: Chunk[T]) -> None:
         """A chunk has been computed. With its last one a task begins to answer."""
-        chunk.task.place.length = chunk.stop
+        self._slots.extend(chunk.task.place, chunk.stop - chunk.start)
         if chunk.completes:
-            self._reading.remove(chunk.task)
-            self._answering.append(chunk.task)
+            self._prefilling.remove(chunk.task)
+            self._decoding.append(chunk.task)
 
     def decode_order(self) -> tuple[int, list[T]]:
         """Bring those that answer into neighbouring rows.
@@ -225,8 +232,8 @@ class Scheduler(Generic[T]):
         Returns:
             The first row, and who lies there and in those after it.
         """
-        first = self._slots.side_by_side([task.place for task in self._answering])
-        return first, sorted(self._answering, key=lambda task: task.place.row)
+        first = self._slots.side_by_side([task.place for task in self._decoding])
+        return first, sorted(self._decoding, key=lambda task: task.place.row)
 
     def remove(self, task: T, content: Content | None) -> None:
         """A request goes, wherever it is.
@@ -235,10 +242,10 @@ class Scheduler(Generic[T]):
             task: Which. One that is not here is let go of silently: it may have ended a moment before.
             content: What its computed tokens are, for those who come after; None where they are good for nothing.
         """
-        if task in self._reading:
-            self._reading.remove(task)
-        elif task in self._answering:
-            self._answering.remove(task)
+        if task in self._prefilling:
+            self._prefilling.remove(task)
+        elif task in self._decoding:
+            self._decoding.remove(task)
         elif task in self._waiting:
             self._waiting.remove(task)
         if task.slot is not None:

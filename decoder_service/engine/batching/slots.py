@@ -43,7 +43,7 @@ class Slot:
     Attributes:
         row: Which row; changes when it is moved.
         content: What it stands for, as far as it is known: a running request's prompt, a finished one's whole text.
-        length: Tokens of it that are computed.
+        length: Tokens of it that are computed. Only `Slots` changes it.
         reserved: Tokens that may come to lie in it, while it runs; 0 when it is a cache.
         used: When it was of use last.
     """
@@ -90,10 +90,6 @@ class Slots:
         kept = [slot for slot in self._rows if slot is not None and not slot.reserved]
         return sorted(kept, key=lambda slot: slot.used)
 
-    def fits_ever(self, need: int) -> bool:
-        """Whether a request of so many tokens can run, be it alone."""
-        return self._whole(need) <= self._budget
-
     def fits(self, need: int, *, without: Collection[Slot] = ()) -> bool:
         """Whether a request of so many tokens can run now, or could if these running ones were gone."""
         running = [slot for slot in self.running if slot not in without]
@@ -114,6 +110,10 @@ class Slots:
             return None
         source, match = self._longest_match(prompt)
         return self._beside(source, match, prompt, need) or self._instead_of(source, match, prompt, need)
+
+    def extend(self, slot: Slot, count: int) -> None:
+        """So many tokens more of a running request are computed."""
+        slot.length += count
 
     def finish(self, slot: Slot, content: Content | None) -> None:
         """A request is over.

@@ -1,6 +1,6 @@
 """The engine's work, one step after another: a token for every answer, and a piece of the prompts that wait.
 
-No threads and no clocks but for measuring: whoever owns it calls it, and hears through `emit` what came of it.
+No threads and no clocks but for measuring: whoever owns it calls it, and each job's `emit` hears what came of it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from serving.errors import ServiceError
 log = structlog.get_logger()
 
 
+Emit = Callable[[EngineEvent | ServiceError], None]
+
+
 @dataclass(eq=False)
 class Job(Task):
     """A request on its way through the engine.
@@ -43,6 +46,7 @@ class Job(Task):
     Attributes:
         request: What was asked.
         sampler: Draws its tokens.
+        emit: Told of every event. A job that has finished or failed is gone from the engine by then.
         queued_at: When it came, by `time.perf_counter`.
         since: When it came, or its last chunk was read.
         waited: Seconds for which nothing could be read for want of features, until its prompt is begun, and then anew.
@@ -53,6 +57,7 @@ class Job(Task):
 
     request: EngineRequest = field(kw_only=True)
     sampler: Sampler = field(kw_only=True)
+    emit: Emit = field(kw_only=True)
     queued_at: float = field(kw_only=True)
     since: float = field(kw_only=True)
     waited: float = 0.0
@@ -61,7 +66,7 @@ class Job(Task):
     answer: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, request: EngineRequest, shape: Shape, queued_at: float) -> Job:
+    def of(cls, request: EngineRequest, shape: Shape, queued_at: float, emit: Emit) -> Job:
         """Lay a request out.
 
         Raises:
@@ -81,6 +86,7 @@ class Job(Task):
             need=ids.size + request.max_new_tokens,
             request=request,
             sampler=Sampler(request.sampling, ids),
+            emit=emit,
             queued_at=queued_at,
             since=queued_at,
         )
@@ -98,7 +104,31 @@ class Job(Task):
         return Prefilled(self.queue_seconds, reading, self.cached or 0)
 
 
-Emit = Callable[[Job, EngineEvent | ServiceError], None]
+@dataclass(eq=False)
+class _Batch:
+    """What is computed in one run.
+
+    Attributes:
+        decoding: Those of whom a token is computed, in the order of their slots.
+        step: These tokens; None where there are none.
+        chunk: The piece of a prompt beside them, if any.
+        piece: The same for the model.
+    """
+
+    decoding: list[Job]
+    step: Step | None
+    chunk: Chunk[Job] | None = None
+    piece: Piece | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens of the chunk."""
+        return self.chunk.stop - self.chunk.start if self.chunk is not None else 0
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that are in it."""
+        return [*self.decoding, *([self.chunk.task] if self.chunk is not None else [])]
 
 
 class Stepper:
@@ -109,26 +139,19 @@ class Stepper:
         scheduler: Who is next.
         pace: How much of it, and on which graph.
         shape: Of the model.
-        emit: Told of every event. A job that has finished or failed is gone by then.
     """
 
-    def __init__(self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape, emit: Emit) -> None:
+    def __init__(self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape) -> None:
         self._model = model
         self._scheduler = scheduler
         self._pace = pace
         self._shape = shape
-        self._emit = emit
         self._room = 0  # tokens of prompts that this step may still read
 
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing."""
         return self._scheduler.idle
-
-    @property
-    def jobs(self) -> list[Job]:
-        """All that are here."""
-        return self._scheduler.tasks
 
     def add(self, job: Job) -> None:
         """A request comes."""
@@ -142,12 +165,12 @@ class Stepper:
     @property
     def expecting(self) -> bool:
         """Whether features are missing of anybody."""
-        return any(not job.whole for job in self.jobs)
+        return any(not job.whole for job in self._scheduler.tasks)
 
     def read_ahead(self, on: bool, at: float) -> None:
         """Prompts are, or are not, to be read while features of them are missing, from this time on."""
         if on != self._scheduler.read_ahead:
-            with self._noting_waits(self.jobs, at):
+            with self._noting_waits(self._scheduler.tasks, at):
                 self._scheduler.read_ahead = on
 
     @contextlib.contextmanager
@@ -163,59 +186,66 @@ class Stepper:
         """A request is called off. What was computed of it serves those that begin alike."""
         self._scheduler.remove(job, _content(job))
 
-    def answer(self) -> None:
-        """The first half of a step: a token for every answer and, in the same run, a piece of a prompt."""
-        answering = len(self._scheduler.answering)
-        self._room = self._pace.room(answering, self._scheduler.readable)
-        if answering:
-            self._compute(self._scheduler.next_chunk(self._room), answering=True)
+    def decode(self) -> None:
+        """The first half of a step: a token for every answer and, in the same run, a chunk of a prompt."""
+        decoding = len(self._scheduler.decoding)
+        self._room = self._pace.room(decoding, self._scheduler.readable)
+        if decoding:
+            self._step(self._scheduler.next_chunk(self._room), decode=True)
 
-    def read(self) -> None:
+    def prefill(self) -> None:
         """The second half: as much more of the prompts as there is time for."""
         while (chunk := self._scheduler.next_chunk(self._room)) is not None:
-            self._compute(chunk, answering=False)
+            self._step(chunk, decode=False)
 
-    def _compute(self, chunk: Chunk[Job] | None, *, answering: bool) -> None:
-        row, jobs = self._scheduler.decode_order() if answering else (0, [])
-        piece = None
-        if chunk is not None:
-            self._room -= chunk.stop - chunk.start
-            try:
-                piece = self._piece(chunk)
-            except Exception:  # noqa: BLE001  # one request's failure is its own
-                self._fail(chunk.task, traceback.format_exc())
-                chunk = None
-        if not jobs and piece is None:
+    def _step(self, chunk: Chunk[Job] | None, *, decode: bool) -> None:
+        batch = self._schedule(chunk, decode=decode)
+        if batch.step is None and batch.piece is None:
             return
+        # Measured from here: moving slots is rare, and no property of the graph.
+        started = time.perf_counter()
         try:
-            self._run(_step(row, jobs) if jobs else None, jobs, piece, chunk)
+            graph = self._pace.graph(len(batch.decoding), batch.size)
+            logits = self._model.run(graph, step=batch.step, piece=batch.piece)
+            self._postprocess(batch, logits, started)
+            self._pace.took(graph, len(batch.decoding), batch.size, time.perf_counter() - started)
         except Exception:  # noqa: BLE001  # whose fault it was cannot be told; the engine goes on without them
-            for job in [*jobs, *([chunk.task] if chunk is not None else [])]:
+            for job in batch.jobs:
                 if job.slot is not None:  # else it had its last token
                     self._fail(job, traceback.format_exc())
 
-    def _run(self, step: Step | None, jobs: list[Job], piece: Piece | None, chunk: Chunk[Job] | None) -> None:
-        # Measured from here: moving rows is rare, and no property of the graph.
-        started = time.perf_counter()
-        size = chunk.stop - chunk.start if chunk is not None else 0
-        graph = self._pace.graph(len(jobs), size)
-        logits = self._model.run(graph, step=step, piece=piece)
-        for job in jobs:
-            job.place.length += 1
-        drawing = list(jobs)
+    def _schedule(self, chunk: Chunk[Job] | None, *, decode: bool) -> _Batch:
+        """What is computed in one run. A chunk whose features are no good is left out, and its request fails."""
+        row, decoding = self._scheduler.decode_order() if decode else (0, [])
+        batch = _Batch(decoding, _next_tokens(row, decoding) if decoding else None)
         if chunk is not None:
-            job = chunk.task
+            self._room -= chunk.stop - chunk.start
+            try:
+                batch.piece, batch.chunk = self._piece(chunk), chunk
+            except Exception:  # noqa: BLE001  # one request's failure is its own
+                self._fail(chunk.task, traceback.format_exc())
+        return batch
+
+    def _postprocess(self, batch: _Batch, logits: NDArray[np.float32], started: float) -> None:
+        """Note what was computed, and draw the tokens that follow it."""
+        self._scheduler.decoded(batch.decoding)
+        drawing = list(batch.decoding)
+        if batch.chunk is not None:
+            job = batch.chunk.task
             job.begin(started)
-            self._scheduler.has_read(chunk)
-            if chunk.completes:
-                self._emit(job, job.prefilled(time.perf_counter()))
+            self._scheduler.prefilled(batch.chunk)
+            if batch.chunk.completes:
+                job.emit(job.prefilled(time.perf_counter()))
                 drawing.append(job)
             else:
                 job.since = time.perf_counter()
                 if job.request.report_progress:
-                    self._emit(job, Prefilling(chunk.stop, len(job.prompt)))
-        self._draw(drawing, logits[: len(drawing)])
-        self._pace.took(graph, len(jobs), size, time.perf_counter() - started)
+                    job.emit(Prefilling(batch.chunk.stop, len(job.prompt)))
+        for job, drawn in zip(drawing, draw([job.sampler for job in drawing], logits[: len(drawing)]), strict=True):
+            if isinstance(drawn, NotDrawn):
+                self._fail(job, drawn.why)
+            else:
+                self._append(job, drawn)
 
     def _piece(self, chunk: Chunk[Job]) -> Piece:
         job = chunk.task
@@ -229,31 +259,24 @@ class Stepper:
             positions=job.request.positions[:, chunk.start : chunk.stop],
         )
 
-    def _draw(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
-        for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits), strict=True):
-            if isinstance(drawn, NotDrawn):
-                self._fail(job, drawn.why)
-            else:
-                self._say(job, drawn)
-
-    def _say(self, job: Job, drawn: TokenDrawn) -> None:
+    def _append(self, job: Job, drawn: TokenDrawn) -> None:
         job.answer.append(drawn.token_id)
         request = job.request
         stopped = drawn.token_id in request.stop_token_ids
         ended = stopped or len(job.answer) == request.max_new_tokens
         if ended:
             self._scheduler.remove(job, _content(job))
-        self._emit(job, drawn)
+        job.emit(drawn)
         if ended:
-            self._emit(job, EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
+            job.emit(EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
 
     def _fail(self, job: Job, why: str) -> None:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
         self._scheduler.remove(job, None)
-        self._emit(job, failed())
+        job.emit(failed())
 
 
-def _step(row: int, jobs: Sequence[Job]) -> Step:
+def _next_tokens(row: int, jobs: Sequence[Job]) -> Step:
     """The next token of each of those who answer, who lie in neighbouring rows from `row` on."""
     return Step(
         row=row,

@@ -15,7 +15,7 @@ from typing import Literal
 import onnxruntime
 import structlog
 
-from decoder_service.engine.batching.calibration import CHUNKS, calibrate, read, widths
+from decoder_service.engine.batching.calibration import CHUNKS, calibrate, prefill, widths
 from decoder_service.engine.batching.kv import KvCache, granule, token_bytes
 from decoder_service.engine.batching.pace import Measurements, Pace, Speed
 from decoder_service.engine.batching.scheduler import Scheduler
@@ -71,11 +71,19 @@ class BatchConfig:
 
 @dataclass(eq=False)
 class Call:
-    """A request as the event loop sees it."""
+    """A request between the event loop and the thread.
+
+    Attributes:
+        request: What is asked.
+        queued_at: When it came, by `time.perf_counter`.
+        events: What came of it, for the event loop.
+        job: The same request in the stepper, while it is there. Belongs to the thread.
+    """
 
     request: EngineRequest
     queued_at: float
     events: asyncio.Queue[EngineEvent | ServiceError] = field(default_factory=asyncio.Queue)
+    job: Job | None = None
 
 
 @dataclass(frozen=True)
@@ -109,9 +117,7 @@ class Worker:
     def __init__(self, config: BatchConfig, inbox: Inbox, loop: asyncio.AbstractEventLoop) -> None:
         self._inbox = inbox
         self._loop = loop
-        self._calls: dict[Job, Call] = {}
-        self._jobs: dict[Call, Job] = {}
-        self._said: list[tuple[Call, EngineEvent | ServiceError]] = []
+        self._pending: list[tuple[Call, EngineEvent | ServiceError]] = []
         bundle = config.bundle
         runner = _load(config)
         budget = _budget(config, runner)
@@ -128,7 +134,7 @@ class Worker:
         pace = Pace(_speeds(config, runner, self.max_tokens), chunk_tokens=config.chunk_tokens, stall=config.stall)
         # Else the first long prompt would take half as long again, for memory that later ones find there.
         largest = min(pace.room(0), self.max_tokens)
-        read(runner, pace.graph(0, largest), largest)
+        prefill(runner, pace.graph(0, largest), largest)
         for row in range(config.slots):
             cache.release(row)  # what measuring and this have written
         slots = Slots(
@@ -140,7 +146,7 @@ class Worker:
         )
         self._shape = runner.shape
         scheduler = Scheduler[Job](slots, read_ahead=config.read_ahead == "on")
-        self._stepper = Stepper(runner, scheduler, pace, self._shape, self._hear)
+        self._stepper = Stepper(runner, scheduler, pace, self._shape)
         self._cores = SpareCores() if config.read_ahead == "auto" else None
         log.info(
             "engine ready",
@@ -154,10 +160,10 @@ class Worker:
         """Work until told to end."""
         while self._take_in():
             self._look()
-            self._stepper.answer()
-            self._tell()  # what has been drawn does not wait until the prompts have been read
-            self._stepper.read()
-            self._tell()
+            self._stepper.decode()
+            self._flush()  # what has been drawn does not wait until the prompts have been read
+            self._stepper.prefill()
+            self._flush()
 
     def _take_in(self) -> bool:
         """Read what has come; where there is nothing to do, wait for it.
@@ -169,7 +175,7 @@ class Worker:
             # Cores may become idle without anybody saying so.
             patience = LOOK_SECONDS if self._cores is not None and self._stepper.expecting else None
             try:
-                message = self._inbox.get(self._stepper.idle and not self._said, patience)
+                message = self._inbox.get(self._stepper.idle and not self._pending, patience)
             except queue.Empty:
                 return True
             if message is None:
@@ -193,40 +199,37 @@ class Worker:
 
     def _take_up(self, call: Call) -> None:
         try:
-            job = Job.of(call.request, self._shape, call.queued_at)
+            job = Job.of(call.request, self._shape, call.queued_at, functools.partial(self._on_event, call))
         except ValueError as error:
             log.error("request failed in the engine", request_id=call.request.request_id, error=str(error))
-            self._said.append((call, failed()))
+            self._pending.append((call, failed()))
             return
-        self._jobs[call], self._calls[job] = job, call
+        call.job = job
         self._stepper.add(job)
 
     def _supply(self, supply: Supply) -> None:
-        job = self._jobs.get(supply.call)
-        if job is not None:
-            self._stepper.supply(job, supply.at)
+        if supply.call.job is not None:
+            self._stepper.supply(supply.call.job, supply.at)
 
     def _call_off(self, call: Call) -> None:
-        job = self._jobs.pop(call, None)
+        job, call.job = call.job, None
         if job is not None:
-            del self._calls[job]
             self._stepper.cancel(job)
 
-    def _hear(self, job: Job, event: EngineEvent | ServiceError) -> None:
-        call = self._calls[job]
-        self._said.append((call, event))
+    def _on_event(self, call: Call, event: EngineEvent | ServiceError) -> None:
+        self._pending.append((call, event))
         if isinstance(event, EngineFinished | ServiceError):
-            del self._calls[job], self._jobs[call]
+            call.job = None
 
-    def _tell(self) -> None:
+    def _flush(self) -> None:
         """Hand the events of half a step over, all at once."""
-        if self._said:
-            self._loop.call_soon_threadsafe(functools.partial(_deliver, self._said))
-            self._said = []
+        if self._pending:
+            self._loop.call_soon_threadsafe(functools.partial(_deliver, self._pending))
+            self._pending = []
 
 
-def _deliver(said: list[tuple[Call, EngineEvent | ServiceError]]) -> None:
-    for call, event in said:
+def _deliver(pending: list[tuple[Call, EngineEvent | ServiceError]]) -> None:
+    for call, event in pending:
         call.events.put_nowait(event)
 
 

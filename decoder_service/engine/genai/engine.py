@@ -218,7 +218,7 @@ class GenaiEngine:
     async def _spawn(self) -> None:
         loaded: asyncio.Future[Ready | CannotLoad] = asyncio.get_running_loop().create_future()
         self._loaded = loaded
-        child = _Child(self._config, lambda message: self._hear(child, message), lambda: self._lose(child))
+        child = _Child(self._config, lambda message: self._on_message(child, message), lambda: self._lose(child))
         self._child = child
         child.start()
         try:
@@ -291,7 +291,7 @@ class GenaiEngine:
             *(rows.data.cast("B") for rows in arrays),
         )
 
-    def _hear(self, child: _Child, message: ToParent) -> None:
+    def _on_message(self, child: _Child, message: ToParent) -> None:
         if child is not self._child:
             return
         if isinstance(message, Ready | CannotLoad):

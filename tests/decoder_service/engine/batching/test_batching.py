@@ -304,7 +304,7 @@ def test_a_run_that_fails_fails_those_in_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(stepping.model, "run", broken)
-        stepping.stepper.answer()
+        stepping.stepper.decode()
     for job in jobs:
         error = stepping.answers[job].error
         assert error is not None

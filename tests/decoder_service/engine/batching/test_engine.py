@@ -69,14 +69,14 @@ async def test_answers_run_side_by_side(bundle: Bundle, prompts: PromptBuilder, 
 
 async def test_tokens_do_not_wait_for_what_is_read_beside_them(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a step has drawn, an answer's end included, is told before the prompts of the same step are read."""
-    original, calls, read_on = Stepper.read, itertools.count(1), threading.Event()
+    original, calls, read_on = Stepper.prefill, itertools.count(1), threading.Event()
 
-    def read(self: Stepper) -> None:
+    def prefill(self: Stepper) -> None:
         if next(calls) == 3:  # the first read the prompt and drew a token; before this one the third was drawn
             read_on.wait(60)
         original(self)
 
-    monkeypatch.setattr(Stepper, "read", read)
+    monkeypatch.setattr(Stepper, "prefill", prefill)
     engine = batch(bundle)
     async with running(engine):
         try:
@@ -242,7 +242,7 @@ async def test_a_fault_of_the_thread_turns_health(
         async with contextlib.aclosing(engine.generate(endless(prompts, cases))) as events:
             await first_token(events)
             with monkeypatch.context() as patch:
-                patch.setattr(Stepper, "answer", broken)
+                patch.setattr(Stepper, "decode", broken)
                 with pytest.raises(ServiceError) as caught:
                     [event async for event in events]
         assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "ENGINE_LOST")

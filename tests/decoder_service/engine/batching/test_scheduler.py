@@ -40,7 +40,7 @@ def read_all(queue: Scheduler[Task], room: int = 1000) -> list[tuple[Task, int, 
     """Read until nobody can be read."""
     seen = []
     while (chunk := queue.next_chunk(room)) is not None:
-        queue.has_read(chunk)
+        queue.prefilled(chunk)
         seen.append((chunk.task, chunk.start, chunk.stop))
     return seen
 
@@ -54,10 +54,10 @@ def test_a_prompt_is_read_in_chunks_that_fit() -> None:
         chunk = queue.next_chunk(10)
         assert chunk is not None
         chunks.append((chunk.start, chunk.stop, chunk.completes))
-        queue.has_read(chunk)
+        queue.prefilled(chunk)
     assert chunks == [(0, 10, False), (10, 20, False), (20, 25, True)]
     assert queue.next_chunk(10) is None
-    assert queue.answering == [one]
+    assert queue.decoding == [one]
 
 
 def test_first_come_first_served() -> None:
@@ -78,7 +78,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     queue.add(short)
     order = []
     while (chunk := queue.next_chunk(10)) is not None:
-        queue.has_read(chunk)
+        queue.prefilled(chunk)
         order.append((chunk.task, chunk.start, chunk.stop))
         if len(order) == 3:
             queue.add(later)
@@ -86,7 +86,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     for one in (long, short, later):
         parts = [(start, stop) for which, start, stop in order if which is one]
         assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])]
-    assert queue.answering == [short, later, long]
+    assert queue.decoding == [short, later, long]
 
 
 def test_long_prompts_take_turns_with_the_oldest() -> None:
@@ -99,9 +99,9 @@ def test_long_prompts_take_turns_with_the_oldest() -> None:
         queue.add(task(5))
         chunk = queue.next_chunk(10)
         assert chunk is not None
-        queue.has_read(chunk)
+        queue.prefilled(chunk)
         mine += chunk.task is long
-        for one in queue.answering:
+        for one in queue.decoding:
             queue.remove(one, None)
         assert mine >= (number + 1) // 2
 
@@ -130,14 +130,14 @@ def test_those_that_could_be_read_are_counted() -> None:
     assert queue.readable == 3
     chunk = queue.next_chunk(4)
     assert chunk is not None
-    queue.has_read(chunk)
+    queue.prefilled(chunk)
     assert queue.readable == 3
     chunk = queue.next_chunk(6)
     assert chunk is not None
-    queue.has_read(chunk)
+    queue.prefilled(chunk)
     assert queue.readable == 2
     read_all(queue)
-    assert (len(queue.answering), queue.readable) == (3, 0)
+    assert (len(queue.decoding), queue.readable) == (3, 0)
 
 
 def test_one_that_does_not_fit_is_not_overtaken() -> None:
@@ -160,10 +160,10 @@ def test_no_more_run_than_there_are_slots() -> None:
     for one in tasks:
         queue.add(one)
     read_all(queue)
-    assert queue.answering == tasks[:2]
+    assert queue.decoding == tasks[:2]
     queue.remove(tasks[0], None)
     read_all(queue)
-    assert queue.answering == [tasks[1], tasks[2]]
+    assert queue.decoding == [tasks[1], tasks[2]]
 
 
 def test_leaving_is_possible_anywhere() -> None:
@@ -175,7 +175,7 @@ def test_leaving_is_possible_anywhere() -> None:
         if stage != "waiting":
             chunk = queue.next_chunk(5 if stage == "reading" else 20)
             assert chunk is not None
-            queue.has_read(chunk)
+            queue.prefilled(chunk)
         queue.add(after)
         queue.remove(gone, None)
         queue.remove(gone, None)
@@ -210,7 +210,7 @@ def test_a_prompt_is_read_as_far_as_its_features_are_there() -> None:
     one.available = 300
     assert not queue.idle
     assert read_all(queue) == [(one, 60 + LEAST_AHEAD, 300)]
-    assert queue.answering == [one]
+    assert queue.decoding == [one]
 
 
 def test_reading_ahead_may_be_unwanted() -> None:
@@ -349,7 +349,7 @@ def test_everybody_is_answered_whose_features_come(
         for item in [item for item in coming if item[0] <= step]:
             coming.remove(item)
             item[1].available = max(item[1].available or 0, item[2])
-        for one in queue.answering:
+        for one in queue.decoding:
             left[id(one)] -= 1
             if left[id(one)] == 0:
                 queue.remove(one, one.prompt)
@@ -357,7 +357,7 @@ def test_everybody_is_answered_whose_features_come(
         while (chunk := queue.next_chunk(room - spent)) is not None:
             assert chunk.task.available is None or chunk.stop <= chunk.task.available
             spent += chunk.stop - chunk.start
-            queue.has_read(chunk)
+            queue.prefilled(chunk)
         step += 1
         assert step < 1000
     assert set(left.values()) == {0}
@@ -378,7 +378,7 @@ def test_everybody_is_answered(requests: list[tuple[int, int, int]], room: int) 
         for item in [item for item in coming if item[0] <= step]:
             coming.remove(item)
             queue.add(item[1])
-        for one in queue.answering:
+        for one in queue.decoding:
             left[id(one)] -= 1
             if left[id(one)] == 0:
                 queue.remove(one, None)
@@ -387,7 +387,7 @@ def test_everybody_is_answered(requests: list[tuple[int, int, int]], room: int) 
             spent += chunk.stop - chunk.start
             if chunk.task not in begun:
                 begun.append(chunk.task)
-            queue.has_read(chunk)
+            queue.prefilled(chunk)
         assert spent <= room
         step += 1
         assert step < 1000
