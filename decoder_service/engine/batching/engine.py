@@ -17,9 +17,9 @@ from collections.abc import AsyncGenerator, Callable
 import structlog
 
 from decoder_service.engine.batching.worker import BatchConfig, Call, CallOff, Inbox, Supply, Worker
-from decoder_service.engine.interface import EngineError, EngineEvent, EngineFinished, EngineInfo, EngineRequest
-from decoder_service.engine.supervisor import FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS, not_ready
-from serving.errors import Reason, ServiceError, too_large, unavailable
+from decoder_service.engine.interface import EngineError, EngineEvent, EngineInfo, EngineRequest
+from decoder_service.engine.supervisor import Supervisor, events_of, not_ready
+from serving.errors import Reason, too_large, unavailable
 
 log = structlog.get_logger()
 
@@ -40,10 +40,7 @@ class BatchEngine:
         self._inbox: Inbox = queue.SimpleQueue()
         self._calls: set[Call] = set()
         self._thread: threading.Thread | None = None
-        self._ready = False
-        self._stopping = False
-        self._set_ready: Callable[[bool], None] = lambda _: None
-        self._reviving: asyncio.Task[None] | None = None
+        self._supervisor = Supervisor(self._load)
 
     @property
     def info(self) -> EngineInfo:
@@ -53,7 +50,7 @@ class BatchEngine:
     @property
     def ready(self) -> bool:
         """Whether a request made now would be taken up."""
-        return self._ready
+        return self._supervisor.ready
 
     async def start(self, set_ready: Callable[[bool], None]) -> None:
         """Load the graphs, measure them and wait for requests.
@@ -64,8 +61,7 @@ class BatchEngine:
         Raises:
             EngineError: It cannot load the model.
         """
-        self._set_ready = set_ready
-        await self._load()
+        await self._supervisor.start(set_ready)
 
     async def _load(self) -> None:
         loop = asyncio.get_running_loop()
@@ -74,11 +70,10 @@ class BatchEngine:
         self._thread = threading.Thread(target=self._work, args=(self._inbox, loop, loaded), name="engine", daemon=True)
         self._thread.start()
         self._max_tokens = await loaded
-        self._ready = True
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Continue a prompt: `Prefilled`, tokens, `EngineFinished`. See `Engine.generate`."""
-        if not self._ready or self._max_tokens is None:
+        if not self.ready or self._max_tokens is None:
             raise not_ready()
         need = request.token_ids.size + request.max_new_tokens
         if need > self._max_tokens:
@@ -93,25 +88,16 @@ class BatchEngine:
         self._inbox.put(call)
         request.features.when_put(lambda: self._inbox.put(Supply(call, time.perf_counter())))
         try:
-            while True:
-                event = await call.events.get()
-                if isinstance(event, ServiceError):
-                    raise event
-                yield event
-                if isinstance(event, EngineFinished):
-                    return
+            async with contextlib.aclosing(events_of(call.events)) as events:
+                async for event in events:
+                    yield event
         finally:
             self._calls.discard(call)
             self._inbox.put(CallOff(call))
 
     async def stop(self) -> None:
         """End the thread and free the memory. Requests that are left fail with UNAVAILABLE."""
-        self._stopping = True
-        self._ready = False
-        if self._reviving is not None:
-            self._reviving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reviving
+        await self._supervisor.stop()
         if self._thread is not None:
             self._inbox.put(None)
             await asyncio.to_thread(self._thread.join)
@@ -125,25 +111,11 @@ class BatchEngine:
 
     def _break(self) -> None:
         """The thread has ended by a fault of its own."""
-        self._ready = False
-        self._set_ready(False)
+        self._supervisor.unready()
         self._lose("the engine failed while it worked on this request")
-        if not self._stopping:
-            self._reviving = asyncio.get_running_loop().create_task(self._revive())
-
-    async def _revive(self) -> None:
-        """Load it until it loads, ever more slowly."""
-        backoff = FIRST_BACKOFF_SECONDS
-        while True:
-            await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, LAST_BACKOFF_SECONDS)
-            try:
-                await self._load()
-            except EngineError as error:
-                log.error("engine cannot be started again", error=str(error), next_try_seconds=backoff)
-            else:
-                self._set_ready(True)
-                return
+        if not self._supervisor.stopping:
+            self._supervisor.proven()  # it had loaded, and every loss begins with the shortest wait
+            self._supervisor.revive()
 
     # The thread
 

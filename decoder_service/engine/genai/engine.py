@@ -46,12 +46,7 @@ from decoder_service.engine.interface import (
     EngineRequest,
     Prefilled,
 )
-from decoder_service.engine.supervisor import (
-    FIRST_BACKOFF_SECONDS,
-    LAST_BACKOFF_SECONDS,
-    failed,
-    not_ready,
-)
+from decoder_service.engine.supervisor import Supervisor, events_of, failed, not_ready
 from serving.errors import Reason, ServiceError, unavailable
 
 if TYPE_CHECKING:
@@ -181,12 +176,8 @@ class GenaiEngine:
         self._running: _Job | None = None
         self._numbers = itertools.count(1)
         self._child: _Child | None = None
-        self._ready = False
-        self._stopping = False
         self._loaded: asyncio.Future[Ready | CannotLoad] | None = None
-        self._set_ready: Callable[[bool], None] = lambda _: None
-        self._respawn: asyncio.Task[None] | None = None
-        self._backoff = FIRST_BACKOFF_SECONDS
+        self._supervisor = Supervisor(self._spawn, on_ready=self._dispatch, on_failure=self._fail_waiting)
 
     @property
     def info(self) -> EngineInfo:
@@ -196,7 +187,7 @@ class GenaiEngine:
     @property
     def ready(self) -> bool:
         """Whether a request made now would be taken up."""
-        return self._ready
+        return self._supervisor.ready
 
     @property
     def child_pid(self) -> int | None:
@@ -212,8 +203,7 @@ class GenaiEngine:
         Raises:
             EngineError: It cannot load the model.
         """
-        self._set_ready = set_ready
-        await self._spawn()
+        await self._supervisor.start(set_ready)
 
     async def _spawn(self) -> None:
         loaded: asyncio.Future[Ready | CannotLoad] = asyncio.get_running_loop().create_future()
@@ -230,25 +220,19 @@ class GenaiEngine:
             await child.stop()
             raise EngineError(f"the language model cannot be loaded: {answer.error}")
         log.info("engine ready", pid=child.pid, load_seconds=round(answer.load_seconds, 2), **vars(self.info))
-        self._ready = True
-        self._dispatch()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Continue a prompt: `Prefilled`, tokens, `EngineFinished`. See `Engine.generate`."""
-        if not self._ready:
-            raise not_ready(self._backoff)
+        if not self.ready:
+            raise not_ready(self._supervisor.backoff)
         job = _Job(next(self._numbers), request, time.perf_counter())
         self._waiting.append(job)
         request.features.when_put(lambda: self._supply(job))
         self._dispatch()
         try:
-            while True:
-                event = await job.events.get()
-                if isinstance(event, ServiceError):
-                    raise event
-                yield event
-                if isinstance(event, EngineFinished):
-                    return
+            async with contextlib.aclosing(events_of(job.events)) as events:
+                async for event in events:
+                    yield event
         finally:
             self._abandon(job)
 
@@ -271,7 +255,7 @@ class GenaiEngine:
     def _dispatch(self) -> None:
         """Give the child the next request, where it has none."""
         job = next((job for job in self._waiting if job.ready), None)
-        if not self._ready or self._running is not None or job is None or self._child is None:
+        if not self.ready or self._running is not None or job is None or self._child is None:
             return
         self._running = job
         self._waiting.remove(job)
@@ -311,7 +295,7 @@ class GenaiEngine:
     def _end(self, job: _Job, ended: Ended) -> None:
         job.over = True
         self._running = None
-        self._backoff = FIRST_BACKOFF_SECONDS
+        self._supervisor.proven()
         if ended.error is not None:
             log.error("request failed in the engine", request_id=job.request.request_id, traceback=ended.error)
             job.events.put_nowait(failed())
@@ -326,52 +310,36 @@ class GenaiEngine:
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(CannotLoad("its process died while it loaded; is there memory enough?"))
             return
-        if self._stopping or not self._ready:
+        if self._supervisor.stopping or not self.ready:
             return
-        self._ready = False
-        self._set_ready(False)
+        self._supervisor.unready()
         if self._running is not None:
             self._running.over = True
             self._running.events.put_nowait(
                 unavailable(
-                    Reason.ENGINE_LOST, "the engine's process died during this request", retry_after=self._backoff
+                    Reason.ENGINE_LOST,
+                    "the engine's process died during this request",
+                    retry_after=self._supervisor.backoff,
                 )
             )
             self._running = None
-        self._respawn = asyncio.get_running_loop().create_task(self._revive(child))
+        self._supervisor.revive(lambda: self._bury(child))
 
-    async def _revive(self, dead: _Child) -> None:
-        """Start children until one lives, ever more slowly."""
+    async def _bury(self, dead: _Child) -> None:
         exit_code = await dead.stop()
         log.error("engine process died", pid=dead.pid, exit_code=exit_code)
-        while True:
-            await asyncio.sleep(self._backoff)
-            self._backoff = min(2 * self._backoff, LAST_BACKOFF_SECONDS)
-            try:
-                await self._spawn()
-            except EngineError as error:
-                log.error("engine cannot be started again", error=str(error), next_try_seconds=self._backoff)
-                self._fail_waiting()
-            else:
-                self._set_ready(True)
-                return
 
     def _fail_waiting(self) -> None:
         while self._waiting:
             job = self._waiting.popleft()
             job.over = True
             job.events.put_nowait(
-                unavailable(Reason.ENGINE_LOST, "the engine's process is gone", retry_after=self._backoff)
+                unavailable(Reason.ENGINE_LOST, "the engine's process is gone", retry_after=self._supervisor.backoff)
             )
 
     async def stop(self) -> None:
         """End the child. Requests that are left fail with UNAVAILABLE."""
-        self._stopping = True
-        self._ready = False
-        if self._respawn is not None:
-            self._respawn.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._respawn
+        await self._supervisor.stop()
         if self._running is not None:
             self._waiting.appendleft(self._running)
             self._running = None
