@@ -60,7 +60,7 @@ class Watched:
     def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
         self.calls.append(
             Call(
-                tuple(range(step.row, step.row + step.lengths.size)) if step is not None else (),
+                tuple(range(step.first_slot, step.first_slot + step.lengths.size)) if step is not None else (),
                 (piece.start, piece.start + piece.token_ids.size) if piece is not None else None,
             )
         )

@@ -252,7 +252,7 @@ class Stepper:
         ids = job.request.token_ids
         first, last = (rows_before(token, job.request.media) for token in (chunk.start, chunk.stop))
         return Piece(
-            row=job.place.row,
+            slot=job.place.row,
             start=chunk.start,
             token_ids=ids[chunk.start : chunk.stop],
             features=job.request.features.rows(first, last, self._shape.feature_width),
@@ -279,7 +279,7 @@ class Stepper:
 def _next_tokens(row: int, jobs: Sequence[Job]) -> Step:
     """The next token of each of those who answer, who lie in neighbouring rows from `row` on."""
     return Step(
-        row=row,
+        first_slot=row,
         lengths=np.array([job.place.length for job in jobs], np.int64),
         token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
         positions=np.array([job.request.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),

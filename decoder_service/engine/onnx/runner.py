@@ -172,12 +172,14 @@ def _rows(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:
     """The mask of a part, as long as each row will be, and the rows of the cache that it lies in."""
     match part:
         case Step():
+            first = part.first_slot
             mask = (np.arange(int(part.lengths.max()) + 1) <= part.lengths[:, None]).astype(np.int64)
         case Piece():
+            first = part.slot
             mask = np.ones((1, part.start + part.token_ids.size), np.int64)
         case None:
             return np.empty((0, 1), np.int64), slice(0, 0)
-    return mask, slice(part.row, part.row + len(mask))
+    return mask, slice(first, first + len(mask))
 
 
 _PROVIDERS = ["CPUExecutionProvider"]
