@@ -10,7 +10,7 @@ PROTOS := $(wildcard protos/vlm/v1/*.proto)
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml hatch_build.py $(wildcard $(foreach service,decoder vision,$(service)_service/operators/*.cc $(service)_service/operators/*.h))
+$(STAMP): pyproject.toml hatch_build.py $(wildcard $(foreach folder,decoder_service/engine/onnx vision_service,$(folder)/operators/*.cc $(folder)/operators/*.h))
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] < (3, 14) else "triptych needs Python 3.11 to 3.13, this is %d.%d: try make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0

@@ -16,7 +16,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # Where the sources are, and the first processor that has what they use.
 _PROCESSORS = {
-    "decoder_service/operators": "cascadelake",
+    "decoder_service/engine/onnx/operators": "cascadelake",
     "vision_service/operators": "cooperlake",
 }
 _FLAGS = (

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from decoder_service import chat
-from decoder_service.prompt import PromptBuilder
+from decoder_service.families.registry import family_of
+from decoder_service.request.prompt import PromptBuilder
 from exporter.divergence import Asked, Graph, kl_divergence
 from serving.bundle import Bundle
 from serving.media import media_digest
@@ -57,7 +58,7 @@ def ask(
     """
     preprocessor = Preprocessor(bundle, _LIMITS)
     encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=dtype)
-    prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+    prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
     asked = []
     for picture in pictures:
         medium = chat.Medium(chat.MediaKind.IMAGE, media_digest(picture))

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from benchmarks.errors import BenchError
-from decoder_service.core import Decoder
+from decoder_service.request.decoder import Decoder
 from decoder_service.service import DecoderService
 from decoder_service.settings import DecoderSettings
 from serving import logs

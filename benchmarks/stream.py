@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.engine import Engine, EngineRequest, FeatureRows, Prefilled, SamplingParams, TokenDrawn
+from decoder_service.families.family import Family
+from decoder_service.families.registry import family_of
 from serving.bundle import Bundle
 from serving.tasks import gather_or_cancel
 
@@ -81,27 +83,32 @@ class Prompts:
 
     def __init__(self, bundle: Bundle, seed: int) -> None:
         tokens = bundle.tokens
+        self._family = family_of(bundle)
         control = {tokens.image, tokens.video, tokens.vision_start, tokens.vision_end, *tokens.eos}
         self._random = np.random.default_rng(seed)
         self._ids = np.setdiff1d(np.arange(bundle.text.vocab_size, dtype=np.int32), np.asarray(sorted(control)))
 
     def request(self, tokens: int, new_tokens: int) -> EngineRequest:
         """A request for a prompt and an answer of so many tokens; nothing ends it before."""
-        return text_request(self._random.choice(self._ids, tokens).astype(np.int32), new_tokens)
+        return text_request(self._family, self._random.choice(self._ids, tokens).astype(np.int32), new_tokens)
 
 
-def text_request(token_ids: NDArray[np.int32], new_tokens: int) -> EngineRequest:
+def text_request(family: Family, token_ids: NDArray[np.int32], new_tokens: int) -> EngineRequest:
     """A greedy request without media that nothing ends before its length.
 
     Args:
+        family: Of the model.
         token_ids: The prompt, int32 [n].
         new_tokens: Length of the answer.
     """
+    prompt = family.lay_out(token_ids.tolist(), (), lambda _: ())
     return EngineRequest(
         request_id=f"bench-{next(_NUMBERS)}",
-        token_ids=token_ids,
+        token_ids=prompt.engine_token_ids,
+        positions=prompt.positions,
         features=FeatureRows.of(),
-        grids=np.zeros((0, 3), np.int64),
+        media=prompt.media,
+        inputs=prompt.inputs,
         sampling=SamplingParams(),
         max_new_tokens=new_tokens,
         stop_token_ids=frozenset(),

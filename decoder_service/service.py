@@ -8,14 +8,16 @@ from collections.abc import Callable
 import grpc
 from tokenizers import decoders
 
-from decoder_service.core import Decoder, ModelFacts
-from decoder_service.detokenizer import TokenBytes
 from decoder_service.engine import Engine, EngineError
-from decoder_service.feature_store import FeatureStore
-from decoder_service.generation import GenerationDefaults
-from decoder_service.limits import Admission, Limits
-from decoder_service.prompt import PromptBuilder
-from decoder_service.servicer import DecoderServicer
+from decoder_service.families.family import Family
+from decoder_service.families.registry import family_of
+from decoder_service.output.detokenizer import TokenBytes
+from decoder_service.request.admission import Admission, Limits
+from decoder_service.request.decoder import Decoder, ModelFacts
+from decoder_service.request.feature_store import FeatureStore
+from decoder_service.request.generation import GenerationDefaults
+from decoder_service.request.prompt import PromptBuilder
+from decoder_service.rpc.servicer import DecoderServicer
 from decoder_service.settings import DecoderSettings
 from serving.bundle import Bundle, BundleError
 from serving.server import Service, StartError
@@ -70,19 +72,21 @@ class DecoderService(Service):
     async def _load(self, set_serving: Callable[[bool], None]) -> Decoder:
         settings = self._settings
         bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify)
-        engine = self._engine = _engine(settings, bundle)
+        family = family_of(bundle)
+        engine = self._engine = _engine(settings, bundle, family)
         # The engine loads in a thread or a process of its own, so tokenizer and model load side by side.
         prompts, _ = await asyncio.gather(
-            asyncio.to_thread(PromptBuilder.load, bundle.decoder_dir, bundle.tokens), engine.start(set_serving)
+            asyncio.to_thread(PromptBuilder.load, bundle.decoder_dir, family), engine.start(set_serving)
         )
         if not isinstance(prompts.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
-            raise ValueError("its tokenizer is not a byte-level one, as Qwen3-VL's is")
+            raise ValueError("its tokenizer is not a byte-level one, as the decoder service needs")
         slots = engine.info.slots
         features = settings.feature_limits(bundle.feature_width)
         context_length = settings.context_limit(bundle.context_length)
         return Decoder(
             model=ModelFacts(
                 id=bundle.model.id,
+                family=bundle.model.family,
                 precision=bundle.decoder.precision,
                 merge_size=bundle.vision.spatial_merge_size,
                 feature_width=bundle.feature_width,
@@ -117,11 +121,11 @@ class DecoderService(Service):
             self._engine = None
 
 
-def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
+def _engine(settings: DecoderSettings, bundle: Bundle, family: Family) -> Engine:
     """The engine that the settings name. Each imports its own library, and only where it is used."""
     if settings.engine_name == "genai":
-        from decoder_service.engine.genai import GenaiEngine  # noqa: PLC0415  # see above
-        from decoder_service.engine.messages import WorkerConfig  # noqa: PLC0415  # see above
+        from decoder_service.engine.genai.engine import GenaiEngine  # noqa: PLC0415  # see above
+        from decoder_service.engine.genai.messages import WorkerConfig  # noqa: PLC0415  # see above
 
         return GenaiEngine(
             WorkerConfig(
@@ -129,10 +133,11 @@ def _engine(settings: DecoderSettings, bundle: Bundle) -> Engine:
                 provider=settings.provider,
                 threads=settings.thread_count,
                 feature_width=bundle.feature_width,
+                inputs=family.lay_out((), (), lambda _: ()).inputs,
             )
         )
-    from decoder_service.engine.batch import BatchEngine  # noqa: PLC0415  # see above
-    from decoder_service.engine.worker import BatchConfig  # noqa: PLC0415  # see above
+    from decoder_service.engine.batching.engine import BatchEngine  # noqa: PLC0415  # see above
+    from decoder_service.engine.batching.worker import BatchConfig  # noqa: PLC0415  # see above
 
     return BatchEngine(
         BatchConfig(

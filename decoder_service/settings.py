@@ -71,9 +71,8 @@ class DecoderSettings(ServerSettings):
     chunk_stall: float = Field(
         0.5,
         gt=0,
-        description="While answers are running: how much longer a step may take because it also reads prompts, in "
-        "steps that do not, for each prompt that could be read; the whole step a second at most. More lets new "
-        "requests begin sooner and running ones stutter.",
+        description="Maximum slowdown of a decode step for each prompt being prefilled, as a fraction; the whole step "
+        "takes a second at most. More lets new requests begin sooner and running ones stutter.",
     )
     read_ahead: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.engine.kv import KvCache
+from decoder_service.engine.batching.kv import KvCache
 from decoder_service.engine.model import Piece, Step
-from decoder_service.engine.positions import media_spans, mrope_positions
-from decoder_service.engine.runner import Runner
-from decoder_service.operators import library
-from decoder_service.prompt import Prompt
+from decoder_service.engine.onnx.operators import library
+from decoder_service.engine.onnx.runner import Runner
+from decoder_service.families.family import Prompt
 from serving.bundle import Bundle
 
 _MOST_TOKENS = 16_384
@@ -24,7 +23,7 @@ class Asked:
     """A prompt with its picture.
 
     Attributes:
-        prompt: ids and grids.
+        prompt: ids and positions.
         features: float32 [rows, (1 + L) · hidden].
     """
 
@@ -54,9 +53,8 @@ class Graph:
         length: int = _MOST_TOKENS,
         repack: bool = True,
     ) -> None:
-        text, vision = bundle.text, bundle.vision
+        text = bundle.text
         self._name = precision
-        self._image_token, self._merge_size = bundle.tokens.image, vision.spatial_merge_size
         self._runner = Runner(
             bundle.decoder_dir / "embedding.onnx",
             threads=threads,
@@ -74,7 +72,7 @@ class Graph:
                 length=length,
                 width=text.head_dim,
                 dtype=self._runner.cache_dtype,
-            )
+            ).buffers
         )
 
     def greedy(self, asked: Asked, steps: int) -> tuple[list[int], NDArray[np.float32]]:
@@ -97,9 +95,7 @@ class Graph:
 
     def _read(self, asked: Asked) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Logits after the prompt; and how many tokens it has, with the position of the next, [2]."""
-        ids, grids = asked.prompt.engine_token_ids, asked.prompt.grids
-        spans = media_spans(ids, grids, (), image_token=self._image_token, merge_size=self._merge_size)
-        positions = mrope_positions(ids.size, spans)
+        ids, positions = asked.prompt.engine_token_ids, asked.prompt.positions
         piece = Piece(0, 0, ids, asked.features, positions[:, :-1])
         return np.asarray(self._runner.run(self._name, piece=piece)[0]), np.array([ids.size, positions[0, -1]])
 

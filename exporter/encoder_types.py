@@ -23,10 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from decoder_service import chat
-from decoder_service.prompt import Prompt, PromptBuilder
+from decoder_service.families import registry as decoder_families
+from decoder_service.families.family import Prompt
+from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.parent import end_with_parent
-from vision_service.families.registry import family_of
+from vision_service.families import registry as vision_families
 from vision_service.media import PreparedMedium
 from vision_service.operators import Operators, OperatorsError
 
@@ -69,7 +71,7 @@ def measure_types(bundle: Bundle, say: Say) -> Measured:
     """
     left_out = {name: why for name in TYPES if (why := _missing(name)) is not None}
     names = [name for name in TYPES if name not in left_out]
-    family = family_of(bundle)
+    family = vision_families.family_of(bundle)
     media = [family.fit_picture(bundle, kind(index)) for kind in KINDS.values() for index in range(_OF_A_KIND)]
     say({"total": 2 * len(media) * (1 + len(names))})
 
@@ -114,7 +116,7 @@ def _missing(name: str) -> str | None:
 
 def _encode(bundle: Bundle, media: Iterator[PreparedMedium], name: str) -> Features:
     """The features of media; the encoder is in memory for as long as this takes."""
-    encoder = family_of(bundle).load_encoder(
+    encoder = vision_families.family_of(bundle).load_encoder(
         bundle.vision_dir,
         device=torch.device("cpu"),
         dtype=getattr(torch, name),
@@ -128,7 +130,7 @@ def _encode(bundle: Bundle, media: Iterator[PreparedMedium], name: str) -> Featu
 
 
 def _prompts(bundle: Bundle, media: Sequence[PreparedMedium], features: Features) -> list[Prompt]:
-    builder = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+    builder = PromptBuilder.load(bundle.decoder_dir, decoder_families.family_of(bundle))
     prompts = []
     for index, (medium, rows) in enumerate(zip(media, features, strict=True)):
         shown = chat.Medium(chat.MediaKind.IMAGE, str(index))

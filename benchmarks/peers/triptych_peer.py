@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks import engines
 from benchmarks.peers.protocol import Options, serve
 from benchmarks.stream import Stream, all_of, text_request
+from decoder_service.families.registry import family_of
 from serving.bundle import Bundle
 
 
@@ -27,7 +28,9 @@ class TriptychPeer:
         self.versions = {name: importlib.metadata.version(name) for name in ("triptych", "onnxruntime")}
         self._runner = asyncio.Runner()
         self._stack = contextlib.AsyncExitStack()
-        opening = engines.running(Bundle.open(Path(options.model)), threads=options.threads, slots=options.streams)
+        bundle = Bundle.open(Path(options.model))
+        self._family = family_of(bundle)
+        opening = engines.running(bundle, threads=options.threads, slots=options.streams)
         self._engine = self._runner.run(self._stack.enter_async_context(opening)).engine
 
     def prefill(self, prompt: Sequence[int]) -> None:
@@ -36,7 +39,7 @@ class TriptychPeer:
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
         """See `Model`."""
-        requests = [text_request(np.asarray(prompt, np.int32), new_tokens) for prompt in prompts]
+        requests = [text_request(self._family, np.asarray(prompt, np.int32), new_tokens) for prompt in prompts]
         streams = [Stream(self._engine, request) for request in requests]
         self._runner.run(all_of(streams))
         return sum(len(stream.times) for stream in streams)

@@ -21,6 +21,7 @@ from decoder_service.engine.interface import (
     TokenDrawn,
     TokenLogprob,
 )
+from decoder_service.engine.media import Span
 
 __all__ = [
     "MAX_LOGPROBS",
@@ -35,6 +36,7 @@ __all__ = [
     "Prefilled",
     "Prefilling",
     "SamplingParams",
+    "Span",
     "TokenDrawn",
     "TokenLogprob",
 ]

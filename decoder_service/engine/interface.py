@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.engine.features import FeatureRows
+from decoder_service.engine.media import Span
 
 MAX_LOGPROBS = 20
 """Most alternatives that can be asked for beside a token."""
@@ -64,26 +65,29 @@ class EngineRequest:
 
     Attributes:
         request_id: For logs.
-        token_ids: The prompt, int32 [n]. The image token stands at every row of features, for video frames, too.
-        features: Rows for the image tokens, in order, float32 [rows, (1 + L) x hidden] each. One array may come twice.
-            Those that are missing are put there while the engine has the request.
-        grids: Patches (t, h, w) of every image and every video frame, int64 [m, 3], in order; t is 1.
+        token_ids: The prompt, int32 [n], as the graphs take it.
+        positions: Of each token and of the one after them, int64 [axes, n + 1]; an answer goes on from there by one on
+            every axis.
+        features: Rows for the tokens of media, in order, float32 [rows, width] each. One array may come twice. Those
+            that are missing are put there while the engine has the request.
+        media: Which tokens take a row of features, in order. A medium without a key is found in no cache, nor is what
+            follows it.
         sampling: How tokens are chosen.
         max_new_tokens: Most tokens to write, at least 1. `n + max_new_tokens` must not pass the context.
         stop_token_ids: Tokens that end the answer.
-        media_keys: One for each of `grids`, naming exactly what its rows of features are: equal keys mean equal
-            features. Empty: nobody knows, and only the text before the first medium may be found in a cache.
+        inputs: What an engine that computes positions itself takes instead of them: arrays by the names of its inputs.
         report_progress: Ask for `Prefilling` events.
     """
 
     request_id: str
     token_ids: NDArray[np.int32]
+    positions: NDArray[np.int64]
     features: FeatureRows
-    grids: NDArray[np.int64]
+    media: tuple[Span, ...]
     sampling: SamplingParams
     max_new_tokens: int
     stop_token_ids: frozenset[int]
-    media_keys: tuple[str, ...] = ()
+    inputs: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     report_progress: bool = False
 
 

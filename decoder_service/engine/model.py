@@ -14,14 +14,14 @@ class Piece:
     """A chunk of one request's prompt.
 
     Attributes:
-        row: Where the request lies.
+        slot: Where the request lies.
         start: How many of its tokens are computed.
         token_ids: The next ones, int32 [s].
         features: A row for each media token among them, float32 [f, width].
-        positions: int64 [3, s].
+        positions: int64 [axes, s].
     """
 
-    row: int
+    slot: int
     start: int
     token_ids: NDArray[np.int32]
     features: NDArray[np.float32]
@@ -33,16 +33,31 @@ class Step:
     """One token of each of several answers.
 
     Attributes:
-        row: Where the first request lies; the others lie in the rows after it.
+        first_slot: Where the first request lies; the others lie in the slots after it.
         lengths: How many tokens of each are computed, int64 [n].
         token_ids: The next token of each, int32 [n].
-        positions: Its position, int64 [n].
+        positions: Its position, the same on every axis, int64 [n].
     """
 
-    row: int
+    first_slot: int
     lengths: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     positions: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a request must agree with.
+
+    Attributes:
+        vocabulary: Token ids that the model knows: those below.
+        feature_width: Numbers in a row of features.
+        axes: Positions of one token.
+    """
+
+    vocabulary: int
+    feature_width: int
+    axes: int
 
 
 class Model(Protocol):

@@ -10,6 +10,7 @@ looked at changes nothing, and mostly a short head of the vocabulary will do: so
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,39 +81,60 @@ class Sampler:
             self._seen = np.union1d(self._seen, [token])
 
 
-def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[TokenDrawn | None]:
-    """Choose a token for each row, and remember it.
+@dataclass(frozen=True)
+class NotDrawn:
+    """A row has no token.
+
+    Attributes:
+        why: For the log.
+    """
+
+    why: str
+
+
+def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[TokenDrawn | NotDrawn]:
+    """Choose a token for each row, and remember it. A row that fails fails alone.
 
     Args:
         samplers: One for each row.
         logits: float32 [rows, vocab]; penalties are written into it.
 
     Returns:
-        For each row its token, or None where its logits are not finite: a broken model or broken features.
+        For each row its token, or why it has none: its logits are not finite, from a broken model or broken features,
+        or its sampler raised.
     """
     likeliest = logits.argmax(axis=1)  # of equals the first; NaN counts as greatest
-    sound = np.isfinite(np.take_along_axis(logits, likeliest[:, None], axis=1)[:, 0])
+    finite = np.isfinite(np.take_along_axis(logits, likeliest[:, None], axis=1)[:, 0])
+    failed = {int(row): NotDrawn("the model's logits are not finite") for row in np.flatnonzero(~finite)}
     reports = {
         row: _Report(logits[row], sampler.params.logprobs)
         for row, sampler in enumerate(samplers)
-        if sampler.params.logprobs is not None and sound[row]
+        if sampler.params.logprobs is not None and row not in failed
     }
     for row, sampler in enumerate(samplers):
-        if sampler.adjusts and sound[row]:
-            sampler.adjust(logits[row])
-            likeliest[row] = logits[row].argmax()
+        if row not in failed and sampler.adjusts:
+            try:
+                sampler.adjust(logits[row])
+            except Exception:  # noqa: BLE001  # one request's failure is its own
+                failed[row] = NotDrawn(traceback.format_exc())
+            else:
+                likeliest[row] = logits[row].argmax()
     tokens = likeliest
-    drawing = [row for row, sampler in enumerate(samplers) if sound[row] and not sampler.greedy]
+    drawing = [row for row, sampler in enumerate(samplers) if row not in failed and not sampler.greedy]
     if drawing:
         rows = logits[drawing] if len(drawing) < len(samplers) else logits
         tokens[drawing] = _sample([samplers[row] for row in drawing], rows)
-    drawn: list[TokenDrawn | None] = []
+    drawn: list[TokenDrawn | NotDrawn] = []
     for row, sampler in enumerate(samplers):
-        if not sound[row]:
-            drawn.append(None)
+        if row in failed:
+            drawn.append(failed[row])
             continue
         token = int(tokens[row])
-        sampler.remember(token)
+        try:
+            sampler.remember(token)
+        except Exception:  # noqa: BLE001  # as above
+            drawn.append(NotDrawn(traceback.format_exc()))
+            continue
         drawn.append(reports[row].of(token) if row in reports else TokenDrawn(token))
     return drawn
 

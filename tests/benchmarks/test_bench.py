@@ -118,7 +118,9 @@ def test_the_system_is_shown_as_tables(address: str, tmp_path: Path, capsys: pyt
 
 def test_the_command_line_does_without_benchmarks() -> None:
     """Where `benchmarks` is not installed, as in an image, every other command is there."""
-    program = "import sys; sys.modules['benchmarks'] = None; from triptych_cli.main import main; main(['export', '--help'])"
+    program = (
+        "import sys; sys.modules['benchmarks'] = None; from triptych_cli.main import main; main(['export', '--help'])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT
     )

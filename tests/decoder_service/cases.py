@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
 from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams
-from decoder_service.prompt import PromptBuilder
+from decoder_service.request.prompt import PromptBuilder
 from serving.media import media_digest
 from tests.pictures import noise, png
 from tests.reference import Clip, Inputs, Reference, Turn
@@ -70,11 +71,42 @@ class Case:
             request_id="test",
             token_ids=prompt.engine_token_ids,
             features=FeatureRows.of(*self.features),
-            grids=prompt.grids,
+            positions=prompt.positions,
+            media=prompt.media,
+            inputs=prompt.inputs,
             sampling=sampling or SamplingParams(),
             max_new_tokens=tokens,
             stop_token_ids=frozenset(),
         )
+
+
+def named(request: EngineRequest, *keys: str) -> EngineRequest:
+    """With a key for each of its media; none at all where none is given."""
+    of_media = zip(request.media, keys or [""] * len(request.media), strict=True)
+    return dataclasses.replace(request, media=tuple(dataclasses.replace(span, key=key) for span, key in of_media))
+
+
+def followed(request: EngineRequest, token_ids: Sequence[int]) -> EngineRequest:
+    """With more text after its prompt."""
+    after = request.positions[:, -1:] + np.arange(1, len(token_ids) + 1)
+    return dataclasses.replace(
+        request,
+        token_ids=np.concatenate([request.token_ids, np.array(token_ids, np.int32)]),
+        positions=np.concatenate([request.positions, after], 1),
+    )
+
+
+def preceded(request: EngineRequest, token_ids: Sequence[int]) -> EngineRequest:
+    """With more text before its prompt."""
+    count = len(token_ids)
+    before = np.tile(np.arange(count), (len(request.positions), 1))
+    media = [dataclasses.replace(span, start=span.start + count, stop=span.stop + count) for span in request.media]
+    return dataclasses.replace(
+        request,
+        token_ids=np.concatenate([np.array(token_ids, np.int32), request.token_ids]),
+        positions=np.concatenate([before, request.positions + count], 1),
+        media=tuple(media),
+    )
 
 
 def make_case(reference: Reference, turns: Sequence[Turn]) -> Case:

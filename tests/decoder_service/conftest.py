@@ -12,7 +12,8 @@ import grpc
 import pytest
 
 import exporter
-from decoder_service.prompt import PromptBuilder
+from decoder_service.families.registry import family_of
+from decoder_service.request.prompt import PromptBuilder
 from decoder_service.service import DecoderService
 from decoder_service.settings import DecoderSettings
 from serving.bundle import Bundle
@@ -53,7 +54,7 @@ def reference(checkpoint: Path) -> Reference:
 @pytest.fixture(scope="session")
 def prompts(bundle: Bundle) -> PromptBuilder:
     """Lays prompts out for it."""
-    return PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+    return PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
 
 
 @pytest.fixture(scope="session")

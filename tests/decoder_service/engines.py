@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from decoder_service.engine import Engine, EngineEvent, EngineRequest, FeatureRows, SamplingParams, TokenDrawn
-from decoder_service.engine.batch import BatchEngine
-from decoder_service.engine.genai import GenaiEngine
-from decoder_service.engine.messages import WorkerConfig
-from decoder_service.engine.worker import BatchConfig
-from decoder_service.prompt import PromptBuilder
+from decoder_service.engine.batching.engine import BatchEngine
+from decoder_service.engine.batching.worker import BatchConfig
+from decoder_service.engine.genai.engine import GenaiEngine
+from decoder_service.engine.genai.messages import WorkerConfig
+from decoder_service.families.registry import family_of
+from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from tests.decoder_service.cases import Case
 
@@ -26,7 +27,8 @@ LONG = 3000
 def make_engine(name: EngineName, bundle: Bundle, **options: Any) -> BatchEngine | GenaiEngine:
     """An engine that has not been started; `options` are the batch engine's."""
     if name == "genai":
-        return GenaiEngine(WorkerConfig(str(bundle.decoder_dir), "cpu", 1, bundle.feature_width))
+        no_media = family_of(bundle).lay_out((), (), lambda _: ())
+        return GenaiEngine(WorkerConfig(str(bundle.decoder_dir), "cpu", 1, bundle.feature_width, no_media.inputs))
     return BatchEngine(BatchConfig(bundle, **{"threads": 1, "context_length": bundle.context_length, **options}))
 
 
@@ -74,7 +76,8 @@ def text_request(token_ids: list[int], tokens: int, sampling: SamplingParams | N
         request_id="test",
         token_ids=np.array(token_ids, np.int32),
         features=FeatureRows.of(),
-        grids=np.zeros((0, 3), np.int64),
+        positions=np.tile(np.arange(len(token_ids) + 1), (3, 1)),
+        media=(),
         sampling=sampling or SamplingParams(),
         max_new_tokens=tokens,
         stop_token_ids=frozenset(),

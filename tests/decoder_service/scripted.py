@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
-from decoder_service.core import Decoder, ModelFacts
-from decoder_service.detokenizer import TokenBytes
 from decoder_service.engine import (
     Engine,
     EngineEvent,
@@ -17,10 +15,12 @@ from decoder_service.engine import (
     Prefilled,
     TokenDrawn,
 )
-from decoder_service.feature_store import FeatureStore
-from decoder_service.generation import GenerationDefaults
-from decoder_service.limits import Admission, Limits
-from decoder_service.prompt import PromptBuilder
+from decoder_service.output.detokenizer import TokenBytes
+from decoder_service.request.admission import Admission, Limits
+from decoder_service.request.decoder import Decoder, ModelFacts
+from decoder_service.request.feature_store import FeatureStore
+from decoder_service.request.generation import GenerationDefaults
+from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 
 
@@ -59,6 +59,7 @@ def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **l
     return Decoder(
         model=ModelFacts(
             id="tiny",
+            family=bundle.model.family,
             precision="fp32",
             merge_size=bundle.vision.spatial_merge_size,
             feature_width=bundle.feature_width,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from decoder_service.engine.genai import GenaiEngine, _Child
-from decoder_service.engine.messages import Ended, PromptRead, Token, ToParent
+from decoder_service.engine.genai.engine import GenaiEngine, _Child
+from decoder_service.engine.genai.messages import Ended, PromptRead, Token, ToParent
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Heard:
 
 def listen(engine: GenaiEngine) -> Heard:
     """Hear what the parent's side hears from now on."""
-    heard, hear = Heard(), engine._hear
+    heard, hear = Heard(), engine._on_message
 
     def listening(child: _Child, message: ToParent) -> None:
         heard.messages.append(message)
         hear(child, message)
 
-    engine._hear = listening  # type: ignore[method-assign]
+    engine._on_message = listening  # type: ignore[method-assign]
     return heard

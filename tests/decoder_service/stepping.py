@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.engine import EngineEvent, EngineFinished, EngineRequest, Prefilled, Prefilling, TokenDrawn
-from decoder_service.engine.kv import KvCache
+from decoder_service.engine.batching.kv import KvCache
+from decoder_service.engine.batching.pace import Curve, Pace, Speed
+from decoder_service.engine.batching.scheduler import Scheduler
+from decoder_service.engine.batching.slots import Slots
+from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.model import Model, Piece, Step
-from decoder_service.engine.pace import Curve, Pace, Speed
-from decoder_service.engine.runner import Runner
-from decoder_service.engine.scheduler import Scheduler
-from decoder_service.engine.slots import Slots
-from decoder_service.engine.stepper import Job, Shape, Stepper
+from decoder_service.engine.onnx.runner import Runner
 from serving.bundle import Bundle
 from serving.errors import ServiceError
 
@@ -60,7 +60,7 @@ class Watched:
     def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
         self.calls.append(
             Call(
-                tuple(range(step.row, step.row + step.lengths.size)) if step is not None else (),
+                tuple(range(step.first_slot, step.first_slot + step.lengths.size)) if step is not None else (),
                 (piece.start, piece.start + piece.token_ids.size) if piece is not None else None,
             )
         )
@@ -77,7 +77,7 @@ class Answer:
     finished: EngineFinished | None = None
     error: ServiceError | None = None
 
-    def hear(self, event: EngineEvent | ServiceError) -> None:
+    def on_event(self, event: EngineEvent | ServiceError) -> None:
         match event:
             case Prefilling():
                 assert self.prefilled is None
@@ -125,11 +125,10 @@ class Stepping:
             width=text.head_dim,
             dtype=runner.cache_dtype,
         )
-        runner.use(self.cache)
+        runner.use(self.cache.buffers)
         self.slots = Slots(self.cache, rows=rows, running=slots, budget=budget, caching=caches is not None)
         self.model = Watched(runner)
-        self._shape = Shape(bundle.tokens.image, bundle.vision.spatial_merge_size, bundle.feature_width)
-        self._vocabulary = runner.vocabulary
+        self._shape = runner.shape
         self.answers: dict[Job, Answer] = {}
         self.scheduler = Scheduler[Job](self.slots, read_ahead=True, least_ahead=1)
         self.stepper = Stepper(
@@ -137,13 +136,13 @@ class Stepping:
             self.scheduler,
             SetPace(runner.graphs, rooms),
             self._shape,
-            lambda job, event: self.answers[job].hear(event),
         )
 
     def add(self, request: EngineRequest, at: float = 0.0) -> Job:
         """A request comes."""
-        job = Job.of(request, self._shape, self._vocabulary, at)
-        self.answers[job] = Answer()
+        answer = Answer()
+        job = Job.of(request, self._shape, at, answer.on_event)
+        self.answers[job] = answer
         self.stepper.add(job)
         return job
 
@@ -154,8 +153,8 @@ class Stepping:
 
     def step(self) -> None:
         """Both halves of a step."""
-        self.stepper.answer()
-        self.stepper.read()
+        self.stepper.decode()
+        self.stepper.prefill()
 
     def finish(self) -> None:
         """Step until nothing is left."""

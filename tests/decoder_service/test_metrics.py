@@ -8,10 +8,10 @@ import time
 from prometheus_client import REGISTRY
 
 from decoder_service.engine import SamplingParams, TokenDrawn
-from decoder_service.generation import Generation
-from decoder_service.prompt import PromptBuilder
-from decoder_service.session import Delta, Finished, open_session
-from decoder_service.validation import Opening
+from decoder_service.request.generation import Generation
+from decoder_service.request.opening import Opening
+from decoder_service.request.prompt import PromptBuilder
+from decoder_service.request.session import Delta, Finished, open_session
 from serving.bundle import Bundle
 from tests.decoder_service.cases import Case
 from tests.decoder_service.scripted import ScriptedEngine, scripted_decoder

@@ -29,13 +29,14 @@ def test_torch_is_not_needed(bundle: Bundle) -> None:
     program = f"""
 import sys
 sys.modules["torch"] = None
-import decoder_service.engine.batch
-import decoder_service.engine.genai_worker
+import decoder_service.engine.batching.engine
+import decoder_service.engine.genai.child
 from decoder_service.service import DecoderService
-from decoder_service.prompt import PromptBuilder
+from decoder_service.families.registry import family_of
+from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 bundle = Bundle.open({str(bundle.root)!r})
-prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
 assert sys.modules["torch"] is None
 """
     done = subprocess.run(

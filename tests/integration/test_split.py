@@ -49,7 +49,7 @@ def test_grids_features_and_logits_equal_transformers(served: Served, whole: Who
     # The conversations with both have the video first.
     expected.reverse()
     frames = [[1, h, w] for grids, _ in expected for t, h, w in grids.tolist() for _ in range(t)]
-    assert laid.prompt.grids.tolist() == frames
+    assert laid.prompt.inputs["image_grid_thw"].tolist() == frames
     if expected:
         rows = torch.cat([features for _, features in expected]).numpy()
         # These random encoders give features in the tens, so float32 itself is no finer than this.

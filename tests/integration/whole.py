@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from decoder_service import chat
-from decoder_service.prompt import Prompt, PromptBuilder
+from decoder_service.families.family import Prompt
+from decoder_service.families.registry import family_of
+from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.media import media_digest
 from triptych import Image, Message, Video
@@ -52,7 +54,7 @@ class Whole:
         )
         self._preprocessor = Preprocessor(bundle, limits)
         self._encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32)
-        self._prompts = PromptBuilder.load(bundle.decoder_dir, bundle.tokens)
+        self._prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
         self._model = og.Model(str(bundle.decoder_dir))
 
     def lay_out(self, messages: Sequence[Message]) -> Laid:
@@ -127,7 +129,7 @@ class Whole:
         inputs = og.NamedTensors()
         inputs["input_ids"] = laid.prompt.engine_token_ids[np.newaxis]
         inputs["pixel_values"] = features
-        inputs["image_grid_thw"] = laid.prompt.grids
-        inputs["num_image_tokens"] = np.array([len(features)], np.int64)
+        for name, value in laid.prompt.inputs.items():
+            inputs[name] = value
         generator.set_inputs(inputs)
         return generator

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 import recipes.demo_model.train
 from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text
-from decoder_service.prompt import PromptBuilder
+from decoder_service.families.qwen3_vl.prompt_layout import Qwen3VL
+from decoder_service.request.prompt import PromptBuilder
 from demo.seeds import Split, stream
 from demo.skills import Example
 from recipes.demo_model.checkpoint import save_checkpoint
@@ -74,13 +75,13 @@ def test_clips_are_written_as_videos_are(tmp_path: Path) -> None:
         vision_end=config.vision_end_token_id,
         eos=(0,),
     )
-    prompts = PromptBuilder.load(tmp_path / "checkpoint", tokens)
+    prompts = PromptBuilder.load(tmp_path / "checkpoint", Qwen3VL(tokens, merge_size=2))
     chat = lesson("clip", stream(Split.TRAIN, 3), [(160, 128)], 1, 4)
     chat = replace(chat, turns=chat.turns[:1])
     video = Medium(MediaKind.VIDEO, "sha256:" + "0" * 64)
     rendered = prompts.render([Message(Role.USER, (video, Text(chat.turns[0].question)))])
     served = prompts.expand(rendered, [Layout(video, (2, 8, 10), 40, (0.25, 1.5))])
-    sequence = render(chat, served.grids, TOKENIZER, times=(0.25, 1.5))
+    sequence = render(chat, served.inputs["image_grid_thw"], TOKENIZER, times=(0.25, 1.5))
     assert sequence.ids[: len(served.engine_token_ids)].tolist() == served.engine_token_ids.tolist()
     assert TOKENIZER.decode(sequence.ids[len(served.engine_token_ids) :].tolist()) == chat.turns[0].answer + "\n"
 

@@ -1,0 +1,53 @@
+"""What a row of keys and values stands for, and how far two of them are the same.
+
+Keys and values of a token depend on all tokens before it and on nothing after it. Two prompts share them as far as
+their tokens are the same and their media have the same keys: a medium's tokens all look alike, so its key decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder_service.engine.media import Span
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """Tokens in order, and which of them are rows of media.
+
+    Attributes:
+        token_ids: int32 [n].
+        media: Where media lie, and what they are.
+    """
+
+    token_ids: NDArray[np.int32]
+    media: tuple[Span, ...] = ()
+
+    def __len__(self) -> int:
+        return self.token_ids.size
+
+    def followed_by(self, token_ids: list[int]) -> Content:
+        """With more text after it: a medium's token among it is text, as the model's own answer is."""
+        return Content(np.concatenate([self.token_ids, np.array(token_ids, np.int32)]), self.media)
+
+    @property
+    def comparable(self) -> int:
+        """How many of its tokens can be compared with others: all before the first medium without a key."""
+        return next((span.start for span in self.media if not span.key), len(self))
+
+
+def common_prefix(one: Content, other: Content) -> int:
+    """How many tokens two contents share from the beginning."""
+    count = min(one.comparable, other.comparable)
+    differs = one.token_ids[:count] != other.token_ids[:count]
+    if differs.any():
+        count = int(differs.argmax())
+    for mine, theirs in itertools.zip_longest(one.media, other.media):
+        if mine != theirs:
+            starts = [span.start for span in (mine, theirs) if span is not None]
+            return min(count, *starts)
+    return count

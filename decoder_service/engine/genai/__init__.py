@@ -1,0 +1,1 @@
+"""The engine on onnxruntime-genai: one request at a time, in a child process."""

@@ -1,0 +1,208 @@
+"""A decoder graph made to compute a step of several answers and a chunk of a prompt in one run.
+
+An exported graph takes [batch, sequence], where several rows cannot be longer than one token behind a past. Everything
+in it but attention treats each token by itself. So where there are both, all tokens are laid in one row, those of the
+answers first, the weights are read once for all of them, and attention alone tells the two apart:
+
+    answers (one token each) ── GroupQueryAttention over neighbouring rows of keys and values ──┐
+                                                                                             Concat
+    chunk (any length) ──────── GroupQueryAttention over its own row ───────────────────────────┘
+
+Without a chunk beside them, answers are computed as before, and so is a chunk that is alone. Our own operator, where it
+has taken the place of ONNX Runtime's, does all of this itself: it is given both caches. To the inputs are added
+
+- `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk beside answers, or none;
+- `logits_indices` [n], which of all tokens' logits are wanted;
+
+and to the outputs `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. Beside a chunk, `inputs_embeds` is
+[1, answers + chunk, width] and `position_ids` [axes, 1, answers + chunk].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from decoder_service.engine.onnx.operators import DOMAIN
+
+CHUNK = "chunk_"
+LOGITS_INDICES = "logits_indices"
+
+_MASK = "attention_mask"
+_OPERATOR = "GroupQueryAttention"
+_LAST_POSITION = "/lm_head/prune/Gather"
+_INPUTS_OF_ATTENTION = 7  # query, key, value, past keys, past values, lengths, longest; the others are unused
+_ANSWERS, _HAS_CHUNK = "packed/answers", "packed/has_chunk"
+_CHUNK_LENGTHS, _CHUNK_LONGEST = "packed/chunk/lengths", "packed/chunk/longest"
+_ZERO, _ONE, _END = "packed/zero", "packed/one", "packed/end"
+
+
+def pack(graph: GraphProto) -> None:
+    """Pack a decoder graph as the exporter writes it.
+
+    Raises:
+        ValueError: The graph has no attention that could be packed.
+    """
+    nodes: list[NodeProto] = []
+    inputs: list[ValueInfoProto] = []
+    outputs: list[ValueInfoProto] = []
+    known = {value.name: value for value in (*graph.input, *graph.output)}
+    for node in graph.node:
+        if node.op_type != _OPERATOR:
+            nodes.append(node)
+            continue
+        if any(node.input[_INPUTS_OF_ATTENTION:]):
+            raise ValueError(f"{node.name} has inputs that packing does not know: {list(node.input)}")
+        if node.domain == DOMAIN:
+            _give_chunk(node)
+            nodes.append(node)
+        else:
+            nodes.append(_split(node))
+        inputs += [_of_chunk(known[name]) for name in node.input[3:5]]
+        outputs += [_of_chunk(known[name]) for name in node.output[1:3]]
+    if not inputs:
+        raise ValueError(f"the graph has no {_OPERATOR}")
+    _pick_logits(nodes)
+    read = {name for node in nodes for name in node.input}
+    nodes = [node for node in nodes if node.op_type != "Constant" or node.output[0] in read]
+    is_split = any(node.op_type == "If" for node in nodes)
+    del graph.node[:], graph.value_info[:]  # shapes inside are found anew
+    graph.node.extend([*_lengths(), *(_division() if is_split else ()), *nodes])
+    constants = {_ONE: 1, **({_ZERO: 0, _END: np.iinfo(np.int64).max} if is_split else {})}
+    for name, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    graph.input.extend(
+        [
+            helper.make_tensor_value_info(CHUNK + _MASK, TensorProto.INT64, ["chunks", "chunk_length"]),
+            helper.make_tensor_value_info(LOGITS_INDICES, TensorProto.INT64, ["wanted"]),
+            *inputs,
+        ]
+    )
+    graph.output.extend(outputs)
+    # Beside a chunk the answers share a row of tokens, and have rows of keys and values of their own.
+    for name, axis in (("inputs_embeds", 0), ("position_ids", 1)):
+        known[name].type.tensor_type.shape.dim[axis].dim_param = "rows"
+    wanted, one, _ = known["logits"].type.tensor_type.shape.dim
+    wanted.dim_param, one.dim_value = "wanted", 1
+
+
+def _lengths() -> list[NodeProto]:
+    """How long the chunk's row is with it, as the operator wants to be told."""
+    mask = CHUNK + _MASK
+    return [
+        _node("ReduceSum", [mask, _ONE], "packed/chunk/ones", keepdims=1),
+        _node("Sub", ["packed/chunk/ones", _ONE], "packed/chunk/last"),
+        _node("Cast", ["packed/chunk/last"], _CHUNK_LENGTHS, to=TensorProto.INT32),
+        _node("Shape", [mask], "packed/chunk/shape", start=1, end=2),
+        _node("Cast", ["packed/chunk/shape"], _CHUNK_LONGEST, to=TensorProto.INT32),
+    ]
+
+
+def _division() -> list[NodeProto]:
+    """How many answers there are, and whether there is a chunk beside them."""
+    return [
+        _node("Shape", [_MASK], _ANSWERS, start=0, end=1),
+        _node("Shape", [CHUNK + _MASK], "packed/chunks", start=0, end=1),
+        _node("Cast", ["packed/chunks"], _HAS_CHUNK, to=TensorProto.BOOL),
+    ]
+
+
+def _give_chunk(node: NodeProto) -> None:
+    """Give our operator the chunk's cache, too."""
+    past, present = _names_of_chunk(node)
+    node.input.extend([*past, _CHUNK_LENGTHS, _CHUNK_LONGEST])
+    node.output.extend(present)
+
+
+def _names_of_chunk(node: NodeProto) -> tuple[list[str], list[str]]:
+    """Past and present keys and values of the chunk."""
+    return [CHUNK + name for name in node.input[3:5]], [CHUNK + name for name in node.output[1:3]]
+
+
+def _split(node: NodeProto) -> NodeProto:
+    """`node` where there is no chunk beside answers; else one for each, and their results side by side."""
+    alone, beside = f"{node.name}/alone", f"{node.name}/beside"
+    past, present = _names_of_chunk(node)
+    as_before = [
+        _operator(node, node.input, alone),
+        *(_node("Identity", [held], f"{alone}/chunk_{index}") for index, held in enumerate(past)),  # of no rows
+    ]
+    outputs_alone = [*_outputs(alone), *(held.output[0] for held in as_before[1:])]
+    answers, chunk = f"{beside}/answers", f"{beside}/chunk"
+    split = []
+    for kind, source in zip(("query", "key", "value"), node.input[:3], strict=True):
+        split += [
+            _node("Slice", [source, _ZERO, _ANSWERS, _ONE], f"{answers}/{kind}/row"),
+            _node("Transpose", [f"{answers}/{kind}/row"], f"{answers}/{kind}", perm=[1, 0, 2]),
+            _node("Slice", [source, _ANSWERS, _END, _ONE], f"{chunk}/{kind}"),
+        ]
+    of_answers = [*(f"{answers}/{kind}" for kind in ("query", "key", "value")), *node.input[3:7]]
+    of_chunk = [*(f"{chunk}/{kind}" for kind in ("query", "key", "value")), *past, _CHUNK_LENGTHS, _CHUNK_LONGEST]
+    both = [
+        *split,
+        _operator(node, of_answers, answers),
+        _operator(node, of_chunk, chunk),
+        _node("Transpose", [f"{answers}/output"], f"{answers}/output/row", perm=[1, 0, 2]),
+        _node("Concat", [f"{answers}/output/row", f"{chunk}/output"], beside, axis=1),
+    ]
+    outputs_beside = [beside, *_outputs(answers)[1:], *_outputs(chunk)[1:]]
+    return helper.make_node(
+        "If",
+        [_HAS_CHUNK],
+        [*node.output, *present],
+        name=f"{node.name}/If",
+        then_branch=_branch(beside, both, outputs_beside),
+        else_branch=_branch(alone, as_before, outputs_alone),
+    )
+
+
+def _operator(node: NodeProto, inputs: Sequence[str], stem: str) -> NodeProto:
+    """The same operator on other inputs."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    name = f"{stem}/{_OPERATOR}"
+    return helper.make_node(_OPERATOR, inputs, _outputs(stem), name=name, domain=node.domain, **attributes)
+
+
+def _outputs(stem: str) -> list[str]:
+    return [f"{stem}/output", f"{stem}/keys", f"{stem}/values"]
+
+
+def _branch(name: str, nodes: Sequence[NodeProto], outputs: Sequence[str]) -> GraphProto:
+    return helper.make_graph(nodes, name, [], [ValueInfoProto(name=output) for output in outputs])
+
+
+def _pick_logits(nodes: list[NodeProto]) -> None:
+    """Give the logits of the wanted tokens, where the graph gives them for the last position, or for all."""
+    for index, node in enumerate(nodes):
+        if node.name == _LAST_POSITION:
+            unsqueeze = next(n for n in nodes if node.output[0] in n.input)
+            nodes[index : index + 1] = _gathered(node.input[0], unsqueeze.output[0])
+            nodes.remove(unsqueeze)
+            return
+    last = next(node for node in nodes if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "packed/all_logits"
+    nodes += _gathered("packed/all_logits", "logits")
+
+
+def _gathered(source: str, output: str) -> list[NodeProto]:
+    """Rows [n, 1, width] of [batch, sequence, width]."""
+    shape = helper.make_tensor("shape", TensorProto.INT64, [3], [-1, 1, 0])
+    return [
+        helper.make_node("Constant", [], ["packed/token_rows/shape"], name="packed/token_rows/shape", value=shape),
+        _node("Reshape", [source, "packed/token_rows/shape"], "packed/token_rows"),
+        _node("Gather", ["packed/token_rows", LOGITS_INDICES], output, axis=0),
+    ]
+
+
+def _node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
+    return helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes)
+
+
+def _of_chunk(value: ValueInfoProto) -> ValueInfoProto:
+    """The same kind of input or output for the chunk, whose row is its own."""
+    shape: list[int | str] = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    shape[0], shape[2] = "chunks", f"chunk_{shape[2]}"
+    return helper.make_tensor_value_info(CHUNK + value.name, value.type.tensor_type.elem_type, shape)

@@ -1,0 +1,202 @@
+"""The graphs on ONNX Runtime, over one cache of keys and values.
+
+A slot's row is bound as past and as present at once, so ONNX Runtime writes new keys and values in place and copies
+nothing. A run computes a token of each of several answers, which lie in neighbouring rows, each of its own length; or
+a chunk of a prompt in a row of its own; or both, and then reads the weights once (see `packing`). The number of ones
+in a row of a mask is its length. `GroupQueryAttention` of ONNX Runtime 1.32 refuses to read several prompts at once
+behind a past, so there is one chunk in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from decoder_service.engine.model import Piece, Shape, Step
+from decoder_service.engine.onnx.operators import is_rounded, multiplies_all, substitute
+from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
+from decoder_service.engine.onnx.pages import let_go
+from serving.cores import lacks_vnni
+
+_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+
+
+class Runner:
+    """Computes on any of its graphs.
+
+    Args:
+        embedding: Path of the graph that turns ids and features into embeddings.
+        threads: Threads for one operator.
+        layers: Layers of the model.
+        head_size: Width of an attention head.
+        operators: The library of our own operators, for graphs with rounded weights; without one, ONNX Runtime's are
+            used.
+        repack: Whether ONNX Runtime may copy float32 weights into an order that it multiplies faster. Otherwise they
+            stay in the mapped file.
+    """
+
+    def __init__(
+        self,
+        embedding: Path,
+        *,
+        threads: int,
+        layers: int,
+        head_size: int,
+        operators: Path | None = None,
+        repack: bool = True,
+    ) -> None:
+        self._repack = repack
+        self._threads = threads
+        self._head_size = head_size
+        self._operators = operators
+        self._embedding = onnxruntime.InferenceSession(embedding, _options(1), _PROVIDERS)
+        self._feature_width = int(self._embedding.get_outputs()[0].shape[-1])
+        self._tensors = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._bindings: dict[str, _Binding] = {}
+        self._buffers: Sequence[NDArray[Any]] = ()
+
+    def load(self, name: str, path: Path) -> None:
+        """Load a graph. All have the same inputs, outputs and cache; the first one says what they are."""
+        model = onnx.load(path, load_external_data=False)
+        ours = (
+            self._operators is not None
+            and is_rounded(model)
+            and substitute(model, head_size=self._head_size, threads=self._threads) > 0
+        )
+        options = _options(1 if ours and multiplies_all(model) else self._threads)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        if not self._repack and not is_rounded(model):
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if ours:
+            options.register_custom_ops_library(str(self._operators))
+        pack(model.graph)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, _PROVIDERS)
+        self._sessions[name] = session
+        data = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+        for file in {entry.value for entry in data if entry.key == "location"}:
+            let_go(path.parent / file)
+        if len(self._sessions) > 1:
+            return
+        kinds = {value.name: value.type for value in session.get_inputs()}
+        self.cache_dtype = np.dtype(_NUMPY_TYPES[kinds[f"past_key_values.{self._tensors[0]}"]])
+        self.shape = Shape(
+            vocabulary=int(session.get_outputs()[0].shape[-1]),
+            feature_width=self._feature_width,
+            axes=next(int(value.shape[0]) for value in session.get_inputs() if value.name == "position_ids"),
+        )
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs."""
+        return tuple(self._sessions)
+
+    def use(self, buffers: Sequence[NDArray[Any]]) -> None:
+        """Bind the graphs to a cache of keys and values: for each layer those two, [rows, heads, length, width]."""
+        self._buffers = buffers
+        self._bindings = {name: _Binding(session.io_binding()) for name, session in self._sessions.items()}
+
+    def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
+        """Compute a step of answers, a chunk, or both in one run; see `Model.run`."""
+        answers = step.lengths.size if step is not None else 0
+        size = piece.token_ids.size if piece is not None else 0
+        # All tokens lie in one row, but for answers that are alone, of which each has its own.
+        layout = (1, answers + size) if size else (answers, 1)
+        wanted = [*range(answers), *([answers + size - 1] if size else [])]
+        logits = np.empty((len(wanted), 1, self.shape.vocabulary), np.float32)
+        first, second = (step, piece) if step is not None else (piece, None)
+        (mask, rows), (chunk_mask, chunk_rows) = _rows(first), _rows(second)
+        inputs: dict[str, NDArray[Any]] = {
+            "inputs_embeds": self._embed(step, piece).reshape(*layout, -1),
+            "position_ids": self._positions(step, piece).reshape(self.shape.axes, *layout),
+            "attention_mask": mask,
+            f"{CHUNK}attention_mask": chunk_mask,
+            LOGITS_INDICES: np.array(wanted, np.int64),
+        }
+        binding = self._bindings[graph]
+        self._bind_cache(binding, "", rows)
+        self._bind_cache(binding, CHUNK, chunk_rows)
+        for name, value in inputs.items():
+            _bind(binding.of.bind_input, name, value)
+        _bind(binding.of.bind_output, "logits", logits)
+        self._sessions[graph].run_with_iobinding(binding.of)
+        return logits[:, 0]
+
+    def _embed(self, step: Step | None, piece: Piece | None) -> NDArray[np.float32]:
+        """Embeddings of all tokens, the answers' first: [1, n, width]."""
+        parts = []
+        if step is not None:
+            # The ids of an answer are text, also where the model draws a media token: there are no features for it.
+            parts.append((step.token_ids, np.empty((0, self._feature_width), np.float32)))
+        if piece is not None:
+            parts.append((piece.token_ids, piece.features))
+        feeds = [{"input_ids": ids[None].astype(np.int64), "image_features": rows} for ids, rows in parts]
+        found = [self._embedding.run(["inputs_embeds"], feed)[0] for feed in feeds]
+        return np.concatenate(found, 1) if len(found) > 1 else np.asarray(found[0])
+
+    def _positions(self, step: Step | None, piece: Piece | None) -> NDArray[np.int64]:
+        """Positions of all tokens, the answers' first: [axes, n]."""
+        axes = self.shape.axes
+        answers = step.positions if step is not None else np.empty(0, np.int64)
+        chunk = piece.positions if piece is not None else np.empty((axes, 0), np.int64)
+        positions = np.empty((axes, answers.size + chunk.shape[1]), np.int64)
+        positions[:, : answers.size], positions[:, answers.size :] = answers, chunk
+        return positions
+
+    def _bind_cache(self, binding: _Binding, prefix: str, rows: slice) -> None:
+        """Bind rows as past and as present, unless they are: that is 144 calls for 36 layers."""
+        if binding.rows.get(prefix) == rows:
+            return
+        for tensor, buffer in zip(self._tensors, self._buffers, strict=True):
+            _bind(binding.of.bind_input, f"{prefix}past_key_values.{tensor}", buffer[rows])
+            _bind(binding.of.bind_output, f"{prefix}present.{tensor}", buffer[rows])
+        binding.rows[prefix] = rows
+
+
+@dataclass(eq=False)
+class _Binding:
+    """A graph's inputs and outputs, and to which rows of the cache its keys and values are bound, by prefix."""
+
+    of: Any
+    rows: dict[str, slice] = field(default_factory=dict)
+
+
+def _rows(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:
+    """The mask of a part, as long as each row will be, and the rows of the cache that it lies in."""
+    match part:
+        case Step():
+            first = part.first_slot
+            mask = (np.arange(int(part.lengths.max()) + 1) <= part.lengths[:, None]).astype(np.int64)
+        case Piece():
+            first = part.slot
+            mask = np.ones((1, part.start + part.token_ids.size), np.int64)
+        case None:
+            return np.empty((0, 1), np.int64), slice(0, 0)
+    return mask, slice(first, first + len(mask))
+
+
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Each session has threads of its own, which would go on spinning after a run, in the way of another session's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if lacks_vnni():
+        # An exact way to multiply bytes. With VNNI every way is exact, and this one slower.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
+    """Bind an array's own memory, which the caller keeps alive."""
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

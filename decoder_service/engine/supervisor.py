@@ -1,0 +1,125 @@
+"""What both engines do around what they compute: start, tell whether they are ready, come back, hand events over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import structlog
+
+from decoder_service.engine.interface import EngineError, EngineEvent, EngineFinished
+from serving.errors import Reason, ServiceError, failure, unavailable
+
+log = structlog.get_logger()
+
+FIRST_BACKOFF_SECONDS = 0.5
+LAST_BACKOFF_SECONDS = 30.0
+
+
+def not_ready(retry_after: float = 1.0) -> ServiceError:
+    """What a request gets while no engine is there."""
+    return unavailable(Reason.ENGINE_NOT_READY, "the engine is being started again", retry_after=retry_after)
+
+
+def failed() -> ServiceError:
+    """What a request gets that failed by itself."""
+    return failure(Reason.ENGINE_FAILED, "the engine failed on this request; the log says more")
+
+
+async def events_of(queue: asyncio.Queue[EngineEvent | ServiceError]) -> AsyncGenerator[EngineEvent, None]:
+    """A request's events up to the last one. An error among them is raised."""
+    while True:
+        event = await queue.get()
+        if isinstance(event, ServiceError):
+            raise event
+        yield event
+        if isinstance(event, EngineFinished):
+            return
+
+
+class Supervisor:
+    """Loads what computes, and loads it anew when it is lost, ever more slowly. Belongs to one event loop.
+
+    Args:
+        load: Loads it. Raises EngineError where it cannot.
+        on_ready: Told each time when it is ready.
+        on_failure: Told each time when it could not be loaded again.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Awaitable[None]],
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._load = load
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+        self._set_ready: Callable[[bool], None] = lambda _: None
+        self._reviving: asyncio.Task[None] | None = None
+        self.ready = False
+        """Whether a request made now would be taken up."""
+        self.stopping = False
+        """Whether it is not to come back."""
+        self.backoff = FIRST_BACKOFF_SECONDS
+        """Seconds to the next try."""
+
+    async def start(self, set_ready: Callable[[bool], None]) -> None:
+        """Load it for the first time.
+
+        Args:
+            set_ready: Told of later changes.
+
+        Raises:
+            EngineError: It cannot be loaded.
+        """
+        self._set_ready = set_ready
+        await self._start()
+
+    async def _start(self) -> None:
+        await self._load()
+        self.ready = True
+        self._on_ready()
+
+    def proven(self) -> None:
+        """It works: the next loss begins with the shortest wait."""
+        self.backoff = FIRST_BACKOFF_SECONDS
+
+    def unready(self) -> None:
+        """It is lost: no more requests."""
+        self.ready = False
+        self._set_ready(False)
+
+    def revive(self, clean_up: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Load it until it loads, in the background.
+
+        Args:
+            clean_up: To be done before.
+        """
+        self._reviving = asyncio.get_running_loop().create_task(self._revive(clean_up))
+
+    async def _revive(self, clean_up: Callable[[], Awaitable[None]] | None) -> None:
+        if clean_up is not None:
+            await clean_up()
+        while True:
+            await asyncio.sleep(self.backoff)
+            self.backoff = min(2 * self.backoff, LAST_BACKOFF_SECONDS)
+            try:
+                await self._start()
+            except EngineError as error:
+                log.error("engine cannot be started again", error=str(error), next_try_seconds=self.backoff)
+                self._on_failure()
+            else:
+                self._set_ready(True)
+                return
+
+    async def stop(self) -> None:
+        """Take no more requests, and do not come back."""
+        self.stopping = True
+        self.ready = False
+        if self._reviving is not None:
+            self._reviving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reviving

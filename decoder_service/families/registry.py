@@ -1,0 +1,25 @@
+"""The model families that the decoder service knows, by the name that a bundle has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from decoder_service.families.family import Family
+from decoder_service.families.qwen3_vl.prompt_layout import Qwen3VL
+from serving.bundle import Bundle
+
+_FAMILIES: dict[str, Callable[[Bundle], Family]] = {
+    "qwen3_vl": Qwen3VL.of,
+}
+
+
+def family_of(bundle: Bundle) -> Family:
+    """The family of a bundle's model.
+
+    Raises:
+        ValueError: It is not known here.
+    """
+    make = _FAMILIES.get(bundle.model.family)
+    if make is None:
+        raise ValueError(f"the decoder service knows no family {bundle.model.family!r}; it knows {sorted(_FAMILIES)}")
+    return make(bundle)

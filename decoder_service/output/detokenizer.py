@@ -1,0 +1,72 @@
+"""From token ids to text, as they come: whole characters only."""
+
+from __future__ import annotations
+
+import codecs
+
+from tokenizers import Tokenizer
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """The letters with which byte-level BPE writes the 256 bytes: printable ones as themselves, others from U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in printable]
+    return letters | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF_LETTER = _byte_of_letter()
+
+
+class TokenBytes:
+    """The bytes of every token of a byte-level BPE tokenizer, looked up when they are first asked for.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, bytes] = {
+            token_id: b"" if token.special else token.content.encode()
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+        }
+
+    def __getitem__(self, token_id: int) -> bytes:
+        """Bytes of a token. None for special tokens and for ids that the model has and the tokenizer does not."""
+        known = self._known.get(token_id)
+        if known is None:
+            letters = self._tokenizer.id_to_token(token_id) or ""
+            known = bytes(_BYTE_OF_LETTER[letter] for letter in letters)
+            self._known[token_id] = known
+        return known
+
+    def text(self, token_id: int) -> str:
+        """A token by itself: its text, a control token's name, or nothing where its bytes are no whole characters."""
+        raw = self[token_id]
+        if not raw:
+            return self._tokenizer.id_to_token(token_id) or ""
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return ""
+
+
+class Detokenizer:
+    """Text of one answer. Bytes that are no UTF-8 become U+FFFD, as in `Tokenizer.decode`.
+
+    Args:
+        tokens: Bytes of the tokens.
+    """
+
+    def __init__(self, tokens: TokenBytes) -> None:
+        self._tokens = tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes."""
+        return self._decoder.decode(self._tokens[token_id])
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never completed."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,1 @@
+"""One request, from its opening to its last event."""

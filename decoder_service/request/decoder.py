@@ -1,0 +1,89 @@
+"""What is loaded, and what can be done with it that needs no stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from decoder_service.chat import Layout, Message
+from decoder_service.engine import Engine
+from decoder_service.output.detokenizer import TokenBytes
+from decoder_service.request.admission import Admission, Limits, check_room
+from decoder_service.request.feature_store import FeatureStore
+from decoder_service.request.generation import GenerationDefaults
+from decoder_service.request.prompt import PromptBuilder
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a request is checked against.
+
+    Attributes:
+        id: The model's name.
+        family: The name of its family.
+        precision: Of the decoder's weights.
+        merge_size: Patches along one edge of a token.
+        feature_width: Numbers in a row of features.
+        encoder_fingerprint: Of the encoder whose features it was trained with.
+        end_tokens: Tokens that end a turn.
+        vocab_size: Token ids that it knows: those below.
+    """
+
+    id: str
+    family: str
+    precision: str
+    merge_size: int
+    feature_width: int
+    encoder_fingerprint: str
+    end_tokens: frozenset[int]
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """All that answering takes."""
+
+    model: ModelFacts
+    prompts: PromptBuilder
+    token_bytes: TokenBytes
+    engine: Engine
+    admission: Admission
+    limits: Limits
+    defaults: GenerationDefaults
+    features: FeatureStore
+
+    async def count(self, messages: Sequence[Message], layouts: Sequence[Layout], *, ids: bool) -> PromptCount:
+        """Count the tokens of a prompt, which may be longer than the context.
+
+        Args:
+            messages: The conversation.
+            layouts: One for each medium, in order.
+            ids: Whether the ids are wanted, too; then it must fit.
+
+        Raises:
+            ServiceError: The template refuses the conversation, or it does not fit.
+        """
+        rendered = await asyncio.to_thread(self.prompts.render, messages)
+        lengths = await asyncio.to_thread(lambda: [self.prompts.length(layout) for layout in layouts])
+        total = len(rendered.token_ids) + sum(length - 1 for length in lengths)
+        token_ids: tuple[int, ...] = ()
+        if ids:
+            check_room(total, None, self.limits.context_length)
+            token_ids = (await asyncio.to_thread(self.prompts.expand, rendered, layouts)).token_ids
+        return PromptCount(total, sum(layout.token_count for layout in layouts), token_ids)
+
+
+@dataclass(frozen=True)
+class PromptCount:
+    """Size of a prompt.
+
+    Attributes:
+        prompt_tokens: All tokens.
+        media_tokens: Rows of features among them.
+        token_ids: The ids, where they were asked for.
+    """
+
+    prompt_tokens: int
+    media_tokens: int
+    token_ids: tuple[int, ...]

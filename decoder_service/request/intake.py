@@ -1,0 +1,232 @@
+"""The features of one request, from the first header to the last byte.
+
+Every size is checked against the prompt, the context and the memory before anything is allocated for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from decoder_service.chat import Layout, MediaKind, first_of_each
+from decoder_service.engine import FeatureRows
+from decoder_service.request.admission import Place, check_room
+from decoder_service.request.decoder import Decoder
+from decoder_service.request.feature_store import Features, encoder_name, media_key
+from decoder_service.request.layout import checked_layout
+from decoder_service.request.prompt import Rendered
+from serving.errors import Reason, failure, invalid, too_large
+from serving.tensors import TensorAssembler, dtype_name
+from vlm.v1 import tensor_pb2, vision_pb2
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrival:
+    """One medium's features, on their way."""
+
+    layout: Layout
+    prompt_tokens: int
+    tensor: TensorAssembler
+
+
+class FeatureIntake:
+    """Takes in headers and chunks of the media that are needed, in any interleaving. Belongs to one event loop.
+
+    A medium whose last byte has come is whole: it goes to the engine and into the store at once. Should a header come
+    for it again, because whoever sent it could not tell, what follows is passed over: it has the same content.
+
+    Media whose features the decoder has kept are not needed. Their bytes are counted as if they had been sent: the
+    store may drop them while this request still holds them.
+
+    Args:
+        decoder: What is loaded.
+        rendered: The conversation.
+        encoder_dtype: Type that the encoder computes in, as `Opening.encoder_dtype`.
+        max_tokens: Length of the answer, where the request names it.
+        place: What the request has been granted; bytes are taken from it.
+
+    Raises:
+        ServiceError: RESOURCE_EXHAUSTED or INVALID_ARGUMENT where what is known already does not fit the context or
+            the memory.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        rendered: Rendered,
+        encoder_dtype: tensor_pb2.DataType.ValueType,
+        max_tokens: int | None,
+        place: Place,
+    ) -> None:
+        self._decoder = decoder
+        self._rendered = rendered
+        self._encoder_dtype = encoder_dtype
+        self._max_tokens = max_tokens
+        self._place = place
+        distinct = first_of_each(rendered.media)
+        self.encoder = encoder_name(decoder.model.encoder_fingerprint, encoder_dtype)
+        """Which encoder the features come from, as `feature_store.encoder_name`."""
+        self._keys = {index: media_key(rendered.media[index], self.encoder) for index in distinct}
+        self._kept = {
+            index: features for index, key in self._keys.items() if (features := decoder.features.get(key)) is not None
+        }
+        self.needed = tuple(index for index in distinct if index not in self._kept)
+        """Indices of the media to send, each distinct medium once."""
+        self._arrivals: dict[int, _Arrival] = {}
+        self._again: set[int] = set()  # whole media that are being sent once more
+        self._fixed: tuple[Layout, ...] | None = None  # once the prompt is laid out
+        self._rows: FeatureRows | None = None  # from then on
+        self._check_room()
+        if self._kept:
+            self._hold("messages")
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether the layout of every medium is known."""
+        return self._fixed is not None or all(i in self._known for i in self.needed)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all features have come."""
+        return not self.missing
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The media whose features have not all come."""
+        return tuple(i for i in self.needed if i not in self._kept)
+
+    async def header(self, index: int, header: vision_pb2.EncodeHeader) -> None:
+        """The features of a medium begin, or begin anew.
+
+        Raises:
+            ServiceError: It does not fit the medium, the model, the context or the memory.
+        """
+        self._check_index("header.media_index", index)
+        if index in self._kept:
+            self._again.add(index)
+            return
+        # The old features go first: were they kept, a restart would need room for both.
+        self._arrivals.pop(index, None)
+        model = self._decoder.model
+        if header.encoder_fingerprint != model.encoder_fingerprint:
+            raise failure(
+                Reason.ENCODER_MISMATCH,
+                "the features come from an encoder that this decoder was not made with: serve both from bundles of "
+                "the same checkpoint",
+                metadata={"expected": model.encoder_fingerprint, "actual": header.encoder_fingerprint[:128]},
+            )
+        if header.encoder_dtype != self._encoder_dtype and tensor_pb2.DATA_TYPE_UNSPECIFIED not in (
+            header.encoder_dtype,
+            self._encoder_dtype,
+        ):
+            raise failure(
+                Reason.ENCODER_MISMATCH,
+                f"the features were computed in {dtype_name(header.encoder_dtype)} and are expected in "
+                f"{dtype_name(self._encoder_dtype)}: start all vision services with the same dtype",
+            )
+        path = f"features[{index}]"
+        layout = checked_layout(
+            header.layout, self._rendered.media[index], merge_size=model.merge_size, path=f"{path}.layout"
+        )
+        if self._fixed is not None and layout not in self._fixed:
+            raise invalid("header.layout", "is not the one that the prompt was laid out with")
+        # Before a video's times are tokenized: its rows alone may be too many.
+        self._check_room(index, layout.token_count)
+        tokens = layout.token_count
+        if layout.medium.kind is MediaKind.VIDEO:
+            tokens = await asyncio.to_thread(self._decoder.prompts.length, layout)
+            self._check_room(index, tokens)
+        self._hold(path, layout.token_count)
+        size = layout.token_count * model.feature_width * _FLOAT_BYTES
+        tensor = TensorAssembler(
+            header.features, rows=layout.token_count, width=model.feature_width, max_bytes=size, path=path
+        )
+        self._arrivals[index] = _Arrival(layout, tokens, tensor)
+
+    async def chunk(self, index: int, chunk: tensor_pb2.TensorChunk) -> None:
+        """The features of a medium go on.
+
+        Raises:
+            ServiceError: No header came before, or it leaves a gap or runs over the end.
+        """
+        self._check_index("chunk.media_index", index)
+        if index in self._again:
+            return
+        if index in self._kept:
+            raise invalid("chunk.media_index", f"is {index}, whose features have all come")
+        arrival = self._arrivals.get(index)
+        if arrival is None:
+            raise invalid("chunk.media_index", f"is {index}, whose header has not come")
+        arrival.tensor.add(chunk)
+        if arrival.tensor.complete:
+            await self._keep(index, arrival)
+
+    def layouts(self) -> tuple[Layout, ...]:
+        """A layout for each medium of the conversation, in order. When `laid_out`; from then on they are fixed."""
+        if self._fixed is None:
+            by_medium = {known.layout.medium: known.layout for known in self._known.values()}
+            self._fixed = tuple(by_medium[medium] for medium in self._rendered.media)
+        return self._fixed
+
+    def rows(self) -> FeatureRows:
+        """Features of each medium of the conversation, in order: those that are there, and the others as they come.
+
+        When `laid_out`.
+        """
+        if self._rows is None:
+            self._rows = FeatureRows(layout.token_count for layout in self.layouts())
+            for features in self._kept.values():
+                self._hand_over(features)
+        return self._rows
+
+    async def _keep(self, index: int, arrival: _Arrival) -> None:
+        """The last byte of a medium has come."""
+        rows = await asyncio.to_thread(arrival.tensor.array)  # it may have to convert them
+        rows.flags.writeable = False
+        features = Features(arrival.layout, arrival.prompt_tokens, rows)
+        del self._arrivals[index]
+        self._kept[index] = features
+        self._decoder.features.put(self._keys[index], features)
+        self._hand_over(features)
+
+    def _hand_over(self, features: Features) -> None:
+        """Give the engine a medium's features, wherever in the conversation it is."""
+        if self._rows is not None:
+            for place, medium in enumerate(self._rendered.media):
+                if medium == features.layout.medium:
+                    self._rows.put(place, features.rows)
+
+    @property
+    def _known(self) -> dict[int, Features | _Arrival]:
+        """The media whose layout is known."""
+        return {**self._kept, **self._arrivals}
+
+    def _hold(self, path: str, more: int = 0) -> None:
+        """Take the bytes of all features that are known, and of so many rows more."""
+        rows = more + sum(known.layout.token_count for known in self._known.values())
+        size = rows * self._decoder.model.feature_width * _FLOAT_BYTES
+        limit = self._decoder.limits.max_feature_bytes
+        if size > limit:
+            raise too_large(
+                path,
+                f"brings this request's features to {size} bytes, over max_feature_bytes, which is {limit}",
+                reason=Reason.FEATURES_TOO_LARGE,
+                limit=limit,
+            )
+        self._place.hold_bytes(size)
+
+    def _check_index(self, path: str, index: int) -> None:
+        if index not in self.needed:
+            raise invalid(path, f"is {index}; features are needed of {list(self.needed)}")
+
+    def _check_room(self, index: int | None = None, tokens: int = 0) -> None:
+        """Check the prompt as far as it is known, with `tokens` for the medium whose header has just come."""
+        known = {i: medium.prompt_tokens for i, medium in self._known.items()}
+        if index is not None:
+            known[index] = tokens
+        of_medium = {self._rendered.media[i]: count for i, count in known.items()}
+        # A medium that is not known yet counts as its placeholder.
+        total = len(self._rendered.token_ids) + sum(of_medium.get(m, 1) - 1 for m in self._rendered.media)
+        check_room(total, self._max_tokens, self._decoder.limits.context_length)

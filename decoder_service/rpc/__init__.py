@@ -1,0 +1,1 @@
+"""The Decoder service on the wire."""

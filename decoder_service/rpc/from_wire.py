@@ -1,0 +1,266 @@
+"""From the wire to values of the core. Whatever is wrong is named by the path of its field; nothing is ignored."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+
+from decoder_service.chat import MediaKind, Medium, Message, Role, Text, media_of
+from decoder_service.engine import MAX_LOGPROBS, SamplingParams
+from decoder_service.request.admission import Limits
+from decoder_service.request.generation import (
+    MAX_BIASED_TOKENS,
+    MAX_LOGIT_BIAS,
+    MAX_PENALTY,
+    MAX_SEED,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    Generation,
+    GenerationDefaults,
+)
+from decoder_service.request.layout import WIRE_KINDS
+from decoder_service.request.opening import Opening
+from serving.calls import check_request_id
+from serving.errors import Reason, failure, invalid, too_large, unimplemented
+from serving.media import check_options, is_digest, relevant_options, requested_options
+from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
+
+MAX_MESSAGES = 1024
+MAX_PARTS = 16384
+
+_ROLES = {
+    chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
+    chat_pb2.ROLE_USER: Role.USER,
+    chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+}
+
+
+def opening(
+    request: decoder_pb2.GenerateOpen, *, model: str, vocab_size: int, defaults: GenerationDefaults, limits: Limits
+) -> Opening:
+    """Check the opening of a `Generate`.
+
+    Args:
+        request: As sent.
+        model: Name of the model that is served.
+        vocab_size: Token ids that it knows: those below.
+        defaults: What the checkpoint says where the request is silent.
+        limits: What a request may take.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED, NOT_FOUND or RESOURCE_EXHAUSTED, with the field's path.
+    """
+    check_model(request.model, model)
+    request_id = check_request_id(request.request_id)
+    if request.tools:
+        raise unimplemented("tools", "send none")
+    if request.HasField("tool_choice"):
+        raise unimplemented("tool_choice", "leave it unset")
+    check_options(request.media, "media")
+    return Opening(
+        request_id,
+        conversation(request.messages, limits, request.media),
+        generation(request.generation, defaults, vocab_size=vocab_size),
+        request.encoder_dtype,
+        request.report_progress,
+    )
+
+
+def check_model(name: str, model: str) -> None:
+    """Check that the model asked for is the one that is served.
+
+    Raises:
+        ServiceError: NOT_FOUND.
+    """
+    if name not in ("", model):
+        raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; this is {model!r}")
+
+
+def conversation(
+    messages: Sequence[chat_pb2.Message], limits: Limits, media: media_pb2.MediaOptions | None = None
+) -> tuple[Message, ...]:
+    """Check a conversation.
+
+    Args:
+        messages: As sent, media named by digest.
+        limits: What a request may take.
+        media: How media become pixels, where they do not say so themselves.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED, with the field's path.
+    """
+    if not messages:
+        raise invalid("messages", "is empty; send at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise too_large(
+            "messages",
+            f"has {len(messages)} messages, over the limit of {MAX_MESSAGES}",
+            reason=Reason.TOO_MANY_MESSAGES,
+            limit=MAX_MESSAGES,
+        )
+    parts = sum(len(message.parts) for message in messages)
+    if parts > MAX_PARTS:
+        raise too_large(
+            "messages",
+            f"has {parts} parts, over the limit of {MAX_PARTS}",
+            reason=Reason.TOO_MANY_PARTS,
+            limit=MAX_PARTS,
+        )
+    media = media_pb2.MediaOptions() if media is None else media
+    checked = tuple(_message(message, index, media) for index, message in enumerate(messages))
+    if checked[-1].role is Role.ASSISTANT:
+        raise invalid(f"messages[{len(checked) - 1}].role", "is ROLE_ASSISTANT; the last message must be the user's")
+    count = len(media_of(checked))
+    if count > limits.max_prompt_media:
+        raise too_large(
+            "messages",
+            f"has {count} images and videos, over max_prompt_media, which is {limits.max_prompt_media}",
+            reason=Reason.TOO_MANY_MEDIA,
+            limit=limits.max_prompt_media,
+        )
+    size = sum(len(part.text.encode()) for message in checked for part in message.parts if isinstance(part, Text))
+    if size > limits.max_text_bytes:
+        raise too_large(
+            "messages",
+            f"has {size} bytes of text, over max_text_bytes, which is {limits.max_text_bytes}",
+            reason=Reason.TEXT_TOO_LONG,
+            limit=limits.max_text_bytes,
+        )
+    return checked
+
+
+def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOptions) -> Message:
+    path = f"messages[{index}]"
+    if message.role == chat_pb2.ROLE_TOOL:
+        raise unimplemented(
+            f"{path}.role", "ROLE_TOOL has no meaning yet; send ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT"
+        )
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise invalid(
+            f"{path}.role",
+            f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2) or ROLE_ASSISTANT (3)",
+            reason=Reason.ROLE_UNKNOWN,
+        )
+    if role is Role.SYSTEM and index > 0:
+        raise invalid(f"{path}.role", "is ROLE_SYSTEM, which only the first message may have")
+    if not message.parts:
+        raise invalid(f"{path}.parts", "is empty; send at least one part")
+    parts = tuple(_part(part, role, media, f"{path}.parts[{n}]") for n, part in enumerate(message.parts))
+    return Message(role, parts)
+
+
+def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: str) -> Text | Medium:
+    match part.WhichOneof("part"):
+        case "text":
+            return Text(part.text)
+        case "image":
+            return _medium(part.image, MediaKind.IMAGE, role, media, f"{path}.image")
+        case "video":
+            return _medium(part.video, MediaKind.VIDEO, role, media, f"{path}.video")
+        case "tool_call":
+            raise unimplemented(f"{path}.tool_call", "leave tool calls out of the conversation")
+        case "tool_result":
+            raise unimplemented(f"{path}.tool_result", "leave tool results out of the conversation")
+        case _:
+            raise invalid(path, "has no content; set text, image or video")
+
+
+def _medium(sent: media_pb2.Media, kind: MediaKind, role: Role, request: media_pb2.MediaOptions, path: str) -> Medium:
+    if role is not Role.USER:
+        raise invalid(path, f"only ROLE_USER may send media; this message is the {role.value}'s")
+    if sent.WhichOneof("source") != "digest":
+        raise invalid(path, "must be named by its digest: the decoder takes features, not files")
+    if not is_digest(sent.digest):
+        raise invalid(f"{path}.digest", "must be sha256: and 64 lower-case hexadecimal digits")
+    check_options(sent.options, f"{path}.options")
+    options = relevant_options(WIRE_KINDS[kind], requested_options(request, sent.options))
+    return Medium(kind, sent.digest, options.SerializeToString(deterministic=True))
+
+
+def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults, *, vocab_size: int) -> Generation:
+    """Check how an answer is to be drawn.
+
+    Args:
+        options: As sent.
+        defaults: What the checkpoint says where the request is silent.
+        vocab_size: Token ids that the model knows: those below.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
+    """
+    if options.HasField("response_format"):
+        raise unimplemented("generation.response_format", "leave it unset")
+    if options.HasField("max_tokens") and options.max_tokens < 1:
+        raise invalid("generation.max_tokens", "is 0 and must be at least 1")
+    temperature, top_p, top_k = 0.0, defaults.top_p, defaults.top_k
+    if options.HasField("temperature"):
+        temperature = options.temperature
+        _check(0 <= temperature <= MAX_TEMPERATURE, "temperature", temperature, f"from 0 to {MAX_TEMPERATURE:g}")
+    if options.HasField("top_p"):
+        top_p = options.top_p
+        _check(0 < top_p <= 1, "top_p", top_p, "greater than 0 and at most 1")
+    if options.HasField("top_k"):
+        top_k = options.top_k
+        _check(top_k <= MAX_TOP_K, "top_k", top_k, f"at most {MAX_TOP_K}")
+    min_p, repetition_penalty = defaults.min_p, defaults.repetition_penalty
+    if options.HasField("min_p"):
+        min_p = options.min_p
+        _check(0 <= min_p <= 1, "min_p", min_p, "from 0 to 1")
+    if options.HasField("repetition_penalty"):
+        repetition_penalty = options.repetition_penalty
+        _check(0 < repetition_penalty < math.inf, "repetition_penalty", repetition_penalty, "greater than 0")
+    for name in ("presence_penalty", "frequency_penalty"):
+        penalty = getattr(options, name)
+        _check(-MAX_PENALTY <= penalty <= MAX_PENALTY, name, penalty, f"from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
+    _check(options.logprobs <= MAX_LOGPROBS, "logprobs", options.logprobs, f"from 0 to {MAX_LOGPROBS}")
+    seed = options.seed if options.HasField("seed") else secrets.randbelow(MAX_SEED + 1)
+    _check(seed <= MAX_SEED, "seed", seed, f"at most {MAX_SEED}")
+    return Generation(
+        sampling=SamplingParams(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=options.presence_penalty,
+            frequency_penalty=options.frequency_penalty,
+            logit_bias=_logit_bias(options.logit_bias, vocab_size),
+            logprobs=options.logprobs if options.HasField("logprobs") else None,
+        ),
+        max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
+        stop=_stops(options.stop),
+        return_prompt_token_ids=options.return_prompt_token_ids,
+    )
+
+
+def _stops(stops: Sequence[str]) -> tuple[str, ...]:
+    if len(stops) > MAX_STOPS:
+        raise invalid("generation.stop", f"has {len(stops)} strings and may have {MAX_STOPS}")
+    for index, stop in enumerate(stops):
+        if not 1 <= len(stop) <= MAX_STOP_LENGTH:
+            raise invalid(
+                f"generation.stop[{index}]", f"has {len(stop)} characters and must have 1 to {MAX_STOP_LENGTH}"
+            )
+    return tuple(stops)
+
+
+def _logit_bias(sent: Mapping[int, float], vocab_size: int) -> dict[int, float]:
+    if len(sent) > MAX_BIASED_TOKENS:
+        raise invalid("generation.logit_bias", f"has {len(sent)} tokens and may have {MAX_BIASED_TOKENS}")
+    for token_id, bias in sent.items():
+        name = f"logit_bias[{token_id}]"
+        if token_id >= vocab_size:
+            raise invalid(f"generation.{name}", f"is of no token: the model's ids end at {vocab_size - 1}")
+        _check(-MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS, name, bias, f"from {-MAX_LOGIT_BIAS:g} to {MAX_LOGIT_BIAS:g}")
+    return dict(sent)
+
+
+def _check(holds: bool, name: str, value: float, must_be: str) -> None:
+    """Every comparison with NaN is false, so NaN is refused wherever a range is."""
+    if not holds:
+        raise invalid(f"generation.{name}", f"is {value:g} and must be {must_be}")

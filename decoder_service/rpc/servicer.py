@@ -1,0 +1,128 @@
+"""The Decoder service on the wire: it translates, the core works."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from decoder_service.chat import media_of
+from decoder_service.request.decoder import Decoder
+from decoder_service.request.intake import FeatureIntake
+from decoder_service.request.layout import checked_layout
+from decoder_service.request.session import open_session
+from decoder_service.rpc import from_wire, to_wire
+from serving.calls import bind_request_id
+from serving.errors import Reason, failure, invalid
+from serving.tasks import cancel_and_wait
+from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
+    """Answers calls with what is loaded.
+
+    Args:
+        decoder: What is loaded.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    async def Generate(
+        self, request_iterator: AsyncIterator[decoder_pb2.GenerateRequest], context: _Context
+    ) -> AsyncIterator[decoder_pb2.GenerateResponse]:
+        """Answer one conversation.
+
+        From `media_needed` to the last header only the caller has something to say. Then `started` comes, and features
+        are read while the prompt is, as far as they have come. A deadline or a client that leaves cancels this
+        coroutine, wherever it is, and leaving the blocks gives back the place and the engine.
+        """
+        arrived = time.perf_counter()
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("payload") != "open":
+            raise invalid("open", "must be the first message of the stream")
+        opening = from_wire.opening(
+            first.open,
+            model=self._decoder.model.id,
+            vocab_size=self._decoder.model.vocab_size,
+            defaults=self._decoder.defaults,
+            limits=self._decoder.limits,
+        )
+        del first
+        bind_request_id(opening.request_id)
+        async with open_session(self._decoder, opening, arrived=arrived) as session:
+            yield to_wire.media_needed(session.intake.needed)
+            await self._take_in(requests, session.intake, until=lambda: session.intake.laid_out)
+            yield to_wire.event(await session.start())
+            rest = self._take_in(requests, session.intake, until=lambda: session.intake.complete)
+            arriving = asyncio.create_task(rest, name="features")
+            try:
+                async with contextlib.aclosing(session.events(arriving)) as events:
+                    async for event in events:
+                        yield to_wire.event(event)
+            finally:
+                await cancel_and_wait(arriving)
+
+    async def _take_in(
+        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake, *, until: Callable[[], bool]
+    ) -> None:
+        while not until():
+            request = await self._next(requests, intake)
+            if request is None:
+                raise invalid(
+                    "header",
+                    f"the stream ended before all features of the media {list(intake.missing)} had come",
+                    reason=Reason.FEATURES_INCOMPLETE,
+                )
+            match request.WhichOneof("payload"):
+                case "header":
+                    await intake.header(request.header.media_index, request.header.header)
+                case "chunk":
+                    await intake.chunk(request.chunk.media_index, request.chunk.chunk)
+                case "progress":
+                    pass  # that it came is all that it says here
+                case "open":
+                    raise invalid("open", "comes once, as the first message of the stream")
+                case _:
+                    raise invalid("payload", "is not set; send header, chunk or progress")
+
+    async def _next(
+        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake
+    ) -> decoder_pb2.GenerateRequest | None:
+        """The caller's next message, None after the last. A caller that is silent for too long is let go."""
+        timeout = self._decoder.limits.media_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await anext(requests, None)
+        except TimeoutError as error:
+            raise failure(
+                Reason.MEDIA_TIMEOUT,
+                f"nothing came about the media {list(intake.missing)} for media_timeout, which is {timeout:g} seconds",
+            ) from error
+
+    async def CountPromptTokens(
+        self, request: decoder_pb2.CountPromptTokensRequest, context: _Context
+    ) -> decoder_pb2.CountPromptTokensResponse:
+        """Count the tokens of a prompt."""
+        model = self._decoder.model
+        from_wire.check_model(request.model, model.id)
+        messages = from_wire.conversation(request.messages, self._decoder.limits)
+        media = media_of(messages)
+        if len(request.layouts) != len(media):
+            raise invalid("layouts", f"has {len(request.layouts)} layouts for {len(media)} media")
+        layouts = [
+            checked_layout(sent, medium, merge_size=model.merge_size, path=f"layouts[{index}]")
+            for index, (sent, medium) in enumerate(zip(request.layouts, media, strict=True))
+        ]
+        return to_wire.count(await self._decoder.count(messages, layouts, ids=request.return_token_ids))
+
+    async def GetModel(self, request: decoder_pb2.GetModelRequest, context: _Context) -> chat_pb2.Model:
+        """Tell what is loaded."""
+        return to_wire.model(self._decoder)

@@ -1,0 +1,110 @@
+"""From values of the core to the wire."""
+
+from __future__ import annotations
+
+from decoder_service.chat import Layout
+from decoder_service.engine import FinishReason
+from decoder_service.output.logprobs import ScoredToken
+from decoder_service.output.pipeline import Delta
+from decoder_service.request.decoder import Decoder, PromptCount
+from decoder_service.request.layout import WIRE_KINDS
+from decoder_service.request.session import Event, Stage, StageProgress, Started
+from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
+
+_REASONS = {
+    FinishReason.STOP: chat_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
+}
+
+
+_STAGES = {Stage.QUEUED: chat_pb2.STAGE_QUEUED, Stage.PREFILL: chat_pb2.STAGE_PREFILL}
+
+
+def media_needed(indices: tuple[int, ...]) -> decoder_pb2.GenerateResponse:
+    """What must be encoded."""
+    return decoder_pb2.GenerateResponse(media_needed=decoder_pb2.MediaNeeded(media_indices=indices))
+
+
+def event(value: Event) -> decoder_pb2.GenerateResponse:
+    """One step of an answer."""
+    return decoder_pb2.GenerateResponse(event=_chat_event(value))
+
+
+def _chat_event(value: Event) -> chat_pb2.ChatEvent:
+    if isinstance(value, Delta):
+        logprobs = [
+            chat_pb2.PositionLogprobs(chosen=_scored(position.chosen), top=map(_scored, position.top))
+            for position in value.logprobs
+        ]
+        return chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=value.text, token_ids=value.token_ids, logprobs=logprobs))
+    if isinstance(value, Started):
+        return chat_pb2.ChatEvent(
+            started=chat_pb2.Started(
+                request_id=value.request_id,
+                model=value.model,
+                prompt_tokens=value.prompt_tokens,
+                media_tokens=value.media_tokens,
+                prompt_token_ids=value.prompt_token_ids,
+                media=map(_layout, value.layouts),
+            )
+        )
+    if isinstance(value, StageProgress):
+        progress = chat_pb2.Progress(stage=_STAGES[value.stage], done=value.done, total=value.total)
+        return chat_pb2.ChatEvent(progress=progress)
+    return chat_pb2.ChatEvent(
+        finished=chat_pb2.Finished(
+            reason=_REASONS[value.reason],
+            usage=chat_pb2.Usage(
+                prompt_tokens=value.usage.prompt_tokens,
+                completion_tokens=value.usage.completion_tokens,
+                media_tokens=value.usage.media_tokens,
+                cached_tokens=value.usage.cached_tokens,
+            ),
+            timings=chat_pb2.Timings(
+                queue_seconds=value.timings.queue,
+                prefill_seconds=value.timings.prefill,
+                decode_seconds=value.timings.decode,
+                time_to_first_token_seconds=value.timings.time_to_first_token,
+            ),
+        )
+    )
+
+
+def _layout(layout: Layout) -> media_pb2.MediaLayout:
+    t, h, w = layout.grid
+    sent = media_pb2.MediaLayout(
+        kind=WIRE_KINDS[layout.medium.kind],
+        digest=layout.medium.digest,
+        grid_thw=media_pb2.GridThw(t=t, h=h, w=w),
+        token_count=layout.token_count,
+        timestamps=layout.timestamps,
+        frame_times=layout.frame_times,
+    )
+    if all(layout.size_given) and all(layout.size_used):
+        sent.size_given.width, sent.size_given.height = layout.size_given
+        sent.size_used.width, sent.size_used.height = layout.size_used
+    return sent
+
+
+def _scored(token: ScoredToken) -> chat_pb2.TokenLogprob:
+    return chat_pb2.TokenLogprob(token_id=token.token_id, text=token.text, logprob=token.logprob, raw=token.raw)
+
+
+def count(value: PromptCount) -> decoder_pb2.CountPromptTokensResponse:
+    """Size of a prompt."""
+    return decoder_pb2.CountPromptTokensResponse(
+        prompt_tokens=value.prompt_tokens, media_tokens=value.media_tokens, token_ids=value.token_ids
+    )
+
+
+def model(decoder: Decoder) -> chat_pb2.Model:
+    """What is loaded."""
+    return chat_pb2.Model(
+        id=decoder.model.id,
+        family=decoder.model.family,
+        context_length=decoder.limits.context_length,
+        images=True,
+        video=True,
+        precision=decoder.model.precision,
+        encoder_fingerprint=decoder.model.encoder_fingerprint,
+    )

@@ -1,0 +1,91 @@
+"""Places, bytes, and room in the context."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from decoder_service.request.admission import Admission, check_room
+from decoder_service.request.generation import GenerationDefaults
+from decoder_service.settings import DecoderSettings
+from serving.errors import Code, ServiceError
+
+
+def test_places_are_bounded_and_come_back() -> None:
+    """One more than there are places is refused with a delay; a place comes back, also after a failure."""
+    admission = Admission(2, running=1, max_bytes=10)
+    with admission.enter(), admission.enter():
+        with pytest.raises(ServiceError, match="2 requests") as caught, admission.enter():
+            pass
+        assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert caught.value.retry_after is not None
+        assert caught.value.retry_after >= 1
+    with pytest.raises(RuntimeError), admission.enter():
+        raise RuntimeError
+    assert admission.inside == 0
+
+
+def test_bytes_are_bounded_and_come_back() -> None:
+    """Features of all requests together are bounded; a request that leaves gives its bytes back."""
+    admission = Admission(3, running=1, max_bytes=10)
+    with admission.enter() as first:
+        first.hold_bytes(4)
+        first.hold_bytes(6)
+        with admission.enter() as second:
+            with pytest.raises(ServiceError, match="max_buffered_feature_bytes, which is 10") as caught:
+                second.hold_bytes(5)
+            assert caught.value.retry_after is not None
+            second.hold_bytes(4)
+            first.hold_bytes(0)
+            second.hold_bytes(10)
+    assert admission.held_bytes == 0
+
+
+def test_room_for_one_token_is_enough() -> None:
+    """A prompt may leave a single token free; none is too long, and a longer answer is the client's to shorten."""
+    assert check_room(99, None, 100) == 1
+    assert check_room(99, 1, 100) == 1
+    with pytest.raises(ServiceError, match="context of 100") as caught:
+        check_room(100, None, 100)
+    assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG")
+    assert caught.value.violations[0].field == "messages"
+    with pytest.raises(ServiceError, match="leaves at most 1 of the context of 100") as caught:
+        check_room(99, 2, 100)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.violations[0].field == "generation.max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, (1.0, 0, 0.0, 1.0)),
+        ({}, (1.0, 0, 0.0, 1.0)),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}, (0.8, 20, 0.0, 1.0)),
+        ({"min_p": 0.1, "repetition_penalty": 1.05}, (1.0, 0, 0.1, 1.05)),
+        ({"top_p": None, "top_k": None, "min_p": None, "repetition_penalty": None}, (1.0, 0, 0.0, 1.0)),
+    ],
+)
+def test_generation_config(tmp_path: Path, config: dict | None, expected: tuple[float, int, float, float]) -> None:
+    """What is kept of the likeliest tokens, and the penalty, are the checkpoint's; its temperature is of no account."""
+    path = tmp_path / "generation_config.json"
+    if config is not None:
+        path.write_text(json.dumps(config))
+    assert GenerationDefaults.load(path) == GenerationDefaults(*expected)
+
+
+@pytest.mark.parametrize("config", [{"top_p": 0}, {"min_p": 2}, {"repetition_penalty": 0}])
+def test_a_broken_generation_config_is_refused(tmp_path: Path, config: dict) -> None:
+    """Values that cannot be drawn with stop the start, not the first request."""
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=next(iter(config))):
+        GenerationDefaults.load(path)
+
+
+def test_the_context_is_the_models_or_less() -> None:
+    """0 takes the model's own; a number never passes it; 32768 unless told otherwise."""
+    assert DecoderSettings(bundle=Path("b")).context_limit(262144) == 32768
+    assert DecoderSettings(bundle=Path("b"), context_length=0).context_limit(262144) == 262144
+    assert DecoderSettings(bundle=Path("b"), context_length=9000).context_limit(4096) == 4096

@@ -1,0 +1,242 @@
+"""From the wire to the core: every wrong field by its name."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf import json_format
+
+from decoder_service.chat import MediaKind, Medium, Message, Role, Text
+from decoder_service.engine import SamplingParams
+from decoder_service.request.admission import Limits
+from decoder_service.request.generation import Generation, GenerationDefaults
+from decoder_service.request.opening import Opening
+from decoder_service.rpc import from_wire
+from serving.errors import Code, ServiceError
+from serving.media import media_digest
+from vlm.v1 import decoder_pb2
+
+LIMITS = Limits(context_length=100, max_prompt_media=2, max_text_bytes=1000)
+DEFAULTS = GenerationDefaults(top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.25)
+VOCAB_SIZE = 320
+DIGEST = media_digest(b"picture")
+USER = {"role": "ROLE_USER", "parts": [{"text": "hi"}]}
+
+
+def opening(generation: dict | None = None, **fields: object) -> Opening:
+    """Check an opening given as protobuf's JSON."""
+    request = json_format.ParseDict(
+        {"messages": [USER], "generation": generation or {}, **fields}, decoder_pb2.GenerateOpen()
+    )
+    return from_wire.opening(request, model="tiny", vocab_size=VOCAB_SIZE, defaults=DEFAULTS, limits=LIMITS)
+
+
+def user(*parts: dict) -> list[dict]:
+    """A conversation of one message."""
+    return [{"role": "ROLE_USER", "parts": list(parts)}]
+
+
+def message(role: object, *parts: dict) -> dict:
+    """One message."""
+    return {"role": role, "parts": list(parts) or [{"text": "x"}]}
+
+
+IMAGE = {"image": {"digest": DIGEST}}
+
+REFUSED = [
+    ({"messages": []}, Code.INVALID_ARGUMENT, "messages"),
+    ({"messages": [USER] * 1025}, Code.RESOURCE_EXHAUSTED, "messages"),
+    ({"messages": user(*[{"text": ""}] * 16385)}, Code.RESOURCE_EXHAUSTED, "messages"),
+    ({"messages": user({"text": "é" * 501})}, Code.RESOURCE_EXHAUSTED, "messages"),
+    ({"messages": user(IMAGE, IMAGE, IMAGE)}, Code.RESOURCE_EXHAUSTED, "messages"),
+    ({"messages": [message(0)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
+    ({"messages": [USER, message(99)]}, Code.INVALID_ARGUMENT, "messages[1].role"),
+    ({"messages": [message(-1)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
+    ({"messages": [USER, message("ROLE_SYSTEM")]}, Code.INVALID_ARGUMENT, "messages[1].role"),
+    ({"messages": [USER, message("ROLE_ASSISTANT")]}, Code.INVALID_ARGUMENT, "messages[1].role"),
+    ({"messages": [message("ROLE_TOOL")]}, Code.UNIMPLEMENTED, "messages[0].role"),
+    ({"messages": [{"role": "ROLE_USER"}]}, Code.INVALID_ARGUMENT, "messages[0].parts"),
+    ({"messages": user({"text": "x"}, {})}, Code.INVALID_ARGUMENT, "messages[0].parts[1]"),
+    ({"messages": user({"toolCall": {}})}, Code.UNIMPLEMENTED, "messages[0].parts[0].tool_call"),
+    ({"messages": user({"toolResult": {}})}, Code.UNIMPLEMENTED, "messages[0].parts[0].tool_result"),
+    ({"messages": user({"image": {}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"messages": user({"image": {"data": "AA=="}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"messages": user({"video": {"url": "http://x"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].video"),
+    ({"messages": user({"video": {"digest": "x"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].video.digest"),
+    ({"messages": [message("ROLE_SYSTEM", IMAGE), USER]}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"messages": [message("ROLE_ASSISTANT", IMAGE), USER]}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"requestId": "a\nb"}, Code.INVALID_ARGUMENT, "request_id"),
+    ({"requestId": "a" * 129}, Code.INVALID_ARGUMENT, "request_id"),
+    ({"media": {"minPixels": 0}}, Code.INVALID_ARGUMENT, "media.min_pixels"),
+    ({"tools": [{"name": "f"}]}, Code.UNIMPLEMENTED, "tools"),
+    ({"toolChoice": {"auto": True}}, Code.UNIMPLEMENTED, "tool_choice"),
+    ({"generation": {"maxTokens": 0}}, Code.INVALID_ARGUMENT, "generation.max_tokens"),
+    ({"generation": {"temperature": -0.1}}, Code.INVALID_ARGUMENT, "generation.temperature"),
+    ({"generation": {"temperature": 2.1}}, Code.INVALID_ARGUMENT, "generation.temperature"),
+    ({"generation": {"temperature": "NaN"}}, Code.INVALID_ARGUMENT, "generation.temperature"),
+    ({"generation": {"topP": 0}}, Code.INVALID_ARGUMENT, "generation.top_p"),
+    ({"generation": {"topP": 1.1}}, Code.INVALID_ARGUMENT, "generation.top_p"),
+    ({"generation": {"topP": "NaN"}}, Code.INVALID_ARGUMENT, "generation.top_p"),
+    ({"generation": {"topK": 1025}}, Code.INVALID_ARGUMENT, "generation.top_k"),
+    ({"generation": {"seed": 2**31}}, Code.INVALID_ARGUMENT, "generation.seed"),
+    ({"generation": {"stop": ["a"] * 17}}, Code.INVALID_ARGUMENT, "generation.stop"),
+    ({"generation": {"stop": ["a", ""]}}, Code.INVALID_ARGUMENT, "generation.stop[1]"),
+    ({"generation": {"stop": ["a" * 257]}}, Code.INVALID_ARGUMENT, "generation.stop[0]"),
+    ({"generation": {"minP": -0.5}}, Code.INVALID_ARGUMENT, "generation.min_p"),
+    ({"generation": {"minP": 1.5}}, Code.INVALID_ARGUMENT, "generation.min_p"),
+    ({"generation": {"minP": "NaN"}}, Code.INVALID_ARGUMENT, "generation.min_p"),
+    ({"generation": {"repetitionPenalty": "Infinity"}}, Code.INVALID_ARGUMENT, "generation.repetition_penalty"),
+    ({"generation": {"repetitionPenalty": 0}}, Code.INVALID_ARGUMENT, "generation.repetition_penalty"),
+    ({"generation": {"repetitionPenalty": "NaN"}}, Code.INVALID_ARGUMENT, "generation.repetition_penalty"),
+    ({"generation": {"presencePenalty": -2.5}}, Code.INVALID_ARGUMENT, "generation.presence_penalty"),
+    ({"generation": {"presencePenalty": 3}}, Code.INVALID_ARGUMENT, "generation.presence_penalty"),
+    ({"generation": {"frequencyPenalty": 2.5}}, Code.INVALID_ARGUMENT, "generation.frequency_penalty"),
+    ({"generation": {"frequencyPenalty": "NaN"}}, Code.INVALID_ARGUMENT, "generation.frequency_penalty"),
+    ({"generation": {"logitBias": {"1": 100.5}}}, Code.INVALID_ARGUMENT, "generation.logit_bias[1]"),
+    ({"generation": {"logitBias": {"1": "NaN"}}}, Code.INVALID_ARGUMENT, "generation.logit_bias[1]"),
+    ({"generation": {"logitBias": {"320": 1}}}, Code.INVALID_ARGUMENT, "generation.logit_bias[320]"),
+    (
+        {"generation": {"logitBias": {str(token): 1 for token in range(1025)}}},
+        Code.INVALID_ARGUMENT,
+        "generation.logit_bias",
+    ),
+    ({"generation": {"logprobs": 21}}, Code.INVALID_ARGUMENT, "generation.logprobs"),
+    ({"generation": {"responseFormat": {"regex": "a"}}}, Code.UNIMPLEMENTED, "generation.response_format"),
+]
+
+
+@pytest.mark.parametrize(("fields", "code", "path"), REFUSED, ids=lambda value: str(value)[:60])
+def test_refused(fields: dict, code: Code, path: str) -> None:
+    """What is wrong is refused with its code, and its field is named."""
+    with pytest.raises(ServiceError) as caught:
+        opening(**fields)
+    assert caught.value.code is code
+    assert [violation.field for violation in caught.value.violations] == [path]
+    assert path in caught.value.message
+
+
+def test_limits_are_named_with_their_values() -> None:
+    """A limit that is passed is in the sentence and, for programs, in the metadata."""
+    with pytest.raises(ServiceError, match="max_prompt_media, which is 2") as caught:
+        opening(messages=user(IMAGE, IMAGE, IMAGE))
+    assert caught.value.metadata == {"limit": "2"}
+
+
+def test_an_unknown_role_is_told_by_number() -> None:
+    """The number that was sent is in the sentence."""
+    with pytest.raises(ServiceError, match=r"messages\[0\].role: is 99"):
+        opening(messages=[message(99)])
+
+
+def test_another_model_is_not_found() -> None:
+    """Only the model that is served, or none, may be named."""
+    assert opening(model="tiny").request_id
+    with pytest.raises(ServiceError) as caught:
+        opening(model="other")
+    assert caught.value.code is Code.NOT_FOUND
+
+
+def test_a_conversation_becomes_values() -> None:
+    """Roles, texts and media arrive in order; an empty text is a text."""
+    digest = media_digest(b"video")
+    checked = opening(
+        requestId="r-1",
+        messages=[
+            message("ROLE_SYSTEM", {"text": "s"}),
+            message("ROLE_USER", {"text": ""}, IMAGE, {"video": {"digest": digest}}),
+            message("ROLE_ASSISTANT", {"text": "a"}),
+            USER,
+        ],
+    )
+    assert checked.request_id == "r-1"
+    assert checked.messages == (
+        Message(Role.SYSTEM, (Text("s"),)),
+        Message(Role.USER, (Text(""), Medium(MediaKind.IMAGE, DIGEST), Medium(MediaKind.VIDEO, digest))),
+        Message(Role.ASSISTANT, (Text("a"),)),
+        Message(Role.USER, (Text("hi"),)),
+    )
+
+
+def test_what_changes_nothing_replaces_the_checkpoints() -> None:
+    """A penalty of 1 and a min_p of 0 are not the same as none: they take the place of the checkpoint's."""
+    neutral = {"minP": 0, "repetitionPenalty": 1, "presencePenalty": 0, "frequencyPenalty": 0}
+    sampling = opening(neutral).generation.sampling
+    assert sampling == SamplingParams(0, 0.8, 20, sampling.seed)
+
+
+def test_bounds_are_within() -> None:
+    """The ends of every range are taken, and a token may be biased without a penalty on others."""
+    extreme = {
+        "minP": 1,
+        "repetitionPenalty": 0.5,
+        "presencePenalty": -2,
+        "frequencyPenalty": 2,
+        "logitBias": {"0": -100, "319": 100},
+        "logprobs": 20,
+    }
+    sampling = opening(extreme).generation.sampling
+    assert (sampling.min_p, sampling.repetition_penalty) == (1, 0.5)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-2, 2)
+    assert sampling.logit_bias == {0: -100, 319: 100}
+    assert sampling.logprobs == 20
+
+
+def test_no_alternatives_is_not_no_log_probabilities() -> None:
+    """`logprobs` of 0 asks for those of the tokens drawn; unset, for none."""
+    assert opening({"logprobs": 0}).generation.sampling.logprobs == 0
+    assert opening().generation.sampling.logprobs is None
+
+
+def options_of(media: dict, own: dict | None = None, kind: str = "video") -> bytes:
+    """The options of the medium of a request."""
+    parts = {kind: {"digest": DIGEST, "options": own or {}}}
+    (medium,) = opening(media=media, messages=user(parts)).messages[0].parts
+    assert isinstance(medium, Medium)
+    return medium.options
+
+
+def test_media_options_are_compared_as_they_were_sent() -> None:
+    """The same options are the same bytes, others are others, and an option set to 0 is not one left out."""
+    bounds = {"minVideoPixels": 4096, "maxVideoPixels": 8192}
+    assert options_of(bounds) == options_of(dict(reversed(bounds.items())))
+    sent = [{}, bounds, {"maxVideoPixels": 8192}, {"minVideoPixels": 4096}, {"fps": 1}, {"fps": 2}]
+    assert len({options_of(options) for options in sent}) == len(sent)
+
+
+def test_a_medium_has_options_of_its_own() -> None:
+    """They take the place of the request's, field by field, or wholly where they name a budget."""
+    assert options_of({"fps": 1, "maxFrames": 4}, {"fps": 2}) == options_of({"fps": 2, "maxFrames": 4})
+    assert options_of({"fps": 1}, {"detail": "DETAIL_LOW"}) == options_of({}, {"detail": "DETAIL_LOW"})
+    assert options_of({"fps": 1}) != options_of({})
+
+
+def test_options_of_another_kind_make_no_difference() -> None:
+    """What is said about pictures does not tell videos apart, nor the other way round."""
+    assert options_of({"maxPixels": 4096}) == options_of({})
+    assert options_of({"fps": 1}, kind="image") == options_of({}, kind="image")
+    assert options_of({"maxPixels": 4096}, kind="image") != options_of({}, kind="image")
+
+
+def test_unset_options_are_the_checkpoints() -> None:
+    """An answer is greedy unless another is asked for; the rest is generation_config's, or as the request says."""
+    sampling = opening().generation.sampling
+    assert sampling == SamplingParams(0, 0.8, 20, sampling.seed, min_p=0.05, repetition_penalty=1.25)
+    asked = {
+        "temperature": 1.5,
+        "topP": 0.5,
+        "topK": 0,
+        "seed": 7,
+        "minP": 0.25,
+        "repetitionPenalty": 1.5,
+        "maxTokens": 9,
+        "stop": ["a", "b"],
+        "returnPromptTokenIds": True,
+    }
+    drawn = SamplingParams(1.5, 0.5, 0, 7, min_p=0.25, repetition_penalty=1.5)
+    assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True)
+
+
+def test_seeds_are_drawn_afresh() -> None:
+    """Without a seed two requests have two."""
+    seeds = {opening().generation.sampling.seed for _ in range(5)}
+    assert len(seeds) > 1
+    assert all(0 <= seed < 2**31 for seed in seeds)
