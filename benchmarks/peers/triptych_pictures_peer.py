@@ -20,7 +20,7 @@ def opened(options: Options) -> ServedModel:
     threads = dict.fromkeys(("VISION_THREADS", "DECODER_THREADS"), str(options.threads))
     ends = Bundle.open(Path(options.model)).tokens.eos
     return ServedModel(
-        [sys.executable, "-m", "triptych.cli", "up", "--bundle", options.model, *ports],
+        [sys.executable, "-m", "triptych_cli", "up", "--bundle", options.model, *ports],
         port,
         health="/healthz",
         versions={name: importlib.metadata.version(name) for name in ("triptych", "torch", "onnxruntime")},
