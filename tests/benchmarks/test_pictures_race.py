@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.errors import BenchError
-from benchmarks.peers import pictures
+from benchmarks.peers import llama_server_peer, pictures
 from benchmarks.peers.pictures import PictureRace
 from benchmarks.peers.process import ROOT
+from benchmarks.peers.protocol import Question
 from benchmarks.peers.record import Record
 from benchmarks.peers.server import ServedModel, free_port
 from benchmarks.peers.turns import Part, Results, run
@@ -152,7 +153,7 @@ def test_the_example_is_a_race_of_peers_that_exist() -> None:
     """The file that people copy is accepted, and each module in it is one of ours."""
     example = ROOT / "benchmarks" / "peers" / "pictures.example.toml"
     given = PictureRace.model_validate(tomllib.loads(example.read_text()))
-    assert len(given.peers) == 3
+    assert len(given.peers) == 4
     for peer in given.peers:
         assert (ROOT / f"{peer.module.replace('.', '/')}.py").is_file()
 
@@ -172,3 +173,43 @@ def test_a_server_that_does_not_start() -> None:
     command = [sys.executable, "-c", "raise SystemExit(3)"]
     with pytest.raises(RuntimeError, match="the server ended with code 3"):
         ServedModel(command, free_port(), health="/", versions={}, environment={}, fields={}, streams=1)
+
+
+@pytest.mark.parametrize(
+    ("question", "fps", "programs", "why"),
+    [
+        (Question("?", (b"jpeg",)), "4", (), None),
+        (Question("?", clip=b"mp4", fps=2.0), "2", ("ffmpeg", "ffprobe"), None),
+        (Question("?", clip=b"mp4", fps=4.0), None, ("ffmpeg", "ffprobe"), None),
+        (Question("?", clip=b"mp4", fps=2.0), "2", (), "it takes a video only where ffmpeg and ffprobe are"),
+        (Question("?", clip=b"mp4", fps=2.0), "2", ("ffmpeg",), "it takes a video only where ffmpeg and ffprobe are"),
+        (Question("?", clip=b"mp4", fps=2.5), "2", ("ffmpeg", "ffprobe"), "it looks at 2 frames of a second, not 2.5"),
+        (Question("?", clip=b"mp4", fps=2.0), None, ("ffmpeg", "ffprobe"), "it looks at 4 frames of a second, not 2"),
+    ],
+)
+def test_what_llama_cpp_cannot_be_asked(
+    tmp_path: Path, question: Question, fps: str | None, programs: tuple[str, ...], why: str | None
+) -> None:
+    """Clips without the programs that decode them, or at another rate than the server's; anything else it can."""
+    for name in programs:
+        (tmp_path / name).touch(mode=0o755)
+    rate = {} if fps is None else {"LLAMA_ARG_VIDEO_FPS": fps}
+    for where in ("PATH", "LLAMA_ARG_VIDEO_FFMPEG_DIR"):
+        environment = {"PATH": str(tmp_path / "empty"), where: str(tmp_path), **rate}
+        assert llama_server_peer.refusal(question, environment) == why
+
+
+def test_the_version_of_llama_cpp() -> None:
+    """The program tells it among other lines; one that tells none is not taken for it."""
+    told = "load_backend: loaded CPU\nversion: 0.5.0-dev (build 1, commit 0c1e570)\nbuilt with GNU 12.2.0 for Linux\n"
+    assert llama_server_peer.version(told) == "0.5.0-dev (build 1, commit 0c1e570)"
+    with pytest.raises(ValueError, match="tells no version: 'usage: something'"):
+        llama_server_peer.version("usage: something\n")
+
+
+def test_llama_cpp_without_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race ends with the variable that is missing."""
+    monkeypatch.delenv("LLAMA_SERVER", raising=False)
+    llama = entrant("llama") | {"module": "benchmarks.peers.llama_server_peer", "model": "none.gguf"}
+    with pytest.raises(BenchError, match="llama failed: RuntimeError: LLAMA_SERVER must name the program llama-server"):
+        raced(small(llama))
