@@ -82,7 +82,18 @@ class Replica:
     ) -> None:
         self.name = f"{module}:{port}"
         self.address = f"{_LOOPBACK}:{port}"
-        self._command = [sys.executable, "-m", module, "--port", str(port), "--parent-pid", str(os.getpid()), *flags]
+        # -P: a file in the working directory must not take the place of a library's module.
+        self._command = [
+            sys.executable,
+            "-P",
+            "-m",
+            module,
+            "--port",
+            str(port),
+            "--parent-pid",
+            str(os.getpid()),
+            *flags,
+        ]
         self.environment = environment
         self.nice = nice
         self._process: asyncio.subprocess.Process | None = None
