@@ -40,7 +40,7 @@ class DecoderSettings(ServerSettings):
         description="What computes: `batch` answers several requests at once on ONNX Runtime; `genai` one after the "
         "other with onnxruntime-genai, and is what `provider=cuda` takes.",
     )
-    threads: int = Field(0, ge=0, description="Threads for one operator; 0: the cores this process may use.")
+    threads: int = Field(0, ge=0, le=1024, description="Threads for one operator; 0: the cores this process may use.")
     context_length: int = Field(
         32768,
         ge=0,

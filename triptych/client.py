@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 
@@ -88,13 +88,34 @@ def _check_names(options: Mapping[str, object], known: type[TypedDict]) -> None:
             raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known.__annotations__))}")
 
 
+def _generation(given: Mapping[str, Any]) -> chat_pb2.GenerationOptions:
+    """The options of generation as a message.
+
+    Raises:
+        TypeError: A value has another type than the option; the message names the option. ValueError likewise.
+    """
+    generation = chat_pb2.GenerationOptions()
+    for name in _GENERATION:
+        if name not in given:
+            continue
+        value = given[name]
+        if name == "stop" and isinstance(value, str):
+            raise TypeError(f"stop is {value!r}: it must be a list of strings")
+        try:
+            generation.MergeFrom(chat_pb2.GenerationOptions(**{name: value}))
+        except (TypeError, ValueError) as error:  # a UnicodeEncodeError is a ValueError, and is made otherwise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name} is {value!r}: {error}") from None
+    return generation
+
+
 def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_pb2.ChatRequest:
     _check_names(options, ChatOptions)
     given = {name: value for name, value in options.items() if value is not None}
     return gateway_pb2.ChatRequest(
         model=options.get("model", ""),
         messages=to_wire(messages),
-        generation=chat_pb2.GenerationOptions(**{n: given[n] for n in _GENERATION if n in given}),  # type: ignore[arg-type]  # each of its field's type
+        generation=_generation(given),
         media=options_to_wire(given),
         request_id=options.get("request_id", ""),
         report_progress=options.get("report_progress", False),

@@ -17,11 +17,14 @@ from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
 from triptych.events import Accepted, Delta, Event, MediaLayout, Progress, Started, gather
 from triptych.media import DETAILS, Image, Video
 from triptych.messages import user
-from triptych_cli.arguments import positive, rate, whole
+from triptych_cli.arguments import rate, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
 
 _M = TypeVar("_M", Image, Video)
+
+_MOST_TOKENS = (1 << 31) - 1
+"""As many as a message can ask for; the server says how many there may be."""
 
 
 def add_parser(commands: Any) -> None:
@@ -35,7 +38,7 @@ def add_parser(commands: Any) -> None:
     ask.add_argument("--image", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
     ask.add_argument("--video", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
     ask.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s")
-    ask.add_argument("--max-tokens", type=positive, metavar="N", help="most tokens to write")
+    ask.add_argument("--max-tokens", type=whole(1, _MOST_TOKENS), metavar="N", help="most tokens to write")
     ask.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (the default)")
     pixels = whole(1, MAX_PIXELS)
     ask.add_argument("--max-pixels", type=pixels, metavar="N", help="greatest area of an image after resizing")

@@ -144,3 +144,24 @@ def test_half_an_answer_is_no_answer() -> None:
     """A stream that ends without `finished` is an error, not a short answer."""
     with pytest.raises(ValueError, match="before the answer"):
         gather([triptych.Delta("A", (1,))])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_tokens": -1}, ValueError),
+        ({"max_tokens": 10**10}, ValueError),
+        ({"seed": "x"}, TypeError),
+        ({"logprobs": "a"}, TypeError),
+        ({"logit_bias": {-1: 1.0}}, ValueError),
+        ({"logit_bias": {"x": 1.0}}, TypeError),
+        ({"stop": [1]}, TypeError),
+        ({"stop": ["\ud800"]}, ValueError),
+        ({"stop": "abc"}, TypeError),
+    ],
+)
+def test_a_value_that_no_message_can_hold_is_named(options: dict[str, Any], error: type[Exception]) -> None:
+    """With its option: protobuf's own errors name none, and a string is a sequence of strings, too."""
+    (name,) = options
+    with pytest.raises(error, match=f"^{name} is "):
+        _chat_request([triptych.user("Hello")], options)  # type: ignore[arg-type]
