@@ -6,7 +6,6 @@ older one, in which the published checkpoints are written.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import BenchError
+from benchmarks.peers import convert
 
 
 def make(source: Path, target: Path) -> Path:
@@ -64,16 +64,9 @@ def older(config: dict[str, Any]) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Write one, from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers.dialect", description="A checkpoint in transformers 4.57's words."
+    convert.run(
+        words, make, module="benchmarks.peers.dialect", description="A checkpoint in transformers 4.57's words."
     )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    options = parser.parse_args(words)
-    try:
-        make(options.source, options.target)
-    except BenchError as error:
-        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

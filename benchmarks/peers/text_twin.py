@@ -6,7 +6,6 @@ without pictures nothing is added to any layer. Every engine knows Qwen3, so the
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.errors import BenchError
+from benchmarks.peers import convert
 
 _TEXT = "model.language_model."
 _HEAD = "lm_head.weight"
@@ -113,14 +113,7 @@ def _write_weights(shards: Sequence[Path], target: Path) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Write one, from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.text_twin", description="A Qwen3 of a Qwen3-VL.")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    options = parser.parse_args(words)
-    try:
-        make(options.source, options.target)
-    except BenchError as error:
-        parser.exit(1, f"{error}\n")
+    convert.run(words, make, module="benchmarks.peers.text_twin", description="A Qwen3 of a Qwen3-VL.")
 
 
 if __name__ == "__main__":

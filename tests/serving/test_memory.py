@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 _PROGRAM = """
 import re
 from pathlib import Path
@@ -30,7 +32,7 @@ def test_freed_memory_is_returned() -> None:
     """Also below blocks that are still used, where glibc itself returns nothing."""
     told = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True).stdout.strip()
     if told == "no glibc":
-        return
+        pytest.skip("this C library is not glibc")
     held, freed, released = map(int, told.split())
     assert held > 200
     assert freed > 100  # glibc still holds it: else this test shows nothing

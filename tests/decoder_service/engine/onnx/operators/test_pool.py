@@ -97,6 +97,23 @@ def test_an_interrupted_thread_spoils_nothing() -> None:
             other.wait()
 
 
+def test_all_threads_on_one_core_compute_the_same() -> None:
+    """Where the workers cannot leave the caller's core, the caller computes alone."""
+    used, alone = _ours(3), _ours(1)
+    a = np.random.default_rng(4).normal(size=(1, 8, _K)).astype(np.float32)
+    expected = run(alone, a)
+    cores = os.sched_getaffinity(0)
+    threads = [0, *_workers()]
+    try:
+        for thread in threads:
+            os.sched_setaffinity(thread, {min(cores)})
+        for _ in range(50):
+            np.testing.assert_array_equal(run(used, a), expected)
+    finally:
+        for thread in threads:
+            os.sched_setaffinity(thread, cores)
+
+
 def test_the_threads_end_with_the_last_kernel() -> None:
     """And begin again with the next one. Every kernel's memory is its own until then."""
     with _no_workers_before():
