@@ -79,6 +79,12 @@ class Reason(enum.Enum):
         "Another model than the served one was asked for.",
         "Leave `model` empty, or list them.",
     )
+    FORM_INVALID = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "decoder",
+        "The schema, regular expression or grammar of `response_format` cannot be compiled.",
+        "Read the compiler's sentence; unsupported keywords must be left out.",
+    )
     TEMPLATE_REFUSES = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "decoder",
