@@ -59,8 +59,7 @@ class Reason(enum.Enum):
         "Leave it out; the message names the alternative.",
     )
     METHOD_UNIMPLEMENTED = ReasonInfo(
-        Code.UNIMPLEMENTED, "gateway", "A call that is not implemented yet.", "Send the bytes of each file in its
-        message."
+        Code.UNIMPLEMENTED, "gateway", "A call that is not implemented yet.", "Send the bytes of each file."
     )
     UNKNOWN_FIELD = ReasonInfo(
         Code.INVALID_ARGUMENT,
@@ -158,9 +157,7 @@ class Reason(enum.Enum):
         "Not an image of a known format, or damaged.",
         "Send one of the formats that the message lists.",
     )
-    IMAGE_TRUNCATED = ReasonInfo(
-        Code.INVALID_ARGUMENT, "vision", "The image is truncated.", "Send all of it."
-    )
+    IMAGE_TRUNCATED = ReasonInfo(Code.INVALID_ARGUMENT, "vision", "The image is truncated.", "Send all of it.")
     IMAGE_MODE_UNSUPPORTED = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "vision",
