@@ -114,9 +114,9 @@ def test_a_picture_that_is_made_smaller_or_larger_is_told() -> None:
     given = small(entrant("p", "near-sighted"), sizes=[1024, 1056], clips=[], albums=[], crowds=[], seen=[64])
     *_, notes = pictures.tables(given, raced(given))
     assert notes.rows == [
-        ["1024 x 1024", "p", "it made what it was shown smaller"],
-        ["1056 x 1056", "p", "it made what it was shown smaller"],
-        ["second question, 64 x 64", "p", "it made what it was shown larger"],
+        ["1024 x 1024", "p", "it made the media smaller"],
+        ["1056 x 1056", "p", "it made the media smaller"],
+        ["second question, 64 x 64", "p", "it made the media larger"],
     ]
 
 
