@@ -61,12 +61,6 @@ class Reason(enum.Enum):
     METHOD_UNIMPLEMENTED = ReasonInfo(
         Code.UNIMPLEMENTED, "gateway", "A call that is not implemented yet.", "Send the bytes of each file."
     )
-    UNKNOWN_FIELD = ReasonInfo(
-        Code.INVALID_ARGUMENT,
-        "gateway",
-        "HTTP: a field of the JSON that neither OpenAI's API nor Triptych has.",
-        "Leave it out.",
-    )
     NOT_SERVED = ReasonInfo(
         Code.NOT_FOUND,
         "gateway",
@@ -81,7 +75,7 @@ class Reason(enum.Enum):
     )
     MODEL_NOT_FOUND = ReasonInfo(
         Code.NOT_FOUND,
-        "decoder",
+        "gateway, decoder",
         "The request names another model than the served one.",
         "Leave `model` empty, or list them.",
     )
