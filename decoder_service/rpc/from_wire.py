@@ -1,4 +1,4 @@
-"""From the wire to values of the core. Whatever is wrong is named by the path of its field; nothing is ignored."""
+"""Converts messages to values of the core. Errors name the path of the field; no invalid field is ignored."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ _ROLES = {
 def opening(
     request: decoder_pb2.GenerateOpen, *, model: str, vocab_size: int, defaults: GenerationDefaults, limits: Limits
 ) -> Opening:
-    """Check the opening of a `Generate`.
+    """Check the opening of a `Generate` call.
 
     Args:
-        request: As sent.
-        model: Name of the model that is served.
-        vocab_size: Token ids that it knows: those below.
-        defaults: What the checkpoint says where the request is silent.
-        limits: What a request may take.
+        request: The message.
+        model: Name of the served model.
+        vocab_size: Size of the vocabulary; token ids are below it.
+        defaults: The checkpoint's defaults for options that are not set.
+        limits: Limits of one request.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED, NOT_FOUND or RESOURCE_EXHAUSTED, with the field's path.
@@ -75,7 +75,7 @@ def opening(
 
 
 def check_model(name: str, model: str) -> None:
-    """Check that the model asked for is the one that is served.
+    """Check that the requested model is the served one.
 
     Raises:
         ServiceError: NOT_FOUND.
@@ -90,9 +90,9 @@ def conversation(
     """Check a conversation.
 
     Args:
-        messages: As sent, media named by digest.
-        limits: What a request may take.
-        media: How media become pixels, where they do not say so themselves.
+        messages: The messages, with media named by digest.
+        limits: Limits of one request.
+        media: Options of media that have no own options.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED, with the field's path.
@@ -183,12 +183,12 @@ def _medium(sent: media_pb2.Media, kind: MediaKind, role: Role, request: media_p
 
 
 def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults, *, vocab_size: int) -> Generation:
-    """Check how an answer is to be drawn.
+    """Check generation options.
 
     Args:
-        options: As sent.
-        defaults: What the checkpoint says where the request is silent.
-        vocab_size: Token ids that the model knows: those below.
+        options: The message.
+        defaults: The checkpoint's defaults for options that are not set.
+        vocab_size: Size of the vocabulary; token ids are below it.
 
     Raises:
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
@@ -279,7 +279,7 @@ def _logit_bias(sent: Mapping[int, float], vocab_size: int) -> dict[int, float]:
 
 
 def _check(holds: bool, name: str, value: float, must_be: str) -> None:
-    """Every comparison with NaN is false, so NaN is refused wherever a range is."""
+    """Raise an error unless `holds`. Comparisons with NaN are false, so a range check refuses NaN."""
     if not holds:
         # The wire's numbers are float32: written as float64 they would show digits that nobody sent.
         shown = value if isinstance(value, int) else np.float32(value)
