@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Kind = Literal["json_schema", "regex", "grammar", "choice"]
 
 # Bounded, since a model may go on writing blanks for ever; enough for the indentation of readable JSON.
-_JSON = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
+JSON_OPTIONS = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
 _COMPILED = 64
 
 
@@ -81,7 +81,7 @@ class Constraints:
     def _compile(self, form: Form) -> llguidance.LLMatcher:
         try:
             if form.kind == "json_schema":
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(form.text, overrides=_JSON)  # type: ignore[arg-type]  # the type is not exported
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(form.text, overrides=JSON_OPTIONS)  # type: ignore[arg-type]  # the type is not exported
             else:
                 grammar = llguidance.grammar_from(form.kind, form.text)
         except ValueError as error:
