@@ -46,10 +46,17 @@ class Medium:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. Only a user's holds media."""
+    """One turn. Only a user's holds media.
+
+    Attributes:
+        role: Who speaks.
+        parts: What is said and shown.
+        reasoning: What the model thought before it said so; only an assistant's.
+    """
 
     role: Role
     parts: tuple[Text | Medium, ...]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)

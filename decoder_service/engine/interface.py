@@ -59,6 +59,13 @@ class FinishReason(enum.Enum):
     """As many tokens as were asked for."""
 
 
+class Limit(enum.Enum):
+    """Which limit ended an answer."""
+
+    REPETITION = "repetition"
+    """The answer ran in circles."""
+
+
 @dataclass(frozen=True, eq=False)
 class EngineRequest:
     """A prompt to continue.

@@ -19,6 +19,7 @@ class Opening:
         generation: How the answer is drawn.
         encoder_dtype: Type that the encoder computes in; unspecified where the caller does not tell.
         report_progress: Whether the client wants to know how far the request is.
+        enable_thinking: Whether the model is to think before it answers; None leaves it to the model's chat template.
     """
 
     request_id: str
@@ -26,3 +27,4 @@ class Opening:
     generation: Generation
     encoder_dtype: tensor_pb2.DataType.ValueType = tensor_pb2.DATA_TYPE_UNSPECIFIED
     report_progress: bool = False
+    enable_thinking: bool | None = None

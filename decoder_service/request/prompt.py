@@ -1,8 +1,8 @@
 """From a conversation to token ids: the checkpoint's chat template, then a row for every feature.
 
-The text that a person wrote can never become a control token: transformers marks the control tokens in it before the
-template runs and encodes them as plain text after (`sanitize_control_tokens`). Placeholders are multiplied as ids,
-after tokenization, so that what is counted and what is expanded is what the template wrote and nothing else.
+The text that a person wrote can never become a control token: the control tokens in it are marked before the template
+runs and encoded as plain text after (`control_tokens`). Placeholders are multiplied as ids, after tokenization, so that
+what is counted and what is expanded is what the template wrote and nothing else.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import jinja2
 
 from decoder_service.chat import Layout, Medium, Message, Text, media_of
 from decoder_service.families.family import Family, Prompt
+from decoder_service.output.reasoning import OPENING
+from decoder_service.request.control_tokens import ControlTokens
+from decoder_service.request.thinking import Thinking, apply, template_choice
 from serving.errors import Reason, failure, invalid
 
 if TYPE_CHECKING:
@@ -32,17 +35,19 @@ class Rendered:
     Attributes:
         token_ids: Ids, media still as single placeholders.
         media: The media, one for each placeholder, in order.
+        opens_reasoning: Whether the answer goes on with reasoning that the template has opened.
     """
 
     token_ids: tuple[int, ...]
     media: tuple[Medium, ...]
+    opens_reasoning: bool = False
 
 
 class PromptBuilder:
     """Lays out prompts. Its methods compute; call them off the event loop. Safe to call from several threads.
 
     Args:
-        tokenizer: The checkpoint's, with its chat template. It is told to treat all its added tokens as control tokens.
+        tokenizer: The checkpoint's, with its chat template.
         family: Lays its media out.
     """
 
@@ -54,11 +59,13 @@ class PromptBuilder:
         self._lock = threading.Lock()
         # It would warn of prompts that are long for its own setting; the context is the service's affair.
         tokenizer.model_max_length = sys.maxsize
-        # Left to itself transformers guards special tokens and those that the template names. A model may have learned
-        # others (`<think>`): no text that came from outside may hold any.
-        tokenizer.chat_control_tokens = [
-            token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()
-        ]
+        # Not special tokens alone, and not those alone that the template names. A model may have learned others
+        # (`<tool_call>`): no text that came from outside may hold any.
+        self._control_tokens = ControlTokens(
+            [token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+        )
+        self.thinking = Thinking.of(tokenizer)
+        """How the model thinks; None where it does not."""
 
     @classmethod
     def load(cls, directory: Path, family: Family) -> PromptBuilder:
@@ -73,23 +80,23 @@ class PromptBuilder:
         """The tokenizer."""
         return self._tokenizer
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
+    def render(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> Rendered:
         """Apply the chat template and tokenize; the answer begins where it ends.
 
+        Args:
+            messages: The conversation.
+            enable_thinking: Whether the model is to think; None leaves it to the template.
+
         Raises:
-            ServiceError: INVALID_ARGUMENT where the template refuses the conversation; INTERNAL where it does not write
-                one placeholder for each medium.
+            ServiceError: INVALID_ARGUMENT where the template refuses the conversation, or has no such choice; INTERNAL
+                where it does not write one placeholder for each medium.
         """
+        choice = template_choice(self.thinking, enable_thinking)
         conversation = [_as_template_sees(message) for message in messages]
         try:
             with self._lock:
-                ids: list[int] = self._tokenizer.apply_chat_template(  # type: ignore[assignment]  # no dict was asked for
-                    conversation,
-                    tokenize=True,
-                    return_dict=False,
-                    add_generation_prompt=True,
-                    sanitize_control_tokens=True,
-                )
+                chat = self._control_tokens.chat(conversation, lambda marked: apply(self._tokenizer, marked, **choice))
+                ids: list[int] = self._tokenizer(chat, add_special_tokens=False, sanitize_control_tokens=True).input_ids
         except jinja2.TemplateError as error:
             raise invalid(
                 "messages", f"the model's chat template refuses them: {error}", reason=Reason.TEMPLATE_REFUSES
@@ -101,7 +108,7 @@ class PromptBuilder:
                 Reason.TEMPLATE_MISMATCH,
                 f"the chat template wrote {len(written)} placeholders for {len(media)} media, or in another order",
             )
-        return Rendered(tuple(ids), media)
+        return Rendered(tuple(ids), media, self.thinking is not None and self._opens_reasoning(ids))
 
     def length(self, layout: Layout) -> int:
         """Tokens that a medium takes in the place of its placeholder."""
@@ -116,6 +123,11 @@ class PromptBuilder:
             keys: What names the features of each medium exactly, in order; none: nobody knows.
         """
         return self._family.lay_out(rendered.token_ids, layouts, self._encode, keys)
+
+    def _opens_reasoning(self, token_ids: Sequence[int]) -> bool:
+        # A mark takes a few tokens at most, and the template writes a line break or two behind it.
+        end = str(self._tokenizer.decode(list(token_ids[-16:]), skip_special_tokens=False))
+        return end.rstrip().endswith(OPENING)
 
     def _encode(self, text: str) -> list[int]:
         with self._lock:
@@ -136,6 +148,9 @@ def _as_template_sees(message: Message) -> dict[str, Any]:
             content.append({"type": "text", "text": text})
         else:
             content += [{"type": part.kind.value} for part in run if isinstance(part, Medium)]
+    seen: dict[str, Any] = {"role": message.role.value, "content": content}
     if all(part["type"] == "text" for part in content):
-        return {"role": message.role.value, "content": "".join(part["text"] for part in content)}
-    return {"role": message.role.value, "content": content}
+        seen["content"] = "".join(part["text"] for part in content)
+    if message.reasoning:
+        seen["reasoning_content"] = message.reasoning
+    return seen

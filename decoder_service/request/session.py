@@ -14,11 +14,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from decoder_service.chat import Layout
-from decoder_service.engine import EngineFinished, EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
+from decoder_service.engine import EngineFinished, EngineRequest, FinishReason, Limit, Prefilled, Prefilling, TokenDrawn
 from decoder_service.engine.supervisor import not_ready
 from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
 from decoder_service.output.pipeline import Delta, Output
+from decoder_service.output.reasoning import Reasoning
+from decoder_service.output.repetition import Repetition
 from decoder_service.request.admission import check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.feature_store import media_key
@@ -79,6 +81,7 @@ class Usage:
     completion_tokens: int
     media_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,19 @@ class Timings:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event."""
+    """The last event.
+
+    Attributes:
+        reason: Why the answer ended.
+        usage: What was counted.
+        timings: Where the time went.
+        limit: Which limit ended it, where the reason is LENGTH.
+    """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
+    limit: Limit | None = None
 
 
 Event = Started | StageProgress | Delta | Finished
@@ -167,7 +178,7 @@ class Session:
         decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
         if prompt is None:
             raise RuntimeError("start comes before events")
-        output = Output(decoder.token_bytes, end_tokens=decoder.model.end_tokens, stop=generation.stop)
+        output = self._output()
         tally = _Tally(prompt, self._progress, self._arrived)
         queued = self._opening.report_progress  # where nobody asks, nobody need know
         # Leaving the block, for whatever reason, frees the engine: also where a stop string ends the answer.
@@ -189,14 +200,27 @@ class Session:
                         tally.token()
                         for delta in output.push(event):
                             yield delta
-                        if output.stopped:
-                            tally.reason = FinishReason.STOP
+                        if output.ended:
+                            tally.cut(in_circles=output.in_circles)
                             break
                     case EngineFinished():
                         tally.reason = event.reason
         for delta in output.finish():
             yield delta
-        yield tally.finish()
+        yield tally.finish(output.reasoning_tokens)
+
+    def _output(self) -> Output:
+        decoder, generation = self._decoder, self._opening.generation
+        thinking, reasoning = decoder.prompts.thinking, None
+        if thinking is not None:
+            reasoning = Reasoning(thinking.marks, opened=self._rendered.opens_reasoning)
+        return Output(
+            decoder.token_bytes,
+            end_tokens=decoder.model.end_tokens,
+            stop=generation.stop,
+            reasoning=reasoning,
+            repetition=Repetition(generation.repetition) if generation.repetition else None,
+        )
 
     def _engine_request(self, prompt: Prompt) -> EngineRequest:
         return EngineRequest(
@@ -229,6 +253,7 @@ class _Tally:
         self._prefilled = Prefilled(0.0, 0.0)
         self._drawn = 0
         self.reason = FinishReason.LENGTH
+        self.limit: Limit | None = None
 
     def prefill(self, prefilled: Prefilled) -> None:
         """The prompt has been read."""
@@ -244,15 +269,21 @@ class _Tally:
         self._drawn += 1
         self._progress.token()
 
-    def finish(self) -> Finished:
-        """The answer is whole."""
+    def cut(self, *, in_circles: bool) -> None:
+        """A stop string has come, or the answer runs in circles."""
+        self.reason = FinishReason.LENGTH if in_circles else FinishReason.STOP
+        self.limit = Limit.REPETITION if in_circles else None
+
+    def finish(self, reasoning_tokens: int) -> Finished:
+        """The answer is whole, and began with that many tokens of reasoning."""
         decode_seconds = self._last - self._first
         self._progress.finished(self._drawn, decode_seconds)
         prefilled, prompt = self._prefilled, self._prompt
         return Finished(
             self.reason,
-            Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens),
+            Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens, reasoning_tokens),
             Timings(prefilled.queue_seconds, prefilled.prefill_seconds, decode_seconds, self._first - self._arrived),
+            self.limit,
         )
 
 
@@ -271,7 +302,10 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
     """
     if not decoder.engine.ready:
         raise not_ready()
+    decoder.greedy_thinking.check(decoder.prompts.thinking, opening.generation.sampling, opening.enable_thinking)
     with decoder.admission.enter() as place, Progress() as progress:
-        rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
+        rendered = await asyncio.to_thread(
+            decoder.prompts.render, opening.messages, enable_thinking=opening.enable_thinking
+        )
         intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
         yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text, media_of
 from decoder_service.engine import MAX_LOGPROBS, SamplingParams
+from decoder_service.output.repetition import MAX_COUNT, MAX_PATTERN_SIZE, RepetitionLimits
 from decoder_service.request.admission import Limits
 from decoder_service.request.generation import (
     MAX_BIASED_TOKENS,
@@ -47,7 +48,7 @@ def opening(
         request: As sent.
         model: Name of the model that is served.
         vocab_size: Token ids that it knows: those below.
-        defaults: What the checkpoint says where the request is silent.
+        defaults: What holds where the request is silent.
         limits: What a request may take.
 
     Raises:
@@ -66,7 +67,13 @@ def opening(
         generation(request.generation, defaults, vocab_size=vocab_size),
         request.encoder_dtype,
         request.report_progress,
+        enable_thinking(request),
     )
+
+
+def enable_thinking(request: decoder_pb2.GenerateOpen | decoder_pb2.CountPromptTokensRequest) -> bool | None:
+    """Whether the model is to think; None where the request does not say."""
+    return request.enable_thinking if request.HasField("enable_thinking") else None
 
 
 def check_model(name: str, model: str) -> None:
@@ -122,6 +129,7 @@ def conversation(
             limit=limits.max_prompt_media,
         )
     size = sum(len(part.text.encode()) for message in checked for part in message.parts if isinstance(part, Text))
+    size += sum(len(message.reasoning.encode()) for message in checked)
     if size > limits.max_text_bytes:
         raise too_large(
             "messages",
@@ -149,8 +157,10 @@ def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOption
         raise invalid(f"{path}.role", "is ROLE_SYSTEM, which only the first message may have")
     if not message.parts:
         raise invalid(f"{path}.parts", "is empty; send at least one part")
+    if message.reasoning and role is not Role.ASSISTANT:
+        raise invalid(f"{path}.reasoning", f"only ROLE_ASSISTANT has reasoning; this message is the {role.value}'s")
     parts = tuple(_part(part, role, media, f"{path}.parts[{n}]") for n, part in enumerate(message.parts))
-    return Message(role, parts)
+    return Message(role, parts, message.reasoning)
 
 
 def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: str) -> Text | Medium:
@@ -186,17 +196,19 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
 
     Args:
         options: As sent.
-        defaults: What the checkpoint says where the request is silent.
+        defaults: What holds where the request is silent.
         vocab_size: Token ids that the model knows: those below.
 
     Raises:
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
     """
+    recommended = defaults.recommended
+    sample = options.recommended_sampling if options.HasField("recommended_sampling") else defaults.sample
     if options.HasField("response_format"):
         raise unimplemented("generation.response_format", "leave it unset")
     if options.HasField("max_tokens") and options.max_tokens < 1:
         raise invalid("generation.max_tokens", "is 0 and must be at least 1")
-    temperature, top_p, top_k = 0.0, defaults.top_p, defaults.top_k
+    temperature, top_p, top_k = recommended.temperature if sample else 0.0, recommended.top_p, recommended.top_k
     if options.HasField("temperature"):
         temperature = options.temperature
         _check(0 <= temperature <= MAX_TEMPERATURE, "temperature", temperature, f"from 0 to {MAX_TEMPERATURE:g}")
@@ -206,7 +218,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
     if options.HasField("top_k"):
         top_k = options.top_k
         _check(top_k <= MAX_TOP_K, "top_k", top_k, f"at most {MAX_TOP_K}")
-    min_p, repetition_penalty = defaults.min_p, defaults.repetition_penalty
+    min_p, repetition_penalty = recommended.min_p, recommended.repetition_penalty
     if options.HasField("min_p"):
         min_p = options.min_p
         _check(0 <= min_p <= 1, "min_p", min_p, "from 0 to 1")
@@ -235,7 +247,21 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
+        repetition=_repetition(options, defaults.repetition),
     )
+
+
+def _repetition(options: chat_pb2.GenerationOptions, default: RepetitionLimits | None) -> RepetitionLimits | None:
+    if not options.HasField("repetition_detection"):
+        return default
+    sent = options.repetition_detection
+    most, least, count = sent.max_pattern_size, sent.min_pattern_size or 1, sent.min_count
+    if not most:
+        return None
+    _check(most <= MAX_PATTERN_SIZE, "repetition_detection.max_pattern_size", most, f"at most {MAX_PATTERN_SIZE}")
+    _check(least <= most, "repetition_detection.min_pattern_size", least, f"at most max_pattern_size, which is {most}")
+    _check(2 <= count <= MAX_COUNT, "repetition_detection.min_count", count, f"from 2 to {MAX_COUNT}")
+    return RepetitionLimits(least, most, count)
 
 
 def _stops(stops: Sequence[str]) -> tuple[str, ...]:
