@@ -97,14 +97,14 @@ class DecoderSettings(ServerSettings):
     default_max_tokens: int = Field(1024, ge=1, description="Length of an answer where the request names none.")
     generation_config: Literal["greedy", "auto"] = Field(
         "greedy",
-        description="How an answer is drawn whose request names no temperature: greedily, or (`auto`, as vLLM calls it) "
-        "with that of the checkpoint's generation_config; its other values hold either way. A request can say otherwise "
-        "(`recommended_sampling`). A model that thinks should have `auto`.",
+        description="How an answer is drawn whose request names no temperature: greedily, or (`auto`, in vLLM's word) "
+        "with that of the checkpoint's generation_config; its other values hold either way. A request can say "
+        "otherwise (`recommended_sampling`). A model that thinks should have `auto`.",
     )
     repetition_detection: Literal["off", "on"] = Field(
         "off",
-        description="End an answer that runs in circles: the same 32 to 512 tokens have come 4 times in a row. A request "
-        "can say otherwise.",
+        description="End an answer that runs in circles: the same 32 to 512 tokens have come 4 times in a row. A "
+        "request can say otherwise.",
     )
     max_queue: int = Field(
         16, ge=0, description="Requests that may wait beside the running ones; more are refused with a retry delay."

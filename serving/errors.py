@@ -94,8 +94,8 @@ class Reason(enum.Enum):
     THINKING_NOT_OPTIONAL = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "decoder",
-        "`enable_thinking` asks a model that always thinks not to, or one that never does to do so: its chat template has "
-        "no such choice.",
+        "`enable_thinking` asks a model that always thinks not to, or one that never does to do so: its chat template "
+        "has no such choice.",
         "Leave it out.",
     )
 

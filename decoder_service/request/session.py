@@ -175,7 +175,7 @@ class Session:
         Raises:
             ServiceError: From the engine, or what `arriving` raises.
         """
-        decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
+        decoder, prompt = self._decoder, self._prompt
         if prompt is None:
             raise RuntimeError("start comes before events")
         output = self._output()

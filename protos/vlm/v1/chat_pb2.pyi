@@ -972,9 +972,13 @@ class RecommendedSampling(_message.Message):
     temperature: _builtins.float
     """0: it recommends to be greedy, or says nothing."""
     top_p: _builtins.float
+    """1: all tokens."""
     top_k: _builtins.int
+    """0: no limit."""
     min_p: _builtins.float
+    """0: no limit."""
     repetition_penalty: _builtins.float
+    """1: none."""
     def __init__(
         self,
         *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given
@@ -75,15 +76,20 @@ def test_marks_in_the_text(opened: bool, text: str, reasoning: str, content: str
     opened=st.booleans(),
 )
 def test_how_text_is_cut_changes_nothing(text: str, cuts: list[int], opened: bool) -> None:
-    """The same in any pieces; and nothing is lost but marks and line breaks beside them."""
+    """In any pieces it is what the whole text would be split into."""
     edges = sorted({0, len(text), *(cut for cut in cuts if cut <= len(text))})
-    whole = split([text], opened=opened)
-    assert whole == split([text[a:b] for a, b in itertools.pairwise(edges)], opened=opened)
-    kept = "".join(whole)
-    for mark in ("<think>", "</think>"):
-        if text.count(mark) > kept.count(mark):
-            text = text.replace(mark, "", 1)
-    assert "".join(text.split()) == "".join(kept.split())
+    assert split([text[a:b] for a, b in itertools.pairwise(edges)], opened=opened) == whole(text, opened=opened)
+
+
+def whole(text: str, *, opened: bool) -> tuple[str, str]:
+    """Reasoning and content of a whole answer."""
+    if not opened:
+        mark = re.match(r"\s*<think>", text)
+        if mark is None:
+            return "", text
+        text = text[mark.end() :]
+    reasoning, _, content = text.partition("</think>")
+    return reasoning.strip("\n"), content.lstrip("\n")
 
 
 def answer(token_ids: list[int], *, opened: bool, stop: tuple[str, ...] = (), logprobs: bool = False) -> list[Delta]:
