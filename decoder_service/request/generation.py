@@ -13,8 +13,6 @@ from decoder_service.engine import SamplingParams
 from decoder_service.output.repetition import RepetitionLimits
 
 MAX_TEMPERATURE = 2.0
-MAX_TOP_K = 1024
-MAX_SEED = (1 << 31) - 1
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_PENALTY = 2.0

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from decoder_service.chat import Layout, Medium, Message, Text, media_of
+from decoder_service.chat import Layout, Medium, Message, Role, Text, media_of
 from decoder_service.families.family import Family, Prompt
 from decoder_service.output.reasoning import OPENING
 from decoder_service.request.control_tokens import ControlTokens
-from decoder_service.request.thinking import Thinking, apply, template_choice
+from decoder_service.request.thinking import REASONING, Thinking, apply, template_choice
 from serving.errors import Reason, failure, invalid
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class PromptBuilder:
         )
         self.thinking = Thinking.of(tokenizer)
         """How the model thinks; None where it does not."""
+        self._system_anywhere = _writes_system_anywhere(tokenizer)
 
     @classmethod
     def load(cls, directory: Path, family: Family) -> PromptBuilder:
@@ -83,6 +84,9 @@ class PromptBuilder:
     def render(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> Rendered:
         """Apply the chat template and tokenize; the answer begins where it ends.
 
+        Where the last message is the assistant's, the answer goes on with it: the turn stays open. If it has nothing but
+        reasoning, the answer goes on with that. System messages may be anywhere (see `_placed`).
+
         Args:
             messages: The conversation.
             enable_thinking: Whether the model is to think; None leaves it to the template.
@@ -92,12 +96,15 @@ class PromptBuilder:
                 where it does not write one placeholder for each medium.
         """
         choice = template_choice(self.thinking, enable_thinking)
-        conversation = [_as_template_sees(message) for message in messages]
+        conversation = [_as_template_sees(message) for message in self._placed(messages)]
+        goes_on = _goes_on(messages[-1])
         try:
             with self._lock:
-                chat = self._control_tokens.chat(conversation, lambda marked: apply(self._tokenizer, marked, **choice))
+                chat = self._control_tokens.chat(
+                    conversation, lambda marked: apply(self._tokenizer, marked, goes_on, **choice)
+                )
                 ids: list[int] = self._tokenizer(chat, add_special_tokens=False, sanitize_control_tokens=True).input_ids
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ValueError) as error:  # the latter where the last message cannot be gone on with
             raise invalid(
                 "messages", f"the model's chat template refuses them: {error}", reason=Reason.TEMPLATE_REFUSES
             ) from error
@@ -108,7 +115,24 @@ class PromptBuilder:
                 Reason.TEMPLATE_MISMATCH,
                 f"the chat template wrote {len(written)} placeholders for {len(media)} media, or in another order",
             )
-        return Rendered(tuple(ids), media, self.thinking is not None and self._opens_reasoning(ids))
+        opens = self.thinking is not None and (goes_on == REASONING or self._opens_reasoning(ids))
+        return Rendered(tuple(ids), media, opens)
+
+    def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with those of the system where the template writes them.
+
+        Those at the front become one. Later ones stay in their place where the template writes them there; most write
+        none or drop them, and then they are added to the first.
+        """
+        front = list(itertools.takewhile(lambda message: message.role is Role.SYSTEM, messages))
+        rest = messages[len(front) :]
+        if not self._system_anywhere:
+            front += [message for message in rest if message.role is Role.SYSTEM]
+            rest = [message for message in rest if message.role is not Role.SYSTEM]
+        if len(front) < 2:  # nothing to join
+            return [*front, *rest]
+        texts = ("".join(part.text for part in message.parts if isinstance(part, Text)) for message in front)
+        return [Message(Role.SYSTEM, (Text("\n\n".join(texts)),)), *rest]
 
     def length(self, layout: Layout) -> int:
         """Tokens that a medium takes in the place of its placeholder."""
@@ -135,6 +159,28 @@ class PromptBuilder:
         return ids
 
 
+def _writes_system_anywhere(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template writes a system message that comes after another message in its place."""
+    roles = (Role.USER, Role.SYSTEM, Role.USER)
+    marks = [f"probe-{number}" for number in range(len(roles))]
+    probe = [{"role": role.value, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    try:
+        text = str(tokenizer.apply_chat_template(probe, tokenize=False))
+    except jinja2.TemplateError:
+        return False
+    places = [text.find(mark) for mark in marks]
+    return -1 not in places and places == sorted(places)
+
+
+def _goes_on(last: Message) -> bool | str:
+    """Which part of the last message the answer goes on with, as `apply` takes it."""
+    if last.role is not Role.ASSISTANT:
+        return False
+    return (
+        REASONING if last.reasoning and not any(isinstance(part, Text) and part.text for part in last.parts) else True
+    )
+
+
 def _as_template_sees(message: Message) -> dict[str, Any]:
     """A message as chat templates read it.
 
@@ -152,5 +198,5 @@ def _as_template_sees(message: Message) -> dict[str, Any]:
     if all(part["type"] == "text" for part in content):
         seen["content"] = "".join(part["text"] for part in content)
     if message.reasoning:
-        seen["reasoning_content"] = message.reasoning
+        seen[REASONING] = message.reasoning
     return seen

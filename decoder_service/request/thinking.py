@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+REASONING = "reasoning_content"
+"""What templates call the reasoning of a message that comes apart from its content."""
+
 
 @dataclass(frozen=True)
 class Thinking:
@@ -66,19 +69,30 @@ class GreedyThinking:
         )
 
 
-def apply(tokenizer: PreTrainedTokenizerFast, conversation: Sequence[Mapping[str, Any]], **choice: Any) -> str:
+def apply(
+    tokenizer: PreTrainedTokenizerFast,
+    conversation: Sequence[Mapping[str, Any]],
+    goes_on: bool | str = False,
+    **choice: Any,
+) -> str:
     """Apply the chat template; the answer begins where the chat ends.
 
     Args:
         tokenizer: Has the template.
         conversation: The messages, as it takes them.
+        goes_on: Whether the answer goes on with the last message, or the name of its part that it goes on with.
         choice: What else it takes.
 
     Raises:
         jinja2.TemplateError: It refuses them.
+        ValueError: It does not write the last message so that it could be gone on with.
     """
     chat: str = tokenizer.apply_chat_template(  # type: ignore[assignment]  # no ids were asked for
-        [dict(message) for message in conversation], tokenize=False, add_generation_prompt=True, **choice
+        [dict(message) for message in conversation],
+        tokenize=False,
+        add_generation_prompt=not goes_on,
+        continue_final_message=goes_on,
+        **choice,
     )
     return chat
 

@@ -130,6 +130,29 @@ def test_nothing_that_is_sent_becomes_a_control_token(
     assert control_ids(thinking, turns) == control_ids(thinking, plain)
 
 
+@pytest.mark.parametrize(
+    ("last", "part", "opens"),
+    [
+        (("On the", ""), True, False),
+        (("On the", "I look."), True, False),
+        (("", "I look and"), "reasoning_content", True),
+    ],
+)
+def test_a_turn_is_gone_on_with(bundle: Bundle, last: tuple[str, str], part: bool | str, opens: bool) -> None:
+    """Its content, or the reasoning of an answer that was cut in it: as transformers goes on with that part."""
+    prompts = thinker(bundle, templates.ALWAYS)
+    content, reasoning = last
+    rendered = prompts.render(messages([ASK, ("assistant", content, reasoning)]))
+    conversation = [{"role": "user", "content": ASK[1]}, {"role": "assistant", "content": content}]
+    if reasoning:
+        conversation[1]["reasoning_content"] = reasoning
+    expected = prompts.tokenizer.apply_chat_template(
+        conversation, tokenize=True, return_dict=False, continue_final_message=part
+    )
+    assert list(rendered.token_ids) == expected
+    assert rendered.opens_reasoning == opens
+
+
 def test_a_token_that_the_template_joins_stays_text(bundle: Bundle) -> None:
     """A template that cuts a mark out of a name does not make a control token of its halves."""
     prompts = thinker(bundle, templates.DROPPING.replace(".split('</think>')[-1]", ".replace('</think>', '')"))
