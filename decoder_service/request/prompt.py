@@ -84,8 +84,8 @@ class PromptBuilder:
     def render(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> Rendered:
         """Apply the chat template and tokenize; the answer begins where it ends.
 
-        Where the last message is the assistant's, the answer goes on with it: the turn stays open. If it has nothing but
-        reasoning, the answer goes on with that. System messages may be anywhere (see `_placed`).
+        Where the last message is the assistant's, the answer goes on with it: the turn stays open. If it has nothing
+        but reasoning, the answer goes on with that. System messages may be anywhere (see `_placed`).
 
         Args:
             messages: The conversation.

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gateway.http.schema import (
+    ChatTemplateKwargs,
     CompletionRequest,
     MediaIoKwargs,
     Message,
@@ -45,7 +46,6 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
     "bad_words": _EMPTY,
     "best_of": (None, 1),
     "chat_template": _NONE,
-    "chat_template_kwargs": (*_EMPTY, {"enable_thinking": False}),
     "documents": _EMPTY,
     "ebnf": _EMPTY,
     "echo": _OFF,
@@ -59,6 +59,7 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
     "logits_processors": _EMPTY,
     "min_tokens": (None, 0),
     "regex": _EMPTY,
+    "separate_reasoning": (None, True),
     "skip_special_tokens": (None, True),
     "stop_regex": _EMPTY,
     "stop_token_ids": _EMPTY,
@@ -105,6 +106,9 @@ _VIDEO: dict[str, tuple[Any, ...]] = {"frame_recovery": _OFF, "max_duration": _N
 
 _MEDIA_IO: dict[str, tuple[Any, ...]] = {"audio": _EMPTY, "image": _EMPTY}
 
+# Other variables change nothing unless a template has them, and Qwen's have none.
+_TEMPLATE: dict[str, tuple[Any, ...]] = {"add_vision_id": _OFF}
+
 _STREAM: dict[str, tuple[Any, ...]] = {"continuous_usage_stats": _OFF}
 
 _REFUSED: dict[type[BaseModel], dict[str, tuple[Any, ...]]] = {
@@ -115,6 +119,7 @@ _REFUSED: dict[type[BaseModel], dict[str, tuple[Any, ...]]] = {
     MediaIoKwargs: _MEDIA_IO,
     VideoIoKwargs: _VIDEO,
     StreamOptions: _STREAM,
+    ChatTemplateKwargs: _TEMPLATE,
 }
 """Fields that would change the answer, by the object that holds them, with the values that ask for nothing."""
 
