@@ -18,10 +18,12 @@ class Message:
     Attributes:
         role: `system`, `user` or `assistant`.
         parts: Text, images and videos, in the order in which the model sees them.
+        reasoning: What the assistant thought before it answered.
     """
 
     role: str
     parts: tuple[Part, ...]
+    reasoning: str = ""
 
 
 def user(*parts: Part) -> Message:
@@ -29,9 +31,9 @@ def user(*parts: Part) -> Message:
     return Message("user", parts)
 
 
-def assistant(text: str) -> Message:
-    """What the model answered in an earlier turn."""
-    return Message("assistant", (text,))
+def assistant(text: str, *, reasoning: str = "") -> Message:
+    """What the model answered in an earlier turn, and what it thought before."""
+    return Message("assistant", (text,), reasoning)
 
 
 def system(text: str) -> Message:
@@ -46,7 +48,9 @@ def to_wire(messages: Iterable[Message]) -> list[chat_pb2.Message]:
         ValueError: A role that the wire does not know.
         TypeError: A part that is neither text nor media.
     """
-    return [chat_pb2.Message(role=_role(m.role), parts=[_part(p) for p in m.parts]) for m in messages]
+    return [
+        chat_pb2.Message(role=_role(m.role), parts=[_part(p) for p in m.parts], reasoning=m.reasoning) for m in messages
+    ]
 
 
 def _role(name: str) -> chat_pb2.Role.ValueType:
