@@ -1,11 +1,11 @@
-"""What the client is shown of an answer: tokens, then text, then reasoning and content, without stop strings.
+"""The output pipeline of an answer: tokens, text, reasoning and content, content without stop strings, events.
 
     TokenDrawn ──▶ Detokenizer ──▶ Reasoning ──▶ StopStrings ──▶ Delta
                                         └───────────────────────────┘
 
-Stop strings are looked for in the content alone: a model that thinks repeats the question's words while it does, and an
-answer that ended there would have no content. A parser of tool calls is a stage after the stop strings: it turns text
-into events of its own.
+Only the content is searched for stop strings: a model repeats the question's words while it thinks, and an answer that
+ended there would have no content. A parser of tool calls is a stage after the stop strings: it turns text into its own
+events.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from decoder_service.output.stop_strings import StopStrings
 
 @dataclass(frozen=True)
 class Delta:
-    """More of the answer: whole characters, and the tokens drawn since the last delta.
+    """More of the answer: whole characters, and the tokens sampled since the last delta.
 
-    The two need not meet: text that is held back comes with a later token, or with none.
+    Text and tokens need not correspond: withheld text is sent with a later token, or with none.
 
     Attributes:
         text: Whole characters.
         token_ids: Tokens.
-        logprobs: One for each of the tokens, where they were asked for.
-        reasoning: Whole characters of what the model thinks before it answers.
+        logprobs: One for each of the tokens, if requested.
+        reasoning: Whole characters of the reasoning.
     """
 
     text: str
@@ -41,11 +41,11 @@ class Delta:
 
 
 class Output:
-    """One answer.
+    """The pipeline of one answer.
 
     Args:
         tokens: Bytes of the tokens.
-        end_tokens: Tokens that end the turn; they are no text.
+        end_tokens: Tokens that end the turn; they produce no text.
         stop: Strings before which the answer ends.
         reasoning: Tells reasoning and content apart; None: all is content.
         repetition: Notices an answer that runs in circles; None: nobody does.
@@ -72,16 +72,16 @@ class Output:
 
     @property
     def ended(self) -> bool:
-        """Whether a stop string has come, or the answer runs in circles. Nothing may be pushed after."""
+        """Whether a stop string or a repetition was found. Nothing may be pushed afterwards."""
         return self._stops.hit or self.in_circles
 
     @property
     def in_circles(self) -> bool:
-        """Whether the answer runs in circles."""
+        """Whether a repetition was found."""
         return self._repetition is not None and self._repetition.found
 
     def push(self, drawn: TokenDrawn) -> Iterator[Delta]:
-        """What can be told after one more token."""
+        """Add a token, and yield the delta that can be sent."""
         if self._repetition is not None:
             self._repetition.push(drawn.token_id)
         split = self._split(drawn.token_id)
@@ -89,7 +89,7 @@ class Output:
         yield Delta(self._stops.push(split.content), (drawn.token_id,), scored, split.reasoning)
 
     def finish(self) -> Iterator[Delta]:
-        """What was held back, now that no token follows. To be called once, ended or not."""
+        """Yield the withheld text at the end. To be called once, ended or not."""
         if self._stops.hit:
             return
         reasoning, content = self._split_text(self._detokenizer.flush())

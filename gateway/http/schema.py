@@ -7,7 +7,7 @@ dropped silently.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -223,6 +223,17 @@ class CompletionRequest(_Json):
     repetition_penalty: float | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
+    # Structured output: OpenAI's field; vLLM's, old and new; SGLang's and llama.cpp's. See gateway.http.formats.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | StrictStr | None = None
+    guided_regex: StrictStr | None = None
+    guided_choice: list[StrictStr] | None = None
+    guided_grammar: StrictStr | None = None
+    regex: StrictStr | None = None
+    ebnf: StrictStr | None = None
+    grammar: StrictStr | None = None
+    json_schema: dict[str, Any] | None = None
     chat_template_kwargs: ChatTemplateKwargs | None = None
     include_reasoning: StrictBool | None = None
     repetition_detection: RepetitionDetection | None = None

@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from decoder_service.request.prompt import PromptBuilder
 from decoder_service.output.repetition import USUAL
 from decoder_service.request.generation import GenerationDefaults, RecommendedSampling
+from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code
 from serving.status import from_rpc_error

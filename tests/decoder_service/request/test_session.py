@@ -13,6 +13,7 @@ import structlog
 from decoder_service.chat import Medium, Message, Role, Text
 from decoder_service.engine import EngineRequest, FinishReason, Limit, SamplingParams, TokenDrawn
 from decoder_service.families.registry import family_of
+from decoder_service.output.constraint import Form
 from decoder_service.output.pipeline import Delta
 from decoder_service.output.repetition import RepetitionLimits
 from decoder_service.request.decoder import Decoder
@@ -170,3 +171,14 @@ async def test_who_asks_a_thinking_model_greedily_is_warned_once(
     assert await warnings(thinker, 0.6, 0.0, 0.0) == 1
     assert await warnings(thinker, 0.6) == 0
     assert await warnings(prompts, 0.0) == 0
+
+
+async def test_a_form_is_of_the_content(bundle: Bundle, prompts: PromptBuilder, thinker: PromptBuilder) -> None:
+    """A model that thinks may think first."""
+    for who, free in ((thinker, True), (prompts, False)):
+        engine = ScriptedEngine([TokenDrawn(65)])
+        decoder = scripted_decoder(bundle, who, engine)
+        await events_of(decoder, Generation(SamplingParams(), form=Form("choice", '["yes"]')))
+        constraint = engine.requests[0].constraint
+        assert constraint is not None
+        assert constraint.mask().all() == free
