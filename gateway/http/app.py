@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -90,6 +91,11 @@ def _described(model: chat_pb2.Model) -> dict[str, Any]:
         "created": 0,
         "owned_by": "triptych",
         "max_model_len": model.context_length,
+        "thinks": model.thinks,
+        "thinking_optional": model.thinking_optional,
+        "recommended_sampling": json_format.MessageToDict(
+            model.recommended_sampling, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        ),
     }
 
 

@@ -113,6 +113,26 @@ FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
 """The model called a tool."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _FinishLimit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FinishLimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishLimit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINISH_LIMIT_UNSPECIFIED: _FinishLimit.ValueType  # 0
+    """None: the answer ended by itself."""
+    FINISH_LIMIT_REPETITION: _FinishLimit.ValueType  # 6
+    """It repeated itself: GenerationOptions.repetition_detection."""
+
+class FinishLimit(_FinishLimit, metaclass=_FinishLimitEnumTypeWrapper):
+    """Which limit ended an answer."""
+
+FINISH_LIMIT_UNSPECIFIED: FinishLimit.ValueType  # 0
+"""None: the answer ended by itself."""
+FINISH_LIMIT_REPETITION: FinishLimit.ValueType  # 6
+"""It repeated itself: GenerationOptions.repetition_detection."""
+Global___FinishLimit: _TypeAlias = FinishLimit  # noqa: Y015
+
 @_typing.final
 class Message(_message.Message):
     """One turn of the conversation."""
@@ -121,8 +141,13 @@ class Message(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """Who speaks."""
+    reasoning: _builtins.str
+    """What the assistant thought before it said so: `Delta.reasoning` of that turn. Only ROLE_ASSISTANT. The model's chat
+    template decides what becomes of it: mostly it leaves out the reasoning of turns before the last question.
+    """
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
         """What is said, in order. At least one part."""
@@ -132,10 +157,11 @@ class Message(_message.Message):
         *,
         role: Global___Role.ValueType = ...,
         parts: _abc.Iterable[Global___Part] | None = ...,
+        reasoning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "reasoning", b"reasoning", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -421,6 +447,8 @@ class GenerationOptions(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     RETURN_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_SAMPLING_FIELD_NUMBER: _builtins.int
+    REPETITION_DETECTION_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to write. 1 to the context that the prompt leaves free; unset: the server's default, cut to that."""
     temperature: _builtins.float
@@ -453,9 +481,15 @@ class GenerationOptions(_message.Message):
     """
     return_prompt_token_ids: _builtins.bool
     """Ask for `Started.prompt_token_ids`."""
+    recommended_sampling: _builtins.bool
+    """Sample as the checkpoint's generation_config recommends (Model.recommended_sampling), its temperature included; what the
+    request sets itself holds. Unset: the server's `generation_config` setting, by default false.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The answer ends before the first of these strings, which is not part of it. At most 16, each 1 to 256 characters."""
+        """The answer ends before the first of these strings, which is not part of it. At most 16, each 1 to 256 characters. They are
+        looked for in `Delta.text`, and not in `Delta.reasoning`.
+        """
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
@@ -463,7 +497,11 @@ class GenerationOptions(_message.Message):
 
     @_builtins.property
     def response_format(self) -> Global___ResponseFormat:
-        """Constrains the answer's form."""
+        """Constrains the answer's form: `Delta.text`. What a model thinks before is free."""
+
+    @_builtins.property
+    def repetition_detection(self) -> Global___RepetitionDetection:
+        """End an answer that repeats itself. Unset: the server's `repetition_detection` setting, by default off."""
 
     def __init__(
         self,
@@ -482,10 +520,12 @@ class GenerationOptions(_message.Message):
         logprobs: _builtins.int | None = ...,
         response_format: Global___ResponseFormat | None = ...,
         return_prompt_token_ids: _builtins.bool = ...,
+        recommended_sampling: _builtins.bool | None = ...,
+        repetition_detection: Global___RepetitionDetection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_recommended_sampling", b"_recommended_sampling", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "recommended_sampling", b"recommended_sampling", "repetition_detection", b"repetition_detection", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "return_prompt_token_ids", b"return_prompt_token_ids", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_recommended_sampling", b"_recommended_sampling", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "recommended_sampling", b"recommended_sampling", "repetition_detection", b"repetition_detection", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "return_prompt_token_ids", b"return_prompt_token_ids", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -497,6 +537,8 @@ class GenerationOptions(_message.Message):
     _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
     _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
     _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__recommended_sampling: _TypeAlias = _typing.Literal["recommended_sampling"]  # noqa: Y015
+    _WhichOneofArgType__recommended_sampling: _TypeAlias = _typing.Literal["_recommended_sampling", b"_recommended_sampling"]  # noqa: Y015
     _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
     _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -518,6 +560,8 @@ class GenerationOptions(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recommended_sampling) -> _WhichOneofReturnType__recommended_sampling | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
@@ -529,6 +573,39 @@ class GenerationOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___GenerationOptions: _TypeAlias = GenerationOptions  # noqa: Y015
+
+@_typing.final
+class RepetitionDetection(_message.Message):
+    """When an answer is taken to run in circles: its last tokens are one pattern of tokens, several times in a row. It ends then,
+    with FINISH_REASON_LENGTH and FINISH_LIMIT_REPETITION. A pattern twice as long, half as often, is the same circle: a line of
+    equal tokens is no circle before it has `min_pattern_size` times `min_count` of them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_PATTERN_SIZE_FIELD_NUMBER: _builtins.int
+    MIN_PATTERN_SIZE_FIELD_NUMBER: _builtins.int
+    MIN_COUNT_FIELD_NUMBER: _builtins.int
+    max_pattern_size: _builtins.int
+    """Most tokens of a pattern, at most 1024. 0: no detection, whatever the server's setting is."""
+    min_pattern_size: _builtins.int
+    """Least tokens of a pattern, at most `max_pattern_size`. 0 is 1."""
+    min_count: _builtins.int
+    """How many times in a row it must have come. 2 to 1000."""
+    def __init__(
+        self,
+        *,
+        max_pattern_size: _builtins.int = ...,
+        min_pattern_size: _builtins.int = ...,
+        min_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_pattern_size", b"max_pattern_size", "min_count", b"min_count", "min_pattern_size", b"min_pattern_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepetitionDetection: _TypeAlias = RepetitionDetection  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
@@ -681,8 +758,14 @@ class Delta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Whole characters only: a multi-byte character never comes in halves. May be empty."""
+    reasoning: _builtins.str
+    """What the model thinks before it answers: whole characters, without the marks around it (`<think>`, `</think>`) and without
+    the line breaks beside these. It comes before any `text`. Its tokens are among `token_ids`. Only of a model that thinks
+    (Model.thinks); of others all is `text`. An answer that is cut while it thinks has no text.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens drawn since the last delta. The end-of-turn token is among them; its text is not shown."""
@@ -699,10 +782,11 @@ class Delta(_message.Message):
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[Global___PositionLogprobs] | None = ...,
+        reasoning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -752,6 +836,7 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the whole prompt."""
     completion_tokens: _builtins.int
@@ -760,6 +845,10 @@ class Usage(_message.Message):
     """Of the prompt, rows of image and video features."""
     cached_tokens: _builtins.int
     """Of the prompt, tokens that a cache spared from prefill."""
+    reasoning_tokens: _builtins.int
+    """Of those written, tokens up to the end of the reasoning, the marks around it included. All where the answer was cut while
+    the model was thinking.
+    """
     def __init__(
         self,
         *,
@@ -767,10 +856,11 @@ class Usage(_message.Message):
         completion_tokens: _builtins.int = ...,
         media_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -825,8 +915,11 @@ class Finished(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Why the answer ended."""
+    limit: Global___FinishLimit.ValueType
+    """Which limit ended the answer, where `reason` is FINISH_REASON_LENGTH."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What was counted."""
@@ -841,10 +934,11 @@ class Finished(_message.Message):
         reason: Global___FinishReason.ValueType = ...,
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
+        limit: Global___FinishLimit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "reason", b"reason", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -903,6 +997,44 @@ class ChatEvent(_message.Message):
 Global___ChatEvent: _TypeAlias = ChatEvent  # noqa: Y015
 
 @_typing.final
+class RecommendedSampling(_message.Message):
+    """How the checkpoint's generation_config says that its answers are drawn. As in GenerationOptions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """0: it recommends to be greedy, or says nothing."""
+    top_p: _builtins.float
+    """1: all tokens."""
+    top_k: _builtins.int
+    """0: no limit."""
+    min_p: _builtins.float
+    """0: no limit."""
+    repetition_penalty: _builtins.float
+    """1: none."""
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float = ...,
+        top_p: _builtins.float = ...,
+        top_k: _builtins.int = ...,
+        min_p: _builtins.float = ...,
+        repetition_penalty: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_p", b"min_p", "repetition_penalty", b"repetition_penalty", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecommendedSampling: _TypeAlias = RecommendedSampling  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     """A model that can be asked."""
 
@@ -915,6 +1047,9 @@ class Model(_message.Message):
     VIDEO_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    THINKS_FIELD_NUMBER: _builtins.int
+    THINKING_OPTIONAL_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_SAMPLING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its name."""
     family: _builtins.str
@@ -929,6 +1064,14 @@ class Model(_message.Message):
     """Precision of the decoder's weights: `int4`, `fp32`."""
     encoder_fingerprint: _builtins.str
     """Which encoder its features must come from; a vision service of another fingerprint is refused."""
+    thinks: _builtins.bool
+    """Whether it thinks before it answers: its answers have `Delta.reasoning`."""
+    thinking_optional: _builtins.bool
+    """Whether ChatRequest.enable_thinking can say so for one request."""
+    @_builtins.property
+    def recommended_sampling(self) -> Global___RecommendedSampling:
+        """What GenerationOptions.recommended_sampling takes. A model that thinks and is asked greedily tends to run in circles."""
+
     def __init__(
         self,
         *,
@@ -939,10 +1082,13 @@ class Model(_message.Message):
         video: _builtins.bool = ...,
         precision: _builtins.str = ...,
         encoder_fingerprint: _builtins.str = ...,
+        thinks: _builtins.bool = ...,
+        thinking_optional: _builtins.bool = ...,
+        recommended_sampling: Global___RecommendedSampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recommended_sampling", b"recommended_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "encoder_fingerprint", b"encoder_fingerprint", "family", b"family", "id", b"id", "images", b"images", "precision", b"precision", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "encoder_fingerprint", b"encoder_fingerprint", "family", b"family", "id", b"id", "images", b"images", "precision", b"precision", "recommended_sampling", b"recommended_sampling", "thinking_optional", b"thinking_optional", "thinks", b"thinks", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

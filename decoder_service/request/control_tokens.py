@@ -1,0 +1,131 @@
+r"""Keeps control tokens that stand in a message text, without changing what the template makes of the message.
+
+transformers marks them in what a template is given and encodes what is marked as plain text (`mark_control_tokens` and
+`sanitize_control_tokens`). But a template may look for a control token and act on what is beside it: those of thinking
+models take the reasoning out of earlier turns with `content.split('</think>')[-1].lstrip('\n')`, and a mark behind
+`</think>` keeps the line breaks in the prompt. So where an assistant's message has control tokens, the template is
+applied twice: with marks everywhere, which tells the template's own tokens from all others, and without marks in the
+assistant's messages, which tells what the prompt is. The second takes its marks from the first.
+
+What the user and the system say is marked both times: a template decides nothing by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+_START, _END = "\U000f0000", "\U000f0001"
+"""transformers' marks. It drops them from what it is given, and so does this."""
+
+Conversation = Sequence[Mapping[str, Any]]
+
+
+class ControlTokens:
+    """Marks the control tokens of conversations.
+
+    Args:
+        tokens: The control tokens. None of them is white space.
+    """
+
+    def __init__(self, tokens: Collection[str]) -> None:
+        longest_first = sorted(tokens, key=len, reverse=True)
+        any_token = "|".join(map(re.escape, longest_first)) or "(?!)"
+        self._tokens = re.compile(any_token)
+        self._pieces = re.compile(f"{_START}(?P<marked>{any_token}){_END}|(?P<bare>{any_token})|[{_START}{_END}]|\\s+")
+
+    def chat(self, conversation: Conversation, apply: Callable[[Conversation], str]) -> str:
+        """Apply a template so that every control token is marked which it did not write itself.
+
+        Args:
+            conversation: The messages, as the template takes them.
+            apply: Applies the template.
+
+        Returns:
+            The chat, for a tokenizer that is called with `sanitize_control_tokens`.
+        """
+        marked = apply([_changed(message, self._mark) for message in conversation])
+        answers = [message for message in conversation if message["role"] == "assistant"]
+        if not any(self._tokens.search(text) for message in answers for text in _texts(message)):
+            return marked
+        plain = apply(
+            [
+                _changed(message, _without_marks if message["role"] == "assistant" else self._mark)
+                for message in conversation
+            ]
+        )
+        return self._restore(plain, marked)
+
+    def _mark(self, text: str) -> str:
+        return self._tokens.sub(f"{_START}\\g<0>{_END}", _without_marks(text))
+
+    def _restore(self, plain: str, marked: str) -> str:
+        """`plain` with all tokens marked but those that stand bare in `marked`, too.
+
+        The places are compared by the characters before them that are neither white space nor marks. Where these are
+        not the same in both, the template has done something else than to trim, and `marked` is returned.
+        """
+        shown = list(self._walk(marked))
+        own = {(piece.at, piece.kept) for piece in shown if piece.bare}
+        chat = []
+        seen = []
+        for piece in self._walk(plain):
+            foreign = piece.bare and (piece.at, piece.kept) not in own
+            chat.append(f"{_START}{piece.kept}{_END}" if foreign else piece.whole)
+            seen.append(piece.kept)
+        return "".join(chat) if "".join(seen) == "".join(piece.kept for piece in shown) else marked
+
+    def _walk(self, chat: str) -> Iterator[_Piece]:
+        at = end = 0
+        for match in self._pieces.finditer(chat):
+            between = chat[end : match.start()]
+            yield _Piece(between, between, at, bare=False)
+            at += len(between)
+            kept = match["marked"] or match["bare"] or ""
+            yield _Piece(match[0], kept, at, bare=match["bare"] is not None)
+            at += len(kept)
+            end = match.end()
+        yield _Piece(chat[end:], chat[end:], at, bare=False)
+
+
+class _Piece(NamedTuple):
+    """A piece of a chat: a control token, a mark, white space, or what is between these.
+
+    Attributes:
+        whole: As it stands there.
+        kept: The same without white space and marks.
+        at: How many characters are kept before it.
+        bare: Whether it is a control token without marks.
+    """
+
+    whole: str
+    kept: str
+    at: int
+    bare: bool
+
+
+def _without_marks(text: str) -> str:
+    return text.replace(_START, "").replace(_END, "")
+
+
+def _changed(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The message with its texts changed."""
+
+    def changed(name: str, value: Any) -> Any:
+        if name in ("role", "type"):
+            return value
+        return change(value) if isinstance(value, str) else [_changed(part, change) for part in value]
+
+    return {name: changed(name, value) for name, value in message.items()}
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    found: list[str] = []
+
+    def note(text: str) -> str:
+        found.append(text)
+        return text
+
+    _changed(message, note)
+    return found
