@@ -135,26 +135,30 @@ class MatcherConstraint:
 
 
 class AfterReasoning:
-    """Leaves the reasoning free, and constrains what follows it. For models whose marks are tokens.
+    """Leaves the reasoning free, and constrains what follows it; the answer cannot end before. The marks are tokens.
 
     Args:
         constraint: Of the content.
         marks: The marks.
         opened: Whether the prompt ends inside the reasoning; if not, the answer may begin with it.
         vocabulary: Tokens of a mask.
+        end_tokens: Tokens that end an answer.
     """
 
-    def __init__(self, constraint: Constraint, marks: Marks, *, opened: bool, vocabulary: int) -> None:
+    def __init__(
+        self, constraint: Constraint, marks: Marks, *, opened: bool, vocabulary: int, end_tokens: Collection[int]
+    ) -> None:
         self._constraint = constraint
         self._marks = marks
         self._inside = opened
         self._may_open = not opened
-        self._all = np.ones(vocabulary, np.bool_)
+        self._free = np.ones(vocabulary, np.bool_)
+        self._free[list(end_tokens)] = False
 
     def mask(self) -> NDArray[np.bool_]:
         """As `Constraint`."""
         if self._inside:
-            return self._all
+            return self._free
         mask = self._constraint.mask()
         if self._may_open and self._marks.opening is not None:
             mask = mask.copy()

@@ -1,16 +1,15 @@
 """The output pipeline of an answer: tokens, text, reasoning and content, content without stop strings, events.
 
-    TokenDrawn ──▶ Detokenizer ──▶ Reasoning ──▶ StopStrings ──▶ Delta
-                                        └───────────────────────────┘
+    TokenDrawn ──▶ Detokenizer ──▶ Reasoning ──▶ StopStrings ──▶ ToolCalls ──▶ Delta, ToolCallDelta
+                                        └────────────────────────────────────────▲
 
 Only the content is searched for stop strings: a model repeats the question's words while it thinks, and an answer that
-ended there would have no content. A parser of tool calls is a stage after the stop strings: it turns text into its own
-events.
+ended there would have no content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from decoder_service.engine import TokenDrawn
@@ -19,6 +18,7 @@ from decoder_service.output.logprobs import Position, positions
 from decoder_service.output.reasoning import Reasoning, Split
 from decoder_service.output.repetition import Repetition
 from decoder_service.output.stop_strings import StopStrings
+from decoder_service.output.tool_calls import ToolCallDelta, ToolCalls
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Output:
         end_tokens: Tokens that end the turn; they produce no text.
         stop: Strings before which the answer ends.
         reasoning: Tells reasoning and content apart; None: all is content.
-        repetition: Notices an answer that runs in circles; None: nobody does.
+        repetition: Detects an answer that repeats itself; None: no detection.
+        calls: Separates tool calls from the content; None: all is content.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Output:
         stop: Sequence[str],
         reasoning: Reasoning | None = None,
         repetition: Repetition | None = None,
+        calls: ToolCalls | None = None,
     ) -> None:
         self._tokens = tokens
         self._end_tokens = end_tokens
@@ -66,40 +68,58 @@ class Output:
         self._reasoning = reasoning
         self._stops = StopStrings(stop)
         self._repetition = repetition
+        self._calls = calls
         self._pushed = 0
         self.reasoning_tokens = 0
         """Tokens up to the end of the reasoning, its marks among them."""
 
     @property
     def ended(self) -> bool:
-        """Whether a stop string or a repetition was found. Nothing may be pushed afterwards."""
-        return self._stops.hit or self.in_circles
+        """Whether a stop string, a repetition or the only call was found. Nothing may be pushed afterwards."""
+        return self._stops.hit or self.in_circles or (self._calls is not None and self._calls.over)
+
+    @property
+    def called(self) -> bool:
+        """Whether the answer has a tool call."""
+        return self._calls is not None and self._calls.count > 0
 
     @property
     def in_circles(self) -> bool:
         """Whether a repetition was found."""
         return self._repetition is not None and self._repetition.found
 
-    def push(self, drawn: TokenDrawn) -> Iterator[Delta]:
-        """Add a token, and yield the delta that can be sent."""
+    def push(self, drawn: TokenDrawn) -> Iterator[Delta | ToolCallDelta]:
+        """Add a token, and yield what can be sent: one delta with the token, and what follows it in the content."""
         if self._repetition is not None:
             self._repetition.push(drawn.token_id)
         split = self._split(drawn.token_id)
         scored = positions(drawn, self._tokens)
-        yield Delta(self._stops.push(split.content), (drawn.token_id,), scored, split.reasoning)
+        pieces = self._pieces(self._stops.push(split.content))
+        first = pieces[0] if pieces else ""
+        text, rest = (first, pieces[1:]) if isinstance(first, str) else ("", pieces)
+        yield Delta(text, (drawn.token_id,), scored, split.reasoning)
+        yield from _deltas(rest)
 
-    def finish(self) -> Iterator[Delta]:
-        """Yield the withheld text at the end. To be called once, ended or not."""
-        if self._stops.hit:
-            return
-        reasoning, content = self._split_text(self._detokenizer.flush())
-        if self._reasoning is not None:
-            rest = self._reasoning.flush()
-            reasoning, content = reasoning + rest.reasoning, content + rest.content
-        text = self._stops.push(content)
-        text += self._stops.flush()
-        if text or reasoning:
-            yield Delta(text, (), reasoning=reasoning)
+    def finish(self) -> Iterator[Delta | ToolCallDelta]:
+        """Yield what was withheld, at the end. To be called once, ended or not."""
+        reasoning = text = ""
+        if not self._stops.hit:
+            reasoning, content = self._split_text(self._detokenizer.flush())
+            if self._reasoning is not None:
+                rest = self._reasoning.flush()
+                reasoning, content = reasoning + rest.reasoning, content + rest.content
+            text = self._stops.push(content) + self._stops.flush()
+        if reasoning:
+            yield Delta("", (), reasoning=reasoning)
+        pieces = self._pieces(text)
+        if self._calls is not None and not self._calls.over:
+            pieces += self._calls.flush()
+        yield from _deltas(pieces)
+
+    def _pieces(self, text: str) -> list[str | ToolCallDelta]:
+        if self._calls is None:
+            return [text] if text else []
+        return [] if self._calls.over else list(self._calls.push(text))
 
     def _split(self, token_id: int) -> Split:
         self._pushed += 1
@@ -121,3 +141,8 @@ class Output:
 
     def _text(self, token_id: int) -> str:
         return "" if token_id in self._end_tokens else self._detokenizer.push(token_id)
+
+
+def _deltas(pieces: Iterable[str | ToolCallDelta]) -> Iterator[Delta | ToolCallDelta]:
+    for piece in pieces:
+        yield Delta(piece, ()) if isinstance(piece, str) else piece

@@ -35,6 +35,10 @@ class ControlTokens:
         self._tokens = re.compile(any_token)
         self._pieces = re.compile(f"{_START}(?P<marked>{any_token}){_END}|(?P<bare>{any_token})|[{_START}{_END}]|\\s+")
 
+    def marked(self, value: Any) -> Any:
+        """JSON that a template writes beside the messages, with the control tokens in it marked."""
+        return _changed(value, self._mark)
+
     def chat(self, conversation: Conversation, apply: Callable[[Conversation], str]) -> str:
         """Apply a template so that every control token is marked which it did not write itself.
 
@@ -109,23 +113,24 @@ def _without_marks(text: str) -> str:
     return text.replace(_START, "").replace(_END, "")
 
 
-def _changed(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """The message with its texts changed."""
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """JSON with its strings changed, the names in objects among them."""
+    match value:
+        case str():
+            return change(value)
+        case Mapping():
+            return {change(name): _changed(item, change) for name, item in value.items()}
+        case list():
+            return [_changed(item, change) for item in value]
+    return value
 
-    def changed(name: str, value: Any) -> Any:
-        if name in ("role", "type"):
-            return value
-        return change(value) if isinstance(value, str) else [_changed(part, change) for part in value]
 
-    return {name: changed(name, value) for name, value in message.items()}
-
-
-def _texts(message: Mapping[str, Any]) -> list[str]:
+def _texts(value: Any) -> list[str]:
     found: list[str] = []
 
     def note(text: str) -> str:
         found.append(text)
         return text
 
-    _changed(message, note)
+    _changed(value, note)
     return found

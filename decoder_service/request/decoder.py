@@ -15,6 +15,7 @@ from decoder_service.request.feature_store import FeatureStore
 from decoder_service.request.generation import GenerationDefaults
 from decoder_service.request.prompt import PromptBuilder
 from decoder_service.request.thinking import GreedyThinking
+from decoder_service.request.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Decoder:
         layouts: Sequence[Layout],
         *,
         ids: bool,
+        tools: Tools | None = None,
         enable_thinking: bool | None = None,
     ) -> PromptCount:
         """Count the tokens of a prompt, which may be longer than the context.
@@ -71,12 +73,13 @@ class Decoder:
             messages: The conversation.
             layouts: One for each medium, in order.
             ids: Whether to return the ids; then the prompt must fit.
+            tools: As for `PromptBuilder.render`.
             enable_thinking: As for `PromptBuilder.render`.
 
         Raises:
             ServiceError: The template refuses the conversation, or it does not fit.
         """
-        rendered = await asyncio.to_thread(self.prompts.render, messages, enable_thinking=enable_thinking)
+        rendered = await asyncio.to_thread(self.prompts.render, messages, tools=tools, enable_thinking=enable_thinking)
         lengths = await asyncio.to_thread(lambda: [self.prompts.length(layout) for layout in layouts])
         total = len(rendered.token_ids) + sum(length - 1 for length in lengths)
         token_ids: tuple[int, ...] = ()

@@ -8,6 +8,7 @@ placeholders written by the template are counted and expanded.
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from decoder_service.chat import Layout, Medium, Message, Role, Text, media_of
+from decoder_service.chat import Layout, Medium, Message, Role, Text, ToolCall, media_of
 from decoder_service.families.family import Family, Prompt
 from decoder_service.output.reasoning import OPENING
+from decoder_service.output.tool_calls import CLOSING as CLOSING_CALL
+from decoder_service.output.tool_calls import OPENING as OPENING_CALL
 from decoder_service.request.control_tokens import ControlTokens
 from decoder_service.request.thinking import REASONING, Thinking, apply, template_choice
-from serving.errors import Reason, failure, invalid
+from decoder_service.request.tools import Tools
+from serving.errors import Reason, failure, invalid, unimplemented
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -66,6 +70,8 @@ class PromptBuilder:
         )
         self.thinking = Thinking.of(tokenizer)
         """How the model thinks; None if it does not."""
+        self.calls_tools = _calls_tools(tokenizer)
+        """Whether the model calls tools, in the form that `decoder_service.output.tool_calls` reads."""
         self._system_anywhere = _writes_system_anywhere(tokenizer)
 
     @classmethod
@@ -81,7 +87,9 @@ class PromptBuilder:
         """The tokenizer."""
         return self._tokenizer
 
-    def render(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> Rendered:
+    def render(
+        self, messages: Sequence[Message], *, tools: Tools | None = None, enable_thinking: bool | None = None
+    ) -> Rendered:
         """Apply the chat template, with its generation prompt, and tokenize.
 
         If the last message is the assistant's, the answer continues it: the turn stays open. If that message has only
@@ -89,13 +97,22 @@ class PromptBuilder:
 
         Args:
             messages: The conversation.
+            tools: The tools to define.
             enable_thinking: Whether the model is to think; None: as the template decides.
 
         Raises:
             ServiceError: INVALID_ARGUMENT if the template refuses the conversation, or does not support
-                `enable_thinking`; INTERNAL if it does not write one placeholder for each medium.
+                `enable_thinking`; UNIMPLEMENTED if it does not support tools; INTERNAL if it does not write one
+                placeholder for each medium.
         """
-        choice = template_choice(self.thinking, enable_thinking)
+        choice: dict[str, Any] = {**template_choice(self.thinking, enable_thinking)}
+        definitions = tools.definitions() if tools is not None else []
+        called = [i for i, message in enumerate(messages) if message.role is Role.TOOL or _calls(message)]
+        if (definitions or called) and not self.calls_tools:
+            path = "tools" if definitions else f"messages[{called[0]}]"
+            raise unimplemented(path, "leave tools out; the chat template of this model knows none")
+        if definitions:
+            choice["tools"] = self._control_tokens.marked(definitions)
         conversation = [_template_message(message) for message in self._placed(messages)]
         continued = _continued_part(messages[-1])
         try:
@@ -172,9 +189,32 @@ def _writes_system_anywhere(tokenizer: PreTrainedTokenizerFast) -> bool:
     return -1 not in places and places == sorted(places)
 
 
+def _calls_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template defines tools and asks for calls between the marks, which are tokens of their own."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or OPENING_CALL not in template:
+        return False
+    return {OPENING_CALL, CLOSING_CALL} <= {token.content for token in tokenizer.added_tokens_decoder.values()}
+
+
+def _calls(message: Message) -> tuple[ToolCall, ...]:
+    return tuple(part for part in message.parts if isinstance(part, ToolCall))
+
+
+def _arguments(text: str) -> object:
+    """Arguments of a call in the form of chat templates: an object, or what the model wrote instead of one."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
+
+
 def _continued_part(last: Message) -> bool | str:
     """The part of the last message that the answer continues, in the form that `apply` takes."""
     if last.role is not Role.ASSISTANT:
+        return False
+    if _calls(last):
         return False
     has_text = any(isinstance(part, Text) and part.text for part in last.parts)
     return REASONING if last.reasoning and not has_text else True
@@ -198,4 +238,15 @@ def _template_message(message: Message) -> dict[str, Any]:
         seen["content"] = "".join(part["text"] for part in content)
     if message.reasoning:
         seen[REASONING] = message.reasoning
+    if calls := _calls(message):
+        seen["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in calls
+        ]
+    if message.tool_call_id:
+        seen["tool_call_id"] = message.tool_call_id
     return seen

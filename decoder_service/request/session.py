@@ -31,6 +31,7 @@ from decoder_service.output.constraint import AfterReasoning, FormError
 from decoder_service.output.pipeline import Delta, Output
 from decoder_service.output.reasoning import Reasoning
 from decoder_service.output.repetition import Repetition
+from decoder_service.output.tool_calls import ToolCallDelta, ToolCalls
 from decoder_service.request.admission import check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.feature_store import media_key
@@ -116,15 +117,17 @@ class Finished:
         usage: What was counted.
         timings: Where the time went.
         limit: Which limit ended it, where the reason is LENGTH.
+        called: Whether it ended by itself and calls tools.
     """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     limit: Limit | None = None
+    called: bool = False
 
 
-Event = Started | StageProgress | Delta | Finished
+Event = Started | StageProgress | Delta | ToolCallDelta | Finished
 
 
 class Session:
@@ -223,10 +226,10 @@ class Session:
                         tally.reason = event.reason
         for delta in output.finish():
             yield delta
-        yield tally.finish(output.reasoning_tokens)
+        yield tally.finish(output.reasoning_tokens, called=output.called)
 
     def _output(self) -> Output:
-        decoder, generation = self._decoder, self._opening.generation
+        decoder, generation, tools = self._decoder, self._opening.generation, self._opening.tools
         thinking, reasoning = decoder.prompts.thinking, None
         if thinking is not None:
             reasoning = Reasoning(thinking.marks, opened=self._rendered.opens_reasoning)
@@ -236,6 +239,7 @@ class Session:
             stop=generation.stop,
             reasoning=reasoning,
             repetition=Repetition(generation.repetition) if generation.repetition else None,
+            calls=ToolCalls(one=tools.one_call) if tools.offered else None,
         )
 
     def _engine_request(self, prompt: Prompt) -> EngineRequest:
@@ -291,7 +295,7 @@ class _Tally:
         self.reason = FinishReason.LENGTH if in_circles else FinishReason.STOP
         self.limit = Limit.REPETITION if in_circles else None
 
-    def finish(self, reasoning_tokens: int) -> Finished:
+    def finish(self, reasoning_tokens: int, *, called: bool) -> Finished:
         """Record the end of the answer, and return the last event."""
         decode_seconds = self._last - self._first
         self._progress.finished(self._drawn, decode_seconds)
@@ -301,6 +305,7 @@ class _Tally:
             Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens, reasoning_tokens),
             Timings(prefilled.queue_seconds, prefilled.prefill_seconds, decode_seconds, self._first - self._arrived),
             self.limit,
+            called=called and self.reason is FinishReason.STOP,
         )
 
 
@@ -323,7 +328,10 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
     decoder.greedy_thinking.check(decoder.prompts.thinking, opening.generation.sampling, opening.enable_thinking)
     with decoder.admission.enter() as place, Progress() as progress:
         rendered = await asyncio.to_thread(
-            decoder.prompts.render, opening.messages, enable_thinking=opening.enable_thinking
+            decoder.prompts.render,
+            opening.messages,
+            tools=opening.tools,
+            enable_thinking=opening.enable_thinking,
         )
         constraint = await _constraint(decoder, opening, rendered)
         intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
@@ -331,17 +339,29 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
 
 
 async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) -> Constraint | None:
-    form, thinking = opening.generation.form, decoder.prompts.thinking
+    """The constraint of the answer: of the form that was asked for, and of tool calls."""
+    try:
+        form = opening.tools.form(opening.generation.form)
+    except ValueError as error:
+        raise invalid(_FORM, str(error)) from error
     if form is None:
         return None
+    asked = form is opening.generation.form
     if not decoder.engine.info.constraints:
-        raise unimplemented(_FORM, "leave it unset, or serve the model with --engine batch")
+        path, what = (_FORM, "leave it unset") if asked else ("tools", "leave `strict` and `tool_choice` unset")
+        raise unimplemented(path, f"{what}, or serve the model with --engine batch")
     try:
         constraint = await asyncio.to_thread(decoder.constraints.compile, form)
     except FormError as error:
-        raise invalid(f"{_FORM}.{form.kind}", f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error
+        path = f"{_FORM}.{form.kind}" if asked else "tools"
+        raise invalid(path, f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error
+    thinking = decoder.prompts.thinking
     if thinking is None or thinking.marks.closing is None or opening.enable_thinking is False:
         return constraint
     return AfterReasoning(
-        constraint, thinking.marks, opened=rendered.opens_reasoning, vocabulary=decoder.model.vocab_size
+        constraint,
+        thinking.marks,
+        opened=rendered.opens_reasoning,
+        vocabulary=decoder.model.vocab_size,
+        end_tokens=decoder.model.end_tokens,
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from decoder_service.chat import MediaKind, Medium, Message, Role, Text, media_of
+from decoder_service.chat import MediaKind, Medium, Message, Role, Text, ToolCall, media_of
 from decoder_service.engine import MAX_LOGPROBS, SamplingParams
 from decoder_service.output.constraint import Form
 from decoder_service.output.repetition import MAX_COUNT, MAX_PATTERN_SIZE, RepetitionLimits
@@ -27,8 +27,9 @@ from decoder_service.request.generation import (
 )
 from decoder_service.request.layout import WIRE_KINDS
 from decoder_service.request.opening import Opening
+from decoder_service.rpc import from_tools
 from serving.calls import check_request_id
-from serving.errors import Reason, failure, invalid, too_large, unimplemented
+from serving.errors import Reason, failure, invalid, too_large
 from serving.media import check_options, is_digest, relevant_options, requested_options
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
@@ -41,6 +42,7 @@ _ROLES = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
     chat_pb2.ROLE_USER: Role.USER,
     chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+    chat_pb2.ROLE_TOOL: Role.TOOL,
 }
 
 
@@ -61,10 +63,6 @@ def opening(
     """
     check_model(request.model, model)
     request_id = check_request_id(request.request_id)
-    if request.tools:
-        raise unimplemented("tools", "send none")
-    if request.HasField("tool_choice"):
-        raise unimplemented("tool_choice", "leave it unset")
     check_options(request.media, "media")
     return Opening(
         request_id,
@@ -73,6 +71,7 @@ def opening(
         request.encoder_dtype,
         request.report_progress,
         enable_thinking(request),
+        from_tools.tools(request.tools, request.tool_choice),
     )
 
 
@@ -131,8 +130,7 @@ def conversation(
             reason=Reason.TOO_MANY_MEDIA,
             limit=limits.max_prompt_media,
         )
-    size = sum(len(part.text.encode()) for message in checked for part in message.parts if isinstance(part, Text))
-    size += sum(len(message.reasoning.encode()) for message in checked)
+    size = sum(_text_bytes(message) for message in checked)
     if size > limits.max_text_bytes:
         raise too_large(
             "messages",
@@ -143,28 +141,40 @@ def conversation(
     return checked
 
 
+def _text_bytes(message: Message) -> int:
+    texts = [message.reasoning]
+    for part in message.parts:
+        if isinstance(part, Text):
+            texts.append(part.text)
+        elif isinstance(part, ToolCall):
+            texts += [part.name, part.arguments]
+    return sum(len(text.encode()) for text in texts)
+
+
 def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOptions) -> Message:
     path = f"messages[{index}]"
-    if message.role == chat_pb2.ROLE_TOOL:
-        raise unimplemented(
-            f"{path}.role", "ROLE_TOOL has no meaning yet; send ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT"
-        )
     role = _ROLES.get(message.role)
     if role is None:
         raise invalid(
             f"{path}.role",
-            f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2) or ROLE_ASSISTANT (3)",
+            f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2), "
+            "ROLE_ASSISTANT (3) or ROLE_TOOL (4)",
             reason=Reason.ROLE_UNKNOWN,
         )
     if not message.parts:
         raise invalid(f"{path}.parts", "is empty; send at least one part")
     if message.reasoning and role is not Role.ASSISTANT:
         raise invalid(f"{path}.reasoning", f"only ROLE_ASSISTANT has reasoning; this message is the {role.value}'s")
+    if bool(message.tool_call_id) != (role is Role.TOOL):
+        description = (
+            "is empty; name the call that this message answers" if role is Role.TOOL else "is ROLE_TOOL's alone"
+        )
+        raise invalid(f"{path}.tool_call_id", description)
     parts = tuple(_part(part, role, media, f"{path}.parts[{n}]") for n, part in enumerate(message.parts))
-    return Message(role, parts, message.reasoning)
+    return Message(role, parts, message.reasoning, message.tool_call_id)
 
 
-def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: str) -> Text | Medium:
+def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: str) -> Text | Medium | ToolCall:
     match part.WhichOneof("part"):
         case "text":
             return Text(part.text)
@@ -173,16 +183,14 @@ def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: 
         case "video":
             return _medium(part.video, MediaKind.VIDEO, role, media, f"{path}.video")
         case "tool_call":
-            raise unimplemented(f"{path}.tool_call", "leave tool calls out of the conversation")
-        case "tool_result":
-            raise unimplemented(f"{path}.tool_result", "leave tool results out of the conversation")
+            return from_tools.call(part.tool_call, role, f"{path}.tool_call")
         case _:
             raise invalid(path, "has no content; set text, image or video")
 
 
 def _medium(sent: media_pb2.Media, kind: MediaKind, role: Role, request: media_pb2.MediaOptions, path: str) -> Medium:
-    if role is not Role.USER:
-        raise invalid(path, f"only ROLE_USER may send media; this message is the {role.value}'s")
+    if role not in (Role.USER, Role.TOOL):
+        raise invalid(path, f"only ROLE_USER and ROLE_TOOL may send media; this message is the {role.value}'s")
     if sent.WhichOneof("source") != "digest":
         raise invalid(path, "must be named by its digest: the decoder takes features, not files")
     if not is_digest(sent.digest):

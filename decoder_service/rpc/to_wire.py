@@ -6,6 +6,7 @@ from decoder_service.chat import Layout
 from decoder_service.engine import FinishReason, Limit
 from decoder_service.output.logprobs import ScoredToken
 from decoder_service.output.pipeline import Delta
+from decoder_service.output.tool_calls import ToolCallDelta
 from decoder_service.request.decoder import Decoder, PromptCount
 from decoder_service.request.layout import WIRE_KINDS
 from decoder_service.request.session import Event, Stage, StageProgress, Started
@@ -42,6 +43,9 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
         ]
         delta = chat_pb2.Delta(text=value.text, token_ids=value.token_ids, logprobs=logprobs, reasoning=value.reasoning)
         return chat_pb2.ChatEvent(delta=delta)
+    if isinstance(value, ToolCallDelta):
+        called = chat_pb2.ToolCallDelta(index=value.index, id=value.id, name=value.name, arguments=value.arguments)
+        return chat_pb2.ChatEvent(tool_call=called)
     if isinstance(value, Started):
         return chat_pb2.ChatEvent(
             started=chat_pb2.Started(
@@ -58,7 +62,7 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
         return chat_pb2.ChatEvent(progress=progress)
     return chat_pb2.ChatEvent(
         finished=chat_pb2.Finished(
-            reason=_REASONS[value.reason],
+            reason=chat_pb2.FINISH_REASON_TOOL_CALLS if value.called else _REASONS[value.reason],
             limit=_LIMITS[value.limit],
             usage=chat_pb2.Usage(
                 prompt_tokens=value.usage.prompt_tokens,

@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.http.logprobs import content
 from gateway.http.media import described
+from gateway.http.tools import AnswerCalls, call_delta
 from vlm.v1 import chat_pb2
 
 _REASONS = {
@@ -60,6 +61,7 @@ class Completion:
         """The answer in one piece."""
         text: list[str] = []
         thoughts: list[str] = []
+        calls = AnswerCalls()
         scored: list[dict[str, Any]] = []
         finished = chat_pb2.Finished()
         media: dict[str, Any] = {}
@@ -72,6 +74,8 @@ class Completion:
                     text.append(event.delta.text)
                     thoughts.append(event.delta.reasoning)
                     scored += content(event.delta.logprobs)
+                case "tool_call":
+                    calls.add(event.tool_call)
                 case "finished":
                     finished = event.finished
         reasoning = "".join(thoughts) if self._reasoning else ""
@@ -79,8 +83,10 @@ class Completion:
             "index": 0,
             "message": {
                 "role": "assistant",
-                "content": "".join(text),
+                # OpenAI's is null where the answer is calls alone.
+                "content": "".join(text) or (None if calls.whole else ""),
                 "refusal": None,
+                **calls.whole,
                 **({"reasoning_content": reasoning} if reasoning else {}),
             },
             "logprobs": {"content": scored, "refusal": None} if self._logprobs else None,
@@ -106,6 +112,8 @@ class Completion:
                     told["content"] = event.delta.text
                 if told:
                     yield self._chunk(told, include_usage, scored=scored)
+            case "tool_call":
+                yield self._chunk(call_delta(event.tool_call), include_usage)
             case "finished":
                 yield self._chunk({}, include_usage, reason=_REASONS.get(event.finished.reason))
                 if include_usage:

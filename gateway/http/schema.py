@@ -124,6 +124,60 @@ Strings = Annotated[
 ]
 
 
+class CalledFunction(_Json):
+    """The function of a call in an earlier turn."""
+
+    name: StrictStr
+    arguments: StrictStr | dict[str, Any] | None = None  # OpenAI's are text; Ollama's clients send the object
+
+
+class CalledTool(_Json):
+    """A call in an earlier turn."""
+
+    id: StrictStr = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Function(_Json):
+    """A function that the model may call."""
+
+    name: StrictStr
+    description: StrictStr | None = None
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class FunctionTool(_Json):
+    """A tool; functions are the only kind that is served."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(_Json):
+    """The name of a function."""
+
+    name: StrictStr
+
+
+class NamedTool(_Json):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["auto", "none", "required"], Tag("<choice>")] | Annotated[NamedTool, Tag("<tool>")],
+    Discriminator(
+        lambda value: "<choice>" if isinstance(value, str) else "<tool>",
+        custom_error_type="tool_choice_type",
+        custom_error_message="must be auto, none, required, or a function by name",
+    ),
+]
+
+
 class Message(_Json):
     """One turn."""
 
@@ -133,6 +187,8 @@ class Message(_Json):
     # An assistant's: what it thought, by the name that most servers have for it, and by vLLM's.
     reasoning_content: StrictStr | None = None
     reasoning: StrictStr | None = None
+    tool_calls: list[CalledTool] | None = None  # an assistant's
+    tool_call_id: StrictStr | None = None  # a tool's
 
 
 class StreamOptions(_Json):
@@ -241,6 +297,9 @@ class CompletionRequest(_Json):
     enable_thinking: StrictBool | None = None
     # Triptych's own.
     recommended_sampling: StrictBool | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: StrictBool | None = None
     # vLLM's and transformers' way to say that the last message, the assistant's, is to be gone on with.
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None

@@ -19,6 +19,7 @@ from gateway.http.schema import (
     TextPart,
     VideoPart,
 )
+from gateway.http.tools import call_id_of, calls_of, tool_choice_of, tool_names, tools_of
 from serving.errors import ServiceError, invalid, unimplemented
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
@@ -27,6 +28,7 @@ _ROLES = {
     "developer": chat_pb2.ROLE_SYSTEM,
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
+    "tool": chat_pb2.ROLE_TOOL,
 }
 _DETAILS = {"low": media_pb2.DETAIL_LOW, "original": media_pb2.DETAIL_ORIGINAL}
 """Others are the request's own options, or the default."""
@@ -123,6 +125,8 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         request_id=request_id,
         report_progress=bool(request.stream),
         enable_thinking=_enable_thinking(request),
+        tools=tools_of(request),
+        tool_choice=tool_choice_of(request),
     )
 
 
@@ -136,17 +140,20 @@ def _enable_thinking(request: CompletionRequest) -> bool | None:
 def _message(message: Message, path: str) -> chat_pb2.Message:
     role = _ROLES.get(message.role)
     if role is None:
-        raise unimplemented(f"{path}.role", "use system, user or assistant")
+        raise unimplemented(f"{path}.role", "use system, user, assistant or tool")
     content = message.content
     if message.role == "assistant" and not content:  # it may have said nothing, or why it would not
         content = message.refusal or ("" if content is None else content)
     if content is None:
         raise invalid(f"{path}.content", "is missing")
     reasoning = (message.reasoning_content or message.reasoning) if message.role == "assistant" else None
-    if isinstance(content, str):
-        return chat_pb2.Message(role=role, parts=[chat_pb2.Part(text=content)], reasoning=reasoning or "")
-    parts = [_part(part, f"{path}.content[{j}]") for j, part in enumerate(content)]
-    return chat_pb2.Message(role=role, parts=parts, reasoning=reasoning or "")
+    parts = (
+        [chat_pb2.Part(text=content)]
+        if isinstance(content, str)
+        else [_part(part, f"{path}.content[{j}]") for j, part in enumerate(content)]
+    )
+    parts += calls_of(message, path)
+    return chat_pb2.Message(role=role, parts=parts, reasoning=reasoning or "", tool_call_id=call_id_of(message, path))
 
 
 def _part(part: TextPart | RefusalPart | ImagePart | VideoPart, path: str) -> chat_pb2.Part:
@@ -188,32 +195,43 @@ class JsonNames:
         self._strings = [not isinstance(message.content, list) for message in request.messages]
         template = request.chat_template_kwargs
         by_template = template is not None and template.enable_thinking is not None
-        self._enable_thinking = "chat_template_kwargs.enable_thinking" if by_template else "enable_thinking"
-        self._max_tokens = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = form_of(request)
         self._form = "response_format" if asked is None else asked.name
-        self._media = {f"media.{field}": option.name for field, option in options_of(request).items()}
+        self._names = {
+            "enable_thinking": "chat_template_kwargs.enable_thinking" if by_template else "enable_thinking",
+            "generation.logprobs": "top_logprobs",  # on the wire it is how many, in the JSON whether
+            "generation.max_tokens": (
+                "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+            ),
+            **{f"media.{field}": option.name for field, option in options_of(request).items()},
+        }
 
     def __call__(self, path: str) -> str:
         """The name in the JSON; a path that is in it already stays as it is."""
-        if path == "enable_thinking":
-            return self._enable_thinking
-        if path.startswith("generation."):
-            return self._option(path.removeprefix("generation."))
-        if re.match(r"media\b", path):
-            return self._media.get(path, f"mm_processor_kwargs{path.removeprefix('media')}")
+        if path in self._names:
+            return self._names[path]
+        top = re.match(r"\w*", path)
+        match top[0] if top else "":
+            case "generation":
+                option = path.removeprefix("generation.")
+                return self._form if option.startswith("response_format") else option
+            case "media":
+                return f"mm_processor_kwargs{path.removeprefix('media')}"
+            case "tools" | "tool_choice":
+                return tool_names(path)
+            case "messages":
+                return self._in_message(path)
+        return path
+
+    def _in_message(self, path: str) -> str:
         match = re.match(r"(messages\[(\d+)\])\.parts(\[\d+\])?", path)
         if match is None:
             return path
-        number = int(match[2])
+        number, rest = int(match[2]), path[match.end() :]
+        if rest.startswith(".tool_call"):
+            return f"{match[1]}.tool_calls"
         if number < len(self._strings) and self._strings[number]:
             return f"{match[1]}.content"
-        rest = re.sub(r"^\.(image|video)\b", r".\1_url", path[match.end() :])
+        rest = re.sub(r"^\.(image|video)\b", r".\1_url", rest)
         rest = re.sub(r"\.options\b.*", ".detail", rest)  # a medium's own options come from nothing else
         return f"{match[1]}.content{match[3] or ''}{rest}"
-
-    def _option(self, name: str) -> str:
-        if name.startswith("response_format"):
-            return self._form
-        # On the wire `logprobs` is how many, in the JSON whether.
-        return {"max_tokens": self._max_tokens, "logprobs": "top_logprobs"}.get(name, name)

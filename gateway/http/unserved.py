@@ -36,8 +36,6 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "n": (None, 1),
     "reasoning_effort": (None, "none"),
-    "tool_choice": (None, "none", "auto"),
-    "tools": _EMPTY,
     "verbosity": (None, "medium"),
     "web_search_options": _NONE,
     # vLLM's and SGLang's.
@@ -71,7 +69,6 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
 _MESSAGE: dict[str, tuple[Any, ...]] = {
     "audio": _NONE,
     "function_call": _NONE,
-    "tool_calls": _EMPTY,
 }
 
 _PROCESSOR: dict[str, tuple[Any, ...]] = {

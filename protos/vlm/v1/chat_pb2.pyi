@@ -6,7 +6,6 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vlm.v1 import media_pb2 as _media_pb2
@@ -34,11 +33,11 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     them there, and are added to the first where it does not.
     """
     ROLE_USER: _Role.ValueType  # 2
-    """The person. The only role that may carry images and video."""
+    """The person. May carry images and video."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
     """The model, in an earlier turn. As the last message: the answer goes on where it ends."""
     ROLE_TOOL: _Role.ValueType  # 4
-    """A tool's result. UNIMPLEMENTED for now."""
+    """A tool's result: the answer to a call of the assistant's. May carry images and video."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """Who speaks."""
@@ -50,11 +49,11 @@ ROLE_SYSTEM: Role.ValueType  # 1
 them there, and are added to the first where it does not.
 """
 ROLE_USER: Role.ValueType  # 2
-"""The person. The only role that may carry images and video."""
+"""The person. May carry images and video."""
 ROLE_ASSISTANT: Role.ValueType  # 3
 """The model, in an earlier turn. As the last message: the answer goes on where it ends."""
 ROLE_TOOL: Role.ValueType  # 4
-"""A tool's result. UNIMPLEMENTED for now."""
+"""A tool's result: the answer to a call of the assistant's. May carry images and video."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _Stage:
@@ -142,12 +141,15 @@ class Message(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     REASONING_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """Who speaks."""
     reasoning: _builtins.str
     """What the assistant thought before it said so: `Delta.reasoning` of that turn. Only ROLE_ASSISTANT. The model's chat
     template decides what becomes of it: mostly it leaves out the reasoning of turns before the last question.
     """
+    tool_call_id: _builtins.str
+    """The call that a ROLE_TOOL message answers: `ToolCall.id`. Only ROLE_TOOL, and required there."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
         """What is said, in order. At least one part."""
@@ -158,10 +160,11 @@ class Message(_message.Message):
         role: Global___Role.ValueType = ...,
         parts: _abc.Iterable[Global___Part] | None = ...,
         reasoning: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "reasoning", b"reasoning", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,7 +180,6 @@ class Part(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     VIDEO_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FIELD_NUMBER: _builtins.int
-    TOOL_RESULT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text. Names of control tokens in it (`<|im_end|>`, `<|image_pad|>`) stay plain text."""
     @_builtins.property
@@ -190,11 +192,7 @@ class Part(_message.Message):
 
     @_builtins.property
     def tool_call(self) -> Global___ToolCall:
-        """A call that the assistant made in an earlier turn. UNIMPLEMENTED for now."""
-
-    @_builtins.property
-    def tool_result(self) -> Global___ToolResult:
-        """What a tool answered. UNIMPLEMENTED for now."""
+        """A call that the assistant made in an earlier turn. Only ROLE_ASSISTANT, after its text."""
 
     def __init__(
         self,
@@ -203,13 +201,12 @@ class Part(_message.Message):
         image: _media_pb2.Media | None = ...,
         video: _media_pb2.Media | None = ...,
         tool_call: Global___ToolCall | None = ...,
-        tool_result: Global___ToolResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "video", b"video"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image", "video", "tool_call", "tool_result"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image", "video", "tool_call"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -224,24 +221,26 @@ class Tool(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Letters, digits, `_` and `-`; at most 64."""
+    """Letters, digits, `_`, `-` and `.`; at most 64."""
     description: _builtins.str
     """What it does, for the model to read."""
-    @_builtins.property
-    def parameters(self) -> _struct_pb2.Struct:
-        """JSON schema of its arguments."""
-
+    parameters: _builtins.str
+    """JSON schema of its arguments, in JSON; empty: it has none. At most 262,144 bytes for all tools together."""
+    strict: _builtins.bool
+    """Whether the arguments must keep the schema. A tool that must be called (`ToolChoice`) keeps it in any case."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         description: _builtins.str = ...,
-        parameters: _struct_pb2.Struct | None = ...,
+        parameters: _builtins.str = ...,
+        strict: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,32 +277,6 @@ class ToolCall(_message.Message):
 Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
-class ToolResult(_message.Message):
-    """The answer to a tool call."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
-    CONTENT_FIELD_NUMBER: _builtins.int
-    tool_call_id: _builtins.str
-    """The call that it answers."""
-    content: _builtins.str
-    """What the tool said."""
-    def __init__(
-        self,
-        *,
-        tool_call_id: _builtins.str = ...,
-        content: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "tool_call_id", b"tool_call_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
-
-@_typing.final
 class ToolChoice(_message.Message):
     """Whether the model may, must or must not call tools."""
 
@@ -313,6 +286,7 @@ class ToolChoice(_message.Message):
     NONE_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    ONE_CALL_FIELD_NUMBER: _builtins.int
     auto: _builtins.bool
     """The model decides (the default)."""
     none: _builtins.bool
@@ -321,6 +295,8 @@ class ToolChoice(_message.Message):
     """Some tool is called."""
     name: _builtins.str
     """This tool is called."""
+    one_call: _builtins.bool
+    """The answer has at most one call."""
     def __init__(
         self,
         *,
@@ -328,10 +304,11 @@ class ToolChoice(_message.Message):
         none: _builtins.bool = ...,
         required: _builtins.bool = ...,
         name: _builtins.str = ...,
+        one_call: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auto", b"auto", "choice", b"choice", "name", b"name", "none", b"none", "required", b"required"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto", b"auto", "choice", b"choice", "name", b"name", "none", b"none", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto", b"auto", "choice", b"choice", "name", b"name", "none", b"none", "one_call", b"one_call", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_choice: _TypeAlias = _typing.Literal["auto", "none", "required", "name"]  # noqa: Y015
     _WhichOneofArgType_choice: _TypeAlias = _typing.Literal["choice", b"choice"]  # noqa: Y015

@@ -110,11 +110,11 @@ class GenerateOpen(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
-        """As in ChatRequest. UNIMPLEMENTED for now."""
+        """As in ChatRequest."""
 
     @_builtins.property
     def tool_choice(self) -> _chat_pb2.ToolChoice:
-        """As in ChatRequest. UNIMPLEMENTED for now."""
+        """As in ChatRequest."""
 
     def __init__(
         self,
@@ -295,6 +295,7 @@ class CountPromptTokensRequest(_message.Message):
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     ENABLE_THINKING_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     return_token_ids: _builtins.bool
     """Ask for the ids, too."""
     model: _builtins.str
@@ -309,6 +310,10 @@ class CountPromptTokensRequest(_message.Message):
     def layouts(self) -> _containers.RepeatedCompositeFieldContainer[_media_pb2.MediaLayout]:
         """One for each medium, in order of appearance."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
+        """As in ChatRequest: the prompt has their definitions."""
+
     def __init__(
         self,
         *,
@@ -317,10 +322,11 @@ class CountPromptTokensRequest(_message.Message):
         return_token_ids: _builtins.bool = ...,
         model: _builtins.str = ...,
         enable_thinking: _builtins.bool | None = ...,
+        tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "layouts", b"layouts", "messages", b"messages", "model", b"model", "return_token_ids", b"return_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "layouts", b"layouts", "messages", b"messages", "model", b"model", "return_token_ids", b"return_token_ids", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
     _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015

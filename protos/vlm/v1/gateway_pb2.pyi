@@ -60,11 +60,13 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
-        """What the model may call. UNIMPLEMENTED for now."""
+        """What the model may call; at most 128. Their definitions are part of the prompt, as the model's chat template writes
+        them; where it knows no tools they are UNIMPLEMENTED. Calls come as `tool_call` events.
+        """
 
     @_builtins.property
     def tool_choice(self) -> _chat_pb2.ToolChoice:
-        """Whether it may call. UNIMPLEMENTED for now."""
+        """Whether it may call."""
 
     def __init__(
         self,
@@ -148,7 +150,7 @@ class CountTokensRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
-        """As in ChatRequest. UNIMPLEMENTED for now."""
+        """As in ChatRequest."""
 
     def __init__(
         self,
