@@ -61,7 +61,6 @@ def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **l
             id="tiny",
             family=bundle.model.family,
             precision="fp32",
-            merge_size=bundle.vision.spatial_merge_size,
             feature_width=bundle.feature_width,
             encoder_fingerprint=bundle.encoder_fingerprint,
             end_tokens=frozenset(bundle.tokens.eos),
