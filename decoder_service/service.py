@@ -11,6 +11,7 @@ from tokenizers import decoders
 from decoder_service.engine import Engine, EngineError
 from decoder_service.families.family import Family
 from decoder_service.families.registry import family_of
+from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
 from decoder_service.request.admission import Admission, Limits
 from decoder_service.request.decoder import Decoder, ModelFacts
@@ -107,6 +108,7 @@ class DecoderService(Service):
             ),
             defaults=GenerationDefaults.load(bundle.decoder_dir / "generation_config.json"),
             features=FeatureStore(features.cached),
+            constraints=Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos),
         )
 
     def register(self, server: grpc.aio.Server) -> None:

@@ -79,6 +79,12 @@ class Reason(enum.Enum):
         "The request names another model than the served one.",
         "Leave `model` empty, or list them.",
     )
+    FORM_INVALID = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "decoder",
+        "The schema, regular expression or grammar of `response_format` cannot be compiled.",
+        "Read the compiler's sentence; unsupported keywords must be left out.",
+    )
     TEMPLATE_REFUSES = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "decoder",

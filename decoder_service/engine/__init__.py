@@ -8,6 +8,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from decoder_service.engine.features import FeatureRows
 from decoder_service.engine.interface import (
     MAX_LOGPROBS,
+    Constraint,
     Engine,
     EngineError,
     EngineEvent,
@@ -25,6 +26,7 @@ from decoder_service.engine.media import Span
 
 __all__ = [
     "MAX_LOGPROBS",
+    "Constraint",
     "Engine",
     "EngineError",
     "EngineEvent",

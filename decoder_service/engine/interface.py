@@ -50,6 +50,20 @@ class SamplingParams:
     logprobs: int | None = None
 
 
+class Constraint(Protocol):
+    """Which tokens of one answer may be drawn. Its state moves with every token. For the engine's thread."""
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Tokens that may follow, bool [vocabulary]; at least one. Waits until it is computed.
+
+        Raises:
+            ConstraintError: It can go no further.
+        """
+
+    def advance(self, token: int) -> None:
+        """A token was drawn. Returns at once: what may follow it is computed beside the engine."""
+
+
 class FinishReason(enum.Enum):
     """Why an answer ended."""
 
@@ -77,6 +91,7 @@ class EngineRequest:
         stop_token_ids: Tokens that end the answer.
         inputs: For an engine that computes positions itself: arrays by the names of its inputs.
         report_progress: Whether to send `Prefilling` events.
+        constraint: Which tokens may be drawn; None: all. Not for every engine (see `EngineInfo.constraints`).
     """
 
     request_id: str
@@ -89,6 +104,7 @@ class EngineRequest:
     stop_token_ids: frozenset[int]
     inputs: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     report_progress: bool = False
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +178,7 @@ class EngineInfo:
         threads: Threads per operator.
         slots: Most requests that run at once; more wait.
         max_tokens: Most tokens of a prompt and its answer that fit its memory; None: no limit of its own.
+        constraints: Whether it supports a request's constraint.
     """
 
     name: str
@@ -169,6 +186,7 @@ class EngineInfo:
     threads: int
     slots: int
     max_tokens: int | None = None
+    constraints: bool = False
 
 
 class Engine(Protocol):

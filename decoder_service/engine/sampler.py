@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.engine.interface import SamplingParams, TokenDrawn, TokenLogprob
+from decoder_service.engine.interface import Constraint, SamplingParams, TokenDrawn, TokenLogprob
 
 # Number of candidates sorted first, and the factor by which it grows if they were not enough.
 _HEAD = 1024
@@ -30,10 +30,12 @@ class Sampler:
     Args:
         params: Sampling parameters.
         prompt: The prompt's tokens, int32 [n], for the repetition penalty.
+        constraint: Which tokens may be drawn; None: all.
     """
 
-    def __init__(self, params: SamplingParams, prompt: NDArray[np.int32]) -> None:
+    def __init__(self, params: SamplingParams, prompt: NDArray[np.int32], constraint: Constraint | None = None) -> None:
         self.params = params
+        self._constraint = constraint
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         self._bias_ids = np.array(list(params.logit_bias), np.intp)
         self._bias = np.array(list(params.logit_bias.values()), np.float32)
@@ -51,11 +53,15 @@ class Sampler:
         """Whether `adjust` changes the logits."""
         params = self.params
         return bool(
-            params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty or self._bias.size
+            self._constraint is not None
+            or params.repetition_penalty != 1
+            or params.presence_penalty
+            or params.frequency_penalty
+            or self._bias.size
         )
 
     def adjust(self, logits: NDArray[np.float32]) -> None:
-        """Apply penalties and bias in place. `logits`: float32 [vocab]."""
+        """Apply penalties, bias and the constraint's mask in place. `logits`: float32 [vocab]."""
         params = self.params
         if params.repetition_penalty != 1:
             values = logits[self._seen]
@@ -67,6 +73,8 @@ class Sampler:
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
         logits[self._bias_ids] += self._bias
+        if self._constraint is not None:
+            np.copyto(logits, -np.inf, where=~self._constraint.mask())
 
     def share(self) -> float:
         """The next random number, in [0, 1)."""
@@ -74,6 +82,8 @@ class Sampler:
 
     def remember(self, token: int) -> None:
         """Count a token of the answer."""
+        if self._constraint is not None:
+            self._constraint.advance(token)
         if not self.adjusts:
             return
         self._counts[token] = self._counts.get(token, 0) + 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from decoder_service.chat import Layout, Message
 from decoder_service.engine import Engine
+from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
 from decoder_service.request.admission import Admission, Limits, check_room
 from decoder_service.request.feature_store import FeatureStore
@@ -50,6 +51,7 @@ class Decoder:
     limits: Limits
     defaults: GenerationDefaults
     features: FeatureStore
+    constraints: Constraints
 
     async def count(self, messages: Sequence[Message], layouts: Sequence[Layout], *, ids: bool) -> PromptCount:
         """Count the tokens of a prompt, which may be longer than the context.

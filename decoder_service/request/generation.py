@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decoder_service.engine import SamplingParams
+from decoder_service.output.constraint import Form
 
 MAX_TEMPERATURE = 2.0
 MAX_STOPS = 16
@@ -15,6 +16,7 @@ MAX_STOP_LENGTH = 256
 MAX_PENALTY = 2.0
 MAX_LOGIT_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
+MAX_FORM_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Generation:
         max_tokens: Most tokens to generate; None: the server's default, at most the free tokens of the context.
         stop: Strings before which the answer ends.
         return_prompt_token_ids: Whether the client wants the prompt's ids.
+        form: The form that the answer must have, if any.
     """
 
     sampling: SamplingParams
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     return_prompt_token_ids: bool = False
+    form: Form | None = None
 
 
 @dataclass(frozen=True)

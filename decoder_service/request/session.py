@@ -14,10 +14,19 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from decoder_service.chat import Layout
-from decoder_service.engine import EngineFinished, EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
+from decoder_service.engine import (
+    Constraint,
+    EngineFinished,
+    EngineRequest,
+    FinishReason,
+    Prefilled,
+    Prefilling,
+    TokenDrawn,
+)
 from decoder_service.engine.supervisor import not_ready
 from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
+from decoder_service.output.constraint import Form, FormError
 from decoder_service.output.pipeline import Delta, Output
 from decoder_service.request.admission import check_room
 from decoder_service.request.decoder import Decoder
@@ -25,7 +34,10 @@ from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import Rendered
+from serving.errors import Reason, invalid, unimplemented
 from serving.tasks import beside
+
+_FORM = "generation.response_format"
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,7 @@ class Session:
         intake: Receives its features.
         arrived: When the request arrived, by `time.perf_counter`.
         progress: Its metrics.
+        constraint: Which tokens may be drawn; None: all.
     """
 
     def __init__(
@@ -124,12 +137,14 @@ class Session:
         *,
         arrived: float,
         progress: Progress,
+        constraint: Constraint | None = None,
     ) -> None:
         self._decoder = decoder
         self._opening = opening
         self._rendered = rendered
         self._arrived = arrived
         self._progress = progress
+        self._constraint = constraint
         self.intake = intake
         self._prompt: Prompt | None = None
         self._max_tokens = 0
@@ -210,6 +225,7 @@ class Session:
             stop_token_ids=self._decoder.model.end_tokens,
             inputs=prompt.inputs,
             report_progress=self._opening.report_progress,
+            constraint=self._constraint,
         )
 
 
@@ -267,11 +283,24 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
 
     Raises:
         ServiceError: RESOURCE_EXHAUSTED if the queue is full or the text alone is too long; UNAVAILABLE if the engine
-            is not ready; errors of `PromptBuilder.render`.
+            is not ready; errors of `PromptBuilder.render` and
+            `Constraints.compile`.
     """
     if not decoder.engine.ready:
         raise not_ready()
     with decoder.admission.enter() as place, Progress() as progress:
         rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
+        constraint = await _constraint(decoder, opening.generation.form)
         intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
-        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress)
+        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress, constraint=constraint)
+
+
+async def _constraint(decoder: Decoder, form: Form | None) -> Constraint | None:
+    if form is None:
+        return None
+    if not decoder.engine.info.constraints:
+        raise unimplemented(_FORM, "leave it unset, or serve the model with --engine batch")
+    try:
+        return await asyncio.to_thread(decoder.constraints.compile, form)
+    except FormError as error:
+        raise invalid(f"{_FORM}.{form.kind}", f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,11 @@ import numpy as np
 
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text, media_of
 from decoder_service.engine import MAX_LOGPROBS, SamplingParams
+from decoder_service.output.constraint import Form
 from decoder_service.request.admission import Limits
 from decoder_service.request.generation import (
     MAX_BIASED_TOKENS,
+    MAX_FORM_BYTES,
     MAX_LOGIT_BIAS,
     MAX_PENALTY,
     MAX_STOP_LENGTH,
@@ -190,8 +193,6 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
     Raises:
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
     """
-    if options.HasField("response_format"):
-        raise unimplemented("generation.response_format", "leave it unset")
     if options.HasField("max_tokens") and options.max_tokens < 1:
         raise invalid("generation.max_tokens", "is 0 and must be at least 1")
     temperature, top_p, top_k = 0.0, defaults.top_p, defaults.top_k
@@ -231,7 +232,28 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
+        form=_form(options.response_format) if options.HasField("response_format") else None,
     )
+
+
+def _form(sent: chat_pb2.ResponseFormat) -> Form:
+    path = "generation.response_format"
+    match sent.WhichOneof("format"):
+        case "json_object":
+            if not sent.json_object:
+                raise invalid(f"{path}.json_object", "is false; leave response_format unset for text of any form")
+            return Form("json_schema", '{"type": "object"}')
+        case "choice":
+            if not sent.choice.values or not all(sent.choice.values):
+                raise invalid(f"{path}.choice.values", "has no string or an empty one; send those to choose from")
+            form = Form("choice", json.dumps(list(sent.choice.values)))
+        case "json_schema" | "regex" | "grammar" as kind:
+            form = Form(kind, getattr(sent, kind))
+        case _:
+            raise invalid(path, "has no format; set json_schema, json_object, regex, grammar or choice")
+    if (size := len(form.text.encode())) > MAX_FORM_BYTES:
+        raise invalid(f"{path}.{form.kind}", f"has {size} bytes and may have {MAX_FORM_BYTES}")
+    return form
 
 
 def _stops(stops: Sequence[str]) -> tuple[str, ...]:

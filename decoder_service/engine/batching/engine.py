@@ -45,7 +45,7 @@ class BatchEngine:
     @property
     def info(self) -> EngineInfo:
         """Description of the engine."""
-        return EngineInfo("batch", "cpu", self._config.threads, self._config.slots, self._max_tokens)
+        return EngineInfo("batch", "cpu", self._config.threads, self._config.slots, self._max_tokens, constraints=True)
 
     @property
     def ready(self) -> bool:

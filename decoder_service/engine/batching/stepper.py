@@ -85,7 +85,7 @@ class Job(Task):
             available=prefillable(ids.size, request.media, request.features.available),
             need=ids.size + request.max_new_tokens,
             request=request,
-            sampler=Sampler(request.sampling, ids),
+            sampler=Sampler(request.sampling, ids, request.constraint),
             emit=emit,
             queued_at=queued_at,
             since=queued_at,
