@@ -1,4 +1,4 @@
-"""A decoder whose engine says what it is told to say."""
+"""A decoder with a scripted engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from serving.bundle import Bundle
 
 
 class ScriptedEngine(Engine):
-    """Draws these tokens for every request, and keeps the requests."""
+    """Generates the given tokens for every request, and records the requests."""
 
     info = EngineInfo("scripted", "none", 1, 1)
     ready = True
@@ -48,13 +48,13 @@ class ScriptedEngine(Engine):
 
 
 def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **limits: Any) -> Decoder:
-    """All that answering takes, with that engine.
+    """A decoder with the given engine.
 
     Args:
-        bundle: Whose facts it has.
-        prompts: Lays out its prompts.
-        engine: Draws its tokens.
-        limits: Other limits than the usual ones.
+        bundle: The bundle of the model.
+        prompts: Builds its prompts.
+        engine: The engine.
+        limits: Limits that differ from the defaults.
     """
     return Decoder(
         model=ModelFacts(
