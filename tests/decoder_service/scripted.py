@@ -15,6 +15,7 @@ from decoder_service.engine import (
     Prefilled,
     TokenDrawn,
 )
+from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
 from decoder_service.request.admission import Admission, Limits
 from decoder_service.request.decoder import Decoder, ModelFacts
@@ -67,6 +68,7 @@ def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **l
             vocab_size=bundle.text.vocab_size,
         ),
         prompts=prompts,
+        constraints=Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos),
         token_bytes=TokenBytes(prompts.tokenizer.backend_tokenizer),
         engine=engine,
         admission=Admission(2, running=1, max_bytes=1 << 30),
