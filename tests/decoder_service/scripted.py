@@ -31,8 +31,15 @@ class ScriptedEngine(Engine):
     info = EngineInfo("scripted", "none", 1, 1, constraints=True)
     ready = True
 
-    def __init__(self, drawn: Iterable[TokenDrawn] = (), *, cached_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        drawn: Iterable[TokenDrawn] = (),
+        *,
+        cached_tokens: int = 0,
+        reason: FinishReason = FinishReason.LENGTH,
+    ) -> None:
         self.drawn = tuple(drawn)
+        self.reason = reason
         self.cached_tokens = cached_tokens
         self.requests: list[EngineRequest] = []
 
@@ -43,7 +50,7 @@ class ScriptedEngine(Engine):
         yield Prefilled(0.0, 0.0, self.cached_tokens)
         for token in self.drawn:
             yield token
-        yield EngineFinished(FinishReason.LENGTH)
+        yield EngineFinished(self.reason)
 
     async def stop(self) -> None: ...
 
@@ -75,5 +82,4 @@ def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **l
         limits=Limits(context_length=4096, **limits),
         defaults=GenerationDefaults(),
         features=FeatureStore(1 << 30),
-        constraints=Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos),
     )

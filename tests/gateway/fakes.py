@@ -159,6 +159,8 @@ class FakeDecoder:
         self.said: list[tuple[str, list[chat_pb2.PositionLogprobs]]] = [(word, []) for word in words]
         # What it thinks before.
         self.thoughts: tuple[str, ...] = ()
+        # The tool calls behind it.
+        self.called: tuple[chat_pb2.ToolCallDelta, ...] = ()
         # Whether every token has a log probability.
         self.scored = False
         self.fingerprint = fingerprint
@@ -252,6 +254,8 @@ class FakeDecoder:
                 await self._hook(call, "delta")
                 delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs or likely)
                 yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
+            for part in self.called:
+                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(tool_call=part))
             await self._hook(call, "finish")
             usage = chat_pb2.Usage(
                 prompt_tokens=7,
@@ -261,7 +265,9 @@ class FakeDecoder:
                 reasoning_tokens=len(self.thoughts),
             )
             finished = chat_pb2.Finished(
-                reason=chat_pb2.FINISH_REASON_STOP, usage=usage, timings=chat_pb2.Timings(queue_seconds=0.5)
+                reason=chat_pb2.FINISH_REASON_TOOL_CALLS if self.called else chat_pb2.FINISH_REASON_STOP,
+                usage=usage,
+                timings=chat_pb2.Timings(queue_seconds=0.5),
             )
             yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(finished=finished))
             call.complete = True

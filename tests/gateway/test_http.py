@@ -344,8 +344,6 @@ async def test_what_asks_for_nothing_may_be_sent(http: httpx.AsyncClient) -> Non
     ("field", "value"),
     [
         ("n", 2),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{}]),
         ("reasoning_effort", "low"),
         ("ignore_eos", True),
@@ -353,7 +351,6 @@ async def test_what_asks_for_nothing_may_be_sent(http: httpx.AsyncClient) -> Non
         ("stop_token_ids", [5]),
         ("add_generation_prompt", False),
         ("stream_options.continuous_usage_stats", True),
-        ("messages[0].tool_calls", [{"id": "1"}]),
     ],
 )
 async def test_what_is_not_served_is_refused_by_name(field: str, value: Any, http: httpx.AsyncClient) -> None:

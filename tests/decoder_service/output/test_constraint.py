@@ -253,5 +253,6 @@ def test_reasoning_is_free(  # noqa: PLR0917  # three fixtures and three paramet
         Marks.of(prompts.tokenizer.backend_tokenizer),
         opened=opened,
         vocabulary=bundle.text.vocab_size,
+        end_tokens=bundle.tokens.eos,
     )
     assert walk(constraint, prompts, text) == allowed

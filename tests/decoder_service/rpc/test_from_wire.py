@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 from google.protobuf import json_format
 
-from decoder_service.chat import MediaKind, Medium, Message, Role, Text
+from decoder_service.chat import MediaKind, Medium, Message, Role, Text, ToolCall
 from decoder_service.engine import SamplingParams
 from decoder_service.output.constraint import Form
 from decoder_service.output.repetition import USUAL, RepetitionLimits
 from decoder_service.request.admission import Limits
 from decoder_service.request.generation import Generation, GenerationDefaults, RecommendedSampling
 from decoder_service.request.opening import Opening
+from decoder_service.request.tools import Choice, Tool, Tools
 from decoder_service.rpc import from_wire
 from serving.errors import Code, ServiceError
 from serving.media import media_digest
@@ -53,11 +54,16 @@ REFUSED = [
     ({"messages": [message(0)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
     ({"messages": [USER, message(99)]}, Code.INVALID_ARGUMENT, "messages[1].role"),
     ({"messages": [message(-1)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
-    ({"messages": [message("ROLE_TOOL")]}, Code.UNIMPLEMENTED, "messages[0].role"),
+    ({"messages": [message("ROLE_TOOL"), USER]}, Code.INVALID_ARGUMENT, "messages[0].tool_call_id"),
+    ({"messages": [{**USER, "toolCallId": "1"}]}, Code.INVALID_ARGUMENT, "messages[0].tool_call_id"),
     ({"messages": [{"role": "ROLE_USER"}]}, Code.INVALID_ARGUMENT, "messages[0].parts"),
     ({"messages": user({"text": "x"}, {})}, Code.INVALID_ARGUMENT, "messages[0].parts[1]"),
-    ({"messages": user({"toolCall": {}})}, Code.UNIMPLEMENTED, "messages[0].parts[0].tool_call"),
-    ({"messages": user({"toolResult": {}})}, Code.UNIMPLEMENTED, "messages[0].parts[0].tool_result"),
+    ({"messages": user({"toolCall": {"name": "f"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].tool_call"),
+    (
+        {"messages": [message("ROLE_ASSISTANT", {"toolCall": {}}), USER]},
+        Code.INVALID_ARGUMENT,
+        "messages[0].parts[0].tool_call.name",
+    ),
     ({"messages": user({"image": {}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
     ({"messages": user({"image": {"data": "AA=="}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
     ({"messages": user({"video": {"url": "http://x"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].video"),
@@ -73,8 +79,16 @@ REFUSED = [
     ({"requestId": "a\nb"}, Code.INVALID_ARGUMENT, "request_id"),
     ({"requestId": "a" * 129}, Code.INVALID_ARGUMENT, "request_id"),
     ({"media": {"minPixels": 0}}, Code.INVALID_ARGUMENT, "media.min_pixels"),
-    ({"tools": [{"name": "f"}]}, Code.UNIMPLEMENTED, "tools"),
-    ({"toolChoice": {"auto": True}}, Code.UNIMPLEMENTED, "tool_choice"),
+    ({"tools": [{}]}, Code.INVALID_ARGUMENT, "tools[0].name"),
+    ({"tools": [{"name": "a b"}]}, Code.INVALID_ARGUMENT, "tools[0].name"),
+    ({"tools": [{"name": "f"}, {"name": "f"}]}, Code.INVALID_ARGUMENT, "tools[1].name"),
+    ({"tools": [{"name": "f", "parameters": "{"}]}, Code.INVALID_ARGUMENT, "tools[0].parameters"),
+    ({"tools": [{"name": "f", "parameters": "[]"}]}, Code.INVALID_ARGUMENT, "tools[0].parameters"),
+    ({"tools": [{"name": f"f{i}"} for i in range(129)]}, Code.INVALID_ARGUMENT, "tools"),
+    ({"tools": [{"name": "f", "description": "x" * 262145}]}, Code.INVALID_ARGUMENT, "tools"),
+    ({"toolChoice": {"required": True}}, Code.INVALID_ARGUMENT, "tool_choice"),
+    ({"toolChoice": {"auto": False}}, Code.INVALID_ARGUMENT, "tool_choice.auto"),
+    ({"tools": [{"name": "f"}], "toolChoice": {"name": "g"}}, Code.INVALID_ARGUMENT, "tool_choice.name"),
     ({"generation": {"maxTokens": 0}}, Code.INVALID_ARGUMENT, "generation.max_tokens"),
     ({"generation": {"temperature": -0.1}}, Code.INVALID_ARGUMENT, "generation.temperature"),
     ({"generation": {"temperature": 2.1}}, Code.INVALID_ARGUMENT, "generation.temperature"),
@@ -322,3 +336,34 @@ def test_forms(sent: dict, form: Form) -> None:
     """Each kind of form arrives as it was sent."""
     assert opening(generation={"responseFormat": sent}).generation.form == form
     assert opening().generation.form is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "choice", "only", "one"),
+    [
+        (None, Choice.AUTO, "", False),
+        ({"auto": True, "oneCall": True}, Choice.AUTO, "", True),
+        ({"oneCall": True}, Choice.AUTO, "", True),
+        ({"none": True}, Choice.NONE, "", False),
+        ({"required": True}, Choice.REQUIRED, "", False),
+        ({"name": "f"}, Choice.REQUIRED, "f", False),
+    ],
+)
+def test_tools(sent: dict | None, choice: Choice, only: str, one: bool) -> None:
+    """Definitions and the choice between them arrive as they were sent."""
+    tool = {"name": "f", "description": "d", "parameters": '{"type": "object"}', "strict": True}
+    fields = {"tools": [tool], **({} if sent is None else {"toolChoice": sent})}
+    assert opening(**fields).tools == Tools((Tool("f", "d", '{"type": "object"}', strict=True),), choice, only, one)
+
+
+def test_calls_and_results_in_messages() -> None:
+    """An assistant's calls come after its text; a tool's result may have pictures."""
+    call = {"toolCall": {"id": "1", "name": "f", "arguments": "{}"}}
+    sent = [
+        USER,
+        message("ROLE_ASSISTANT", {"text": "a"}, call),
+        {**message("ROLE_TOOL", {"text": "r"}, IMAGE), "toolCallId": "1"},
+    ]
+    _, called, result = opening(messages=sent).messages
+    assert called == Message(Role.ASSISTANT, (Text("a"), ToolCall("1", "f", "{}")))
+    assert (result.role, result.tool_call_id, len(result.parts)) == (Role.TOOL, "1", 2)
