@@ -8,14 +8,14 @@ answers first, the weights are read once for all of them, and attention alone te
                                                                                              Concat
     chunk (any length) ──────── GroupQueryAttention over its own row ───────────────────────────┘
 
-Without a chunk beside them, answers are computed as before, and so is a chunk that is alone. Our own operator, where it
-has taken the place of ONNX Runtime's, does all of this itself: it is given both caches. To the inputs are added
+Answers that are alone are computed as before, and so is a chunk, which always has the second cache. Our own operator,
+where it has taken the place of ONNX Runtime's, does all of this itself: it is given both caches. To the inputs are added
 
-- `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk beside answers, or none;
+- `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk, or none;
 - `logits_indices` [n], which of all tokens' logits are wanted;
 
-and to the outputs `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. Beside a chunk, `inputs_embeds` is
-[1, answers + chunk, width] and `position_ids` [axes, 1, answers + chunk].
+and to the outputs `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. With a chunk, `inputs_embeds` is
+[1, answers + chunk, width] and `position_ids` [axes, 1, answers + chunk], and there may be no answers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MASK = "attention_mask"
 _OPERATOR = "GroupQueryAttention"
 _LAST_POSITION = "/lm_head/prune/Gather"
 _INPUTS_OF_ATTENTION = 7  # query, key, value, past keys, past values, lengths, longest; the others are unused
-_ANSWERS, _HAS_CHUNK = "packed/answers", "packed/has_chunk"
+_ANSWERS, _HAS_ANSWERS, _HAS_CHUNK = "packed/answers", "packed/has_answers", "packed/has_chunk"
 _CHUNK_LENGTHS, _CHUNK_LONGEST = "packed/chunk/lengths", "packed/chunk/longest"
 _ZERO, _ONE, _END = "packed/zero", "packed/one", "packed/end"
 
@@ -102,9 +102,10 @@ def _lengths() -> list[NodeProto]:
 
 
 def _division() -> list[NodeProto]:
-    """How many answers there are, and whether there is a chunk beside them."""
+    """How many answers there are, whether there are any, and whether there is a chunk."""
     return [
         _node("Shape", [_MASK], _ANSWERS, start=0, end=1),
+        _node("Cast", [_ANSWERS], _HAS_ANSWERS, to=TensorProto.BOOL),
         _node("Shape", [CHUNK + _MASK], "packed/chunks", start=0, end=1),
         _node("Cast", ["packed/chunks"], _HAS_CHUNK, to=TensorProto.BOOL),
     ]
@@ -123,14 +124,16 @@ def _names_of_chunk(node: NodeProto) -> tuple[list[str], list[str]]:
 
 
 def _split(node: NodeProto) -> NodeProto:
-    """`node` where there is no chunk beside answers; else one for each, and their results side by side."""
-    alone, beside = f"{node.name}/alone", f"{node.name}/beside"
+    """`node` for answers or a chunk that are alone; for both one each, and their results side by side."""
+    alone, whole, beside = f"{node.name}/answers_alone", f"{node.name}/chunk_alone", f"{node.name}/beside"
     past, present = _names_of_chunk(node)
-    as_before = [
-        _operator(node, node.input, alone),
-        *(_node("Identity", [held], f"{alone}/chunk_{index}") for index, held in enumerate(past)),  # of no rows
-    ]
-    outputs_alone = [*_outputs(alone), *(held.output[0] for held in as_before[1:])]
+    no_chunk, no_answers = _as_they_are(past, alone), _as_they_are(node.input[3:5], whole)
+    only_answers = [_operator(node, node.input, alone), *no_chunk]
+    of_prompt = [*node.input[:3], *past, _CHUNK_LENGTHS, _CHUNK_LONGEST]
+    only_chunk = [_operator(node, of_prompt, whole), *no_answers]
+    output, *of_whole = _outputs(whole)
+    outputs_alone = [*_outputs(alone), *(held.output[0] for held in no_chunk)]
+    outputs_whole = [output, *(held.output[0] for held in no_answers), *of_whole]
     answers, chunk = f"{beside}/answers", f"{beside}/chunk"
     split = []
     for kind, source in zip(("query", "key", "value"), node.input[:3], strict=True):
@@ -149,14 +152,28 @@ def _split(node: NodeProto) -> NodeProto:
         _node("Concat", [f"{answers}/output/row", f"{chunk}/output"], beside, axis=1),
     ]
     outputs_beside = [beside, *_outputs(answers)[1:], *_outputs(chunk)[1:]]
+    with_chunk = [f"{node.name}/with_chunk/{index}" for index in range(len(outputs_beside))]
+    inner = helper.make_node(
+        "If",
+        [_HAS_ANSWERS],
+        with_chunk,
+        name=f"{node.name}/with_chunk/If",
+        then_branch=_branch(beside, both, outputs_beside),
+        else_branch=_branch(whole, only_chunk, outputs_whole),
+    )
     return helper.make_node(
         "If",
         [_HAS_CHUNK],
         [*node.output, *present],
         name=f"{node.name}/If",
-        then_branch=_branch(beside, both, outputs_beside),
-        else_branch=_branch(alone, as_before, outputs_alone),
+        then_branch=_branch(f"{node.name}/with_chunk", [inner], with_chunk),
+        else_branch=_branch(alone, only_answers, outputs_alone),
     )
+
+
+def _as_they_are(caches: Sequence[str], stem: str) -> list[NodeProto]:
+    """Keys and values of no rows, passed on."""
+    return [_node("Identity", [held], f"{stem}/unused_{index}") for index, held in enumerate(caches)]
 
 
 def _operator(node: NodeProto, inputs: Sequence[str], stem: str) -> NodeProto:

@@ -107,12 +107,12 @@ class Runner:
         """Compute a step of answers, a chunk, or both in one run; see `Model.run`."""
         answers = step.lengths.size if step is not None else 0
         size = piece.token_ids.size if piece is not None else 0
-        # All tokens lie in one row, but for answers that are alone, of which each has its own.
+        # All tokens lie in one row, but for answers that are alone, of which each has its own. A chunk has the second
+        # cache, also when it is alone: by that our attention tells it from answers.
         layout = (1, answers + size) if size else (answers, 1)
         wanted = [*range(answers), *([answers + size - 1] if size else [])]
         logits = np.empty((len(wanted), 1, self.shape.vocabulary), np.float32)
-        first, second = (step, piece) if step is not None else (piece, None)
-        (mask, rows), (chunk_mask, chunk_rows) = _rows(first), _rows(second)
+        (mask, rows), (chunk_mask, chunk_rows) = _rows(step), _rows(piece)
         inputs: dict[str, NDArray[Any]] = {
             "inputs_embeds": self._embed(step, piece).reshape(*layout, -1),
             "position_ids": self._positions(step, piece).reshape(self.shape.axes, *layout),
