@@ -62,6 +62,12 @@ class DecoderSettings(ServerSettings):
         description="The batch engine's prefix cache: finished requests whose keys and values are kept, beside those "
         "in free slots, so that a prompt that begins like one of them is not computed again; 0: off.",
     )
+    cached_answers: bool = Field(
+        False,
+        description="Keep the keys and values of answers in the prefix cache, too, so that the next turn of a "
+        "conversation does not read the last answer again. They are not quite those of a prompt: what the next turn "
+        "is told may then depend on whether they are still there, and so on the load.",
+    )
     chunk_tokens: int = Field(
         512,
         ge=1,
@@ -71,8 +77,8 @@ class DecoderSettings(ServerSettings):
     chunk_stall: float = Field(
         0.5,
         gt=0,
-        description="Maximum slowdown of a decode step for each prompt being prefilled, as a fraction; the whole step "
-        "takes a second at most. More lets new requests begin sooner and running ones stutter.",
+        description="Mean slowdown of decode steps for each prompt being prefilled, as a fraction; a step gives prompts "
+        "a second at most. More lets new requests begin sooner and makes running ones slower.",
     )
     read_ahead: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -82,8 +88,8 @@ class DecoderSettings(ServerSettings):
     )
     int8: bool = Field(
         True,
-        description="Use the bundle's int8 graph, too, where it has one: for wide steps and prompts, if it is faster "
-        "there. The log tells what memory it adds. Without it a request is computed alike under any load.",
+        description="Read prompts with the bundle's int8 graph, where it has one: faster than with the graph that "
+        "computes answers, and finer. The log tells what memory it adds.",
     )
     operators: bool = Field(
         True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,12 +62,31 @@ class Shape:
 
 
 class Model(Protocol):
-    """Computes on one of its graphs, over keys and values that it keeps."""
+    """Computes over keys and values that it keeps: prompts on one graph and answers on another, or both on one."""
 
-    def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Compute a step of answers, a chunk, or both in one run.
+    @property
+    def together(self) -> bool:
+        """Whether one graph computes both, so that a chunk can go beside a step and read no weights of its own."""
+
+    @property
+    def parts(self) -> int:
+        """In how many parts a chunk that is alone is computed."""
+
+    def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
+        """Compute a step of answers and, only where `together`, a chunk in the same run.
 
         Returns:
             For the caller to keep, float32 [n, vocab]: the logits after each answer's token, in their order, and after
             them those after the chunk's last token.
+        """
+
+    def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:
+        """Compute a chunk by parts: one each time that the next value is asked for. Steps may come between them.
+
+        Args:
+            piece: The chunk. The row in which it lies must stay its own, and where it is, until all parts are computed.
+            ends: Whether the logits after its last token are wanted.
+
+        Yields:
+            None after a part, and the logits, float32 [1, vocab], after the last one; they may come unasked.
         """

@@ -84,6 +84,11 @@ class Chunk(Generic[T]):
     stop: int
 
     @property
+    def size(self) -> int:
+        """Its tokens."""
+        return self.stop - self.start
+
+    @property
     def completes(self) -> bool:
         """Whether the prompt ends with it."""
         return self.stop == len(self.task.prompt)
@@ -221,7 +226,7 @@ class Scheduler(Generic[T]):
 
     def prefilled(self, chunk: Chunk[T]) -> None:
         """A chunk has been computed. With its last one a task begins to answer."""
-        self._slots.extend(chunk.task.place, chunk.stop - chunk.start)
+        self._slots.extend(chunk.task.place, chunk.size)
         if chunk.completes:
             self._prefilling.remove(chunk.task)
             self._decoding.append(chunk.task)

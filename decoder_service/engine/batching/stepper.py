@@ -1,5 +1,8 @@
 """The engine's work, one step after another: a token for every answer, and a piece of the prompts that wait.
 
+Prompts and answers are computed by a graph each, or by one and the same, whatever else is here: nothing that a request
+is given depends on those beside it.
+
 No threads and no clocks but for measuring: whoever owns it calls it, and each job's `emit` hears what came of it.
 """
 
@@ -110,25 +113,51 @@ class _Batch:
 
     Attributes:
         decoding: Those of whom a token is computed, in the order of their slots.
-        step: These tokens; None where there are none.
+        step: These tokens.
         chunk: The piece of a prompt beside them, if any.
         piece: The same for the model.
     """
 
     decoding: list[Job]
-    step: Step | None
+    step: Step
     chunk: Chunk[Job] | None = None
     piece: Piece | None = None
 
     @property
     def size(self) -> int:
         """Tokens of the chunk."""
-        return self.chunk.stop - self.chunk.start if self.chunk is not None else 0
+        return self.chunk.size if self.chunk is not None else 0
 
     @property
     def jobs(self) -> list[Job]:
         """All that are in it."""
         return [*self.decoding, *([self.chunk.task] if self.chunk is not None else [])]
+
+
+@dataclass(eq=False)
+class _Reading:
+    """A chunk that is being read by itself, a part at a time.
+
+    Attributes:
+        chunk: Which.
+        row: Where its request lay when it was begun.
+        parts: Computes a part with each value that is asked for.
+        seconds: What its parts took so far.
+    """
+
+    chunk: Chunk[Job]
+    row: int
+    parts: Iterator[NDArray[np.float32] | None]
+    seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether it can be gone on with: its request is there, and still lies where the first parts were written."""
+        slot = self.chunk.task.slot
+        return slot is not None and (slot.row, slot.length) == (self.row, self.chunk.start)
+
+
+_NO_LOGITS = np.empty((0, 0), np.float32)
 
 
 class Stepper:
@@ -137,16 +166,20 @@ class Stepper:
     Args:
         model: What computes.
         scheduler: Who is next.
-        pace: How much of it, and on which graph.
+        pace: How much of it.
         shape: Of the model.
+        keep_answers: Whether a prompt may go on from the keys and values of an earlier answer, too.
     """
 
-    def __init__(self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape) -> None:
+    def __init__(
+        self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape, *, keep_answers: bool = False
+    ) -> None:
         self._model = model
         self._scheduler = scheduler
         self._pace = pace
         self._shape = shape
-        self._room = 0  # tokens of prompts that this step may still read
+        self._keep_answers = keep_answers
+        self._reading: _Reading | None = None
 
     @property
     def idle(self) -> bool:
@@ -184,80 +217,121 @@ class Stepper:
 
     def cancel(self, job: Job) -> None:
         """A request is called off. What was computed of it serves those that begin alike."""
-        self._scheduler.remove(job, _content(job))
+        self._scheduler.remove(job, self._content(job))
 
     def decode(self) -> None:
-        """The first half of a step: a token for every answer and, in the same run, a chunk of a prompt."""
+        """The first half of a step: a token for every answer; and a chunk, where one graph computes both in one run."""
         decoding = len(self._scheduler.decoding)
-        self._room = self._pace.room(decoding, self._scheduler.readable)
+        self._pace.begin(decoding, self._scheduler.readable)
         if decoding:
-            self._step(self._scheduler.next_chunk(self._room), decode=True)
+            together = self._model.together
+            self._step(self._scheduler.next_chunk(self._pace.room(decoding)) if together else None)
 
     def prefill(self) -> None:
         """The second half: as much more of the prompts as there is time for."""
-        while (chunk := self._scheduler.next_chunk(self._room)) is not None:
-            self._step(chunk, decode=False)
+        while (reading := self._next_read()) is not None:
+            self._read(reading)
 
-    def _step(self, chunk: Chunk[Job] | None, *, decode: bool) -> None:
-        batch = self._schedule(chunk, decode=decode)
-        if batch.step is None and batch.piece is None:
-            return
+    def _step(self, chunk: Chunk[Job] | None) -> None:
+        batch = self._schedule(chunk)
         # Measured from here: moving slots is rare, and no property of the graph.
         started = time.perf_counter()
         try:
-            graph = self._pace.graph(len(batch.decoding), batch.size)
-            logits = self._model.run(graph, step=batch.step, piece=batch.piece)
-            self._postprocess(batch, logits, started)
-            self._pace.took(graph, len(batch.decoding), batch.size, time.perf_counter() - started)
+            logits = self._model.decode(batch.step, batch.piece)
+            self._scheduler.decoded(batch.decoding)
+            drawing = list(batch.decoding)
+            if batch.chunk is not None:
+                batch.chunk.task.begin(started)
+                drawing += self._prefilled(batch.chunk)
+            self._draw(drawing, logits)
+            self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
         except Exception:  # noqa: BLE001  # whose fault it was cannot be told; the engine goes on without them
-            for job in batch.jobs:
-                if job.slot is not None:  # else it had its last token
-                    self._fail(job, traceback.format_exc())
+            self._fail_all(batch.jobs)
 
-    def _schedule(self, chunk: Chunk[Job] | None, *, decode: bool) -> _Batch:
+    def _next_read(self) -> _Reading | None:
+        """The chunk that is being read, or the next one; None where there is none, or no more time."""
+        if self._reading is not None and self._reading.holds:
+            return None if self._pace.over else self._reading
+        self._reading = None
+        while (chunk := self._scheduler.next_chunk(self._pace.room())) is not None:
+            if (piece := self._piece(chunk)) is not None:
+                chunk.task.begin(time.perf_counter())
+                parts = self._model.prefill(piece, ends=chunk.completes)
+                self._reading = _Reading(chunk, chunk.task.place.row, parts)
+                break
+        return self._reading
+
+    def _read(self, reading: _Reading) -> None:
+        """A part of a chunk, and with the last one what follows from it."""
+        started = time.perf_counter()
+        chunk = reading.chunk
+        try:
+            logits = next(reading.parts, _NO_LOGITS)
+            seconds = time.perf_counter() - started
+            self._pace.spent(seconds)
+            reading.seconds += seconds
+            if logits is None:
+                return
+            self._reading = None
+            self._pace.took(0, chunk.size, reading.seconds)
+            self._draw(self._prefilled(chunk), logits)
+        except Exception:  # noqa: BLE001  # as above
+            self._reading = None
+            self._fail_all([chunk.task])
+
+    def _schedule(self, chunk: Chunk[Job] | None) -> _Batch:
         """What is computed in one run. A chunk whose features are no good is left out, and its request fails."""
-        row, decoding = self._scheduler.decode_order() if decode else (0, [])
-        batch = _Batch(decoding, _next_tokens(row, decoding) if decoding else None)
-        if chunk is not None:
-            self._room -= chunk.stop - chunk.start
-            try:
-                batch.piece, batch.chunk = self._piece(chunk), chunk
-            except Exception:  # noqa: BLE001  # one request's failure is its own
-                self._fail(chunk.task, traceback.format_exc())
+        row, decoding = self._scheduler.decode_order()
+        batch = _Batch(decoding, _next_tokens(row, decoding))
+        if chunk is not None and (piece := self._piece(chunk)) is not None:
+            batch.piece, batch.chunk = piece, chunk
         return batch
 
-    def _postprocess(self, batch: _Batch, logits: NDArray[np.float32], started: float) -> None:
-        """Note what was computed, and draw the tokens that follow it."""
-        self._scheduler.decoded(batch.decoding)
-        drawing = list(batch.decoding)
-        if batch.chunk is not None:
-            job = batch.chunk.task
-            job.begin(started)
-            self._scheduler.prefilled(batch.chunk)
-            if batch.chunk.completes:
-                job.emit(job.prefilled(time.perf_counter()))
-                drawing.append(job)
-            else:
-                job.since = time.perf_counter()
-                if job.request.report_progress:
-                    job.emit(Prefilling(batch.chunk.stop, len(job.prompt)))
-        for job, drawn in zip(drawing, draw([job.sampler for job in drawing], logits[: len(drawing)]), strict=True):
+    def _prefilled(self, chunk: Chunk[Job]) -> list[Job]:
+        """Note that a chunk has been computed.
+
+        Returns:
+            Whose first token is to be drawn now.
+        """
+        job = chunk.task
+        self._scheduler.prefilled(chunk)
+        if chunk.completes:
+            job.emit(job.prefilled(time.perf_counter()))
+            return [job]
+        job.since = time.perf_counter()
+        if job.request.report_progress:
+            job.emit(Prefilling(chunk.stop, len(job.prompt)))
+        return []
+
+    def _draw(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
+        """A token for each, by a row of logits each."""
+        if not jobs:
+            return
+        for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits[: len(jobs)]), strict=True):
             if isinstance(drawn, NotDrawn):
                 self._fail(job, drawn.why)
             else:
                 self._append(job, drawn)
 
-    def _piece(self, chunk: Chunk[Job]) -> Piece:
+    def _piece(self, chunk: Chunk[Job]) -> Piece | None:
+        """A chunk for the model; None where its features are no good, and its request has failed."""
+        self._pace.read(chunk.size)
         job = chunk.task
-        ids = job.request.token_ids
-        first, last = (rows_before(token, job.request.media) for token in (chunk.start, chunk.stop))
-        return Piece(
-            slot=job.place.row,
-            start=chunk.start,
-            token_ids=ids[chunk.start : chunk.stop],
-            features=job.request.features.rows(first, last, self._shape.feature_width),
-            positions=job.request.positions[:, chunk.start : chunk.stop],
-        )
+        # ONNX Runtime's attention rounds a single token in another way than several. So the one before it is computed
+        # again with it, and where a prompt was cut changes nothing.
+        start = chunk.start - (chunk.size == 1 and chunk.start > 0)
+        try:
+            first, last = (rows_before(token, job.request.media) for token in (start, chunk.stop))
+            return Piece(
+                slot=job.place.row,
+                start=start,
+                token_ids=job.request.token_ids[start : chunk.stop],
+                features=job.request.features.rows(first, last, self._shape.feature_width),
+                positions=job.request.positions[:, start : chunk.stop],
+            )
+        except Exception:  # noqa: BLE001  # one request's failure is its own
+            self._fail(job, traceback.format_exc())
+            return None
 
     def _append(self, job: Job, drawn: TokenDrawn) -> None:
         job.answer.append(drawn.token_id)
@@ -265,10 +339,29 @@ class Stepper:
         stopped = drawn.token_id in request.stop_token_ids
         ended = stopped or len(job.answer) == request.max_new_tokens
         if ended:
-            self._scheduler.remove(job, _content(job))
+            self._scheduler.remove(job, self._content(job))
         job.emit(drawn)
         if ended:
             job.emit(EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
+
+    def _content(self, job: Job) -> Content | None:
+        """What the computed tokens of a request are, as far as others may go on from them.
+
+        An answer's are computed by another graph than a prompt's, or at least rounded in another way. Whether they are
+        still there depends on the load, and what the next turn of a conversation is told must not.
+        """
+        if job.slot is None:
+            return None
+        if not self._keep_answers:
+            return job.prompt
+        # The token drawn last is not computed.
+        return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])
+
+    def _fail_all(self, jobs: Sequence[Job]) -> None:
+        """Those that an exception hit."""
+        for job in jobs:
+            if job.slot is not None:  # else it had its last token
+                self._fail(job, traceback.format_exc())
 
     def _fail(self, job: Job, why: str) -> None:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
@@ -284,10 +377,3 @@ def _next_tokens(row: int, jobs: Sequence[Job]) -> Step:
         token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
         positions=np.array([job.request.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
     )
-
-
-def _content(job: Job) -> Content | None:
-    """What the computed tokens of a request are: the token drawn last is not among them."""
-    if job.slot is None:
-        return None
-    return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])

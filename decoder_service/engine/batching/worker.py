@@ -24,6 +24,7 @@ from decoder_service.engine.batching.spare import LOOK_SECONDS, Disturbance, Spa
 from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
 from decoder_service.engine.onnx import operators
+from decoder_service.engine.onnx.phases import LAYERS_AT_ONCE, Phases
 from decoder_service.engine.onnx.runner import Runner
 from decoder_service.engine.supervisor import failed
 from serving.bundle import Bundle
@@ -50,7 +51,8 @@ class BatchConfig:
         read_ahead: Whether a prompt is read while some of its features are missing; auto: while cores are idle.
         cached_prompts: How many finished requests' keys and values are kept, beside those in free slots; 0: none at
             all.
-        int8: Whether the bundle's int8 graph is used, too, where it has one.
+        cached_answers: Whether those of their answers are kept, too, and not only those of their prompts.
+        int8: Whether prompts are read by the bundle's int8 graph, where it has one.
         operators: Whether our own operators are used, where the processor has what they need.
         cache_dir: Where measurements are kept if the bundle cannot be written.
     """
@@ -64,6 +66,7 @@ class BatchConfig:
     stall: float = 0.5
     read_ahead: Literal["auto", "on", "off"] = "auto"
     cached_prompts: int = 8
+    cached_answers: bool = False
     int8: bool = True
     operators: bool = True
     cache_dir: Path | None = None
@@ -119,7 +122,7 @@ class Worker:
         self._loop = loop
         self._pending: list[tuple[Call, EngineEvent | ServiceError]] = []
         bundle = config.bundle
-        runner = _load(config)
+        runner, model = load(config)
         budget = _budget(config, runner)
         self.max_tokens = min(config.context_length, budget)
         cache = KvCache(
@@ -131,10 +134,16 @@ class Worker:
             dtype=runner.cache_dtype,
         )
         runner.use(cache.buffers)
-        pace = Pace(_speeds(config, runner, self.max_tokens), chunk_tokens=config.chunk_tokens, stall=config.stall)
+        pace = Pace(
+            _speed(config, runner, model, self.max_tokens),
+            chunk_tokens=config.chunk_tokens,
+            stall=config.stall,
+            together=model.together,
+            parts=model.parts,
+        )
         # Else the first long prompt would take half as long again, for memory that later ones find there.
-        largest = min(pace.room(0), self.max_tokens)
-        prefill(runner, pace.graph(0, largest), largest)
+        pace.begin(0, 1)
+        prefill(model, runner.shape, min(pace.room(), self.max_tokens))
         for row in range(config.slots):
             cache.release(row)  # what measuring and this have written
         slots = Slots(
@@ -146,7 +155,7 @@ class Worker:
         )
         self._shape = runner.shape
         scheduler = Scheduler[Job](slots, read_ahead=config.read_ahead == "on")
-        self._stepper = Stepper(runner, scheduler, pace, self._shape)
+        self._stepper = Stepper(model, scheduler, pace, self._shape, keep_answers=config.cached_answers)
         self._cores = SpareCores() if config.read_ahead == "auto" else None
         log.info(
             "engine ready",
@@ -233,11 +242,10 @@ def _deliver(pending: list[tuple[Call, EngineEvent | ServiceError]]) -> None:
         call.events.put_nowait(event)
 
 
-def _load(config: BatchConfig) -> Runner:
-    """The bundle's own graph, and the one for wide steps and prompts where it has it and it is wanted."""
+def load(config: BatchConfig) -> tuple[Runner, Phases]:
+    """The bundle's own graph, and the one for prompts where it has it and it is wanted."""
     bundle = config.bundle
     own = bundle.decoder.precision
-    names = [own, *(["int8"] if config.int8 and "int8" in bundle.decoder.graphs else [])]
     runner = Runner(
         bundle.decoder_dir / "embedding.onnx",
         threads=config.threads,
@@ -245,16 +253,17 @@ def _load(config: BatchConfig) -> Runner:
         head_size=bundle.text.head_dim,
         operators=_operators(config),
     )
-    for name in names:
+    reading = "int8" if config.int8 and "int8" in bundle.decoder.graphs else own
+    for name in dict.fromkeys((own, reading)):
         started, before = time.perf_counter(), _own_bytes()
-        runner.load(name, bundle.graph_path(name))
+        runner.load(name, bundle.graph_path(name), layers_at_once=LAYERS_AT_ONCE if name != own else None)
         log.info(
             "graph loaded",
             precision=name,
             seconds=round(time.perf_counter() - started, 2),
             adds_mib=(_own_bytes() - before) >> 20,
         )
-    return runner
+    return runner, Phases(runner, decode=own, prefill=reading)
 
 
 def _operators(config: BatchConfig) -> Path | None:
@@ -284,7 +293,7 @@ def _own_bytes() -> int:
         return 0
 
 
-def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
+def _speed(config: BatchConfig, runner: Runner, model: Phases, room: int) -> Speed:
     """What was measured before of these graphs on this machine, or is measured now."""
     bundle = config.bundle
     folders = [bundle.root / "measured", *([config.cache_dir] if config.cache_dir is not None else [])]
@@ -297,11 +306,11 @@ def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
         "chunks": [size for size in CHUNKS if size <= room],
     }
     kept = Measurements(folders, of)
-    speeds = kept.load()
-    if speeds is None:
-        speeds, quiet = calibrate(runner, config.slots, room, Disturbance())
+    speed = kept.load()
+    if speed is None:
+        speed, quiet = calibrate(model, runner.shape, config.slots, room, Disturbance())
         if quiet:
-            kept.keep(speeds)
+            kept.keep(speed)
         else:
             log.info("measurements are not kept: other processes used the cores")
-    return speeds
+    return speed
