@@ -77,8 +77,8 @@ class DecoderSettings(ServerSettings):
     chunk_stall: float = Field(
         0.5,
         gt=0,
-        description="Mean slowdown of decode steps for each prompt being prefilled, as a fraction; a step gives prompts "
-        "a second at most. More lets new requests begin sooner and makes running ones slower.",
+        description="Mean slowdown of decode steps for each prompt being prefilled, as a fraction; a step gives "
+        "prompts a second at most. More lets new requests begin sooner and makes running ones slower.",
     )
     read_ahead: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -73,8 +73,8 @@ class Speed:
 class Pace:
     """Gives prompts their share of the time.
 
-    While requests answer, each step lets prompts have a part of the time that it takes itself; nothing is lost where a
-    run takes longer, since it is missing in the next steps' parts.
+    While requests answer, each step gives prompts a part of the time that it takes itself. Where a part of a chunk takes
+    longer than that, the next steps give less.
 
     Args:
         speed: Of the graphs.
@@ -85,9 +85,7 @@ class Pace:
         parts: In how many parts a chunk that is alone is computed, if answers' steps may come between them.
     """
 
-    def __init__(
-        self, speed: Speed, *, chunk_tokens: int, stall: float, together: bool = True, parts: int = 1
-    ) -> None:
+    def __init__(self, speed: Speed, *, chunk_tokens: int, stall: float, together: bool = True, parts: int = 1) -> None:
         self._speed = speed
         self._chunk_tokens = chunk_tokens
         self._stall = stall
@@ -114,7 +112,8 @@ class Pace:
             self._earned = self._seconds = READING_STEP
             return
         self._earned = min(self._stall * max(prompts, 1) * self._expected(answering, 0), READING_STEP)
-        self._seconds = min(self._seconds + self._earned, self._earned)
+        debt = 0.0 if self._together else min(self._seconds, 0.0)
+        self._seconds = self._earned + debt
 
     def room(self, answers: int = 0) -> int:
         """Tokens of a prompt to read in the next run: 0 where there is no more time in this step.

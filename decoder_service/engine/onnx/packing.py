@@ -9,7 +9,7 @@ answers first, the weights are read once for all of them, and attention alone te
     chunk (any length) ──────── GroupQueryAttention over its own row ───────────────────────────┘
 
 Answers that are alone are computed as before, and so is a chunk, which always has the second cache. Our own operator,
-where it has taken the place of ONNX Runtime's, does all of this itself: it is given both caches. To the inputs are added
+where it has taken the place of ONNX Runtime's, does all of this itself: it is given both caches. Inputs are added:
 
 - `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk, or none;
 - `logits_indices` [n], which of all tokens' logits are wanted;

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 _LAYER = re.compile(r"/model/layers\.(\d+)/")
 
@@ -93,7 +93,7 @@ def _part(model: ModelProto, nodes: Sequence[NodeProto], *, given: Sequence[str]
     weights = {tensor.name: tensor for tensor in graph.initializer}
     own = {*_made(nodes), *(name for node in nodes for name in _inside(node))}
 
-    def between(name: str) -> object:
+    def between(name: str) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
 
     names = [name for name in dict.fromkeys(given) if name not in own]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams, Span
 from decoder_service.engine.batching import stepper as stepper_module
 from decoder_service.engine.model import Piece, Step
+from decoder_service.engine.onnx.phases import Phases
 from decoder_service.engine.onnx.runner import Runner
 from decoder_service.engine.sampler import Sampler
 from decoder_service.request.prompt import PromptBuilder
@@ -315,6 +318,39 @@ def test_a_run_that_fails_fails_those_in_it(
     assert stepping.stepper.idle
     assert stepping.slots.running == stepping.slots.caches == []
     assert len(stepping.answer(requests["33 words"]).tokens) == LONGEST
+
+
+class ByParts(Phases):
+    """A graph that computes prompts in two parts, of which the second does all; it can fail between them."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner, decode="fp32", prefill="fp32")
+        self.together, self.parts, self.fails = False, 2, False
+
+    def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:
+        yield None
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("out of memory")
+        yield from super().prefill(piece, ends=ends)
+
+
+def test_a_part_of_a_chunk_that_fails_fails_its_request(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """And nobody else: those who answer were not in it."""
+    model = ByParts(runner)
+    stepping = Stepping(bundle, runner, model=model, parts=(1,))
+    running = stepping.add(requests["33 words"])
+    while not stepping.answers[running].tokens:
+        stepping.step()
+    broken = stepping.add(requests["150 words"])
+    after = stepping.add(requests["2 words"])
+    model.fails = True
+    stepping.finish()
+    assert stepping.answers[broken].error is not None
+    assert stepping.answers[running].tokens == alone["33 words", "greedy"]
+    assert stepping.answers[after].tokens == alone["2 words", "greedy"]
 
 
 def test_features_that_are_not_finite_fail_their_own_request(

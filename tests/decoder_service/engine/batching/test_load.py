@@ -1,4 +1,8 @@
-"""An answer does not depend on the load: at INT4, with the default settings, to the last bit."""
+"""An answer does not depend on the load: at INT4, with the default settings, to the last bit.
+
+With ONNX Runtime's operators, where ours do not run, to float32's rounding: its attention is not quite the same behind
+a past as without one.
+"""
 
 from __future__ import annotations
 
@@ -149,10 +153,11 @@ def test_an_answer_does_not_depend_on_the_load(
     rooms: list[int],
     parts: list[int],
 ) -> None:
-    """Requests that come and are called off at any step, with chunks of any size, computed by any number of parts.
+    """Requests that come and are called off at any step, with chunks of any size, any number of parts in a step.
 
     Each has the tokens and, bit for bit, the log probabilities that it has at rest.
     """
+    exact = runner.cache_dtype == np.float16
     names = sorted(at_rest)
     stepping = Stepping(demo, runner, slots=slots, caches=caches, rooms=rooms, parts=parts)
     here = {}
@@ -169,7 +174,10 @@ def test_an_answer_does_not_depend_on_the_load(
         told = stepping.answers[job]
         assert told.error is None
         assert told.finished is not None or visit.leaves is not None
-        assert told.drawn == at_rest[names[visit.number % len(names)]][: len(told.drawn)]
+        rest = at_rest[names[visit.number % len(names)]][: len(told.drawn)]
+        assert told.tokens == [drawn.token_id for drawn in rest]
+        assert [drawn.logprob for drawn in told.drawn] == pytest.approx([drawn.logprob for drawn in rest], abs=1e-3)
+        assert told.drawn == rest or not exact
 
 
 class ByWidth(Phases):
