@@ -1,4 +1,4 @@
-"""What computes, as those see it who decide what is to be computed."""
+"""The interface between the scheduler and what runs the graphs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Piece:
     """A chunk of one request's prompt.
 
     Attributes:
-        slot: Where the request lies.
-        start: How many of its tokens are computed.
+        slot: Index of the request's slot.
+        start: Number of its computed tokens.
         token_ids: The next ones, int32 [s].
-        features: A row for each media token among them, float32 [f, width].
+        features: The feature rows of the media tokens among them, float32 [f, width].
         positions: int64 [axes, s].
     """
 
@@ -31,11 +31,11 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One token of each of several answers.
+    """A decode step: one token of each of several requests.
 
     Attributes:
-        first_slot: Where the first request lies; the others lie in the slots after it.
-        lengths: How many tokens of each are computed, int64 [n].
+        first_slot: Index of the first request's slot; the others have the slots after it.
+        lengths: Number of computed tokens of each, int64 [n].
         token_ids: The next token of each, int32 [n].
         positions: Its position, the same on every axis, int64 [n].
     """
@@ -48,12 +48,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a request must agree with.
+    """Sizes of the model, against which requests are checked.
 
     Attributes:
-        vocabulary: Token ids that the model knows: those below.
-        feature_width: Numbers in a row of features.
-        axes: Positions of one token.
+        vocabulary: Size of the vocabulary; token ids are below it.
+        feature_width: Width of a feature row.
+        axes: Number of position axes.
     """
 
     vocabulary: int
@@ -62,31 +62,31 @@ class Shape:
 
 
 class Model(Protocol):
-    """Computes over keys and values that it keeps: prompts on one graph and answers on another, or both on one."""
+    """Runs graphs over a KV cache: one for prefill and another for decode, or the same for both."""
 
     @property
     def together(self) -> bool:
-        """Whether one graph computes both, so that a chunk can go beside a step and read no weights of its own."""
+        """Whether one graph computes both phases, so that one run can decode and prefill and reads the weights once."""
 
     @property
     def parts(self) -> int:
-        """In how many parts a chunk that is alone is computed."""
+        """Number of parts in which a prefill chunk is computed."""
 
     def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Compute a step of answers and, only where `together`, a chunk in the same run.
+        """Run a decode step and, only if `together`, a prefill chunk in the same run.
 
         Returns:
-            For the caller to keep, float32 [n, vocab]: the logits after each answer's token, in their order, and after
-            them those after the chunk's last token.
+            Logits, float32 [n, vocab], owned by the caller: of each token of the step, in order, then of the chunk's
+            last token.
         """
 
     def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:
-        """Compute a chunk by parts: one each time that the next value is asked for. Steps may come between them.
+        """Prefill a chunk part by part, one for each `next`. Decode steps may run between parts.
 
         Args:
-            piece: The chunk. The row in which it lies must stay its own, and where it is, until all parts are computed.
-            ends: Whether the logits after its last token are wanted.
+            piece: The chunk. Its slot must not be moved or freed until all parts are computed.
+            ends: Whether the logits of its last token are needed.
 
         Yields:
-            None after a part, and the logits, float32 [1, vocab], after the last one; they may come unasked.
+            None after a part; after the last one the logits, float32 [1, vocab], which may be given without need.
         """

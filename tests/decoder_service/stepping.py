@@ -47,7 +47,7 @@ class SetPace(Pace):
     def over(self) -> bool:
         return self._share < 1
 
-    def read(self, tokens: int) -> None:
+    def take(self, tokens: int) -> None:
         self._room -= tokens
 
     def spent(self, seconds: float) -> None:
@@ -153,14 +153,14 @@ class Stepping:
         rows = slots + (caches or 0)
         self.cache = KvCache(
             layers=text.num_hidden_layers,
-            rows=rows,
+            slots=rows,
             heads=text.num_key_value_heads,
             length=2048,
             width=text.head_dim,
             dtype=runner.cache_dtype,
         )
         runner.use(self.cache.buffers)
-        self.slots = Slots(self.cache, rows=rows, running=slots, budget=budget, caching=caches is not None)
+        self.slots = Slots(self.cache, slots=rows, running=slots, budget=budget, caching=caches is not None)
         self.model = Watched(model or Phases(runner, decode=runner.graphs[0], prefill=runner.graphs[-1]))
         self._shape = runner.shape
         self.answers: dict[Job, Answer] = {}

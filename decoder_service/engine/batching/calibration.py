@@ -1,4 +1,4 @@
-"""How fast the graphs are on this machine: a few steps and chunks, timed. And a first chunk, to warm up."""
+"""Measures the speed of the graphs on this machine with a few steps and chunks, and warms up."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from decoder_service.engine.batching.pace import Curve, Speed
 from decoder_service.engine.model import Model, Piece, Shape, Step
 
-# Between and beyond these, lines are drawn.
+# Between and beyond these sizes, the curves are linear.
 CHUNKS = (2, 8, 32, 128)
 _CONTEXT = 32
 _ROUNDS = 4
-_EXTRA_SECONDS = 5.0  # for more rounds, where others used the cores in some
-_FEWEST_QUIET = 2  # rounds, for measurements that hold for later starts, too
+_EXTRA_SECONDS = 5.0  # for more rounds, if other processes used the cores in some
+_FEWEST_QUIET = 2  # undisturbed rounds, so that the measurements can be stored
 
 
 def widths(slots: int) -> tuple[int, ...]:
@@ -28,27 +28,26 @@ def widths(slots: int) -> tuple[int, ...]:
 def calibrate(
     model: Model, shape: Shape, slots: int, room: int, disturbed: Callable[[], bool] = lambda: False
 ) -> tuple[Speed, bool]:
-    """Time steps of answers and chunks of prompts, each as the engine computes it. Writes over the KV cache.
+    """Time decode steps and prefill chunks. Overwrites the KV cache.
 
-    All widths and lengths in each round: what disturbs the machine for a while disturbs all alike, and only that round.
-    At the start of the whole system the encoder warms up at the same time, so disturbed rounds are repeated, within
-    limits.
+    Each round times all sizes, so a temporary disturbance affects all alike, and only that round. When the whole system
+    starts, the encoder warms up at the same time, so disturbed rounds are repeated, within limits.
 
     Args:
-        model: The graphs.
-        shape: Of the model.
+        model: Runs the graphs.
+        shape: Shape of the model.
         slots: Most requests in one step.
-        room: Tokens that a slot of the cache holds.
-        disturbed: Called after each round: whether other processes used the cores in it.
+        room: Tokens that a slot of the KV cache holds.
+        disturbed: Called after each round; returns whether other processes used the cores in it.
 
     Returns:
-        The speed, and whether enough rounds were undisturbed for it to be kept.
+        The speed, and whether enough rounds were undisturbed to store it.
     """
     timing = _Timing(model, shape, widths(slots), [size for size in CHUNKS if size <= room])
     timing.warm_up()
     rounds = quiet = 0
     last = math.inf
-    disturbed()  # looks from here on
+    disturbed()  # starts the first measurement
     while rounds < _ROUNDS or (quiet < _ROUNDS and time.perf_counter() < last):
         timing.go_round()
         rounds += 1
@@ -59,7 +58,7 @@ def calibrate(
 
 
 class _Timing:
-    """What runs took so far."""
+    """Shortest times of runs so far."""
 
     def __init__(self, model: Model, shape: Shape, steps: Sequence[int], chunks: Sequence[int]) -> None:
         self._model = model
@@ -69,7 +68,7 @@ class _Timing:
         self._chunks = dict.fromkeys(chunks, math.inf)
 
     def warm_up(self) -> None:
-        """The first runs of all allocate."""
+        """Run every size once: the first runs allocate memory."""
         self._step(next(iter(self._steps)))
         self._chunk(next(iter(self._chunks)))
 
@@ -80,7 +79,7 @@ class _Timing:
                 best[size] = min(seconds, _timed(run, size))
 
     def speed(self) -> Speed:
-        """By the best of the rounds, since what disturbs a run only makes it longer."""
+        """The best of the rounds, since a disturbance only makes a run longer."""
         return Speed(_curve(self._steps), _curve(self._chunks))
 
     def _step(self, width: int) -> None:
@@ -92,7 +91,7 @@ class _Timing:
 
 
 def prefill(model: Model, shape: Shape, size: int) -> None:
-    """Prefill a chunk of so many tokens in the first row. The first large one of all allocates what later ones use."""
+    """Prefill a chunk of `size` tokens in the first slot. The first large chunk allocates memory for later ones."""
     positions = np.broadcast_to(np.arange(size), (shape.axes, size))
     features = np.empty((0, shape.feature_width), np.float32)
     for _ in model.prefill(Piece(0, 0, np.zeros(size, np.int32), features, positions)):
@@ -100,7 +99,7 @@ def prefill(model: Model, shape: Shape, size: int) -> None:
 
 
 def _curve(best: Mapping[int, float]) -> Curve:
-    """Less never takes longer than more: where it seems to, it was disturbed."""
+    """A curve that does not fall: where a smaller size took longer, it was disturbed."""
     seconds = np.minimum.accumulate([*best.values()][::-1])[::-1]
     return Curve(tuple(best), tuple(seconds.tolist()))
 

@@ -1,10 +1,10 @@
-"""How long things take on this machine, and what follows: how much of prompts is read beside answers.
+"""Selects how much of the prompts a step prefills beside decode, from measured speeds.
 
-Measured at start-up over widths and lengths, once for each bundle and machine. While the engine runs, what steps really
-take corrects it: longer contexts and other work on the machine slow both kinds of steps down.
+Speeds are measured at start-up over widths and lengths, once for each bundle and machine. The durations of real steps
+correct them: longer contexts and other work on the machine slow decode and prefill down.
 
-None of this is felt in answers: which graph computes what is fixed (see `engine/onnx/phases.py`), and where a prompt is
-cut changes no bit.
+Results do not depend on any of this: the phase selects the graph (see `engine/onnx/phases.py`), and the borders of
+chunks change no bit.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from serving.cores import cpu_name
 
 log = structlog.get_logger()
 
-# How long a step that reads may take, in seconds: a request that comes, or is called off, waits for its end.
+# Longest step with prefill, in seconds: a new request, or the cancellation of one, waits for its end.
 READING_STEP = 1.0
-# Of that, what a chunk that is read between steps of answers takes at most: a shorter prompt waits for its end.
+# Share of it for a chunk that is prefilled between decode steps: a shorter prompt waits for the end of the chunk.
 _SHARE_BESIDE = 0.25
 # How much the newest run counts in the running mean of how far the measurements are off, and how far that may go.
 _WEIGHT = 0.2
 _FACTORS = (0.25, 8.0)
-# Of runs: whether there are answers in them, and whether there is a chunk.
+# Kinds of runs: whether they decode, and whether they prefill a chunk.
 _KINDS = _ANSWERS, _CHUNK, _BOTH = ((True, False), (False, True), (True, True))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds over a size: straight lines between what was measured, and the last one beyond it.
+    """Seconds as a function of size: linear between the measurements, extrapolated beyond the last.
 
     Attributes:
-        sizes: Rising.
-        seconds: One for each.
+        sizes: Measured sizes, ascending.
+        seconds: Duration of each.
     """
 
     sizes: tuple[int, ...]
@@ -62,8 +62,8 @@ class Speed:
     """How fast the graphs are.
 
     Attributes:
-        decode: Seconds of a step over how many requests are in it, on the graph that computes answers.
-        prefill: Seconds of a chunk over its tokens, on the graph that reads prompts.
+        decode: Seconds of a decode step over the number of requests in it.
+        prefill: Seconds of a prefill chunk over its tokens, on the graph that prefills.
     """
 
     decode: Curve
@@ -71,18 +71,17 @@ class Speed:
 
 
 class Pace:
-    """Gives prompts their share of the time.
+    """Selects chunk sizes by speed, and divides the time of a step between decode and prefill.
 
-    While requests answer, each step gives prompts a part of the time that it takes itself. Where a part of a chunk takes
-    longer than that, the next steps give less.
+    While requests decode, each step gives prefill a fraction of the duration of its decode. If a part of a chunk takes
+    longer, the next steps give less.
 
     Args:
-        speed: Of the graphs.
-        chunk_tokens: Most tokens of prompts to read in one step.
-        stall: While requests answer: how much longer a step may take because it also reads, in steps that only
-            answer, for each prompt that could be read.
-        together: Whether one graph does both, so that a chunk can go beside answers in their run.
-        parts: In how many parts a chunk that is alone is computed, if answers' steps may come between them.
+        speed: Speed of the graphs.
+        chunk_tokens: Most prompt tokens to prefill in one step.
+        stall: Mean slowdown of decode steps for each prompt being prefilled, as a fraction.
+        together: Whether one graph computes both phases, so that one run can decode and prefill.
+        parts: Number of parts of a chunk, between which decode steps can run.
     """
 
     def __init__(self, speed: Speed, *, chunk_tokens: int, stall: float, together: bool = True, parts: int = 1) -> None:
@@ -93,19 +92,19 @@ class Pace:
         self._parts = parts
         self._factors = dict.fromkeys(_KINDS, 1.0)
         self._answering = 0
-        self._tokens = 0  # that this step may still read
-        self._earned = 0.0  # seconds that this step gives to prompts
-        self._seconds = 0.0  # that are left for reading; below 0 where reading took too long
+        self._tokens = 0  # prompt tokens that this step may still prefill
+        self._earned = 0.0  # seconds that this step gives to prefill
+        self._seconds = 0.0  # of these, what is left; negative if prefill took longer
 
     def begin(self, answering: int, prompts: int) -> None:
-        """A step begins.
+        """Start a step.
 
-        One prompt that comes must not be felt much by those who answer. Where many come at once, far more is lost by
-        steps of a few answers, each of which reads all weights, than by letting those few wait a little.
+        A single new prompt must not slow the running decodes much. When many prompts arrive at once, decode steps of a
+        few requests, each of which reads all weights, cost more than a short delay of these few.
 
         Args:
-            answering: How many requests have a token in it.
-            prompts: How many could be read.
+            answering: Requests that decode in the step.
+            prompts: Prompts that could be prefilled.
         """
         self._answering, self._tokens = answering, self._chunk_tokens
         if not answering:
@@ -116,42 +115,42 @@ class Pace:
         self._seconds = self._earned + debt
 
     def room(self, answers: int = 0) -> int:
-        """Tokens of a prompt to read in the next run: 0 where there is no more time in this step.
+        """Tokens of the next chunk; 0 if the step has no time left.
 
         Args:
-            answers: How many have their token in the same run.
+            answers: Requests that decode in the same run.
         """
         if self._tokens < 1 or (not answers and self._seconds <= 0):
             return 0
         seconds = self._seconds
         if not answers and self._answering:
             if self._together:
-                # It reads all weights again: not for the rest of a step that has not the time for them.
+                # Another run reads all weights again: only if the rest of the step has the time for them.
                 return self._most(0, seconds) if self._cost(0, 1) <= seconds else 0
-            # Short enough for others to have their turn soon, and long enough to be worth its reading of all weights.
+            # Short enough that other prompts get their turn soon, and long enough to be worth reading all weights.
             seconds = max(min(self._earned * self._parts, READING_STEP * _SHARE_BESIDE), 2 * self._cost(0, 1))
         return max(1, self._most(answers, seconds))
 
     @property
     def over(self) -> bool:
-        """Whether there is no more time for reading in this step."""
+        """Whether the step has no time left for prefill."""
         return self._seconds <= 0
 
-    def read(self, tokens: int) -> None:
-        """A chunk of so many tokens is being read."""
+    def take(self, tokens: int) -> None:
+        """Record that a chunk of `tokens` tokens is started."""
         self._tokens -= tokens
 
     def spent(self, seconds: float) -> None:
-        """Reading alone, or a part of it, took so long."""
+        """Record the duration of a chunk, or of a part of one, in a run of its own."""
         self._seconds -= seconds
 
     def took(self, answers: int, tokens: int, seconds: float) -> None:
-        """A run of so many answers, and of a chunk of so many tokens, took so long.
+        """Correct the speeds by the duration of one run.
 
-        Answers, chunks, and both at once are corrected apart: if what answers and a chunk take longer were added to the
-        time of answers alone, a chunk that is too large would stay so. But while every run has a chunk, answers alone
-        are not measured, and another process may have taken a core. So when answers and a chunk become slower, answers
-        alone are taken to become slower by the same factor, until the next run of answers alone.
+        Decode, prefill, and both in one run have separate factors: if the slowdown of a mixed run were added to decode
+        alone, a chunk that is too large would stay too large. But while every run has a chunk, decode alone is not
+        measured, and another process may have taken a core. So when mixed runs become slower, decode alone is assumed
+        to become slower by the same factor, until the next run of decode alone.
         """
         kind = _kind(answers, tokens)
         before = self._factors[kind]
@@ -165,19 +164,19 @@ class Pace:
         self._factors[kind] = float(np.clip(factor, *_FACTORS))
 
     def _most(self, answers: int, seconds: float) -> int:
-        """Most tokens of a chunk that cost no more."""
+        """Largest chunk that costs at most `seconds`."""
         sizes = range(1, self._tokens + 1)
         return bisect.bisect_right(sizes, seconds, key=lambda size: self._cost(answers, size))
 
     def _cost(self, answers: int, tokens: int) -> float:
-        """How much longer it takes because of the chunk."""
+        """Additional seconds of a run because of its chunk."""
         return self._expected(answers, tokens) - (self._expected(answers, 0) if answers else 0.0)
 
     def _expected(self, answers: int, tokens: int) -> float:
         return self._factors[_kind(answers, tokens)] * self._measured(answers, tokens)
 
     def _measured(self, answers: int, tokens: int) -> float:
-        """A run of both takes as long as a chunk of them all: they go through the same matrices."""
+        """A mixed run takes as long as a chunk of all its tokens: they use the same matrices."""
         return self._speed.prefill.at(answers + tokens) if tokens else self._speed.decode.at(answers)
 
 
@@ -186,11 +185,11 @@ def _kind(answers: int, tokens: int) -> tuple[bool, bool]:
 
 
 class Measurements:
-    """What was measured before, kept in a file.
+    """Measurements of earlier starts, stored in a file.
 
     Args:
-        folders: Where to look and to write, the best first.
-        of: What the measurements hold for; another machine or another graph has another file.
+        folders: Directories to read from and write to, in order of preference.
+        of: What the measurements depend on, such as machine and graphs; it selects the file.
     """
 
     def __init__(self, folders: Iterable[Path], of: Mapping[str, object]) -> None:
@@ -207,7 +206,7 @@ class Measurements:
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("measurements cannot be read and are made again", path=str(path), error=str(error))
+                log.warning("measurements cannot be read and are repeated", path=str(path), error=str(error))
         return None
 
     def keep(self, speed: Speed) -> None:
@@ -222,4 +221,4 @@ class Measurements:
             except OSError:
                 continue
             return
-        log.info("measurements are not kept: no place for them can be written")
+        log.info("measurements are not stored: no directory is writable")

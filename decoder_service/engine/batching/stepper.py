@@ -1,9 +1,8 @@
-"""The engine's work, one step after another: a token for every answer, and a piece of the prompts that wait.
+"""The engine's steps: each decodes one token per running request and prefills a part of the waiting prompts.
 
-Prompts and answers are computed by a graph each, or by one and the same, whatever else is here: nothing that a request
-is given depends on those beside it.
+Which graph computes what depends on the phase alone, so the answer to a request does not depend on the other requests.
 
-No threads and no clocks but for measuring: whoever owns it calls it, and each job's `emit` hears what came of it.
+It has no threads, and reads the clock only to measure: its owner calls it, and each job's `emit` receives its events.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from decoder_service.engine.interface import (
     Prefilling,
     TokenDrawn,
 )
-from decoder_service.engine.media import check_spans, readable, rows_before
+from decoder_service.engine.media import check_spans, prefillable, rows_before
 from decoder_service.engine.model import Model, Piece, Shape, Step
 from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from decoder_service.engine.supervisor import failed
@@ -44,18 +43,18 @@ Emit = Callable[[EngineEvent | ServiceError], None]
 
 @dataclass(eq=False)
 class Job(Task):
-    """A request on its way through the engine.
+    """A request in the engine.
 
     Attributes:
-        request: What was asked.
-        sampler: Draws its tokens.
-        emit: Told of every event. A job that has finished or failed is gone from the engine by then.
-        queued_at: When it came, by `time.perf_counter`.
-        since: When it came, or its last chunk was read.
-        waited: Seconds for which nothing could be read for want of features, until its prompt is begun, and then anew.
-        started_at: When its prompt was begun.
-        queue_seconds: How long it waited for that, for the engine alone.
-        answer: The tokens drawn.
+        request: The request.
+        sampler: Samples its tokens.
+        emit: Called with every event. A job that has finished or failed has been removed from the engine by then.
+        queued_at: When it arrived, by `time.perf_counter`.
+        since: When it arrived, or when its last chunk was prefilled.
+        waited: Seconds without prefill because features were missing; reset when its prefill starts.
+        started_at: When its prefill started.
+        queue_seconds: Time in the queue, without waiting for features.
+        answer: The sampled tokens.
     """
 
     request: EngineRequest = field(kw_only=True)
@@ -70,52 +69,52 @@ class Job(Task):
 
     @classmethod
     def of(cls, request: EngineRequest, shape: Shape, queued_at: float, emit: Emit) -> Job:
-        """Lay a request out.
+        """Make a job of a request.
 
         Raises:
-            ValueError: Its parts do not agree with each other or with the model.
+            ValueError: The fields of the request are inconsistent with each other or with the model.
         """
         ids, vocabulary = request.token_ids, shape.vocabulary
         if ids.size == 0 or not ((ids >= 0) & (ids < vocabulary)).all():
-            raise ValueError("the prompt is empty, or has a token that the model does not know")
+            raise ValueError("the prompt is empty, or has a token outside the model's vocabulary")
         if not all(0 <= token < vocabulary for token in request.sampling.logit_bias):
-            raise ValueError("logit_bias names a token that the model does not know")
+            raise ValueError("logit_bias names a token outside the model's vocabulary")
         if request.positions.shape != (shape.axes, ids.size + 1):
             raise ValueError(f"{ids.size} tokens have positions of shape {request.positions.shape}")
         check_spans(ids.size, request.media, request.features.count)
         return cls(
             prompt=Content(ids, request.media),
-            available=readable(ids.size, request.media, request.features.available),
+            available=prefillable(ids.size, request.media, request.features.available),
             need=ids.size + request.max_new_tokens,
             request=request,
-            sampler=Sampler(request.sampling, ids),
+            sampler=Sampler(request.sampling, ids, request.constraint),
             emit=emit,
             queued_at=queued_at,
             since=queued_at,
         )
 
     def begin(self, now: float) -> None:
-        """Its first chunk is being read."""
+        """Record the start of its prefill."""
         if self.started_at is None:
             self.started_at = now
             self.queue_seconds = now - self.queued_at - self.waited
             self.waited = 0.0
 
     def prefilled(self, now: float) -> Prefilled:
-        """What to tell when the prompt has been read."""
-        reading = now - (self.started_at or now) - self.waited
-        return Prefilled(self.queue_seconds, reading, self.cached or 0)
+        """The event for the end of its prefill."""
+        prefill_seconds = now - (self.started_at or now) - self.waited
+        return Prefilled(self.queue_seconds, prefill_seconds, self.cached or 0)
 
 
 @dataclass(eq=False)
 class _Batch:
-    """What is computed in one run.
+    """The work of one run.
 
     Attributes:
-        decoding: Those of whom a token is computed, in the order of their slots.
-        step: These tokens.
-        chunk: The piece of a prompt beside them, if any.
-        piece: The same for the model.
+        decoding: Jobs that decode, in the order of their slots.
+        step: The model's input for them.
+        chunk: The prefill chunk in the same run, if any.
+        piece: The model's input for the chunk.
     """
 
     decoding: list[Job]
@@ -130,45 +129,45 @@ class _Batch:
 
     @property
     def jobs(self) -> list[Job]:
-        """All that are in it."""
+        """All jobs of the batch."""
         return [*self.decoding, *([self.chunk.task] if self.chunk is not None else [])]
 
 
 @dataclass(eq=False)
-class _Reading:
-    """A chunk that is being read by itself, a part at a time.
+class _Prefill:
+    """A chunk in progress, prefilled part by part.
 
     Attributes:
-        chunk: Which.
-        row: Where its request lay when it was begun.
-        parts: Computes a part with each value that is asked for.
-        seconds: What its parts took so far.
+        chunk: The chunk.
+        slot: Index of its slot when it was started.
+        parts: Computes one part for each `next`.
+        seconds: Duration of the parts so far.
     """
 
     chunk: Chunk[Job]
-    row: int
+    slot: int
     parts: Iterator[NDArray[np.float32] | None]
     seconds: float = 0.0
 
     @property
     def holds(self) -> bool:
-        """Whether it can be gone on with: its request is there, and still lies where the first parts were written."""
+        """Whether it can continue: its request still runs, in the slot to which the first parts were written."""
         slot = self.chunk.task.slot
-        return slot is not None and (slot.row, slot.length) == (self.row, self.chunk.start)
+        return slot is not None and (slot.index, slot.length) == (self.slot, self.chunk.start)
 
 
 _NO_LOGITS = np.empty((0, 0), np.float32)
 
 
 class Stepper:
-    """Runs what the scheduler says.
+    """Runs the batches that the scheduler selects.
 
     Args:
-        model: What computes.
-        scheduler: Who is next.
-        pace: How much of it.
-        shape: Of the model.
-        keep_answers: Whether a prompt may go on from the keys and values of an earlier answer, too.
+        model: Runs the graphs.
+        scheduler: Selects the jobs.
+        pace: Selects the chunk sizes.
+        shape: Shape of the model.
+        keep_answers: Whether the prefix cache keeps answers as well, and not only prompts.
     """
 
     def __init__(
@@ -179,7 +178,7 @@ class Stepper:
         self._pace = pace
         self._shape = shape
         self._keep_answers = keep_answers
-        self._reading: _Reading | None = None
+        self._in_progress: _Prefill | None = None
 
     @property
     def idle(self) -> bool:
@@ -187,28 +186,28 @@ class Stepper:
         return self._scheduler.idle
 
     def add(self, job: Job) -> None:
-        """A request comes."""
+        """Add a new request."""
         self._scheduler.add(job)
 
     def supply(self, job: Job, at: float) -> None:
-        """More of a request's features have come, at a time by `time.perf_counter`."""
+        """Record that more of a request's features arrived, at a time by `time.perf_counter`."""
         with self._noting_waits([job], at):
-            job.available = readable(len(job.prompt), job.prompt.media, job.request.features.available)
+            job.available = prefillable(len(job.prompt), job.prompt.media, job.request.features.available)
 
     @property
     def expecting(self) -> bool:
-        """Whether features are missing of anybody."""
+        """Whether any job waits for features."""
         return any(not job.whole for job in self._scheduler.tasks)
 
     def read_ahead(self, on: bool, at: float) -> None:
-        """Prompts are, or are not, to be read while features of them are missing, from this time on."""
+        """Turn the prefill of incomplete prompts on or off, at a time by `time.perf_counter`."""
         if on != self._scheduler.read_ahead:
             with self._noting_waits(self._scheduler.tasks, at):
                 self._scheduler.read_ahead = on
 
     @contextlib.contextmanager
     def _noting_waits(self, jobs: Sequence[Job], at: float) -> Iterator[None]:
-        """Count the time since a prompt could not be read, for those that can be after the block."""
+        """Add up the waiting time of jobs that can be prefilled after the block and could not before."""
         stalled = [job for job in jobs if not self._scheduler.able(job)]
         yield
         for job in stalled:
@@ -216,82 +215,82 @@ class Stepper:
                 job.waited += max(at - job.since, 0.0)
 
     def cancel(self, job: Job) -> None:
-        """A request is called off. What was computed of it serves those that begin alike."""
+        """Cancel a request. The computed tokens of its prompt stay in the prefix cache."""
         self._scheduler.remove(job, self._content(job))
 
     def decode(self) -> None:
-        """The first half of a step: a token for every answer; and a chunk, where one graph computes both in one run."""
+        """The first half of a step: decode one token per running request, with a chunk in the same run if possible."""
         decoding = len(self._scheduler.decoding)
-        self._pace.begin(decoding, self._scheduler.readable)
+        self._pace.begin(decoding, self._scheduler.prefillable)
         if decoding:
             together = self._model.together
             self._step(self._scheduler.next_chunk(self._pace.room(decoding)) if together else None)
 
     def prefill(self) -> None:
-        """The second half: as much more of the prompts as there is time for."""
-        while (reading := self._next_read()) is not None:
-            self._read(reading)
+        """The second half: prefill as much as the step has time for."""
+        while (prefill := self._next_prefill()) is not None:
+            self._advance(prefill)
 
     def _step(self, chunk: Chunk[Job] | None) -> None:
         batch = self._schedule(chunk)
-        # Measured from here: moving slots is rare, and no property of the graph.
+        # Measured without moving slots: that is rare, and not a property of the graph.
         started = time.perf_counter()
         try:
             logits = self._model.decode(batch.step, batch.piece)
             self._scheduler.decoded(batch.decoding)
-            drawing = list(batch.decoding)
+            sampling = list(batch.decoding)
             if batch.chunk is not None:
                 batch.chunk.task.begin(started)
-                drawing += self._prefilled(batch.chunk)
-            self._draw(drawing, logits)
+                sampling += self._prefilled(batch.chunk)
+            self._sample(sampling, logits)
             self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
-        except Exception:  # noqa: BLE001  # whose fault it was cannot be told; the engine goes on without them
+        except Exception:  # noqa: BLE001  # the failing job is unknown, so all jobs of the batch fail
             self._fail_all(batch.jobs)
 
-    def _next_read(self) -> _Reading | None:
-        """The chunk that is being read, or the next one; None where there is none, or no more time."""
-        if self._reading is not None and self._reading.holds:
-            return None if self._pace.over else self._reading
-        self._reading = None
+    def _next_prefill(self) -> _Prefill | None:
+        """The chunk in progress, or else the next one; None if there is none, or no time left."""
+        if self._in_progress is not None and self._in_progress.holds:
+            return None if self._pace.over else self._in_progress
+        self._in_progress = None
         while (chunk := self._scheduler.next_chunk(self._pace.room())) is not None:
             if (piece := self._piece(chunk)) is not None:
                 chunk.task.begin(time.perf_counter())
                 parts = self._model.prefill(piece, ends=chunk.completes)
-                self._reading = _Reading(chunk, chunk.task.place.row, parts)
+                self._in_progress = _Prefill(chunk, chunk.task.place.index, parts)
                 break
-        return self._reading
+        return self._in_progress
 
-    def _read(self, reading: _Reading) -> None:
-        """A part of a chunk, and with the last one what follows from it."""
+    def _advance(self, prefill: _Prefill) -> None:
+        """Compute a part of a chunk; after the last part, record the chunk and sample."""
         started = time.perf_counter()
-        chunk = reading.chunk
+        chunk = prefill.chunk
         try:
-            logits = next(reading.parts, _NO_LOGITS)
+            logits = next(prefill.parts, _NO_LOGITS)
             seconds = time.perf_counter() - started
             self._pace.spent(seconds)
-            reading.seconds += seconds
+            prefill.seconds += seconds
             if logits is None:
                 return
-            self._reading = None
-            self._pace.took(0, chunk.size, reading.seconds)
-            self._draw(self._prefilled(chunk), logits)
-        except Exception:  # noqa: BLE001  # as above
-            self._reading = None
+            self._in_progress = None
+            self._pace.took(0, chunk.size, prefill.seconds)
+            self._sample(self._prefilled(chunk), logits)
+        except Exception:  # noqa: BLE001  # a failure of one request must not affect others
+            self._in_progress = None
             self._fail_all([chunk.task])
 
     def _schedule(self, chunk: Chunk[Job] | None) -> _Batch:
-        """What is computed in one run. A chunk whose features are no good is left out, and its request fails."""
-        row, decoding = self._scheduler.decode_order()
-        batch = _Batch(decoding, _next_tokens(row, decoding))
+        """The batch of the next run. A chunk with invalid features is left out, and its request fails."""
+        first_slot, decoding = self._scheduler.decode_order()
+        batch = _Batch(decoding, _next_tokens(first_slot, decoding))
         if chunk is not None and (piece := self._piece(chunk)) is not None:
             batch.piece, batch.chunk = piece, chunk
         return batch
 
     def _prefilled(self, chunk: Chunk[Job]) -> list[Job]:
-        """Note that a chunk has been computed.
+        """Record that a chunk has been computed.
 
         Returns:
-            Whose first token is to be drawn now.
+            Its job if the prompt is complete, so that its first token can be sampled.
         """
         job = chunk.task
         self._scheduler.prefilled(chunk)
@@ -303,8 +302,8 @@ class Stepper:
             job.emit(Prefilling(chunk.stop, len(job.prompt)))
         return []
 
-    def _draw(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
-        """A token for each, by a row of logits each."""
+    def _sample(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
+        """Sample a token for each job from its row of logits."""
         if not jobs:
             return
         for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits[: len(jobs)]), strict=True):
@@ -314,22 +313,22 @@ class Stepper:
                 self._append(job, drawn)
 
     def _piece(self, chunk: Chunk[Job]) -> Piece | None:
-        """A chunk for the model; None where its features are no good, and its request has failed."""
-        self._pace.read(chunk.size)
+        """The model's input for a chunk; None if its features are invalid, and its request has failed."""
+        self._pace.take(chunk.size)
         job = chunk.task
-        # ONNX Runtime's attention rounds a single token in another way than several. So the one before it is computed
-        # again with it, and where a prompt was cut changes nothing.
+        # ONNX Runtime's attention rounds a single token differently from several. So the token before it is computed
+        # again with it, and the borders of chunks change nothing.
         start = chunk.start - (chunk.size == 1 and chunk.start > 0)
         try:
             first, last = (rows_before(token, job.request.media) for token in (start, chunk.stop))
             return Piece(
-                slot=job.place.row,
+                slot=job.place.index,
                 start=start,
                 token_ids=job.request.token_ids[start : chunk.stop],
                 features=job.request.features.rows(first, last, self._shape.feature_width),
                 positions=job.request.positions[:, start : chunk.stop],
             )
-        except Exception:  # noqa: BLE001  # one request's failure is its own
+        except Exception:  # noqa: BLE001  # a failure of one request must not affect others
             self._fail(job, traceback.format_exc())
             return None
 
@@ -345,22 +344,22 @@ class Stepper:
             job.emit(EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
 
     def _content(self, job: Job) -> Content | None:
-        """What the computed tokens of a request are, as far as others may go on from them.
+        """The computed tokens of a request that the prefix cache may keep: those of the prompt.
 
-        An answer's are computed by another graph than a prompt's, or at least rounded in another way. Whether they are
-        still there depends on the load, and what the next turn of a conversation is told must not.
+        Decode uses another graph than prefill, or at least rounds differently. Whether a cached answer is still there
+        depends on the load, and the answer of the next turn must not.
         """
         if job.slot is None:
             return None
         if not self._keep_answers:
             return job.prompt
-        # The token drawn last is not computed.
+        # The token sampled last is not computed.
         return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])
 
     def _fail_all(self, jobs: Sequence[Job]) -> None:
-        """Those that an exception hit."""
+        """Let jobs fail by the current exception."""
         for job in jobs:
-            if job.slot is not None:  # else it had its last token
+            if job.slot is not None:  # else it has finished
                 self._fail(job, traceback.format_exc())
 
     def _fail(self, job: Job, why: str) -> None:
@@ -369,10 +368,10 @@ class Stepper:
         job.emit(failed())
 
 
-def _next_tokens(row: int, jobs: Sequence[Job]) -> Step:
-    """The next token of each of those who answer, who lie in neighbouring rows from `row` on."""
+def _next_tokens(first_slot: int, jobs: Sequence[Job]) -> Step:
+    """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on."""
     return Step(
-        first_slot=row,
+        first_slot=first_slot,
         lengths=np.array([job.place.length for job in jobs], np.int64),
         token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
         positions=np.array([job.request.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),

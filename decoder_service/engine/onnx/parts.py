@@ -1,10 +1,10 @@
-"""A packed graph cut into parts, a few layers in each, so that answers can have a token between two of them.
+"""Divides a packed graph into parts of a few layers, so that decode steps can run between them.
 
-A chunk of a prompt reads all weights, so a small one costs as much as one many times as long; and a long one lets those
-who answer wait. Cut between layers, a long chunk is computed a part at a time. What is computed is the same.
+A prefill chunk reads all weights, so a small chunk costs almost as much as one ten times as long, and a long one delays
+the running decodes. With parts a long chunk can be computed with decode steps in between. The results are the same.
 
-What precedes the layers (lengths from masks, DeepStack's features) is repeated in every part that needs it. So parts
-hand on only what layers have computed. The last part is the head, which gives the logits and nothing else.
+The nodes before the layers (lengths from masks, DeepStack's features) are repeated in every part that needs them, so
+only results of layers pass from part to part. The last part is the head, which only computes logits.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _LAYER = re.compile(r"/model/layers\.(\d+)/")
 
 
 def cut(model: ModelProto, *, layers: int, each: int) -> list[ModelProto]:
-    """Parts of a graph.
+    """Divide a graph.
 
     Args:
-        model: A packed decoder graph, whose nodes are in an order in which they can be computed.
-        layers: How many it has.
-        each: How many go into a part.
+        model: A packed decoder graph, with its nodes in topological order.
+        layers: Number of its layers.
+        each: Layers per part.
 
     Returns:
-        In the order in which they are computed, the head last. What a part hands on is an output of it, float32, and an
-        input of those that read it. The whole graph, where its layers cannot be told from each other.
+        The parts in order, the head last. Tensors that pass from part to part are float32 outputs and inputs. The whole
+        graph if its layers cannot be identified.
     """
     before, bodies = _sections(model.graph, layers, each)
     if not all(bodies):
@@ -46,13 +46,13 @@ def cut(model: ModelProto, *, layers: int, each: int) -> list[ModelProto]:
 
 
 def _sections(graph: GraphProto, layers: int, each: int) -> tuple[list[NodeProto], list[list[NodeProto]]]:
-    """What precedes the layers, constants wherever they stand; and then the layers by parts, and the head."""
+    """The nodes before the layers, with all constants; and the nodes of each part, the head last."""
     before: list[NodeProto] = []
     bodies: list[list[NodeProto]] = [[] for _ in range(-(-layers // each) + 1)]
     layer: int | None = None
     for node in graph.node:
         if (found := _LAYER.match(node.name)) is not None:
-            layer = int(found[1])  # the norm behind the last one is numbered as a layer, too
+            layer = int(found[1])  # the final norm is numbered as a layer as well
         if layer is None or node.op_type == "Constant":
             before.append(node)
         else:
@@ -61,7 +61,7 @@ def _sections(graph: GraphProto, layers: int, each: int) -> tuple[list[NodeProto
 
 
 def _closure(names: Iterable[str], made_by: dict[str, NodeProto], nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Of `nodes`, in their order, those that `names` depend on."""
+    """The nodes that `names` depend on, in their order."""
     found: set[int] = set()
     left = list(names)
     while left:
@@ -73,7 +73,7 @@ def _closure(names: Iterable[str], made_by: dict[str, NodeProto], nodes: Sequenc
 
 
 def _read(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    """Names that nodes read, those in branches of theirs included."""
+    """Names that nodes read, including those in their branches."""
     for node in nodes:
         yield from filter(None, node.input)
         for attribute in node.attribute:
@@ -86,7 +86,7 @@ def _made(nodes: Iterable[NodeProto]) -> list[str]:
 
 
 def _part(model: ModelProto, nodes: Sequence[NodeProto], *, given: Sequence[str], handed: Sequence[str]) -> ModelProto:
-    """A model of these nodes, which reads `given` as far as it is not its own, and gives `handed`."""
+    """A model of these nodes, which reads those of `given` that it does not compute, and returns `handed`."""
     graph = model.graph
     inputs = {value.name: value for value in graph.input}
     outputs = {value.name: value for value in graph.output}
@@ -108,7 +108,7 @@ def _part(model: ModelProto, nodes: Sequence[NodeProto], *, given: Sequence[str]
 
 
 def _inside(node: NodeProto) -> Iterator[str]:
-    """What nodes in branches make."""
+    """Names that nodes in branches compute."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             for inner in attribute.g.node:

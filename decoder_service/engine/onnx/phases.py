@@ -1,6 +1,7 @@
-"""Which graph computes what: bound to the phase, and to nothing that other requests could change.
+"""Selects the graph by the phase alone, so that no result depends on the other requests.
 
-Two graphs differ in more than rounding. So if the width of a run decided, what else is running would show in answers.
+Graphs of different precision give different logits. If the width of a step selected the graph, answers would depend on
+the load.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.onnx.runner import Runner
 
 LAYERS_AT_ONCE = 2
-"""Layers in a part of the graph that reads prompts: a part is to be short beside a step of answers."""
+"""Layers in a part of the graph for prefill: a part must be short in comparison with a decode step."""
 
 
 class Phases:
-    """A runner's graphs as a model; see `Model`.
+    """The model that the scheduler uses; see `Model`.
 
     Args:
-        runner: The graphs.
-        decode: The one that computes answers.
-        prefill: The one that reads prompts; it may be the same.
+        runner: Runs the graphs.
+        decode: Name of the graph for decode.
+        prefill: Name of the graph for prefill; it can be the same.
     """
 
     def __init__(self, runner: Runner, *, decode: str, prefill: str) -> None:
@@ -35,9 +36,9 @@ class Phases:
         self.shape = runner.shape
 
     def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
-        """A token of each answer, and a chunk beside them where one graph does both."""
+        """Run a decode step, and a chunk in the same run only if `together`."""
         return self._runner.run(self._decode, step=step, piece=piece)
 
     def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:
-        """A chunk, part by part."""
+        """Prefill a chunk part by part."""
         return self._runner.run_by_parts(self._prefill, piece=piece, head=ends)

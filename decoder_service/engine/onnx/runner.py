@@ -1,10 +1,10 @@
-"""The graphs on ONNX Runtime, over one cache of keys and values.
+"""Runs the graphs on ONNX Runtime, over one KV cache.
 
-A slot's row is bound as past and as present at once, so ONNX Runtime writes new keys and values in place and copies
-nothing. A run computes a token of each of several answers, which lie in neighbouring rows, each of its own length; or
-a chunk of a prompt in a row of its own; or both, and then reads the weights once (see `packing`). The number of ones
-in a row of a mask is its length. `GroupQueryAttention` of ONNX Runtime 1.32 refuses to read several prompts at once
-behind a past, so there is one chunk in a run. A graph may be in parts, between which others can run (see `parts`).
+A slot is bound as past and as present at once, so ONNX Runtime writes new keys and values in place and copies nothing.
+A run decodes one token for each of several requests, in adjacent slots and each of its own length; or prefills a chunk
+of a prompt in its own slot; or both, and then reads the weights once (see `packing`). The number of ones in a row of a
+mask is the length of the slot. `GroupQueryAttention` of ONNX Runtime 1.32 does not accept several prompts with a past
+in one run, so there is one chunk in a run. A graph can be loaded in parts, between which others can run (see `parts`).
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ from onnx import helper
 from decoder_service.engine.model import Piece, Shape, Step
 from decoder_service.engine.onnx.operators import is_rounded, multiplies_all, substitute
 from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
-from decoder_service.engine.onnx.pages import let_go
+from decoder_service.engine.onnx.pages import release_pages
 from decoder_service.engine.onnx.parts import cut
 from serving.cores import lacks_vnni
 
 
 class Runner:
-    """Computes on any of its graphs.
+    """Runs any of its graphs.
 
     Args:
-        embedding: Path of the graph that turns ids and features into embeddings.
-        threads: Threads for one operator.
+        embedding: Path of the graph that computes embeddings from ids and features.
+        threads: Threads per operator.
         layers: Layers of the model.
         head_size: Width of an attention head.
-        operators: The library of our own operators, for graphs with rounded weights; without one, ONNX Runtime's are
-            used.
-        repack: Whether ONNX Runtime may copy float32 weights into an order that it multiplies faster. Otherwise they
-            stay in the mapped file.
+        operators: Path of our own operators, for graphs with quantized weights; None: ONNX Runtime's are used.
+        repack: Whether ONNX Runtime may copy float32 weights into a faster layout. Otherwise they stay in the mapped
+            file.
     """
 
     def __init__(
@@ -65,12 +64,12 @@ class Runner:
         self._buffers: Sequence[NDArray[Any]] = ()
 
     def load(self, name: str, path: Path, *, layers_at_once: int | None = None) -> None:
-        """Load a graph. All have the same inputs, outputs and cache; the first one says what they are.
+        """Load a graph. All must have the inputs, outputs and KV cache of the first one.
 
         Args:
-            name: What it is called from here on.
-            path: Its file.
-            layers_at_once: Layers in a part; None: all of it is one part.
+            name: Name of the graph for `run`.
+            path: Path of the graph.
+            layers_at_once: Layers per part; None: a single part.
         """
         model = onnx.load(path, load_external_data=False)
         ours = (
@@ -86,7 +85,7 @@ class Runner:
             options.register_custom_ops_library(str(self._operators))
         pack(model.graph)
         models = [model] if layers_at_once is None else cut(model, layers=self._layers, each=layers_at_once)
-        if len(models) > 1:  # they run one after the other, and need no more memory than one
+        if len(models) > 1:  # they run one after another, so one arena is enough
             _share_an_arena()
             options.add_session_config_entry("session.use_env_allocators", "1")
         self._parts[name] = [
@@ -94,7 +93,7 @@ class Runner:
         ]
         data = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
         for file in {entry.value for entry in data if entry.key == "location"}:
-            let_go(path.parent / file)
+            release_pages(path.parent / file)
         if len(self._parts) > 1:
             return
         inputs = {value.name: value for value in model.graph.input}
@@ -113,17 +112,17 @@ class Runner:
         return tuple(self._parts)
 
     def parts(self, graph: str) -> int:
-        """In how many parts a graph is."""
+        """Number of parts of a graph."""
         return len(self._parts[graph])
 
     def use(self, buffers: Sequence[NDArray[Any]]) -> None:
-        """Bind the graphs to a cache of keys and values: for each layer those two, [rows, heads, length, width]."""
+        """Bind the graphs to a KV cache: for each layer keys and values, [slots, heads, length, width]."""
         self._buffers = buffers
         for part in itertools.chain.from_iterable(self._parts.values()):
             part.forget()
 
     def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Compute a step of answers, a chunk, or both in one run; see `Model.decode`."""
+        """Run a decode step, a prefill chunk, or both in one run; see `Model.decode`."""
         *_, logits = self.run_by_parts(graph, step=step, piece=piece)
         assert logits is not None  # noqa: S101  # the last part is the head
         return logits
@@ -131,25 +130,25 @@ class Runner:
     def run_by_parts(
         self, graph: str, *, step: Step | None = None, piece: Piece | None = None, head: bool = True
     ) -> Iterator[NDArray[np.float32] | None]:
-        """Compute the same a part at a time, each when the next value is asked for.
+        """The same, one part of the graph for each `next`.
 
         Args:
-            graph: Which.
-            step: A token of each of several answers.
-            piece: A chunk.
-            head: Whether the logits are wanted; without them, a part less is computed where there are several.
+            graph: Name of the graph.
+            step: The decode step, if any.
+            piece: The prefill chunk, if any.
+            head: Whether the logits are needed; otherwise the last of several parts is skipped.
 
         Yields:
             None after each part, and the logits after the head.
         """
-        answers = step.lengths.size if step is not None else 0
+        decoding = step.lengths.size if step is not None else 0
         size = piece.token_ids.size if piece is not None else 0
-        # All tokens lie in one row, but for answers that are alone, of which each has its own. A chunk has the second
-        # cache, also when it is alone: by that our attention tells it from answers.
-        layout = (1, answers + size) if size else (answers, 1)
-        wanted = [*range(answers), *([answers + size - 1] if size else [])]
+        # All tokens form one sequence, except in a run of decode alone, where each has its own. A chunk always uses the
+        # second cache: by that our attention tells prefill from decode.
+        layout = (1, decoding + size) if size else (decoding, 1)
+        wanted = [*range(decoding), *([decoding + size - 1] if size else [])]
         logits = np.empty((len(wanted), 1, self.shape.vocabulary), np.float32)
-        (mask, rows), (chunk_mask, chunk_rows) = _rows(step), _rows(piece)
+        (mask, slots), (chunk_mask, chunk_slots) = _slots(step), _slots(piece)
         given: dict[str, NDArray[Any]] = {
             "inputs_embeds": self._embed(step, piece).reshape(*layout, -1),
             "position_ids": self._positions(step, piece).reshape(self.shape.axes, *layout),
@@ -163,16 +162,16 @@ class Runner:
             last = index + 1 == len(parts)
             if last and not head and index:
                 return
-            self._bind_cache(part, "", rows)
-            self._bind_cache(part, CHUNK, chunk_rows)
+            self._bind_cache(part, "", slots)
+            self._bind_cache(part, CHUNK, chunk_slots)
             part.run(given, logits, between)
             yield logits[:, 0] if last else None
 
     def _embed(self, step: Step | None, piece: Piece | None) -> NDArray[np.float32]:
-        """Embeddings of all tokens, the answers' first: [1, n, width]."""
+        """Embeddings of all tokens, those of the decode step first: [1, n, width]."""
         parts = []
         if step is not None:
-            # The ids of an answer are text, also where the model draws a media token: there are no features for it.
+            # Generated ids are text, even if the model samples a media token: there are no features for it.
             parts.append((step.token_ids, np.empty((0, self._feature_width), np.float32)))
         if piece is not None:
             parts.append((piece.token_ids, piece.features))
@@ -181,24 +180,24 @@ class Runner:
         return np.concatenate(found, 1) if len(found) > 1 else np.asarray(found[0])
 
     def _positions(self, step: Step | None, piece: Piece | None) -> NDArray[np.int64]:
-        """Positions of all tokens, the answers' first: [axes, n]."""
+        """Positions of all tokens, those of the decode step first: [axes, n]."""
         axes = self.shape.axes
-        answers = step.positions if step is not None else np.empty(0, np.int64)
+        decoding = step.positions if step is not None else np.empty(0, np.int64)
         chunk = piece.positions if piece is not None else np.empty((axes, 0), np.int64)
-        positions = np.empty((axes, answers.size + chunk.shape[1]), np.int64)
-        positions[:, : answers.size], positions[:, answers.size :] = answers, chunk
+        positions = np.empty((axes, decoding.size + chunk.shape[1]), np.int64)
+        positions[:, : decoding.size], positions[:, decoding.size :] = decoding, chunk
         return positions
 
-    def _bind_cache(self, part: _Part, prefix: str, rows: slice) -> None:
-        """Bind rows as past and as present, unless they are: that is 144 calls for 36 layers."""
-        if part.rows.get(prefix) == rows:
+    def _bind_cache(self, part: _Part, prefix: str, slots: slice) -> None:
+        """Bind slots as past and as present, unless they are bound already: that takes 144 calls for 36 layers."""
+        if part.slots.get(prefix) == slots:
             return
         for tensor, buffer in zip(self._tensors, self._buffers, strict=True):
             past = f"{prefix}past_key_values.{tensor}"
             if past in part.inputs:
-                _bind(part.binding.bind_input, past, buffer[rows])
-                _bind(part.binding.bind_output, f"{prefix}present.{tensor}", buffer[rows])
-        part.rows[prefix] = rows
+                _bind(part.binding.bind_input, past, buffer[slots])
+                _bind(part.binding.bind_output, f"{prefix}present.{tensor}", buffer[slots])
+        part.slots[prefix] = slots
 
 
 class _Part:
@@ -207,7 +206,7 @@ class _Part:
     Attributes:
         inputs: Names of its inputs.
         binding: Its inputs and outputs.
-        rows: To which rows of the cache its keys and values are bound, by prefix.
+        slots: The slots to which its keys and values are bound, by prefix.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
@@ -219,23 +218,23 @@ class _Part:
         self.forget()
 
     def forget(self) -> None:
-        """Bind nothing."""
+        """Remove all bindings."""
         self.binding: Any = self._session.io_binding()
-        self.rows: dict[str, slice] = {}
-        self._bind_handed()  # first of all: outputs are given in the order in which they were bound
+        self.slots: dict[str, slice] = {}
+        self._bind_handed()  # first: ONNX Runtime returns outputs in the order in which they were bound
 
     def _bind_handed(self) -> None:
-        """Let each be allocated anew."""
+        """Let ONNX Runtime allocate the outputs for the next parts."""
         for name in self._handed:
             self.binding.bind_output(name)
 
     def run(self, given: Mapping[str, NDArray[Any]], logits: NDArray[np.float32], between: dict[str, Any]) -> None:
-        """Compute.
+        """Run it.
 
         Args:
-            given: The whole graph's inputs but the cache, which is bound.
-            logits: Where the logits go.
-            between: What parts before this one have handed on; what this one hands on is added.
+            given: The inputs of the whole graph, except the KV cache, which is bound already.
+            logits: Receives the logits.
+            between: Outputs of earlier parts for later ones, by name; those of this part are added.
         """
         for name, value in given.items():
             if name in self.inputs:
@@ -250,8 +249,8 @@ class _Part:
             between.update(zip(self._handed, self.binding.get_outputs(), strict=False))
 
 
-def _rows(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:
-    """The mask of a part, as long as each row will be, and the rows of the cache that it lies in."""
+def _slots(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:
+    """The attention mask of a part, as long as each slot after the run, and the range of its slots."""
     match part:
         case Step():
             first = part.first_slot
@@ -269,7 +268,7 @@ _PROVIDERS = ["CPUExecutionProvider"]
 
 @functools.cache
 def _share_an_arena() -> None:
-    """Make the memory that sessions may share. It is this process's, and cannot be made twice."""
+    """Create the arena that sessions can share. A process can create it only once."""
     cpu = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
@@ -280,14 +279,14 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Each session has threads of its own, which would go on spinning after a run, in the way of another session's.
+    # Each session has its own threads, which would spin after a run and take cores from another session's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if lacks_vnni():
-        # An exact way to multiply bytes. With VNNI every way is exact, and this one slower.
+        # An exact 8-bit matmul. With VNNI all are exact, and this one is slower.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
 def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
-    """Bind an array's own memory, which the caller keeps alive."""
+    """Bind an array's own memory, which the caller must keep alive."""
     bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -46,12 +46,12 @@ def test_answers_wait_no_longer_than_the_stall(answering: int) -> None:
     size = room(chosen, answering)
     step, run = ALONE.decode.at(answering), ALONE.prefill.at(answering + size)
     assert run <= 2.5 * step < ALONE.prefill.at(answering + size + 1)
-    chosen.read(size)
+    chosen.take(size)
     chosen.took(answering, size, run)
     assert chosen.room() == 0
     # Negative control: a chunk that cost less leaves time for one that is alone.
     chosen.begin(answering, 5)
-    chosen.read(1)
+    chosen.take(1)
     chosen.took(answering, 1, ALONE.prefill.at(answering + 1))
     assert chosen.room() > 0
 
