@@ -1,4 +1,4 @@
-"""The batch engine's steps in the test's own hands: no thread, no clock, and a pace that the test sets."""
+"""Runs the batch engine's steps in a test: without a thread or a clock, with a pace that the test sets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SetPace(Pace):
 
 @dataclass(frozen=True)
 class Call:
-    """A run: the rows of the answers in it, and from where to where it read a prompt."""
+    """A run: the slots of its decode step, and the range of its prefill chunk."""
 
     rows: tuple[int, ...]
     read: tuple[int, int] | None
@@ -92,7 +92,7 @@ class Watched:
 
 @dataclass
 class Answer:
-    """What came of a request so far."""
+    """The events of a request so far."""
 
     drawn: list[TokenDrawn] = field(default_factory=list)
     prefilling: list[Prefilling] = field(default_factory=list)
@@ -174,7 +174,7 @@ class Stepping:
         )
 
     def add(self, request: EngineRequest, at: float = 0.0) -> Job:
-        """A request comes."""
+        """Add a request."""
         answer = Answer()
         job = Job.of(request, self._shape, at, answer.on_event)
         self.answers[job] = answer
@@ -182,7 +182,7 @@ class Stepping:
         return job
 
     def put(self, job: Job, index: int, rows: NDArray[np.float32], at: float = 0.0) -> None:
-        """Features of one of its media come."""
+        """Add the features of one of its media."""
         job.request.features.put(index, rows)
         self.stepper.supply(job, at)
 
@@ -192,12 +192,12 @@ class Stepping:
         self.stepper.prefill()
 
     def finish(self) -> None:
-        """Step until nothing is left."""
+        """Run steps until all requests have finished."""
         while not self.stepper.idle:
             self.step()
 
     def answer(self, request: EngineRequest) -> Answer:
-        """The whole answer to a request that is alone."""
+        """Run a single request to its end."""
         job = self.add(request)
         self.finish()
         return self.answers[job]

@@ -17,7 +17,7 @@
 //
 // A task is up to 32 queries of one key head: neighbouring tokens, with all query heads of the group. It goes through
 // the keys once, 32 at a time, with the softmax carried along, and no further than its last query sees; so nothing is
-// computed that the causal mask would hide, and scores never leave the nearest cache. Queries lie in the lanes of
+// computed that the causal mask would hide, and scores never leave the nearest cache. Queries are in the lanes of
 // registers: the softmax then needs no sum across lanes. Where there are but a few queries, which is when answers are
 // written, keys are read as rows instead: memory decides then.
 
@@ -75,7 +75,7 @@ struct Job {
   size_t tasks() const { return rows_and_heads() * tasks_per_head; }
 };
 
-// The rows, and the chunk beside them.
+// The decode rows, and the chunk in the same run.
 struct Jobs {
   Job job[2];
 };
@@ -109,7 +109,7 @@ inline __m512 exponential(__m512 x) {
   return _mm512_maskz_scalef_ps(normal, sum, n);
 }
 
-// Scores [keys, queries] of `K` keys: their products with queries that lie side by side, [width, queries].
+// Scores [keys, queries] of `K` keys: their products with adjacent queries, [width, queries].
 template <int K>
 void score(const float* keys, const float* queries, size_t width, float* scores) {
   __m512 sum[K][2];
@@ -128,7 +128,7 @@ void score(const float* keys, const float* queries, size_t width, float* scores)
   }
 }
 
-// The same of one key and `Q` queries, which lie one after the other, [queries, width].
+// The same for one key and `Q` consecutive queries, [queries, width].
 template <int Q>
 void score_few(const Half* key, const float* queries, size_t width, float* scores) {
   __m512 sum[Q];
