@@ -47,8 +47,8 @@ class Output:
         tokens: Bytes of the tokens.
         end_tokens: Tokens that end the turn; they produce no text.
         stop: Strings before which the answer ends.
-        reasoning: Tells reasoning and content apart; None: all is content.
-        repetition: Notices an answer that runs in circles; None: nobody does.
+        reasoning: Splits reasoning and content; None: all is content.
+        repetition: Detects a repetition; None: no detection.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Output:
         self._repetition = repetition
         self._pushed = 0
         self.reasoning_tokens = 0
-        """Tokens up to the end of the reasoning, its marks among them."""
+        """Tokens up to the end of the reasoning, marks included."""
 
     @property
     def ended(self) -> bool:
