@@ -77,7 +77,7 @@ class Limit(enum.Enum):
     """Which limit ended an answer."""
 
     REPETITION = "repetition"
-    """The answer ran in circles."""
+    """The answer repeated itself."""
 
 
 @dataclass(frozen=True, eq=False)

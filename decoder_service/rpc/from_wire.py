@@ -76,7 +76,7 @@ def opening(
 
 
 def enable_thinking(request: decoder_pb2.GenerateOpen | decoder_pb2.CountPromptTokensRequest) -> bool | None:
-    """Whether the model is to think; None where the request does not say."""
+    """The request's choice whether the model is to think; None if it has none."""
     return request.enable_thinking if request.HasField("enable_thinking") else None
 
 

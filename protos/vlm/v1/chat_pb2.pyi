@@ -121,7 +121,7 @@ class _FinishLimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishLim
     FINISH_LIMIT_UNSPECIFIED: _FinishLimit.ValueType  # 0
     """None: the answer ended by itself."""
     FINISH_LIMIT_REPETITION: _FinishLimit.ValueType  # 6
-    """It repeated itself: GenerationOptions.repetition_detection."""
+    """The answer repeated itself: GenerationOptions.repetition_detection."""
 
 class FinishLimit(_FinishLimit, metaclass=_FinishLimitEnumTypeWrapper):
     """Which limit ended an answer."""
@@ -129,7 +129,7 @@ class FinishLimit(_FinishLimit, metaclass=_FinishLimitEnumTypeWrapper):
 FINISH_LIMIT_UNSPECIFIED: FinishLimit.ValueType  # 0
 """None: the answer ended by itself."""
 FINISH_LIMIT_REPETITION: FinishLimit.ValueType  # 6
-"""It repeated itself: GenerationOptions.repetition_detection."""
+"""The answer repeated itself: GenerationOptions.repetition_detection."""
 Global___FinishLimit: _TypeAlias = FinishLimit  # noqa: Y015
 
 @_typing.final
@@ -145,8 +145,9 @@ class Message(_message.Message):
     role: Global___Role.ValueType
     """Who speaks."""
     reasoning: _builtins.str
-    """What the assistant thought before it said so: `Delta.reasoning` of that turn. Only ROLE_ASSISTANT. The model's chat
-    template decides what becomes of it: mostly it leaves out the reasoning of turns before the last question.
+    """The reasoning before the answer: `Delta.reasoning` of that turn. Only ROLE_ASSISTANT. The model's chat template decides
+    what to do with it; most leave out the reasoning of turns before the last question. If the last message has only
+    reasoning, the answer continues it.
     """
     tool_call_id: _builtins.str
     """The call that a ROLE_TOOL message answers: `ToolCall.id`. Only ROLE_TOOL, and required there."""
@@ -459,13 +460,13 @@ class GenerationOptions(_message.Message):
     return_prompt_token_ids: _builtins.bool
     """Ask for `Started.prompt_token_ids`."""
     recommended_sampling: _builtins.bool
-    """Sample as the checkpoint's generation_config recommends (Model.recommended_sampling), its temperature included; what the
-    request sets itself holds. Unset: the server's `generation_config` setting, by default false.
+    """Sample as the checkpoint's generation_config recommends (Model.recommended_sampling), its temperature included. Options
+    that are set take precedence. Unset: the server's `generation_config` setting, by default false.
     """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The answer ends before the first of these strings, which is not part of it. At most 16, each 1 to 256 characters. They are
-        looked for in `Delta.text`, and not in `Delta.reasoning`.
+        """The answer ends before the first of these strings, which is not part of it. At most 16, each 1 to 256 characters. Only
+        `Delta.text` is searched for them, not `Delta.reasoning`.
         """
 
     @_builtins.property
@@ -474,7 +475,7 @@ class GenerationOptions(_message.Message):
 
     @_builtins.property
     def response_format(self) -> Global___ResponseFormat:
-        """Constrains the answer's form: `Delta.text`. What a model thinks before is free."""
+        """Constrains the answer's form: that of `Delta.text`. Reasoning before it is not constrained."""
 
     @_builtins.property
     def repetition_detection(self) -> Global___RepetitionDetection:
@@ -553,9 +554,9 @@ Global___GenerationOptions: _TypeAlias = GenerationOptions  # noqa: Y015
 
 @_typing.final
 class RepetitionDetection(_message.Message):
-    """When an answer is taken to run in circles: its last tokens are one pattern of tokens, several times in a row. It ends then,
-    with FINISH_REASON_LENGTH and FINISH_LIMIT_REPETITION. A pattern twice as long, half as often, is the same circle: a line of
-    equal tokens is no circle before it has `min_pattern_size` times `min_count` of them.
+    """Detects an answer that repeats itself: its last tokens are one pattern of tokens, several times in a row. It ends with
+    FINISH_REASON_LENGTH and FINISH_LIMIT_REPETITION. Repetitions of a short pattern are also repetitions of a multiple of it, so
+    equal tokens end an answer when there are `min_pattern_size` times `min_count` of them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -566,9 +567,9 @@ class RepetitionDetection(_message.Message):
     max_pattern_size: _builtins.int
     """Most tokens of a pattern, at most 1024. 0: no detection, whatever the server's setting is."""
     min_pattern_size: _builtins.int
-    """Least tokens of a pattern, at most `max_pattern_size`. 0 is 1."""
+    """Fewest tokens of a pattern, at most `max_pattern_size`. 0 is 1."""
     min_count: _builtins.int
-    """How many times in a row it must have come. 2 to 1000."""
+    """How many times in a row the pattern must occur. 2 to 1000."""
     def __init__(
         self,
         *,
@@ -739,9 +740,9 @@ class Delta(_message.Message):
     text: _builtins.str
     """Whole characters only: a multi-byte character never comes in halves. May be empty."""
     reasoning: _builtins.str
-    """What the model thinks before it answers: whole characters, without the marks around it (`<think>`, `</think>`) and without
-    the line breaks beside these. It comes before any `text`. Its tokens are among `token_ids`. Only of a model that thinks
-    (Model.thinks); of others all is `text`. An answer that is cut while it thinks has no text.
+    """Reasoning: whole characters, without the marks around it (`<think>`, `</think>`) and without the line breaks next to these.
+    It precedes all `text`. Its tokens are among `token_ids`. Only from a model that thinks (Model.thinks); with others all is
+    `text`. An answer that ends inside the reasoning has no text.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -823,8 +824,8 @@ class Usage(_message.Message):
     cached_tokens: _builtins.int
     """Of the prompt, tokens that a cache spared from prefill."""
     reasoning_tokens: _builtins.int
-    """Of those written, tokens up to the end of the reasoning, the marks around it included. All where the answer was cut while
-    the model was thinking.
+    """Of `completion_tokens`, those up to the end of the reasoning, its marks included. All if the answer ended inside the
+    reasoning.
     """
     def __init__(
         self,
@@ -975,7 +976,7 @@ Global___ChatEvent: _TypeAlias = ChatEvent  # noqa: Y015
 
 @_typing.final
 class RecommendedSampling(_message.Message):
-    """How the checkpoint's generation_config says that its answers are drawn. As in GenerationOptions."""
+    """The sampling that the checkpoint's generation_config recommends. As in GenerationOptions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -985,7 +986,7 @@ class RecommendedSampling(_message.Message):
     MIN_P_FIELD_NUMBER: _builtins.int
     REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0: it recommends to be greedy, or says nothing."""
+    """0: greedy, or no recommendation."""
     top_p: _builtins.float
     """1: all tokens."""
     top_k: _builtins.int
@@ -1044,10 +1045,10 @@ class Model(_message.Message):
     thinks: _builtins.bool
     """Whether it thinks before it answers: its answers have `Delta.reasoning`."""
     thinking_optional: _builtins.bool
-    """Whether ChatRequest.enable_thinking can say so for one request."""
+    """Whether a request can choose with ChatRequest.enable_thinking."""
     @_builtins.property
     def recommended_sampling(self) -> Global___RecommendedSampling:
-        """What GenerationOptions.recommended_sampling takes. A model that thinks and is asked greedily tends to run in circles."""
+        """Used with GenerationOptions.recommended_sampling. A model that thinks tends to repeat itself if it is sampled greedily."""
 
     def __init__(
         self,
