@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporter.families.registry import open_checkpoint
+from exporter.families.registry import family_of, open_checkpoint, plan_checkpoint
 from serving.bundle import Bundle
 
 from .chat_files import TOKENIZER_FILES
@@ -14,7 +14,7 @@ from .manifest import add_encoder_types, write_manifest
 from .measuring import measure_apart
 from .precision import Phase, Precision
 from .progress import Progress
-from .source import model_name, resolve
+from .source import locate
 from .writer import check_space, check_target, staged
 
 _PHASES: tuple[Phase, ...] = ("int4", "int8")
@@ -69,7 +69,14 @@ def export(
     bars = Progress(enabled=progress)
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
-    checkpoint = open_checkpoint(resolve(source, revision=revision, show_progress=bars.enabled))
+    found = locate(source, revision=revision, show_progress=bars.enabled)
+    family_of(found.root)
+    found.fetch_settings()
+    planned = plan_checkpoint(found.root).estimate(graphs, block_size)
+    check_space(target, planned)
+    found.check_room(target, planned)
+    found.fetch_weights()
+    checkpoint = open_checkpoint(found.root)
     check_space(target, checkpoint.estimate(graphs, block_size))
 
     with staged(target) as stage:
@@ -95,7 +102,7 @@ def export(
         write_manifest(
             checkpoint,
             stage,
-            model_id=model_id or model_name(source, checkpoint.root),
+            model_id=model_id or found.name,
             decoder={
                 "precision": precision,
                 "graphs": {graph: path.relative_to(stage).as_posix() for graph, path in paths.items()},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from serving.bundle import Bundle, BundleError
+from serving.signals import importing
 
 
 def demo_checkpoint() -> Path:
@@ -37,7 +38,8 @@ def demo_bundle(precision: Literal["int4", "fp32"] = "int4") -> Path:
         return Bundle.open(out).root
     except BundleError:
         pass
-    import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; most starts find the bundle made
+    with importing():
+        import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; most starts find the bundle made
 
     print(f"triptych: making the demo bundle in {out}, once …", file=sys.stderr)  # noqa: T201
     try:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 import exporter
 from exporter import ExportError
+from exporter.spool import Spool
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
 
@@ -60,7 +59,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "moe": (_other("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"), "Qwen3VLMoeFor.*only dense Qwen3-VL"),
     "text": (_other("qwen3", "Qwen3ForCausalLM"), "Qwen3ForCausalLM.*only dense Qwen3-VL"),
     "unnamed": (_edit("config.json", lambda c: (c.pop("model_type"), c.pop("architectures"))), "no known architecture"),
-    "quantized": (_edit("config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"})), "quantized"),
     "bad_config": (_edit("config.json", lambda c: c["text_config"].update(hidden_size="wide")), "not a valid"),
     "json": (lambda root: (root / "config.json").write_text("{"), r"config\.json cannot be read"),
     "no_config": (_remove("config.json"), r"no config\.json"),
@@ -120,48 +118,6 @@ def test_no_such_directory(tmp_path: Path) -> None:
     assert "is a file" in _refused(tmp_path / "file", tmp_path / "out")
 
 
-def test_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without a network the sentence says so and what to do; nothing is tried for long."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    download = huggingface_hub.snapshot_download
-
-    def closed_port(*args: Any, **kwargs: Any) -> Any:
-        return download(*args, endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache", **kwargs)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", closed_port)
-    sentence = _refused("Qwen/Qwen3-VL-4B-Instruct", tmp_path / "out")
-    assert "Hugging Face could not be reached" in sentence
-    assert "local checkpoint directory" in sentence
-
-
-def test_hub_download_is_asked_for_the_revision(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
-) -> None:
-    """A Hugging Face id is downloaded at the revision asked for, without pictures and readmes, and names the model."""
-    asked: dict[str, Any] = {}
-
-    def download(repo: str, **kwargs: Any) -> str:
-        asked.update(kwargs, repo=repo)
-        return str(checkpoint)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    bundle = exporter.export("someone/Fine-Tuned-VL", tmp_path / "out", revision="v2")
-    assert bundle.model.id == "Fine-Tuned-VL"
-    assert asked["repo"] == "someone/Fine-Tuned-VL"
-    assert asked["revision"] == "v2"
-    assert set(asked["allow_patterns"]) == {"*.json", "*.jinja", "*.safetensors"}
-
-
-def test_unknown_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A download that breaks off is reported as such."""
-
-    def broken(*_: Any, **__: Any) -> str:
-        raise LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
-    assert "Qwen/x at v2" in _refused("Qwen/x", tmp_path / "out", revision="v2")
-
-
 def test_target_is_taken(checkpoint: Path, tmp_path: Path) -> None:
     """What is at the target is not overwritten: neither a file, nor other files, nor a bundle without force."""
     (tmp_path / "file").write_text("mine")
@@ -207,10 +163,12 @@ def test_short_source_while_reading(checkpoint: Path, tmp_path: Path, monkeypatc
     """A shard that shrinks under the export is reported, not half copied."""
     source = shutil.copytree(checkpoint, tmp_path / "source")
 
-    def shrink(*_: Any) -> None:
-        _truncate(source)
+    class Shrinking(Spool):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            _truncate(source)
 
-    monkeypatch.setattr("exporter.pipeline.check_space", shrink)
+    monkeypatch.setattr("exporter.families.qwen3_vl.decoder.Spool", Shrinking)
     assert "ended early" in _refused(source, tmp_path / "out")
 
 

@@ -1,6 +1,8 @@
 """A checkpoint directory, read and checked before any long work starts."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfi
 
 from exporter.chat_files import check_tokenizer, read_chat_template
 from exporter.errors import ExportError, one_line
+from exporter.formats import take_quantization
 from exporter.json_files import read_json
 from exporter.progress import quiet
 from exporter.weights import Tensors
@@ -57,28 +60,42 @@ class Checkpoint:
     parameters: int
 
     @classmethod
+    def plan(cls, root: Path) -> "Checkpoint":
+        """Read and check everything in directory `root` but the weights, whose tensors can be counted and not read.
+
+        Raises:
+            ExportError: something is missing, damaged or unsupported.
+        """
+        config, _ = _read_config(root)
+        check_tokenizer(root)
+        image_processor = _read_image_processor(root)
+        generation_config = _read_generation_config(root, config)
+        shapes = _expected_shapes(config)
+        return cls(
+            root=root,
+            config=config,
+            tensors=Tensors.planned(shapes, _dtype(config)),
+            chat_template=read_chat_template(root),
+            image_processor=image_processor,
+            video_processor=_read_video_processor(root, image_processor),
+            generation_config=generation_config,
+            parameters=_count(shapes),
+        )
+
+    @classmethod
     def open(cls, root: Path) -> "Checkpoint":
         """Read and check the checkpoint in directory `root`.
 
         Raises:
             ExportError: something is missing, damaged or unsupported.
         """
-        config = _read_config(root)
+        planned = cls.plan(root)
+        config, block = _read_config(root)
+        tensors = Tensors.open(root).without_prefix(EMBEDDING, root).dequantized(block)
+        _settle_head(config, tensors)
         shapes = _expected_shapes(config)
-        tensors = Tensors.open(root)
         tensors.require(shapes, root)
-        check_tokenizer(root)
-        image_processor = _read_image_processor(root)
-        return cls(
-            root=root,
-            config=config,
-            tensors=tensors,
-            chat_template=read_chat_template(root),
-            image_processor=image_processor,
-            video_processor=_read_video_processor(root, image_processor),
-            generation_config=_read_generation_config(root, config),
-            parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
-        )
+        return replace(planned, config=config, tensors=tensors, parameters=_count(shapes))
 
     @property
     def text(self) -> Qwen3VLTextConfig:
@@ -111,10 +128,10 @@ class Checkpoint:
         return EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
 
 
-def _read_config(root: Path) -> Qwen3VLConfig:
+def _read_config(root: Path) -> tuple[Qwen3VLConfig, tuple[int, int]]:
+    """The config, and the blocks that share a scale if the weights are FP8."""
     raw = read_json(root / "config.json")
-    if "quantization_config" in raw or "quantization_config" in raw.get("text_config", {}):
-        raise ExportError(f"{root} is quantized already: export the unquantized checkpoint, the exporter quantizes it.")
+    block = take_quantization(root, raw)
     # Some files say it in the language model's part alone.
     raw.setdefault("tie_word_embeddings", raw.get("text_config", {}).get("tie_word_embeddings", False))
     try:
@@ -133,7 +150,25 @@ def _read_config(root: Path) -> Qwen3VLConfig:
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         if not 0 <= getattr(config, name) < text.vocab_size:
             raise ExportError(f"{root / 'config.json'} is inconsistent: {name} lies outside the vocabulary.")
-    return config
+    return config, block
+
+
+def _settle_head(config: Qwen3VLConfig, tensors: Tensors) -> None:
+    """Say in the config whether the output head is the embedding table, by what is stored.
+
+    A head that differs from the table is used whatever the config says, as transformers 5 does. Without one a config
+    that ties in either of its parts ties; transformers draws a random head where only the language model's part does.
+    """
+    if LM_HEAD in tensors:
+        tied = config.tie_word_embeddings and EMBEDDING in tensors and tensors.same(LM_HEAD, EMBEDDING)
+    else:
+        tied = config.tie_word_embeddings or _text(config).tie_word_embeddings
+    if tied != config.tie_word_embeddings:
+        config.tie_word_embeddings = _text(config).tie_word_embeddings = tied
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _check_rope(root: Path, config: Qwen3VLConfig) -> None:
@@ -197,6 +232,12 @@ def _read_generation_config(root: Path, config: Qwen3VLConfig) -> dict[str, Any]
             "generation_config.json."
         )
     return settings
+
+
+def _dtype(config: Qwen3VLConfig) -> torch.dtype:
+    """The type that the weights are probably stored in: published configs name it in one of their parts."""
+    named = (part.dtype for part in (config, _text(config), _vision(config)))
+    return next((dtype for dtype in named if isinstance(dtype, torch.dtype)), torch.float32)
 
 
 def _text(config: Qwen3VLConfig) -> Qwen3VLTextConfig:

@@ -1,0 +1,110 @@
+"""What a checkpoint's two preprocessor files ask for, and whether it can be done here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+from serving.bundle import BundleError
+from serving.families import VisionInfo
+from vision_service.families.qwen3_vl.patches import image_levels, video_levels
+from vision_service.media import Kind, Range
+
+# What is always done here; a checkpoint that asks for anything else is refused rather than served wrongly.
+_ALWAYS: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "resample": 3,
+}
+
+_PROCESSORS: dict[Kind, type] = {"image": Qwen2VLImageProcessorPil, "video": Qwen3VLVideoProcessor}
+
+# A bound's names: beside `size`, as the first files have them, and in it, in the first form and in today's.
+_LEAST, _GREATEST = ("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One of the two preprocessor files, with the defaults that transformers gives it.
+
+    Attributes:
+        pixels: Least and greatest number of pixels after resizing; of a video, those of all its frames.
+        levels: What each byte of a colour becomes.
+        fps: Of a video: frames that are drawn in a second.
+        frames: Of a video: least and greatest number of them.
+        tokens_per_frame: Of a video: most tokens of a frame, where there is such a limit.
+    """
+
+    pixels: Range
+    levels: NDArray[np.float32]
+    fps: float
+    frames: Range
+    tokens_per_frame: int | None
+
+
+def read_settings(kind: Kind, path: Path, vision: VisionInfo) -> Settings:
+    """Read one preprocessor file of a bundle.
+
+    Raises:
+        BundleError: It is missing or damaged, or asks for what is not done here.
+    """
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read ({error}): export the bundle again.") from error
+    return settings_of(kind, config, path, vision)
+
+
+def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: VisionInfo) -> Settings:
+    """What a preprocessor file says; what it leaves out is as the processor's class has it.
+
+    Args:
+        kind: What is preprocessed.
+        config: The file's content.
+        path: Where it lies, for the sentence.
+        vision: Whose patches are to be made.
+
+    Raises:
+        BundleError: It asks for what is not done here.
+    """
+
+    def setting(name: str) -> Any:
+        value = config.get(name)
+        return getattr(_PROCESSORS[kind], name, None) if value is None else value
+
+    expected = {**_ALWAYS, "patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
+    for name, value in {**expected, "merge_size": vision.spatial_merge_size}.items():
+        if setting(name) != value:
+            raise BundleError(f"{path} has {name} = {setting(name)}, where only {value} can be served.")
+    size = setting("size")
+    try:
+        pixels = Range(*(_bound(config, size, names) for names in (_LEAST, _GREATEST)))
+        levels = image_levels if kind == "image" else video_levels
+        settings = Settings(
+            pixels=pixels,
+            levels=levels(setting("image_mean"), setting("image_std"), setting("rescale_factor")),
+            fps=float(setting("fps") or 0),
+            frames=Range(int(setting("min_frames") or 0), int(setting("max_frames") or 0)),
+            tokens_per_frame=int(setting("max_video_tokens")) if setting("cap_pixels_per_frame") else None,
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} cannot be served ({type(error).__name__}: {error}).") from error
+    if not 0 < pixels.low <= pixels.high:
+        raise BundleError(f"{path} has size = {size}, where only two bounds of the pixels can be served.")
+    return settings
+
+
+def _bound(config: Mapping[str, Any], size: Any, names: tuple[str, str]) -> int:
+    """A bound of the pixels; 0 where there is none."""
+    inner = size if isinstance(size, dict) else {}
+    return int(config.get(names[0]) or inner.get(names[1]) or inner.get(names[0]) or 0)
