@@ -69,8 +69,8 @@ def take_quantization(root: Path, config: dict[str, Any]) -> tuple[int, int]:
         method = "mlx" if of_mlx else "bitsandbytes"  # which did not name itself at first
     if method != "fp8":
         raise ExportError(
-            f"{root} is quantized with {_TITLES.get(method, method)}, and of quantized checkpoints only FP8 is read: export the "
-            "one that it was made from, the exporter quantizes it."
+            f"{root} is quantized with {_TITLES.get(method, method)}, and of quantized checkpoints only FP8 is read: "
+            "export the one that it was made from, the exporter quantizes it."
         )
     match found[0].get("weight_block_size"):
         case [int(rows), int(columns)] if rows > 0 and columns > 0:

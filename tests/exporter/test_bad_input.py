@@ -12,7 +12,6 @@ import torch
 
 import exporter
 from exporter import ExportError
-from exporter.spool import Spool
 from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
 
@@ -163,12 +162,8 @@ def test_short_source_while_reading(checkpoint: Path, tmp_path: Path, monkeypatc
     """A shard that shrinks under the export is reported, not half copied."""
     source = shutil.copytree(checkpoint, tmp_path / "source")
 
-    class Shrinking(Spool):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            _truncate(source)
-
-    monkeypatch.setattr("exporter.families.qwen3_vl.decoder.Spool", Shrinking)
+    steps = iter([lambda: None, lambda: _truncate(source)])  # before and after the headers are read
+    monkeypatch.setattr("exporter.pipeline.check_space", lambda *_: next(steps)())
     assert "ended early" in _refused(source, tmp_path / "out")
 
 
