@@ -23,7 +23,7 @@ def refuse_other_formats(root: Path | str, names: Iterable[str]) -> None:
     """Name the format of a directory or repository that has not the files of a checkpoint, where it can be told.
 
     Args:
-        root: where the files are, as it stands in the sentence; an adapter's config is read if it is a directory.
+        root: where the files are, as the message names it; an adapter's config is read if it is a directory.
         names: of its files.
 
     Raises:
@@ -47,7 +47,7 @@ def take_quantization(root: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Take what a config says of its quantization out of it.
 
     Args:
-        root: the checkpoint's directory, for the sentence.
+        root: the checkpoint's directory, for the message.
         config: as `config.json` has it; changed in place.
 
     Returns:

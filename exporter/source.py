@@ -151,7 +151,7 @@ def _download(repo: str, revision: str | None, patterns: Sequence[str], *, show_
 
 @contextmanager
 def _explained(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of a download into sentences."""
+    """Turn the errors of a download into messages."""
     which = repo if revision is None else f"{repo} at {revision}"
     try:
         yield

@@ -186,7 +186,7 @@ class Tensors(Mapping[str, TensorRef]):
         Args:
             anchor: a name that every checkpoint has, beginning with `model.`; the inner model alone, saved without
                 that word, is found, too.
-            root: the checkpoint's directory, for the sentence.
+            root: the checkpoint's directory, for the message.
 
         Raises:
             ExportError: there are several such prefixes, or an adapter's weights that were not merged.

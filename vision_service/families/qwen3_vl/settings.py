@@ -1,4 +1,4 @@
-"""What a checkpoint's two preprocessor files ask for, and whether it can be done here."""
+"""The settings of a checkpoint's two preprocessor files, and whether they are supported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.families import VisionInfo
 from vision_service.families.qwen3_vl.patches import image_levels, video_levels
 from vision_service.media import Kind, Range
 
-# What is always done here; a checkpoint that asks for anything else is refused rather than served wrongly.
+# The supported settings; a checkpoint with other ones is refused.
 _ALWAYS: dict[str, Any] = {
     "do_resize": True,
     "do_rescale": True,
@@ -56,7 +56,7 @@ def read_settings(kind: Kind, path: Path, vision: VisionInfo) -> Settings:
     """Read one preprocessor file of a bundle.
 
     Raises:
-        BundleError: It is missing or damaged, or asks for what is not done here.
+        BundleError: It is missing or damaged, or has unsupported settings.
     """
     try:
         config = json.loads(path.read_bytes())
@@ -71,11 +71,11 @@ def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: Visio
     Args:
         kind: What is preprocessed.
         config: The file's content.
-        path: Where it lies, for the sentence.
+        path: Where it lies, for the message.
         vision: Whose patches are to be made.
 
     Raises:
-        BundleError: It asks for what is not done here.
+        BundleError: It has unsupported settings.
     """
 
     def setting(name: str) -> Any:
