@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ExportError
+from .errors import ExportError, ExportProblem
 
 _TITLES = {
     "awq": "AWQ",
@@ -31,16 +31,10 @@ def refuse_other_formats(root: Path | str, names: Iterable[str]) -> None:
     """
     found = sorted(names)
     if any(name.lower().endswith(".gguf") for name in found):
-        raise ExportError(
-            f"{root} holds GGUF files, llama.cpp's format: export the checkpoint that they were made from, the "
-            "repository without GGUF in its name."
-        )
+        raise ExportError(ExportProblem.GGUF, root=root)
     if "adapter_config.json" in found or fnmatch.filter(found, "adapter_model.*"):
         base = _base_model(Path(root))
-        raise ExportError(
-            f"{root} holds only an adapter (LoRA){f' of {base}' if base else ''}: merge it into its model with PEFT's "
-            "merge_and_unload, save that with tokenizer and processor, and export it."
-        )
+        raise ExportError(ExportProblem.ADAPTER, root=root, of_model=f" of {base}" if base else "")
 
 
 def take_quantization(root: Path, config: dict[str, Any]) -> tuple[int, int]:
@@ -68,10 +62,7 @@ def take_quantization(root: Path, config: dict[str, Any]) -> tuple[int, int]:
     if method is None:
         method = "mlx" if of_mlx else "bitsandbytes"  # which did not name itself at first
     if method != "fp8":
-        raise ExportError(
-            f"{root} is quantized with {_TITLES.get(method, method)}, and of quantized checkpoints only FP8 is read: "
-            "export the one that it was made from, the exporter quantizes it."
-        )
+        raise ExportError(ExportProblem.QUANTIZED, root=root, method=_TITLES.get(method, method))
     match found[0].get("weight_block_size"):
         case [int(rows), int(columns)] if rows > 0 and columns > 0:
             return rows, columns

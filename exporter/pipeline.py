@@ -8,7 +8,7 @@ from exporter.families.registry import family_of, open_checkpoint, plan_checkpoi
 from serving.bundle import Bundle
 
 from .chat_files import TOKENIZER_FILES
-from .errors import ExportError
+from .errors import ExportError, ExportProblem
 from .json_files import write_json
 from .manifest import add_encoder_types, write_manifest
 from .measuring import measure_apart
@@ -60,12 +60,12 @@ def export(
         ExportError: one sentence about what is wrong, whatever it is.
     """
     if precision not in ("int4", "fp32"):
-        raise ExportError(f"There is no precision {precision!r}: use int4 or fp32.")
+        raise ExportError(ExportProblem.NO_PRECISION, precision=precision)
     graphs = _graphs(precision, phases)
     if block_size not in _BLOCK_SIZES:
-        raise ExportError(f"There is no block size {block_size}: use one of {', '.join(map(str, _BLOCK_SIZES))}.")
+        raise ExportError(ExportProblem.NO_BLOCK_SIZE, block_size=block_size, known=", ".join(map(str, _BLOCK_SIZES)))
     if accuracy_level not in range(5):
-        raise ExportError(f"There is no accuracy level {accuracy_level}: use 0 to 4.")
+        raise ExportError(ExportProblem.NO_ACCURACY_LEVEL, level=accuracy_level)
     bars = Progress(enabled=progress)
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
@@ -123,9 +123,9 @@ def _graphs(precision: Precision, phases: Sequence[Phase] | None) -> tuple[Preci
     """The graphs to write, the bundle's own precision first."""
     if precision == "fp32":
         if phases is not None:
-            raise ExportError("An fp32 bundle has no phases: leave them out, or export at int4.")
+            raise ExportError(ExportProblem.PHASES_OF_FP32)
         return ("fp32",)
     chosen = set(_PHASES if phases is None else phases)
     if "int4" not in chosen or not chosen.issubset(_PHASES):
-        raise ExportError(f"There are no phases {','.join(sorted(chosen))!r}: use int4 or int4,int8.")
+        raise ExportError(ExportProblem.NO_PHASES, phases=",".join(sorted(chosen)))
     return tuple(phase for phase in _PHASES if phase in chosen)

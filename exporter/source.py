@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from .errors import ExportError
+from .errors import ExportError, ExportProblem
 from .formats import refuse_other_formats
 from .writer import existing_parent, gib
 
@@ -74,8 +74,12 @@ class Source:
         free = shutil.disk_usage(cache).free
         if free < missing + beside:
             raise ExportError(
-                f"The weights of {self.repo} take {gib(missing)}{f', the bundle {gib(beside)}' if beside else ''} and "
-                f"{cache} has {gib(free)} free: make room, or set HF_HOME to a directory on another disk."
+                ExportProblem.NO_ROOM_FOR_WEIGHTS,
+                repo=self.repo,
+                weights=gib(missing),
+                bundle=f", the bundle {gib(beside)}" if beside else "",
+                cache=cache,
+                free=gib(free),
             )
 
     def fetch_weights(self) -> None:
@@ -117,18 +121,15 @@ def locate(source: str | Path, *, revision: str | None, show_progress: bool) -> 
         return Source(root, _cached_name(root) or root.name or root.resolve().name)
     if path.exists():
         refuse_other_formats(path, [path.name])
-        raise ExportError(f"{path} is a file: name the checkpoint's directory, the one that holds its config.json.")
+        raise ExportError(ExportProblem.SOURCE_IS_FILE, path=path)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
-        raise ExportError(
-            f"There is no directory {path}: name a checkpoint's directory or a Hugging Face id such as "
-            "Qwen/Qwen3-VL-4B-Instruct."
-        )
+        raise ExportError(ExportProblem.NO_DIRECTORY, path=path)
     root = _download(source, revision, ["config.json"], show_progress=False)
     if not (root / "config.json").is_file():
         with suppress(CachedRepoTreeNotFoundError):
             tree = huggingface_hub.get_cached_repo_tree(source, revision=root.name)
             refuse_other_formats(source, [file.path for file in tree])
-        raise ExportError(f"{source} on Hugging Face has no config.json: it is no checkpoint of transformers.")
+        raise ExportError(ExportProblem.NO_CONFIG_ON_HUB, repo=source)
     return Source(root, source.rsplit("/", 1)[-1], source, show_progress)
 
 
@@ -156,27 +157,15 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise ExportError(
-            f"Hugging Face gives {repo} only to accounts that accepted its terms: accept them on its page, then run "
-            "`hf auth login`."
-        ) from error
+        raise ExportError(ExportProblem.GATED, repo=repo) from error
     except RevisionNotFoundError as error:
-        raise ExportError(f"{repo} has no revision {revision!r} on Hugging Face.") from error
+        raise ExportError(ExportProblem.NO_REVISION, repo=repo, revision=revision) from error
     except RepositoryNotFoundError as error:
-        raise ExportError(
-            f"There is no directory {repo} here and no model {repo} on Hugging Face, unless a private one: then run "
-            "`hf auth login`."
-        ) from error
+        raise ExportError(ExportProblem.NO_REPOSITORY, repo=repo) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx2.HTTPError, ConnectionError) as error:
-        raise ExportError(
-            f"There is no directory {repo} here and Hugging Face could not be reached to download {which}: connect "
-            "and run the command again (a download goes on where it stopped), or name a local checkpoint directory."
-        ) from error
+        raise ExportError(ExportProblem.HUB_OUT_OF_REACH, repo=repo, which=which) from error
     except OSError as error:  # a full disk, most often
-        raise ExportError(
-            f"{which} could not be stored in Hugging Face's cache ({error.strerror or error}): make room, or set "
-            "HF_HOME to a directory on another disk, and run the command again."
-        ) from error
+        raise ExportError(ExportProblem.NOT_CACHED, which=which, error=error.strerror or error) from error
 
 
 @contextmanager

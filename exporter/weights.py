@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .errors import ExportError
+from .errors import ExportError, ExportProblem
 from .formats import refuse_other_formats
 from .progress import Progress
 
@@ -87,13 +87,10 @@ class TensorRef:
         # A sum is not finite where a number is not, and takes one fast pass; it may also be too large for its type.
         if tensor.sum(dtype=torch.float32).isfinite() or tensor.isfinite().all():
             return
-        raise ExportError(
-            f"{self.name} in {self.file} holds numbers that are NaN or infinite: the training went wrong or the file "
-            "is damaged; take an earlier checkpoint or download it again."
-        )
+        raise ExportError(ExportProblem.NOT_FINITE, tensor=self.name, file=self.file)
 
     def _ended(self) -> ExportError:
-        return ExportError(f"{self.file} ended early while it was read: export when it is no longer being written.")
+        return ExportError(ExportProblem.FILE_ENDED, file=self.file)
 
 
 @dataclass(frozen=True)
@@ -123,8 +120,13 @@ class ScaledRef(TensorRef):
         grid = (-(-rows // block[0]), -(-columns // block[1]))
         if scale.dtype not in _DTYPES or not (one or scale.shape == grid):
             raise ExportError(
-                f"{scale.name} in {scale.file} is {scale.dtype} {list(scale.shape)} and blocks of {list(block)} call "
-                f"for {list(grid)}: only FP8 with one scale for each block or tensor can be read."
+                ExportProblem.SCALES_UNSUPPORTED,
+                tensor=scale.name,
+                file=scale.file,
+                dtype=scale.dtype,
+                shape=list(scale.shape),
+                block=list(block),
+                grid=list(grid),
             )
         size = 4 * math.prod(stored.shape)
         return cls(stored.name, stored.file, "F32", stored.shape, stored.offset, size, stored, scale, block)
@@ -193,20 +195,14 @@ class Tensors(Mapping[str, TensorRef]):
         """
         unmerged = next((name for name in self._refs if any(part in name for part in _UNMERGED)), None)
         if unmerged is not None:
-            raise ExportError(
-                f"{root} holds an adapter's weights that are not merged ({unmerged}): merge them with PEFT's "
-                "merge_and_unload, save the model and export that."
-            )
+            raise ExportError(ExportProblem.ADAPTER_UNMERGED, root=root, tensor=unmerged)
         if anchor in self._refs:
             return self
         model = anchor[: anchor.index(".") + 1]
         for ending, put_back in ((anchor, ""), (anchor.removeprefix(model), model)):
             prefixes = sorted({n.removesuffix(ending) for n in self._refs if f".{n}".endswith(f".{ending}")})
             if len(prefixes) > 1:
-                raise ExportError(
-                    f"{root} holds several models, with the prefixes {' and '.join(map(repr, prefixes))}: save one of "
-                    "them alone."
-                )
+                raise ExportError(ExportProblem.SEVERAL_MODELS, root=root, prefixes=" and ".join(map(repr, prefixes)))
             if prefixes:
                 return Tensors(
                     {
@@ -249,21 +245,25 @@ class Tensors(Mapping[str, TensorRef]):
         if missing:
             more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
             raise ExportError(
-                f"The checkpoint {root} lacks {missing[0]}{more}, which its config.json calls for (it has "
-                f"{next(iter(self._refs), 'nothing')}): download it again, or convert it to Qwen3-VL's published "
-                "tensor names."
+                ExportProblem.TENSOR_MISSING,
+                root=root,
+                tensor=missing[0],
+                more=more,
+                stored=next(iter(self._refs), "nothing"),
             )
         for name, shape in shapes.items():
             ref = self._refs[name]
             if ref.shape != shape:
                 raise ExportError(
-                    f"{name} in {ref.file} has shape {list(ref.shape)} and config.json calls for {list(shape)}: "
-                    "the config and the weights are not of the same model."
+                    ExportProblem.SHAPES_DIFFER, tensor=name, file=ref.file, shape=list(ref.shape), expected=list(shape)
                 )
             if ref.dtype not in _DTYPES:
                 raise ExportError(
-                    f"{name} in {ref.file} is stored as {ref.dtype}: export the unquantized checkpoint "
-                    f"({', '.join(_DTYPES)}) instead."
+                    ExportProblem.DTYPE_UNSUPPORTED,
+                    tensor=name,
+                    file=ref.file,
+                    dtype=ref.dtype,
+                    known=", ".join(_DTYPES),
                 )
 
     def total_size(self, names: Iterable[str]) -> int:
@@ -296,20 +296,15 @@ def _shards(root: Path) -> list[Path]:
     if not index.is_file():
         if not (root / SINGLE_FILE).is_file():
             refuse_other_formats(root, (path.name for path in root.iterdir()))
-            raise ExportError(
-                f"{root} has no weights ({SINGLE_FILE} or {INDEX_FILE}): only safetensors checkpoints can be exported."
-            )
+            raise ExportError(ExportProblem.NO_WEIGHTS, root=root, single=SINGLE_FILE, index=INDEX_FILE)
         return [root / SINGLE_FILE]
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ExportError(f"{index} cannot be read ({error}): download the checkpoint again.") from error
+        raise ExportError(ExportProblem.INDEX_UNREADABLE, path=index, error=error) from error
     for name in names:
         if not (root / name).is_file():
-            raise ExportError(
-                f"The checkpoint {root} is incomplete, its index lists {name} and there is no such file: "
-                "download it again."
-            )
+            raise ExportError(ExportProblem.SHARD_MISSING, root=root, name=name)
     return [root / name for name in names]
 
 
@@ -325,10 +320,10 @@ def _read_header(file: Path) -> dict[str, TensorRef]:
         header.pop("__metadata__", None)
         refs = {name: _ref(name, file, 8 + length, entry) for name, entry in header.items()}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{file} is not a readable safetensors file ({error}): download it again.") from error
+        raise ExportError(ExportProblem.SHARD_UNREADABLE, file=file, error=error) from error
     end = max((ref.offset + ref.size for ref in refs.values()), default=8 + length)
     if size < end:
-        raise ExportError(f"{file} is truncated, it has {size:,} of {end:,} bytes: download it again.")
+        raise ExportError(ExportProblem.FILE_TRUNCATED, file=file, size=size, end=end)
     return refs
 
 

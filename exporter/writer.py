@@ -13,7 +13,7 @@ from pathlib import Path
 
 from serving.bundle import MANIFEST
 
-from .errors import ExportError
+from .errors import ExportError, ExportProblem
 
 _PARTIAL, _REPLACED = ".partial", ".old"
 
@@ -25,13 +25,13 @@ def check_target(out: Path, *, force: bool) -> None:
         ExportError: `out` is a file, or a directory with content that is not a bundle, or a bundle without `force`.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise ExportError(f"{out} is a file or a link: name a directory to be made.")
+        raise ExportError(ExportProblem.TARGET_IS_FILE, out=out)
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / MANIFEST).is_file():
-        raise ExportError(f"{out} has other files in it and is not a bundle: name a new or empty directory.")
+        raise ExportError(ExportProblem.TARGET_IS_FULL, out=out)
     if not force:
-        raise ExportError(f"{out} holds a bundle already: name another directory, or use --force to replace it.")
+        raise ExportError(ExportProblem.TARGET_IS_BUNDLE, out=out)
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -43,10 +43,7 @@ def check_space(out: Path, needed: int) -> None:
     existing = existing_parent(out)
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise ExportError(
-            f"The bundle needs about {gib(needed)} and {existing} has {gib(free)} free: make room, or name a "
-            "directory on another disk."
-        )
+        raise ExportError(ExportProblem.NO_ROOM, needed=gib(needed), folder=existing, free=gib(free))
 
 
 @contextmanager
@@ -133,10 +130,10 @@ def _replace(stage: Path, out: Path) -> None:
 
 def _explained(error: OSError, out: Path) -> ExportError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ExportError(f"The disk became full while {out} was written, and nothing was kept: make room first.")
+        return ExportError(ExportProblem.DISK_FULL, out=out)
     reason = error.strerror or str(error)
     where = f" ({os.fspath(error.filename)})" if error.filename else ""
-    return ExportError(f"{out} could not be written, and nothing was kept: {reason}{where}.")
+    return ExportError(ExportProblem.NOT_WRITTEN, out=out, reason=reason, where=where)
 
 
 def existing_parent(path: Path) -> Path:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import Bundle
+from serving.bundle_error import BundleError, BundleProblem
 from serving.signals import importing
 
 
@@ -46,7 +47,7 @@ def demo_bundle(precision: Literal["int4", "fp32"] = "int4") -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         exporter.export(checkpoint, out, precision=precision, model_id="triptych-demo", force=True)
     except (OSError, exporter.ExportError) as error:
-        raise BundleError(f"The demo bundle cannot be made: {error}") from error
+        raise BundleError(BundleProblem.NO_DEMO, error=error) from error
     return out
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, ExportProblem
 from exporter.families.qwen3_vl.family import QWEN3_VL
 from exporter.family import Checkpoint, Family
 from exporter.formats import refuse_other_formats
@@ -46,5 +46,5 @@ def family_of(root: Path) -> Family:
     if family is None or architectures not in ([], [family.architecture]):
         found = ", ".join(architectures) or name or "no known architecture"
         accepted = " and ".join(f"{one.title} ({one.architecture})" for one in FAMILIES.values())
-        raise ExportError(f"{root} holds {found}: only {accepted} can be exported.")
+        raise ExportError(ExportProblem.FAMILY_UNSUPPORTED, root=root, found=found, accepted=accepted)
     return family

@@ -11,7 +11,7 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 
 from exporter.chat_files import check_tokenizer, read_chat_template
-from exporter.errors import ExportError, one_line
+from exporter.errors import ExportError, ExportProblem, one_line
 from exporter.formats import take_quantization
 from exporter.json_files import read_json
 from exporter.progress import quiet
@@ -138,18 +138,20 @@ def _read_config(root: Path) -> tuple[Qwen3VLConfig, tuple[int, int]]:
         with quiet():
             config: Qwen3VLConfig = Qwen3VLConfig.from_dict(raw)
     except Exception as error:  # transformers' validation raises many kinds, and each means a bad file
-        raise ExportError(f"{root / 'config.json'} is not a valid Qwen3-VL config ({one_line(error)}).") from error
+        raise ExportError(ExportProblem.CONFIG_INVALID, config=root / "config.json", error=one_line(error)) from error
     config.architectures = [ARCHITECTURE]
     _check_rope(root, config)
     text, vision = _text(config), _vision(config)
     if vision.out_hidden_size != text.hidden_size:
         raise ExportError(
-            f"{root / 'config.json'} is inconsistent: the encoder gives features of width {vision.out_hidden_size} "
-            f"and the language model's is {text.hidden_size}."
+            ExportProblem.WIDTHS_DIFFER,
+            config=root / "config.json",
+            features=vision.out_hidden_size,
+            hidden=text.hidden_size,
         )
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         if not 0 <= getattr(config, name) < text.vocab_size:
-            raise ExportError(f"{root / 'config.json'} is inconsistent: {name} lies outside the vocabulary.")
+            raise ExportError(ExportProblem.TOKEN_OUTSIDE, config=root / "config.json", token=name)
     return config, block
 
 
@@ -176,12 +178,11 @@ def _check_rope(root: Path, config: Qwen3VLConfig) -> None:
     kind = rope.get("rope_type", "default")
     if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
         # The graph builder would drop M-RoPE here and write a graph that runs and answers nonsense.
-        raise ExportError(f"{root / 'config.json'} asks for {kind!r} rotary embeddings: only 'default' is supported.")
+        raise ExportError(ExportProblem.ROPE_UNSUPPORTED, config=root / "config.json", kind=kind)
     section = rope.setdefault("mrope_section", [24, 20, 20])
     if len(section) != 3 or 2 * sum(section) != _text(config).head_dim:
         raise ExportError(
-            f"{root / 'config.json'} is inconsistent: mrope_section {section} does not divide half of head_dim "
-            f"{_text(config).head_dim} in three."
+            ExportProblem.MROPE_SECTION, config=root / "config.json", section=section, head_dim=_text(config).head_dim
         )
 
 
@@ -198,7 +199,7 @@ def _read_image_processor(root: Path) -> dict[str, Any]:
         return read_json(root / "preprocessor_config.json")
     settings = _combined_processor(root, "image_processor")
     if settings is None:
-        raise ExportError(f"The checkpoint {root} has no preprocessor_config.json: download it again.")
+        raise ExportError(ExportProblem.NO_PREPROCESSOR, root=root)
     return settings
 
 
@@ -227,10 +228,7 @@ def _read_generation_config(root: Path, config: Qwen3VLConfig) -> dict[str, Any]
         if settings.get(key) is None and implied is not None:
             settings[key] = implied
     if settings.get("eos_token_id") in (None, []):
-        raise ExportError(
-            f"The checkpoint {root} does not say which token ends an answer: add eos_token_id to its "
-            "generation_config.json."
-        )
+        raise ExportError(ExportProblem.NO_END_TOKEN, root=root)
     return settings
 
 

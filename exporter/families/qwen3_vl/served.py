@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text
 from decoder_service.families.qwen3_vl.prompt_layout import Qwen3VL
 from decoder_service.request.prompt import PromptBuilder
-from exporter.errors import ExportError, one_line
+from exporter.errors import ExportError, ExportProblem, one_line
 from exporter.progress import quiet
 from serving.bundle import BundleError, TokenIds
 from serving.families import VisionInfo
@@ -30,10 +30,7 @@ def check_served(checkpoint: Checkpoint) -> None:
         settings_of("image", checkpoint.image_processor, image, vision)
         settings_of("video", checkpoint.video_processor, video, vision)
     except BundleError as error:
-        raise ExportError(
-            f"The preprocessor settings cannot be served: {str(error).rstrip('.')}; take those of the model that the "
-            "checkpoint was made from."
-        ) from error
+        raise ExportError(ExportProblem.PREPROCESSOR_UNSUPPORTED, error=str(error).rstrip(".")) from error
     picture = Medium(MediaKind.IMAGE, "sha256:")
     film = Medium(MediaKind.VIDEO, "sha256:")
     try:
@@ -45,10 +42,7 @@ def check_served(checkpoint: Checkpoint) -> None:
                 question = Message(Role.USER, (shown, Text("What is it?")))
                 prompts.render([question, Message(Role.ASSISTANT, (Text("A cat."),)), question])
     except Exception as error:  # a template is a program: it may raise anything
-        raise ExportError(
-            f"The chat template of {checkpoint.root} does not render a conversation about pictures "
-            f"({one_line(error)}): take that of the model that the checkpoint was made from."
-        ) from error
+        raise ExportError(ExportProblem.TEMPLATE_FAILS, root=checkpoint.root, error=one_line(error)) from error
 
 
 def _file(root: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from serving.bundle import BundleError
+from serving.bundle_error import BundleError, BundleProblem
 from serving.families import VisionInfo
 from vision_service.families.qwen3_vl.patches import image_levels, video_levels
 from vision_service.media import Kind, Range
@@ -61,7 +61,7 @@ def read_settings(kind: Kind, path: Path, vision: VisionInfo) -> Settings:
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): export the bundle again.") from error
+        raise BundleError(BundleProblem.FILE_DAMAGED, path=path, error=error) from error
     return settings_of(kind, config, path, vision)
 
 
@@ -85,7 +85,9 @@ def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: Visio
     expected = {**_ALWAYS, "patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
     for name, value in {**expected, "merge_size": vision.spatial_merge_size}.items():
         if setting(name) != value:
-            raise BundleError(f"{path} has {name} = {setting(name)}, where only {value} can be served.")
+            raise BundleError(
+                BundleProblem.SETTING_UNSUPPORTED, path=path, name=name, found=setting(name), supported=value
+            )
     size = setting("size")
     try:
         pixels = Range(*(_bound(config, size, names) for names in (_LEAST, _GREATEST)))
@@ -98,9 +100,9 @@ def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: Visio
             tokens_per_frame=int(setting("max_video_tokens")) if setting("cap_pixels_per_frame") else None,
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{path} cannot be served ({type(error).__name__}: {error}).") from error
+        raise BundleError(BundleProblem.SETTING_INVALID, path=path, kind=type(error).__name__, error=error) from error
     if not 0 < pixels.low <= pixels.high:
-        raise BundleError(f"{path} has size = {size}, where only two bounds of the pixels can be served.")
+        raise BundleError(BundleProblem.SIZE_UNSUPPORTED, path=path, size=size)
     return settings
 
 
