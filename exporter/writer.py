@@ -69,7 +69,7 @@ def staged(out: Path) -> Iterator[Path]:
         if lock is not None:
             shutil.rmtree(stage, ignore_errors=True)
         for parent in made:
-            if parent.is_dir():
+            with contextlib.suppress(OSError):  # not made, or another export uses it
                 parent.rmdir()
         if isinstance(error, OSError):
             raise _explained(error, out) from error
@@ -80,14 +80,20 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def _make_stage(out: Path) -> tuple[Path, int]:
-    """Make the temporary directory and lock it: the lock is what tells it from one that was left behind."""
+    """Make the temporary directory and lock it: the lock is what tells it from one that was left behind.
+
+    Another export may find it before it is locked and remove it; then another one is made.
+    """
     while True:
         stage = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
         stage.mkdir()
-        descriptor = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
         if _lock(descriptor) is not False and stage.exists():
             return stage, descriptor
-        os.close(descriptor)  # another export has found it before it was locked, and is removing it
+        os.close(descriptor)
 
 
 def _sweep(out: Path) -> None:
