@@ -1,4 +1,4 @@
-"""The batch engine's steps in the test's own hands: no thread, no clock, and a pace that the test sets."""
+"""Runs the batch engine's steps in a test: without a thread or a clock, with a pace that the test sets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from serving.errors import ServiceError
 
 
 class SetPace(Pace):
-    """Rooms in turn, and graphs in turn: whatever speeds say.
+    """Rooms and graphs in a fixed cycle, independent of speeds.
 
     Args:
         graphs: Names of graphs.
-        rooms: Tokens of prompts to read in each step, beginning anew at the end.
+        rooms: Prompt tokens to prefill in each step, as a cycle.
     """
 
     def __init__(self, graphs: Sequence[str], rooms: Sequence[int]) -> None:
@@ -44,7 +44,7 @@ class SetPace(Pace):
 
 @dataclass(frozen=True)
 class Call:
-    """A run: the rows of the answers in it, and from where to where it read a prompt."""
+    """A run: the slots of its decode step, and the range of its prefill chunk."""
 
     rows: tuple[int, ...]
     read: tuple[int, int] | None
@@ -52,7 +52,7 @@ class Call:
 
 @dataclass
 class Watched:
-    """A model that remembers what it was asked for."""
+    """A model that records its runs."""
 
     model: Model
     calls: list[Call] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Watched:
 
 @dataclass
 class Answer:
-    """What came of a request so far."""
+    """The events of a request so far."""
 
     tokens: list[int] = field(default_factory=list)
     prefilling: list[Prefilling] = field(default_factory=list)
@@ -99,9 +99,9 @@ class Stepping:
     Args:
         bundle: The model.
         runner: Its graphs.
-        slots: Requests that run at once.
-        caches: Finished requests that are kept beside those in free slots; None: no cache.
-        rooms: Tokens to read in each step.
+        slots: Most requests that run at once.
+        caches: Prefix caches besides those in free slots; None: no prefix cache.
+        rooms: Tokens to prefill in each step.
         budget: Tokens in memory.
     """
 
@@ -139,7 +139,7 @@ class Stepping:
         )
 
     def add(self, request: EngineRequest, at: float = 0.0) -> Job:
-        """A request comes."""
+        """Add a request."""
         answer = Answer()
         job = Job.of(request, self._shape, at, answer.on_event)
         self.answers[job] = answer
@@ -147,7 +147,7 @@ class Stepping:
         return job
 
     def put(self, job: Job, index: int, rows: NDArray[np.float32], at: float = 0.0) -> None:
-        """Features of one of its media come."""
+        """Add the features of one of its media."""
         job.request.features.put(index, rows)
         self.stepper.supply(job, at)
 
@@ -157,12 +157,12 @@ class Stepping:
         self.stepper.prefill()
 
     def finish(self) -> None:
-        """Step until nothing is left."""
+        """Run steps until all requests have finished."""
         while not self.stepper.idle:
             self.step()
 
     def answer(self, request: EngineRequest) -> Answer:
-        """The whole answer to a request that is alone."""
+        """Run a single request to its end."""
         job = self.add(request)
         self.finish()
         return self.answers[job]

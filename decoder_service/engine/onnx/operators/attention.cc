@@ -11,13 +11,13 @@
 //
 // Keys and values are kept in float16: what limits attention to them is memory. Everything is computed in float32.
 //
-// The last four inputs and two outputs may come once more, for a chunk beside answers (see engine/packing.py): a cache
+// The last four inputs and two outputs may occur twice, for a chunk in the same run as decode (see engine/packing.py): a cache
 // of one row, or of none where there is no chunk. Beside a chunk, query, key and value are [1, tokens, ..]: a token of
 // each row of the first cache, and then the chunk's.
 //
 // A task is up to 32 queries of one key head: neighbouring tokens, with all query heads of the group. It goes through
 // the keys once, 32 at a time, with the softmax carried along, and no further than its last query sees; so nothing is
-// computed that the causal mask would hide, and scores never leave the nearest cache. Queries lie in the lanes of
+// computed that the causal mask would hide, and scores never leave the nearest cache. Queries are in the lanes of
 // registers: the softmax then needs no sum across lanes. Where there are but a few queries, which is when answers are
 // written, keys are read as rows instead: memory decides then.
 
@@ -74,7 +74,7 @@ struct Job {
   size_t tasks() const { return rows_and_heads() * tasks_per_head; }
 };
 
-// The rows, and the chunk beside them.
+// The decode rows, and the chunk in the same run.
 struct Jobs {
   Job job[2];
 };
@@ -108,7 +108,7 @@ inline __m512 exponential(__m512 x) {
   return _mm512_maskz_scalef_ps(normal, sum, n);
 }
 
-// Scores [keys, queries] of `K` keys: their products with queries that lie side by side, [width, queries].
+// Scores [keys, queries] of `K` keys: their products with adjacent queries, [width, queries].
 template <int K>
 void score(const float* keys, const float* queries, size_t width, float* scores) {
   __m512 sum[K][2];
@@ -127,7 +127,7 @@ void score(const float* keys, const float* queries, size_t width, float* scores)
   }
 }
 
-// The same of one key and `Q` queries, which lie one after the other, [queries, width].
+// The same for one key and `Q` consecutive queries, [queries, width].
 template <int Q>
 void score_few(const Half* key, const float* queries, size_t width, float* scores) {
   __m512 sum[Q];
