@@ -1,4 +1,4 @@
-"""The command line: `triptych up`, `ask`, `export`, `demo`, `bench`.
+"""The command line: `triptych up`, `ask`, `export`, `evaluate`, `demo`, `bench`.
 
 Exit codes: 0 done; 2 wrong usage; 1 anything else, with one clear line on stderr.
 """
@@ -18,7 +18,7 @@ from serving.bundle import Bundle, BundleError
 from serving.errors import ServiceError
 from triptych import launcher
 from triptych.bundles import demo_bundle
-from triptych_cli import ask, bench
+from triptych_cli import ask, bench, evaluate
 from triptych_cli.arguments import positive
 from triptych_cli.errors import CommandError
 
@@ -116,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--revision", help="of a Hugging Face repository")
     export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR where it exists")
     export.set_defaults(command=_export)
+
+    evaluate.add_parser(commands)
 
     demo = commands.add_parser("demo", help="start the demo, ask it about a picture, stop", allow_abbrev=False)
     demo.set_defaults(command=_demo)
