@@ -82,8 +82,7 @@ def _by_text(question: ChoiceQuestion, text: str) -> str | None:
         if _same(choice, text):
             return letter
     plain = {
-        letter: choice.casefold().strip(". ")
-        for letter, choice in zip(question.letters, question.choices, strict=True)
+        letter: choice.casefold().strip(". ") for letter, choice in zip(question.letters, question.choices, strict=True)
     }
     held = {
         letter: choice

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from decoder_service import chat
 from decoder_service.families import registry as decoder_families
@@ -58,10 +59,16 @@ def built_in() -> list[Shown]:
     shown = []
     for index in range(_FIRST, _FIRST + _OF_A_KIND):
         for draw in KINDS.values():
-            file = io.BytesIO()
-            draw(index).save(file, "PNG")
-            shown += [Shown([file.getvalue()], question) for question in QUESTIONS]
+            picture = png(draw(index))
+            shown += [Shown([picture], question) for question in QUESTIONS]
     return shown
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 class Layouts:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +15,13 @@ from serving.errors import Code, ServiceError
 from serving.media import MAX_PIXELS
 from triptych_cli.arguments import positive, whole
 from triptych_cli.errors import CommandError
+from triptych_cli.progress_bar import ProgressBar, is_terminal
 
 if TYPE_CHECKING:
     from benchmarks.report import Table
     from evaluation.accuracy import Accuracy, Score
     from evaluation.divergence import Comparison, Found
     from evaluation.questions import QuestionFile
-    from exporter.progress import Progress
 
 # `evaluation` is imported when something is evaluated: an image that holds the command line need not hold it.
 
@@ -104,17 +107,15 @@ def _check_usage(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from benchmarks.report import plain  # noqa: PLC0415
     from evaluation.questions import QuestionFile  # noqa: PLC0415
-    from exporter.progress import Progress  # noqa: PLC0415
 
-    bars = Progress()
     file = None
     if options.questions is not None:
         file = QuestionFile(options.questions, options.limit)
-        with bars.bar("pictures", total=len(file.questions), unit="questions") as advance:
+        with _bar("pictures", len(file.questions)) as advance:
             file.check_pictures(advance)
     bundle = Bundle.open(options.bundle)
-    comparison = _compare(options, bundle, file, bars) if options.reference is not None else None
-    accuracies = _ask(options, bundle, file, bars) if file is not None else None
+    comparison = _compare(options, bundle, file) if options.reference is not None else None
+    accuracies = _ask(options, bundle, file) if file is not None else None
     if options.json:
         document = {
             "format": FORMAT,
@@ -133,13 +134,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"\nnot compared with the encoder in {name}: {why}")  # noqa: T201
 
 
-def _compare(options: argparse.Namespace, bundle: Bundle, file: QuestionFile | None, bars: Progress) -> Comparison:
+def _compare(options: argparse.Namespace, bundle: Bundle, file: QuestionFile | None) -> Comparison:
     from evaluation.answers import prompt_of  # noqa: PLC0415
     from evaluation.divergence import PHASES, compare  # noqa: PLC0415
     from evaluation.prompts import Shown, built_in  # noqa: PLC0415
     from evaluation.reference import open_reference  # noqa: PLC0415
-    from exporter.progress import quiet  # noqa: PLC0415
+    from exporter.progress import Progress, quiet  # noqa: PLC0415
 
+    bars = Progress()
     reference = open_reference(options.reference, bundle, show_progress=bars.enabled)
     if file is None:
         shown = built_in()[: options.limit][: options.compare]
@@ -159,13 +161,13 @@ def _compare(options: argparse.Namespace, bundle: Bundle, file: QuestionFile | N
         )
 
 
-def _ask(options: argparse.Namespace, bundle: Bundle, file: QuestionFile, bars: Progress) -> list[Accuracy]:
+def _ask(options: argparse.Namespace, bundle: Bundle, file: QuestionFile) -> list[Accuracy]:
     from evaluation.accuracy import Asking, accuracy_at, accuracy_of_bundle  # noqa: PLC0415
 
     asking = Asking(options.concurrency, options.max_tokens, options.max_pixels)
     if options.address is not None:
         try:
-            with bars.bar("questions", total=len(file.questions), unit="questions") as advance:
+            with _bar("questions", len(file.questions)) as advance:
                 return [accuracy_at(options.address, bundle, file, advance, asking=asking)]
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # no server said it
@@ -173,10 +175,25 @@ def _ask(options: argparse.Namespace, bundle: Bundle, file: QuestionFile, bars: 
             raise
     found = []
     for encoder in options.encoder or [None]:
-        title = "questions" if encoder is None else f"encoder {encoder}"
-        with bars.bar(title, total=len(file.questions), unit="questions") as advance:
+        title = "questions" if encoder is None else f"questions, encoder in {encoder}"
+        with _bar(title, len(file.questions)) as advance:
             found.append(accuracy_of_bundle(bundle, file, advance, encoder=encoder, asking=asking))
     return found
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Count questions on stderr, where that is a terminal."""
+    done = 0
+    with ProgressBar(sys.stderr, enabled=is_terminal(sys.stderr)) as bar:
+        bar.show(title, 0, total)
+
+        def advance(units: int) -> None:
+            nonlocal done
+            done += units
+            bar.show(f"{title} {done}/{total}", done, total)
+
+        yield advance
 
 
 def _comparison_table(comparison: Comparison) -> Table:
