@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from evaluation.errors import EvaluationError
 from evaluation.questions import ChoiceQuestion, QuestionFile, ShortQuestion
+from tests.docs.pages import ROOT, blocks
 
 CHOICE: dict[str, Any] = {"id": "1", "images": ["a.png"], "question": "?", "choices": ["x", "y"], "answer": "B"}
 SHORT: dict[str, Any] = {"id": "2", "images": [], "question": "?", "answers": ["x"], "metric": "anls"}
@@ -109,3 +112,43 @@ def test_a_file_without_questions_is_refused(folder: Path) -> None:
     assert "has no questions" in _refusal(folder, "", " ")
     with pytest.raises(EvaluationError, match="No such file"):
         QuestionFile(folder / "nowhere.jsonl")
+
+
+def test_the_pages_examples_are_taken(folder: Path) -> None:
+    """What the page shows as a line of each kind is one."""
+    examples = [block.text for block in blocks(ROOT / "docs" / "quality.md") if block.language == "json"]
+    first, second = QuestionFile(_file(folder, *(example.strip() for example in examples))).questions
+    assert isinstance(first, ChoiceQuestion)
+    assert isinstance(second, ShortQuestion)
+
+
+def test_the_pages_script_writes_files_that_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows with the fields of the public sets become questions with the right letters, answers and metrics."""
+    (script,) = (block.text for block in blocks(ROOT / "docs" / "quality.md") if "load_dataset" in block.text)
+    picture = Image.new("RGBA", (8, 8))
+    options = {"A": "x", "B": "y", "C": "nan", "D": None}
+    rows: dict[str, dict[str, Any]] = {
+        "lmms-lab/ai2d": {"question": "?", "options": ["w", "x", "y", "z"], "answer": "2"},
+        "lmms-lab/MMBench": {"question": "?", "hint": "A hint.", **options, "answer": "B", "category": "ocr"},
+        "lmms-lab/ChartQA": {"question": "?", "answer": "0.57", "type": "human_test"},
+        "lmms-lab/DocVQA": {"question": "?", "answers": ["a", "b"]},
+    }
+
+    def load_dataset(name: str, config: str = "", *, split: str) -> list[dict[str, Any]]:
+        return [{**rows[name], "image": picture}] * 3
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.chdir(tmp_path)
+    exec(script, {})  # noqa: S102  # it is the page's own
+    found: dict[str, Any] = {}
+    for name in ("ai2d", "mmbench", "chartqa", "docvqa"):
+        file = QuestionFile(tmp_path / "questions" / f"{name}.jsonl")
+        file.check_pictures()
+        assert len(file.questions) == 3
+        found[name] = file.questions[0].model_dump(exclude={"id", "images"}, exclude_defaults=True)
+    assert found == {
+        "ai2d": {"question": "?", "choices": ("w", "x", "y", "z"), "answer": "C"},
+        "mmbench": {"question": "A hint.\n?", "choices": ("x", "y"), "answer": "B", "category": "ocr"},
+        "chartqa": {"question": "?", "answers": ("0.57",), "metric": "relaxed", "category": "human_test"},
+        "docvqa": {"question": "?", "answers": ("a", "b"), "metric": "anls"},
+    }
