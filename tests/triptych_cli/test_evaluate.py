@@ -108,6 +108,25 @@ def test_a_table_and_json(bundle: str, questions: str, gateway: Scripted, capsys
     assert gateway.chats[-1].generation.max_tokens == 9
 
 
+def test_a_reference_and_questions(questions: str, gateway: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    """With both, the next token is compared on questions of the file, spread over it, before they are asked."""
+    words = ["evaluate", str(demo_bundle("fp32")), "--reference", str(demo_bundle("fp32")), "--questions", questions]
+    words += ["--compare", "2", "--phase", "prefill", "--encoder", "float32", "--address", gateway.address]
+    assert cli.main(words) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    first, second = said.out.split("\n\n")
+    title, head, _, *rows = first.splitlines()
+    assert title.startswith("Next token, against the float32 graph of ")
+    assert title.endswith(", on 2 prompts")
+    assert head.split() == ["graph", "encoder", "prefill", "KL", "largest", "same", "token", "positions"]
+    (graph, encoder, mean, largest, same, positions), *others = (row.split() for row in rows)
+    assert (graph, encoder, same, positions, others) == ("fp32", "float32", "100.0%", "2", [])
+    assert max(float(mean), float(largest)) < 1e-9
+    assert second.startswith("Accuracy ")
+    assert len(gateway.chats) == 4
+
+
 def test_the_bar_counts_the_questions(bundle: str, questions: str, gateway: Scripted) -> None:
     """On a terminal the answers are counted while they come; nothing of it is left, and stdout has the table alone."""
     words = ("evaluate", bundle, "--questions", questions, "--address", gateway.address)
