@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from evaluation.prompts import Laid, Layouts, Shown, features_of
 from evaluation.reference import Answered, Reference, longest
-from evaluation.shelf import Shelf
+from evaluation.shelf import Kept, Shelf
 from exporter.divergence import Asked, Graph, kl_divergence
 from exporter.encoder_types import TYPES, missing
 from serving.bundle import Bundle
@@ -174,17 +174,18 @@ def _ways(bundle: Bundle, phases: Sequence[Phase]) -> list[Way]:
 
 
 def _lead(
-    graph: Graph, laid: Sequence[Laid], features: Sequence[NDArray[np.float32]], answered: Iterator[Answered]
+    graph: Graph, laid: Sequence[Laid], features: Sequence[Kept], answered: Iterator[Answered]
 ) -> dict[Phase, Found]:
     """Lead a graph along the reference's answers."""
     divergences: dict[Phase, list[NDArray[np.float64]]] = {phase: [] for phase in PHASES}
     agreements: dict[Phase, list[NDArray[np.bool_]]] = {phase: [] for phase in PHASES}
     places: dict[Phase, slice] = {"prefill": slice(0, 1), "decode": slice(1, None)}
-    for one, rows, exact in zip(laid, features, answered, strict=True):
-        logits = graph.led(Asked(one.prompt, np.asarray(rows)), exact.tokens)
+    for one, rows, answer in zip(laid, features, answered, strict=True):
+        exact = answer.logits.read()
+        logits = graph.led(Asked(one.prompt, rows.read()), answer.tokens)
         with np.errstate(invalid="ignore"):  # a graph that gives no numbers is reported as such
-            divergence = kl_divergence(exact.logits, logits)
-        same = exact.logits.argmax(-1) == logits.argmax(-1)
+            divergence = kl_divergence(exact, logits)
+        same = exact.argmax(-1) == logits.argmax(-1)
         for phase, place in places.items():
             divergences[phase].append(divergence[place])
             agreements[phase].append(same[place])

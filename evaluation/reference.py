@@ -11,12 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from evaluation.errors import EvaluationError
 from evaluation.prompts import Laid, features_of
-from evaluation.shelf import Shelf
+from evaluation.shelf import Kept, Shelf
 from exporter.divergence import Asked, Graph
 from exporter.errors import ExportError, one_line
 from exporter.families.registry import open_checkpoint
@@ -40,7 +39,7 @@ class Answered:
     """
 
     tokens: Sequence[int]
-    logits: NDArray[np.float32]
+    logits: Kept
 
 
 class Reference(Protocol):
@@ -171,7 +170,7 @@ class BundleReference:
         features = [shelf.put(rows) for rows in features_of(self._bundle, laid, "float32")]
         graph = Graph(self._bundle, "fp32", length=longest(laid) + steps + 1, repack=False)
         for one, rows in zip(laid, features, strict=True):
-            tokens, logits = graph.greedy(Asked(one.prompt, rows), steps, stop=self._bundle.tokens.eos)
+            tokens, logits = graph.greedy(Asked(one.prompt, rows.read()), steps, stop=self._bundle.tokens.eos)
             yield Answered(tokens, shelf.put(logits))
             advance(1)
         del graph

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evaluation import reference as references
@@ -189,3 +190,12 @@ def test_what_is_no_reference_is_refused(int4: Bundle, tmp_path: Path, monkeypat
     monkeypatch.setattr(references, "available_memory", lambda: 1 << 20)
     with pytest.raises(EvaluationError, match=r"takes 1.0 GiB .* and 0.0 are available: name a bundle"):
         open_reference(str(demo_checkpoint()), int4)
+
+
+def test_a_shelf_gives_back_what_was_put() -> None:
+    """Arrays of any shape, an empty one among them, in any order."""
+    values = [np.arange(6, dtype=np.float32).reshape(2, 3), np.empty((0, 4), np.float32), np.ones(3, np.float32).T]
+    with Shelf() as shelf:
+        kept = [shelf.put(one) for one in values]
+        for one, given in reversed(list(zip(kept, values, strict=True))):
+            np.testing.assert_array_equal(one.read(), given)
