@@ -46,10 +46,17 @@ class Medium:
 
 @dataclass(frozen=True)
 class Message:
-    """One message. Only user messages have media."""
+    """One message. Only user messages have media.
+
+    Attributes:
+        role: Who speaks.
+        parts: Text and media, in order.
+        reasoning: The reasoning before the answer. Only assistant messages have it.
+    """
 
     role: Role
     parts: tuple[Text | Medium, ...]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)

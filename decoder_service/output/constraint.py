@@ -18,6 +18,9 @@ import numpy as np
 from llguidance.hf import from_tokenizer
 from numpy.typing import NDArray
 
+from decoder_service.engine import Constraint
+from decoder_service.output.reasoning import Marks
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -129,3 +132,41 @@ class MatcherConstraint:
         if self._matcher.is_error():
             raise ConstraintError(self._matcher.get_error())
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
+
+
+class AfterReasoning:
+    """Leaves the reasoning free, and constrains what follows it. For models whose marks are tokens.
+
+    Args:
+        constraint: Of the content.
+        marks: The marks.
+        opened: Whether the prompt ends inside the reasoning; if not, the answer may begin with it.
+        vocabulary: Tokens of a mask.
+    """
+
+    def __init__(self, constraint: Constraint, marks: Marks, *, opened: bool, vocabulary: int) -> None:
+        self._constraint = constraint
+        self._marks = marks
+        self._inside = opened
+        self._may_open = not opened
+        self._all = np.ones(vocabulary, np.bool_)
+
+    def mask(self) -> NDArray[np.bool_]:
+        """As `Constraint`."""
+        if self._inside:
+            return self._all
+        mask = self._constraint.mask()
+        if self._may_open and self._marks.opening is not None:
+            mask = mask.copy()
+            mask[self._marks.opening] = True
+        return mask
+
+    def advance(self, token: int) -> None:
+        """As `Constraint`."""
+        if self._inside:
+            self._inside = token != self._marks.closing
+        elif self._may_open and token == self._marks.opening:
+            self._inside, self._may_open = True, False
+        else:
+            self._may_open = False
+            self._constraint.advance(token)

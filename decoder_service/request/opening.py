@@ -19,6 +19,7 @@ class Opening:
         generation: Its generation options.
         encoder_dtype: Type in which the encoder computes; unspecified if the caller does not know it.
         report_progress: Whether to send progress events.
+        enable_thinking: Whether the model is to think before it answers; None: as its chat template decides.
     """
 
     request_id: str
@@ -26,3 +27,4 @@ class Opening:
     generation: Generation
     encoder_dtype: tensor_pb2.DataType.ValueType = tensor_pb2.DATA_TYPE_UNSPECIFIED
     report_progress: bool = False
+    enable_thinking: bool | None = None

@@ -1,8 +1,8 @@
 """From a conversation to token ids: the checkpoint's chat template, then a token for every feature row.
 
-User text can never become a control token: transformers marks the control tokens in it before the template runs and
-encodes them as plain text afterwards (`sanitize_control_tokens`). Placeholders are expanded as ids, after tokenization,
-so that only placeholders written by the template are counted and expanded.
+User text can never become a control token: the control tokens in it are marked before the template runs and encoded as
+plain text afterwards (`control_tokens`). Placeholders are expanded as ids, after tokenization, so that only
+placeholders written by the template are counted and expanded.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import jinja2
 
 from decoder_service.chat import Layout, Medium, Message, Role, Text, media_of
 from decoder_service.families.family import Family, Prompt
+from decoder_service.output.reasoning import OPENING
+from decoder_service.request.control_tokens import ControlTokens
+from decoder_service.request.thinking import REASONING, Thinking, apply, template_choice
 from serving.errors import Reason, failure, invalid
 
 if TYPE_CHECKING:
@@ -32,17 +35,19 @@ class Rendered:
     Attributes:
         token_ids: Token ids, with one placeholder for each medium.
         media: The media, one for each placeholder, in order.
+        opens_reasoning: Whether the prompt ends inside the reasoning.
     """
 
     token_ids: tuple[int, ...]
     media: tuple[Medium, ...]
+    opens_reasoning: bool = False
 
 
 class PromptBuilder:
     """Builds prompts. Its methods block, so call them off the event loop. Safe to call from several threads.
 
     Args:
-        tokenizer: The checkpoint's, with its chat template. All its added tokens are set to be control tokens.
+        tokenizer: The checkpoint's, with its chat template.
         family: Lays out the media.
     """
 
@@ -54,11 +59,13 @@ class PromptBuilder:
         self._lock = threading.Lock()
         # Disables its warning about long prompts; the service checks the context itself.
         tokenizer.model_max_length = sys.maxsize
-        # By default transformers sanitizes special tokens and those named in the template. A model may have learned
-        # others (`<think>`), which user text must not contain either.
-        tokenizer.chat_control_tokens = [
-            token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()
-        ]
+        # Not only special tokens and those named in the template. A model may have learned others (`<tool_call>`),
+        # which user text must not contain either.
+        self._control_tokens = ControlTokens(
+            [token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+        )
+        self.thinking = Thinking.of(tokenizer)
+        """How the model thinks; None if it does not."""
         self._system_anywhere = _writes_system_anywhere(tokenizer)
 
     @classmethod
@@ -74,28 +81,29 @@ class PromptBuilder:
         """The tokenizer."""
         return self._tokenizer
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
+    def render(self, messages: Sequence[Message], *, enable_thinking: bool | None = None) -> Rendered:
         """Apply the chat template, with its generation prompt, and tokenize.
 
-        If the last message is the assistant's, the answer continues it: the turn stays open. System messages may be
-        anywhere (see `_placed`).
+        If the last message is the assistant's, the answer continues it: the turn stays open. If that message has only
+        reasoning, the answer continues the reasoning. System messages may be anywhere (see `_placed`).
+
+        Args:
+            messages: The conversation.
+            enable_thinking: Whether the model is to think; None: as the template decides.
 
         Raises:
-            ServiceError: INVALID_ARGUMENT if the template refuses the conversation; INTERNAL if it does not write one
-                placeholder for each medium.
+            ServiceError: INVALID_ARGUMENT if the template refuses the conversation, or does not support
+                `enable_thinking`; INTERNAL if it does not write one placeholder for each medium.
         """
+        choice = template_choice(self.thinking, enable_thinking)
         conversation = [_template_message(message) for message in self._placed(messages)]
-        continues = messages[-1].role is Role.ASSISTANT
+        continued = _continued_part(messages[-1])
         try:
             with self._lock:
-                ids: list[int] = self._tokenizer.apply_chat_template(  # type: ignore[assignment]  # return_dict is not set
-                    conversation,
-                    tokenize=True,
-                    return_dict=False,
-                    add_generation_prompt=not continues,
-                    continue_final_message=continues,
-                    sanitize_control_tokens=True,
+                chat = self._control_tokens.chat(
+                    conversation, lambda marked: apply(self._tokenizer, marked, continued, **choice)
                 )
+                ids: list[int] = self._tokenizer(chat, add_special_tokens=False, sanitize_control_tokens=True).input_ids
         except (jinja2.TemplateError, ValueError) as error:  # the latter where the last message cannot be gone on with
             raise invalid(
                 "messages", f"the model's chat template refuses them: {error}", reason=Reason.TEMPLATE_REFUSES
@@ -107,7 +115,8 @@ class PromptBuilder:
                 Reason.TEMPLATE_MISMATCH,
                 f"the chat template wrote {len(written)} placeholders for {len(media)} media, or in another order",
             )
-        return Rendered(tuple(ids), media)
+        opens = self.thinking is not None and (continued == REASONING or self._opens_reasoning(ids))
+        return Rendered(tuple(ids), media, opens)
 
     def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages, with system messages at places that the template supports.
@@ -143,6 +152,11 @@ class PromptBuilder:
         """
         return self._family.lay_out(rendered.token_ids, layouts, self._encode, keys)
 
+    def _opens_reasoning(self, token_ids: Sequence[int]) -> bool:
+        # A mark takes a few tokens at most, and the template writes a line break or two behind it.
+        end = str(self._tokenizer.decode(list(token_ids[-16:]), skip_special_tokens=False))
+        return end.rstrip().endswith(OPENING)
+
     def _encode(self, text: str) -> list[int]:
         with self._lock:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
@@ -162,6 +176,14 @@ def _writes_system_anywhere(tokenizer: PreTrainedTokenizerFast) -> bool:
     return -1 not in places and places == sorted(places)
 
 
+def _continued_part(last: Message) -> bool | str:
+    """The part of the last message that the answer continues, in the form that `apply` takes."""
+    if last.role is not Role.ASSISTANT:
+        return False
+    has_text = any(isinstance(part, Text) and part.text for part in last.parts)
+    return REASONING if last.reasoning and not has_text else True
+
+
 def _template_message(message: Message) -> dict[str, Any]:
     """A message in the form of chat templates.
 
@@ -175,6 +197,9 @@ def _template_message(message: Message) -> dict[str, Any]:
             content.append({"type": "text", "text": text})
         else:
             content += [{"type": part.kind.value} for part in run if isinstance(part, Medium)]
+    seen: dict[str, Any] = {"role": message.role.value, "content": content}
     if all(part["type"] == "text" for part in content):
-        return {"role": message.role.value, "content": "".join(part["text"] for part in content)}
-    return {"role": message.role.value, "content": content}
+        seen["content"] = "".join(part["text"] for part in content)
+    if message.reasoning:
+        seen[REASONING] = message.reasoning
+    return seen

@@ -12,6 +12,7 @@ import numpy as np
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text, media_of
 from decoder_service.engine import MAX_LOGPROBS, SamplingParams
 from decoder_service.output.constraint import Form
+from decoder_service.output.repetition import MAX_COUNT, MAX_PATTERN_SIZE, RepetitionLimits
 from decoder_service.request.admission import Limits
 from decoder_service.request.generation import (
     MAX_BIASED_TOKENS,
@@ -52,7 +53,7 @@ def opening(
         request: The message.
         model: Name of the served model.
         vocab_size: Size of the vocabulary; token ids are below it.
-        defaults: The checkpoint's defaults for options that are not set.
+        defaults: Defaults for options that are not set.
         limits: Limits of one request.
 
     Raises:
@@ -71,7 +72,13 @@ def opening(
         generation(request.generation, defaults, vocab_size=vocab_size),
         request.encoder_dtype,
         request.report_progress,
+        enable_thinking(request),
     )
+
+
+def enable_thinking(request: decoder_pb2.GenerateOpen | decoder_pb2.CountPromptTokensRequest) -> bool | None:
+    """The request's choice whether the model is to think; None if it has none."""
+    return request.enable_thinking if request.HasField("enable_thinking") else None
 
 
 def check_model(name: str, model: str) -> None:
@@ -125,6 +132,7 @@ def conversation(
             limit=limits.max_prompt_media,
         )
     size = sum(len(part.text.encode()) for message in checked for part in message.parts if isinstance(part, Text))
+    size += sum(len(message.reasoning.encode()) for message in checked)
     if size > limits.max_text_bytes:
         raise too_large(
             "messages",
@@ -150,8 +158,10 @@ def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOption
         )
     if not message.parts:
         raise invalid(f"{path}.parts", "is empty; send at least one part")
+    if message.reasoning and role is not Role.ASSISTANT:
+        raise invalid(f"{path}.reasoning", f"only ROLE_ASSISTANT has reasoning; this message is the {role.value}'s")
     parts = tuple(_part(part, role, media, f"{path}.parts[{n}]") for n, part in enumerate(message.parts))
-    return Message(role, parts)
+    return Message(role, parts, message.reasoning)
 
 
 def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: str) -> Text | Medium:
@@ -187,15 +197,17 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
 
     Args:
         options: The message.
-        defaults: The checkpoint's defaults for options that are not set.
+        defaults: Defaults for options that are not set.
         vocab_size: Size of the vocabulary; token ids are below it.
 
     Raises:
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
     """
+    recommended = defaults.recommended
+    sample = options.recommended_sampling if options.HasField("recommended_sampling") else defaults.sample
     if options.HasField("max_tokens") and options.max_tokens < 1:
         raise invalid("generation.max_tokens", "is 0 and must be at least 1")
-    temperature, top_p, top_k = 0.0, defaults.top_p, defaults.top_k
+    temperature, top_p, top_k = recommended.temperature if sample else 0.0, recommended.top_p, recommended.top_k
     if options.HasField("temperature"):
         temperature = options.temperature
         _check(0 <= temperature <= MAX_TEMPERATURE, "temperature", temperature, f"from 0 to {MAX_TEMPERATURE:g}")
@@ -204,7 +216,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         _check(0 < top_p <= 1, "top_p", top_p, "greater than 0 and at most 1")
     if options.HasField("top_k"):
         top_k = options.top_k
-    min_p, repetition_penalty = defaults.min_p, defaults.repetition_penalty
+    min_p, repetition_penalty = recommended.min_p, recommended.repetition_penalty
     if options.HasField("min_p"):
         min_p = options.min_p
         _check(0 <= min_p <= 1, "min_p", min_p, "from 0 to 1")
@@ -233,7 +245,21 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
         form=_form(options.response_format) if options.HasField("response_format") else None,
+        repetition=_repetition(options, defaults.repetition),
     )
+
+
+def _repetition(options: chat_pb2.GenerationOptions, default: RepetitionLimits | None) -> RepetitionLimits | None:
+    if not options.HasField("repetition_detection"):
+        return default
+    sent = options.repetition_detection
+    most, least, count = sent.max_pattern_size, sent.min_pattern_size or 1, sent.min_count
+    if not most:
+        return None
+    _check(most <= MAX_PATTERN_SIZE, "repetition_detection.max_pattern_size", most, f"at most {MAX_PATTERN_SIZE}")
+    _check(least <= most, "repetition_detection.min_pattern_size", least, f"at most max_pattern_size, which is {most}")
+    _check(2 <= count <= MAX_COUNT, "repetition_detection.min_count", count, f"from 2 to {MAX_COUNT}")
+    return RepetitionLimits(least, most, count)
 
 
 def _form(sent: chat_pb2.ResponseFormat) -> Form:

@@ -120,7 +120,10 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             checked_layout(sent, medium, token_count=self._decoder.prompts.token_count, path=f"layouts[{index}]")
             for index, (sent, medium) in enumerate(zip(request.layouts, media, strict=True))
         ]
-        return to_wire.count(await self._decoder.count(messages, layouts, ids=request.return_token_ids))
+        counted = await self._decoder.count(
+            messages, layouts, ids=request.return_token_ids, enable_thinking=from_wire.enable_thinking(request)
+        )
+        return to_wire.count(counted)
 
     async def GetModel(self, request: decoder_pb2.GetModelRequest, context: _Context) -> chat_pb2.Model:
         """Return the loaded model."""

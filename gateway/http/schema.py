@@ -130,6 +130,9 @@ class Message(_Json):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     refusal: StrictStr | None = None  # an assistant's, in the place of its content
+    # An assistant's: what it thought, by the name that most servers have for it, and by vLLM's.
+    reasoning_content: StrictStr | None = None
+    reasoning: StrictStr | None = None
 
 
 class StreamOptions(_Json):
@@ -182,6 +185,20 @@ def _seed(seed: int) -> int | None:
     return None if seed == -1 else seed & ((1 << 64) - 1)
 
 
+class ChatTemplateKwargs(_Json):
+    """What the chat template is told: vLLM's addition."""
+
+    enable_thinking: StrictBool | None = None
+
+
+class RepetitionDetection(_Json):
+    """When an answer is taken to run in circles: vLLM's addition."""
+
+    max_pattern_size: _Count = 0
+    min_pattern_size: _Count = 0
+    min_count: _Count = 0
+
+
 class CompletionRequest(_Json):
     """The body of a request. Ranges are the conductor's and the decoder's to check."""
 
@@ -217,6 +234,13 @@ class CompletionRequest(_Json):
     ebnf: StrictStr | None = None
     grammar: StrictStr | None = None
     json_schema: dict[str, Any] | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    include_reasoning: StrictBool | None = None
+    repetition_detection: RepetitionDetection | None = None
+    # Alibaba's name for `chat_template_kwargs.enable_thinking`.
+    enable_thinking: StrictBool | None = None
+    # Triptych's own.
+    recommended_sampling: StrictBool | None = None
     # vLLM's and transformers' way to say that the last message, the assistant's, is to be gone on with.
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None

@@ -31,7 +31,7 @@ _ROLES = {
 _DETAILS = {"low": media_pb2.DETAIL_LOW, "original": media_pb2.DETAIL_ORIGINAL}
 """Others are the request's own options, or the default."""
 
-_TRANSLATED = {"max_tokens", "top_k", "top_p", "logprobs", "stop", "response_format"}
+_TRANSLATED = {"max_tokens", "top_k", "top_p", "logprobs", "stop", "response_format", "repetition_detection"}
 """Options that JSON and wire have by one name with different meanings or types, or that are refused."""
 
 _SAME_OPTIONS = sorted(
@@ -110,6 +110,10 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
     limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     if limit is not None:
         generation.max_tokens = limit
+    if (circles := request.repetition_detection) is not None:
+        generation.repetition_detection.max_pattern_size = circles.max_pattern_size
+        generation.repetition_detection.min_pattern_size = circles.min_pattern_size
+        generation.repetition_detection.min_count = circles.min_count
     media = {field: option.value for field, option in options_of(request).items()}
     return gateway_pb2.ChatRequest(
         model=request.model or "",
@@ -118,7 +122,15 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         media=media_pb2.MediaOptions(**media) if media else None,  # type: ignore[arg-type]  # each of its field's type
         request_id=request_id,
         report_progress=bool(request.stream),
+        enable_thinking=_enable_thinking(request),
     )
+
+
+def _enable_thinking(request: CompletionRequest) -> bool | None:
+    kwargs = request.chat_template_kwargs
+    if kwargs is not None and kwargs.enable_thinking is not None:
+        return kwargs.enable_thinking
+    return request.enable_thinking
 
 
 def _message(message: Message, path: str) -> chat_pb2.Message:
@@ -130,10 +142,11 @@ def _message(message: Message, path: str) -> chat_pb2.Message:
         content = message.refusal or ("" if content is None else content)
     if content is None:
         raise invalid(f"{path}.content", "is missing")
+    reasoning = (message.reasoning_content or message.reasoning) if message.role == "assistant" else None
     if isinstance(content, str):
-        return chat_pb2.Message(role=role, parts=[chat_pb2.Part(text=content)])
+        return chat_pb2.Message(role=role, parts=[chat_pb2.Part(text=content)], reasoning=reasoning or "")
     parts = [_part(part, f"{path}.content[{j}]") for j, part in enumerate(content)]
-    return chat_pb2.Message(role=role, parts=parts)
+    return chat_pb2.Message(role=role, parts=parts, reasoning=reasoning or "")
 
 
 def _part(part: TextPart | RefusalPart | ImagePart | VideoPart, path: str) -> chat_pb2.Part:
@@ -173,6 +186,9 @@ class JsonNames:
 
     def __init__(self, request: CompletionRequest) -> None:
         self._strings = [not isinstance(message.content, list) for message in request.messages]
+        template = request.chat_template_kwargs
+        by_template = template is not None and template.enable_thinking is not None
+        self._enable_thinking = "chat_template_kwargs.enable_thinking" if by_template else "enable_thinking"
         self._max_tokens = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = form_of(request)
         self._form = "response_format" if asked is None else asked.name
@@ -180,6 +196,8 @@ class JsonNames:
 
     def __call__(self, path: str) -> str:
         """The name in the JSON; a path that is in it already stays as it is."""
+        if path == "enable_thinking":
+            return self._enable_thinking
         if path.startswith("generation."):
             return self._option(path.removeprefix("generation."))
         if re.match(r"media\b", path):

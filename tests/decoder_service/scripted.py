@@ -28,7 +28,7 @@ from serving.bundle import Bundle
 class ScriptedEngine(Engine):
     """Generates the given tokens for every request, and records the requests."""
 
-    info = EngineInfo("scripted", "none", 1, 1)
+    info = EngineInfo("scripted", "none", 1, 1, constraints=True)
     ready = True
 
     def __init__(self, drawn: Iterable[TokenDrawn] = (), *, cached_tokens: int = 0) -> None:

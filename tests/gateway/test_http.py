@@ -84,6 +84,19 @@ async def test_models(http: httpx.AsyncClient) -> None:
     assert [(model["id"], model["object"]) for model in body["data"]] == [(MODEL, "model")]
 
 
+async def test_a_model_tells_how_it_thinks_and_is_best_sampled(http: httpx.AsyncClient) -> None:
+    """As its own values, in the digits that were written."""
+    [model] = (await http.get("/v1/models")).json()["data"]
+    assert (model["thinks"], model["thinking_optional"]) == (True, False)
+    assert model["recommended_sampling"] == {
+        "temperature": 0.6,
+        "top_p": 1.0,
+        "top_k": 20,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
+
+
 async def test_a_whole_completion(http: httpx.AsyncClient) -> None:
     """Without `stream` the answer comes as one JSON object, with OpenAI's usage."""
     response = await http.post(PATH, json=HELLO, headers={"x-request-id": "mine"})
@@ -99,6 +112,7 @@ async def test_a_whole_completion(http: httpx.AsyncClient) -> None:
         "completion_tokens": 3,
         "total_tokens": 10,
         "prompt_tokens_details": {"cached_tokens": 2},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -67,13 +67,18 @@ def wait(event: threading.Event) -> None:
 
 
 def answered(
-    text: str = "A cat.", media: tuple[media_pb2.MediaLayout, ...] = (), progress: tuple[chat_pb2.Progress, ...] = ()
+    text: str = "A cat.",
+    media: tuple[media_pb2.MediaLayout, ...] = (),
+    progress: tuple[chat_pb2.Progress, ...] = (),
+    reasoning: tuple[str, ...] = (),
 ) -> Iterator[chat_pb2.ChatEvent]:
-    """The events of an answer in one delta."""
+    """The events of an answer in one delta, behind one for each piece of its reasoning."""
     started = chat_pb2.Started(request_id="r", model="m", prompt_tokens=9, media_tokens=4, media=media)
     yield chat_pb2.ChatEvent(started=started)
     for event in progress:
         yield chat_pb2.ChatEvent(progress=event)
+    for piece in reasoning:
+        yield chat_pb2.ChatEvent(delta=chat_pb2.Delta(reasoning=piece, token_ids=[0]))
     yield chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=text, token_ids=[1]))
     yield chat_pb2.ChatEvent(finished=chat_pb2.Finished(reason=chat_pb2.FINISH_REASON_STOP))
 

@@ -8,8 +8,9 @@ from google.protobuf import json_format
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text
 from decoder_service.engine import SamplingParams
 from decoder_service.output.constraint import Form
+from decoder_service.output.repetition import USUAL, RepetitionLimits
 from decoder_service.request.admission import Limits
-from decoder_service.request.generation import Generation, GenerationDefaults
+from decoder_service.request.generation import Generation, GenerationDefaults, RecommendedSampling
 from decoder_service.request.opening import Opening
 from decoder_service.rpc import from_wire
 from serving.errors import Code, ServiceError
@@ -17,18 +18,18 @@ from serving.media import media_digest
 from vlm.v1 import decoder_pb2
 
 LIMITS = Limits(context_length=100, max_prompt_media=2, max_text_bytes=1000)
-DEFAULTS = GenerationDefaults(top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.25)
+DEFAULTS = GenerationDefaults(RecommendedSampling(0.6, top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.25))
 VOCAB_SIZE = 320
 DIGEST = media_digest(b"picture")
 USER = {"role": "ROLE_USER", "parts": [{"text": "hi"}]}
 
 
-def opening(generation: dict | None = None, **fields: object) -> Opening:
+def opening(generation: dict | None = None, defaults: GenerationDefaults = DEFAULTS, **fields: object) -> Opening:
     """Check an opening given as protobuf's JSON."""
     request = json_format.ParseDict(
         {"messages": [USER], "generation": generation or {}, **fields}, decoder_pb2.GenerateOpen()
     )
-    return from_wire.opening(request, model="tiny", vocab_size=VOCAB_SIZE, defaults=DEFAULTS, limits=LIMITS)
+    return from_wire.opening(request, model="tiny", vocab_size=VOCAB_SIZE, defaults=defaults, limits=LIMITS)
 
 
 def user(*parts: dict) -> list[dict]:
@@ -63,6 +64,12 @@ REFUSED = [
     ({"messages": user({"video": {"digest": "x"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].video.digest"),
     ({"messages": [message("ROLE_SYSTEM", IMAGE), USER]}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
     ({"messages": [message("ROLE_ASSISTANT", IMAGE), USER]}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"messages": [{**USER, "reasoning": "r"}]}, Code.INVALID_ARGUMENT, "messages[0].reasoning"),
+    (
+        {"messages": [{**message("ROLE_ASSISTANT"), "reasoning": "é" * 500}, USER]},
+        Code.RESOURCE_EXHAUSTED,
+        "messages",
+    ),
     ({"requestId": "a\nb"}, Code.INVALID_ARGUMENT, "request_id"),
     ({"requestId": "a" * 129}, Code.INVALID_ARGUMENT, "request_id"),
     ({"media": {"minPixels": 0}}, Code.INVALID_ARGUMENT, "media.min_pixels"),
@@ -95,6 +102,21 @@ REFUSED = [
         {"generation": {"logitBias": {str(token): 1 for token in range(1025)}}},
         Code.INVALID_ARGUMENT,
         "generation.logit_bias",
+    ),
+    (
+        {"generation": {"repetitionDetection": {"maxPatternSize": 1025, "minCount": 2}}},
+        Code.INVALID_ARGUMENT,
+        "generation.repetition_detection.max_pattern_size",
+    ),
+    (
+        {"generation": {"repetitionDetection": {"maxPatternSize": 8, "minPatternSize": 9, "minCount": 2}}},
+        Code.INVALID_ARGUMENT,
+        "generation.repetition_detection.min_pattern_size",
+    ),
+    (
+        {"generation": {"repetitionDetection": {"maxPatternSize": 8, "minCount": 1}}},
+        Code.INVALID_ARGUMENT,
+        "generation.repetition_detection.min_count",
     ),
     ({"generation": {"logprobs": 21}}, Code.INVALID_ARGUMENT, "generation.logprobs"),
     *(
@@ -149,7 +171,7 @@ def test_a_conversation_becomes_values() -> None:
         messages=[
             message("ROLE_SYSTEM", {"text": "s"}),
             message("ROLE_USER", {"text": ""}, IMAGE, {"video": {"digest": digest}}),
-            message("ROLE_ASSISTANT", {"text": "a"}),
+            {**message("ROLE_ASSISTANT", {"text": "a"}), "reasoning": "r"},
             USER,
         ],
     )
@@ -157,7 +179,7 @@ def test_a_conversation_becomes_values() -> None:
     assert checked.messages == (
         Message(Role.SYSTEM, (Text("s"),)),
         Message(Role.USER, (Text(""), Medium(MediaKind.IMAGE, DIGEST), Medium(MediaKind.VIDEO, digest))),
-        Message(Role.ASSISTANT, (Text("a"),)),
+        Message(Role.ASSISTANT, (Text("a"),), "r"),
         Message(Role.USER, (Text("hi"),)),
     )
 
@@ -239,6 +261,44 @@ def test_unset_options_are_the_checkpoints() -> None:
     }
     drawn = SamplingParams(1.5, 0.5, 0, 7, min_p=0.25, repetition_penalty=1.5)
     assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True)
+
+
+def test_recommended_sampling_is_taken_where_it_is_asked_for() -> None:
+    """By the request, or by the server's setting if the request is silent; what a request sets itself holds."""
+    sampling = GenerationDefaults(DEFAULTS.recommended, sample=True)
+
+    def temperature(defaults: GenerationDefaults, **options: object) -> float:
+        drawn = opening(options, defaults).generation.sampling
+        assert (drawn.top_p, drawn.top_k) == (0.8, 20)
+        return drawn.temperature
+
+    assert temperature(DEFAULTS) == 0
+    assert temperature(DEFAULTS, recommendedSampling=True) == 0.6
+    assert temperature(sampling) == 0.6
+    assert temperature(sampling, recommendedSampling=False) == 0
+    assert temperature(sampling, temperature=0) == 0
+    assert temperature(DEFAULTS, recommendedSampling=True, temperature=1.5) == 1.5
+
+
+def test_circles_are_looked_for_where_it_is_asked_for() -> None:
+    """By the request, or by the server's setting, which a request can turn off."""
+    looking = GenerationDefaults(repetition=USUAL)
+    asked = {"repetitionDetection": {"maxPatternSize": 8, "minCount": 3}}
+    off: dict = {"repetitionDetection": {}}
+    assert opening().generation.repetition is None
+    assert opening({}, looking).generation.repetition == USUAL
+    assert opening(asked).generation.repetition == opening(asked, looking).generation.repetition
+    assert opening(asked).generation.repetition == RepetitionLimits(1, 8, 3)
+    assert opening(off, looking).generation.repetition is None
+
+
+def test_whether_to_think_has_three_answers() -> None:
+    """Yes, no, and as the template has it."""
+    assert [opening(**said).enable_thinking for said in ({"enableThinking": True}, {"enableThinking": False}, {})] == [
+        True,
+        False,
+        None,
+    ]
 
 
 def test_seeds_are_drawn_afresh() -> None:
