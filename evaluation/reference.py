@@ -20,7 +20,7 @@ from exporter.divergence import Asked, Graph
 from exporter.errors import ExportError, one_line
 from exporter.families.registry import open_checkpoint
 from exporter.measuring import available_memory
-from exporter.source import resolve
+from exporter.source import locate
 from serving.bundle import MANIFEST, Bundle
 
 _TOKENIZER = "tokenizer.json"
@@ -83,7 +83,10 @@ def open_reference(source: str, bundle: Bundle, *, show_progress: bool = False) 
         _check_tokens(bundle, path, reference.decoder_dir, reference.text.vocab_size)
         return BundleReference(reference)
     try:
-        checkpoint = open_checkpoint(resolve(source, revision=None, show_progress=show_progress))
+        found = locate(source, revision=None, show_progress=show_progress)
+        found.fetch_settings()
+        found.fetch_weights()
+        checkpoint = open_checkpoint(found.root)
     except ExportError as error:
         raise EvaluationError(str(error)) from error
     _check_tokens(bundle, checkpoint.root, checkpoint.root, checkpoint.config["text_config"]["vocab_size"])
