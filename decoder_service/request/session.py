@@ -235,12 +235,19 @@ class Session:
             reasoning = Reasoning(thinking.marks, opened=self._rendered.opens_reasoning)
         return Output(
             decoder.token_bytes,
-            end_tokens=decoder.model.end_tokens,
+            end_tokens=decoder.model.end_tokens | generation.stop_token_ids,
             stop=generation.stop,
             reasoning=reasoning,
             repetition=Repetition(generation.repetition) if generation.repetition else None,
             calls=ToolCalls(one=tools.one_call) if tools.offered else None,
         )
+
+    def _stop_tokens(self) -> frozenset[int]:
+        generation = self._opening.generation
+        # Only an end token may follow a complete form.
+        if generation.ignore_eos and self._constraint is None:
+            return generation.stop_token_ids
+        return generation.stop_token_ids | self._decoder.model.end_tokens
 
     def _engine_request(self, prompt: Prompt) -> EngineRequest:
         return EngineRequest(
@@ -251,7 +258,7 @@ class Session:
             media=prompt.media,
             sampling=self._opening.generation.sampling,
             max_new_tokens=self._max_tokens,
-            stop_token_ids=self._decoder.model.end_tokens,
+            stop_token_ids=self._stop_tokens(),
             inputs=prompt.inputs,
             report_progress=self._opening.report_progress,
             constraint=self._constraint,

@@ -20,6 +20,7 @@ from decoder_service.request.generation import (
     MAX_LOGIT_BIAS,
     MAX_PENALTY,
     MAX_STOP_LENGTH,
+    MAX_STOP_TOKENS,
     MAX_STOPS,
     MAX_TEMPERATURE,
     Generation,
@@ -235,6 +236,9 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         penalty = getattr(options, name)
         _check(-MAX_PENALTY <= penalty <= MAX_PENALTY, name, penalty, f"from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
     _check(options.logprobs <= MAX_LOGPROBS, "logprobs", options.logprobs, f"from 0 to {MAX_LOGPROBS}")
+    if options.HasField("max_tokens"):
+        most = options.max_tokens
+        _check(options.min_tokens <= most, "min_tokens", options.min_tokens, f"at most max_tokens, which is {most}")
     seed = options.seed if options.HasField("seed") else secrets.randbits(_SEED_BITS)
     return Generation(
         sampling=SamplingParams(
@@ -248,12 +252,15 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
             frequency_penalty=options.frequency_penalty,
             logit_bias=_logit_bias(options.logit_bias, vocab_size),
             logprobs=options.logprobs if options.HasField("logprobs") else None,
+            min_tokens=options.min_tokens,
         ),
         max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
         form=_form(options.response_format) if options.HasField("response_format") else None,
         repetition=_repetition(options, defaults.repetition),
+        stop_token_ids=_stop_tokens(options.stop_token_ids, vocab_size),
+        ignore_eos=options.ignore_eos,
     )
 
 
@@ -299,6 +306,14 @@ def _stops(stops: Sequence[str]) -> tuple[str, ...]:
                 f"generation.stop[{index}]", f"has {len(stop)} characters and must have 1 to {MAX_STOP_LENGTH}"
             )
     return tuple(stops)
+
+
+def _stop_tokens(sent: Sequence[int], vocab_size: int) -> frozenset[int]:
+    if len(sent) > MAX_STOP_TOKENS:
+        raise invalid("generation.stop_token_ids", f"has {len(sent)} tokens and may have {MAX_STOP_TOKENS}")
+    for index, token_id in enumerate(sent):
+        _check(token_id < vocab_size, f"stop_token_ids[{index}]", token_id, f"less than {vocab_size}")
+    return frozenset(sent)
 
 
 def _logit_bias(sent: Mapping[int, float], vocab_size: int) -> dict[int, float]:

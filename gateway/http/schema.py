@@ -269,6 +269,9 @@ class CompletionRequest(_Json):
     top_k: Annotated[_Integer, Field(ge=-1, lt=1 << 32)] | None = None
     seed: Annotated[_Integer, Field(ge=-(1 << 63), lt=1 << 63), AfterValidator(_seed)] | None = None
     stop: Strings | None = None
+    stop_token_ids: list[_Count] | None = None
+    min_tokens: _Count | None = None
+    ignore_eos: StrictBool | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[Annotated[int, Field(ge=0, lt=1 << 32)], float] | None = None

@@ -183,3 +183,22 @@ async def test_a_form_is_of_the_content(bundle: Bundle, prompts: PromptBuilder, 
         assert constraint is not None
         # Everything but the end of the answer.
         assert (~constraint.mask()).sum() == len(decoder.model.end_tokens) if free else constraint.mask().sum() < 10
+
+
+async def test_what_ends_an_answer(bundle: Bundle, prompts: PromptBuilder) -> None:
+    """The model's end tokens and the request's; without the former if asked, unless the answer has a form."""
+    ends = frozenset(bundle.tokens.eos)
+    form = Form("choice", '["yes"]')
+    for generation, expected in (
+        (Generation(SamplingParams()), ends),
+        (Generation(SamplingParams(), stop_token_ids=frozenset({65})), ends | {65}),
+        (Generation(SamplingParams(), stop_token_ids=frozenset({65}), ignore_eos=True), {65}),
+        (Generation(SamplingParams(), ignore_eos=True), frozenset()),
+        (Generation(SamplingParams(), ignore_eos=True, form=form), ends),
+    ):
+        engine = ScriptedEngine([TokenDrawn(65), TokenDrawn(66)])
+        events = await events_of(scripted_decoder(bundle, prompts, engine), generation)
+        assert engine.requests[0].stop_token_ids == expected
+        text = "".join(event.text for event in events if isinstance(event, Delta))
+        # A stop token has no text.
+        assert text.startswith(prompts.tokenizer.decode([65])) == (65 not in expected)

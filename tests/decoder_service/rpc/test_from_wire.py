@@ -132,6 +132,9 @@ REFUSED = [
         Code.INVALID_ARGUMENT,
         "generation.repetition_detection.min_count",
     ),
+    ({"generation": {"stopTokenIds": [1, 320]}}, Code.INVALID_ARGUMENT, "generation.stop_token_ids[1]"),
+    ({"generation": {"stopTokenIds": [1] * 65}}, Code.INVALID_ARGUMENT, "generation.stop_token_ids"),
+    ({"generation": {"minTokens": 3, "maxTokens": 2}}, Code.INVALID_ARGUMENT, "generation.min_tokens"),
     ({"generation": {"logprobs": 21}}, Code.INVALID_ARGUMENT, "generation.logprobs"),
     *(
         ({"generation": {"responseFormat": sent}}, Code.INVALID_ARGUMENT, f"generation.response_format{path}")
@@ -220,6 +223,15 @@ def test_bounds_are_within() -> None:
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (-2, 2)
     assert sampling.logit_bias == {0: -100, 319: 100}
     assert sampling.logprobs == 20
+
+
+def test_where_an_answer_may_end() -> None:
+    """Stop tokens, the fewest tokens and what is ignored arrive; unset, the model's end tokens alone end an answer."""
+    asked = opening({"stopTokenIds": [5, 319, 5], "minTokens": 2, "maxTokens": 2, "ignoreEos": True}).generation
+    assert (asked.stop_token_ids, asked.sampling.min_tokens, asked.ignore_eos) == ({5, 319}, 2, True)
+    silent = opening().generation
+    assert (silent.stop_token_ids, silent.sampling.min_tokens, silent.ignore_eos) == (frozenset(), 0, False)
+    assert opening({"minTokens": 9}).generation.max_tokens is None  # the server's default decides
 
 
 def test_no_alternatives_is_not_no_log_probabilities() -> None:
