@@ -11,6 +11,15 @@ REQUESTS = Gauge(
     "Requests inside: waiting for features, a slot or the end of their prompt, or answering.",
     ["state"],
 )
+PARKED = Gauge(
+    "triptych_parked_requests",
+    "Requests that have been begun and wait for memory of the KV cache, parked so that older ones can go on.",
+)
+PARKS = Counter(
+    "triptych_parks_total",
+    "How often a request was parked, by what became of its keys and values: copied out, or dropped and computed again.",
+    ["keys_and_values"],
+)
 PROMPT_TOKENS = Counter(
     "triptych_prompt_tokens_total", "Tokens of prompts, computed or found in the cache.", ["source"]
 )

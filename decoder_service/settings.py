@@ -45,15 +45,22 @@ class DecoderSettings(ServerSettings):
         32768,
         ge=0,
         description="Most tokens of a prompt and its answer; never more than the model's own limit, which 0 takes. "
-        "Memory for keys and values is taken per request, as much as its prompt and its answer may need.",
+        "Memory for keys and values is taken as prompt and answer grow.",
     )
     slots: int = Field(8, ge=1, le=256, description="Requests that the batch engine answers at the same time.")
     kv_cache_bytes: int = Field(
         4096 * MIB,
         ge=MIB,
         description="Memory for keys and values of the batch engine, of all requests and the prefix cache together. A "
-        "request runs when all that it may need is free, and the context is never longer than what this holds. It is "
-        "taken as it is written.",
+        "request runs when its prompt and 256 tokens fit, and takes 256 more as its answer grows; where they are not "
+        "free, the request that came last is parked until there is room. The context is never longer than what this "
+        "holds. It is taken as it is written.",
+    )
+    kv_parking_bytes: int = Field(
+        1024 * MIB,
+        ge=0,
+        description="Memory beside `kv_cache_bytes` for the keys and values of parked requests, taken only while there "
+        "are some; those that do not fit are computed again when the request goes on.",
     )
     cached_prompts: int = Field(
         8,
@@ -94,7 +101,12 @@ class DecoderSettings(ServerSettings):
         Path("~/.cache/triptych"),
         description="Where the batch engine keeps what it measured of this machine, if the bundle cannot be written.",
     )
-    default_max_tokens: int = Field(1024, ge=1, description="Length of an answer where the request names none.")
+    default_max_tokens: int = Field(
+        16384,
+        ge=1,
+        description="Most tokens of an answer whose request names no `max_tokens`. The context and the deadline may "
+        "end it before; the answer says which limit it was.",
+    )
     max_queue: int = Field(
         16, ge=0, description="Requests that may wait beside the running ones; more are refused with a retry delay."
     )

@@ -131,8 +131,8 @@ class Reason(enum.Enum):
         Code.INVALID_ARGUMENT,
         "decoder",
         "`max_tokens` is over what the prompt leaves free. The count is of the prompt as far as it was known: a medium "
-        "whose size had not come yet counts as one token.",
-        "Lower it, or leave it out.",
+        "whose size had not come yet counts as one token. Not over HTTP, where it is cut.",
+        "Lower it, leave it out, or set `clamp_max_tokens`.",
     )
     FEATURES_TOO_LARGE = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,

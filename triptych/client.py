@@ -43,7 +43,8 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     What is left out takes the server's default.
 
     Attributes:
-        max_tokens: Most tokens to write.
+        max_tokens: Most tokens to write; left out: as many as the context allows, bounded by the server.
+        clamp_max_tokens: Have `max_tokens` cut to what the prompt leaves free; otherwise more is refused.
         temperature: 0 takes the likeliest token each time; up to 2.
         top_p: Only the likeliest tokens that reach this probability together.
         top_k: Only the k likeliest tokens.
@@ -60,6 +61,7 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     """
 
     max_tokens: int
+    clamp_max_tokens: bool
     temperature: float
     top_p: float
     top_k: int

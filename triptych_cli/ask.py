@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from serving.errors import Code, ServiceError
 from serving.media import LOW, MAX_FPS, MAX_FRAMES, MAX_PIXELS
 from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
-from triptych.events import Accepted, Delta, Event, MediaLayout, Progress, Started, gather
+from triptych.events import Accepted, Delta, Event, Finished, MediaLayout, Progress, Started, gather
 from triptych.media import DETAILS, Image, Video
 from triptych.messages import user
 from triptych_cli.arguments import rate, whole
@@ -25,6 +25,14 @@ _M = TypeVar("_M", Image, Video)
 
 _MOST_TOKENS = (1 << 31) - 1
 """As many as a message can ask for; the server says how many there may be."""
+
+_CUT_BY = {
+    "server": "the server's longest answer without --max-tokens",
+    "context": "question and answer fill the context",
+    "kv_cache": "question and answer fill the server's memory for keys and values",
+    "deadline": "the time for an answer was over",
+}
+"""Limits that nobody asked for, as sentences."""
 
 
 def add_parser(commands: Any) -> None:
@@ -70,13 +78,15 @@ def _run(options: argparse.Namespace) -> None:
                 del answer["logprobs"]  # none were asked for
                 print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
                 return
-            layouts = _print_answer(events, sum(len(medium.data) for medium in media), show_progress=terminal)
+            layouts, limit = _print_answer(events, sum(len(medium.data) for medium in media), show_progress=terminal)
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # no server said it: the channel did
                 hint = "start one with `triptych up` or name another with --address"
                 raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
             raise
     if terminal:
+        if limit in _CUT_BY:
+            print(f"\x1b[2mcut off: {_CUT_BY[limit]}\x1b[0m", file=sys.stderr)  # noqa: T201
         for path, layout in zip((*options.image, *options.video), layouts, strict=False):
             if _shrunk_by_default(layout, options):
                 print(f"\x1b[2m{_remark(path, layout)}\x1b[0m", file=sys.stderr)  # noqa: T201
@@ -89,7 +99,9 @@ def _read(kind: type[_M], path: Path) -> _M:
         raise CommandError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) -> tuple[MediaLayout, ...]:
+def _print_answer(
+    events: Iterator[Event], size: int, *, show_progress: bool
+) -> tuple[tuple[MediaLayout, ...], str | None]:
     """Print the answer as it comes, with a progress bar before it.
 
     Args:
@@ -98,9 +110,10 @@ def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) ->
         show_progress: Whether there is a bar.
 
     Returns:
-        What the media became.
+        What the media became, and which limit ended the answer, if any did.
     """
     layouts: tuple[MediaLayout, ...] = ()
+    limit: str | None = None
     with ProgressBar(sys.stderr, enabled=show_progress) as bar:
         bar.show(f"uploading {_megabytes(size)}" if size else "sending")
         for event in events:
@@ -114,8 +127,10 @@ def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) ->
                 case Delta():
                     bar.close()
                     print(event.text, end="", flush=True)  # noqa: T201
+                case Finished():
+                    limit = event.limit
     print(flush=True)  # noqa: T201
-    return layouts
+    return layouts, limit
 
 
 def _megabytes(size: int) -> str:

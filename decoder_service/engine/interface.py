@@ -56,7 +56,22 @@ class FinishReason(enum.Enum):
     STOP = "stop"
     """One of the stop tokens was drawn; it is the last token."""
     LENGTH = "length"
+    """A limit was reached."""
+
+
+class Limit(enum.Enum):
+    """Which limit ended an answer."""
+
+    MAX_TOKENS = "max_tokens"
     """As many tokens as were asked for."""
+    SERVER = "server"
+    """The server's own bound on an answer whose request names none."""
+    CONTEXT = "context"
+    """Prompt and answer fill the context."""
+    KV_CACHE = "kv_cache"
+    """Prompt and answer fill the memory for keys and values."""
+    DEADLINE = "deadline"
+    """The time of the request was over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +159,15 @@ class TokenDrawn:
 
 @dataclass(frozen=True)
 class EngineFinished:
-    """The last event."""
+    """The last event.
+
+    Attributes:
+        reason: Why the answer ended.
+        limit: Which limit it was, where that is not `max_new_tokens`.
+    """
 
     reason: FinishReason
+    limit: Limit | None = None
 
 
 EngineEvent = Prefilling | Prefilled | TokenDrawn | EngineFinished

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from decoder_service.engine import Limit
+from decoder_service.request.generation import Generation
 from serving.errors import Reason, invalid, overloaded, too_large
 
 _SHORTEST_RETRY = 1.0
@@ -21,19 +23,21 @@ class Limits:
 
     Attributes:
         context_length: Most tokens of a prompt and its answer.
-        default_max_tokens: Length of an answer where the request names none.
+        default_max_tokens: Most tokens of an answer where the request names no bound.
         max_prompt_media: Images and videos in one conversation.
         max_text_bytes: Text of one conversation, in UTF-8 bytes.
         max_feature_bytes: Features, in bytes of float32.
         media_timeout: Seconds to wait for all features.
+        context_limit: What an answer is told that fills `context_length`: whether memory made it so short.
     """
 
     context_length: int
-    default_max_tokens: int = 1024
+    default_max_tokens: int = 16384
     max_prompt_media: int = 64
     max_text_bytes: int = 2 << 20
     max_feature_bytes: int = 512 << 20
     media_timeout: float = 300.0
+    context_limit: Limit = Limit.CONTEXT
 
 
 class Place:
@@ -130,7 +134,7 @@ def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) 
 
     Args:
         prompt_tokens: Tokens of the prompt, as far as they are known.
-        max_tokens: Length of the answer, where the request names it.
+        max_tokens: Most tokens of the answer, where they must fit.
         context_length: Most tokens of both.
 
     Returns:
@@ -153,7 +157,21 @@ def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) 
         raise invalid(
             "generation.max_tokens",
             f"is {max_tokens}; the prompt, of at least {prompt_tokens} tokens, leaves at most {free} of the context of "
-            f"{context_length}",
+            f"{context_length}; clamp_max_tokens has it cut to that",
             reason=Reason.MAX_TOKENS_TOO_LARGE,
         )
     return free
+
+
+def answer_bound(generation: Generation, free: int, limits: Limits) -> tuple[int, Limit]:
+    """Most tokens of an answer, and which limit it is that it meets there.
+
+    Args:
+        generation: What was asked for.
+        free: Tokens that the prompt leaves free.
+        limits: What a request may take.
+    """
+    bound, limit = generation.max_tokens, Limit.MAX_TOKENS
+    if bound is None:
+        bound, limit = limits.default_max_tokens, Limit.SERVER
+    return (bound, limit) if bound <= free else (free, limits.context_limit)

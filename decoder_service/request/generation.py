@@ -28,12 +28,19 @@ class Generation:
         max_tokens: Most tokens to write; None takes the server's default, cut to what the context leaves free.
         stop: Strings before which the answer ends.
         return_prompt_token_ids: Whether the client wants the prompt's ids.
+        clamp_max_tokens: Whether `max_tokens` may be cut to what the context leaves free, and is not refused.
     """
 
     sampling: SamplingParams
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     return_prompt_token_ids: bool = False
+    clamp_max_tokens: bool = False
+
+    @property
+    def must_fit(self) -> int | None:
+        """Tokens of the answer that must fit the context behind the prompt, where there is such a demand."""
+        return None if self.clamp_max_tokens else self.max_tokens
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class FeatureIntake:
         decoder: What is loaded.
         rendered: The conversation.
         encoder_dtype: Type that the encoder computes in, as `Opening.encoder_dtype`.
-        max_tokens: Length of the answer, where the request names it.
+        max_tokens: Tokens of the answer that must fit beside the prompt, as `Generation.must_fit`.
         place: What the request has been granted; bytes are taken from it.
 
     Raises:

@@ -9,17 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from decoder_service.chat import Layout
-from decoder_service.engine import EngineFinished, EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
+from decoder_service.engine import (
+    EngineEvent,
+    EngineFinished,
+    EngineRequest,
+    FinishReason,
+    Limit,
+    Prefilled,
+    Prefilling,
+    TokenDrawn,
+)
 from decoder_service.engine.supervisor import not_ready
 from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
 from decoder_service.output.pipeline import Delta, Output
-from decoder_service.request.admission import check_room
+from decoder_service.request.admission import answer_bound, check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
@@ -39,6 +49,7 @@ class Started:
         media_tokens: Rows of features among them.
         prompt_token_ids: The ids, where they were asked for.
         layouts: One for each medium, in order.
+        max_tokens: Most tokens that the answer will have.
     """
 
     request_id: str
@@ -47,6 +58,7 @@ class Started:
     media_tokens: int
     prompt_token_ids: tuple[int, ...]
     layouts: tuple[Layout, ...]
+    max_tokens: int
 
 
 class Stage(enum.Enum):
@@ -93,11 +105,19 @@ class Timings:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event."""
+    """The last event.
+
+    Attributes:
+        reason: Why the answer ended.
+        usage: What was counted.
+        timings: Where the time went.
+        limit: Which limit ended it, where the reason is LENGTH.
+    """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
+    limit: Limit | None = None
 
 
 Event = Started | StageProgress | Delta | Finished
@@ -133,6 +153,7 @@ class Session:
         self.intake = intake
         self._prompt: Prompt | None = None
         self._max_tokens = 0
+        self._limit = Limit.MAX_TOKENS
 
     async def start(self) -> Started:
         """Lay the prompt out. Once `intake` has all layouts, be the features there or not.
@@ -144,8 +165,8 @@ class Session:
         layouts = self.intake.layouts()
         keys = [media_key(layout.medium, self.intake.encoder) for layout in layouts]
         prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts, keys)
-        free = check_room(len(prompt.token_ids), generation.max_tokens, decoder.limits.context_length)
-        self._max_tokens = generation.max_tokens or min(decoder.limits.default_max_tokens, free)
+        free = check_room(len(prompt.token_ids), generation.must_fit, decoder.limits.context_length)
+        self._max_tokens, self._limit = answer_bound(generation, free, decoder.limits)
         return Started(
             self._opening.request_id,
             decoder.model.id,
@@ -153,13 +174,18 @@ class Session:
             prompt.media_tokens,
             prompt.token_ids if generation.return_prompt_token_ids else (),
             layouts,
+            self._max_tokens,
         )
 
-    async def events(self, arriving: asyncio.Task[None] | None = None) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, arriving: asyncio.Task[None] | None = None, *, until: float = math.inf
+    ) -> AsyncGenerator[Event, None]:
         """The answer. After `start`. Closing the generator frees the engine.
 
         Args:
             arriving: Whoever feeds `intake`, where it is not complete; done when it is.
+            until: When an answer that has been begun is to end, by the event loop's clock. What is written by then is
+                an answer; before the first token there is none, and this is of no account.
 
         Raises:
             ServiceError: From the engine, or what `arriving` raises.
@@ -175,8 +201,8 @@ class Session:
             contextlib.aclosing(decoder.engine.generate(self._engine_request(prompt))) as engine_events,
             contextlib.aclosing(beside(engine_events, arriving)) as events,
         ):
-            async for event in events:
-                match event:
+            while True:
+                match event := await _next(events, until if tally.begun else math.inf):
                     case None:
                         if queued:
                             yield StageProgress(Stage.QUEUED)
@@ -190,10 +216,11 @@ class Session:
                         for delta in output.push(event):
                             yield delta
                         if output.stopped:
-                            tally.reason = FinishReason.STOP
                             break
                     case EngineFinished():
-                        tally.reason = event.reason
+                        if event.reason is FinishReason.LENGTH:
+                            tally.limit = event.limit or self._limit
+                        break
         for delta in output.finish():
             yield delta
         yield tally.finish()
@@ -228,7 +255,13 @@ class _Tally:
         self._arrived = self._first = self._last = arrived
         self._prefilled = Prefilled(0.0, 0.0)
         self._drawn = 0
-        self.reason = FinishReason.LENGTH
+        self.limit: Limit | None = None
+        """Which limit ended the answer, if any did."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether a token has come."""
+        return self._drawn > 0
 
     def prefill(self, prefilled: Prefilled) -> None:
         """The prompt has been read."""
@@ -250,10 +283,24 @@ class _Tally:
         self._progress.finished(self._drawn, decode_seconds)
         prefilled, prompt = self._prefilled, self._prompt
         return Finished(
-            self.reason,
+            FinishReason.STOP if self.limit is None else FinishReason.LENGTH,
             Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens),
             Timings(prefilled.queue_seconds, prefilled.prefill_seconds, decode_seconds, self._first - self._arrived),
+            self.limit,
         )
+
+
+async def _next(events: AsyncGenerator[EngineEvent | None, None], until: float) -> EngineEvent | None:
+    """The next event; where none comes by that time, the answer is at its end."""
+    if until == math.inf:
+        return await anext(events)
+    try:
+        if asyncio.get_running_loop().time() >= until:  # also where there is no waiting
+            raise TimeoutError
+        async with asyncio.timeout_at(until):
+            return await anext(events)
+    except TimeoutError:
+        return EngineFinished(FinishReason.LENGTH, Limit.DEADLINE)
 
 
 @contextlib.asynccontextmanager
@@ -273,5 +320,5 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
         raise not_ready()
     with decoder.admission.enter() as place, Progress() as progress:
         rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
-        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
+        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.must_fit, place)
         yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress)

@@ -235,6 +235,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
+        clamp_max_tokens=options.clamp_max_tokens,
     )
 
 

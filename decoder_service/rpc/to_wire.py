@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decoder_service.chat import Layout
-from decoder_service.engine import FinishReason
+from decoder_service.engine import FinishReason, Limit
 from decoder_service.output.logprobs import ScoredToken
 from decoder_service.output.pipeline import Delta
 from decoder_service.request.decoder import Decoder, PromptCount
@@ -16,6 +16,14 @@ _REASONS = {
     FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
 }
 
+_LIMITS = {
+    None: chat_pb2.FINISH_LIMIT_UNSPECIFIED,
+    Limit.MAX_TOKENS: chat_pb2.FINISH_LIMIT_MAX_TOKENS,
+    Limit.SERVER: chat_pb2.FINISH_LIMIT_SERVER,
+    Limit.CONTEXT: chat_pb2.FINISH_LIMIT_CONTEXT,
+    Limit.KV_CACHE: chat_pb2.FINISH_LIMIT_KV_CACHE,
+    Limit.DEADLINE: chat_pb2.FINISH_LIMIT_DEADLINE,
+}
 
 _STAGES = {Stage.QUEUED: chat_pb2.STAGE_QUEUED, Stage.PREFILL: chat_pb2.STAGE_PREFILL}
 
@@ -46,6 +54,7 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
                 media_tokens=value.media_tokens,
                 prompt_token_ids=value.prompt_token_ids,
                 media=map(_layout, value.layouts),
+                max_tokens=value.max_tokens,
             )
         )
     if isinstance(value, StageProgress):
@@ -54,6 +63,7 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
     return chat_pb2.ChatEvent(
         finished=chat_pb2.Finished(
             reason=_REASONS[value.reason],
+            limit=_LIMITS[value.limit],
             usage=chat_pb2.Usage(
                 prompt_tokens=value.usage.prompt_tokens,
                 completion_tokens=value.usage.completion_tokens,
@@ -107,4 +117,5 @@ def model(decoder: Decoder) -> chat_pb2.Model:
         video=True,
         precision=decoder.model.precision,
         encoder_fingerprint=decoder.model.encoder_fingerprint,
+        default_max_tokens=decoder.limits.default_max_tokens,
     )

@@ -17,7 +17,7 @@ from gateway.http.completions import Completion
 from gateway.http.errors import status_of
 from gateway.http.schema import CompletionRequest
 from gateway.http.stream import EventStream, Pace
-from gateway.http.translate import JsonNames, parse, to_chat
+from gateway.http.translate import JsonNames, asked_tokens, parse, to_chat
 from gateway.retry import Deadline
 from serving.errors import Reason, ServiceError, too_large
 from serving.tasks import run_until
@@ -90,13 +90,14 @@ class _Answer:
         self._stream = bool(request.stream)
         self._include_usage = request.stream_options is not None and request.stream_options.include_usage
         self._logprobs = bool(request.logprobs)
+        self._max_tokens = asked_tokens(request)
         self._names = JsonNames(request)
         self._events = events
         self._pace = pace
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Raises ServiceError where it fails before any of it was sent."""
-        completion = Completion(scope["request_id"], logprobs=self._logprobs)
+        completion = Completion(scope["request_id"], logprobs=self._logprobs, max_tokens=self._max_tokens)
         async with contextlib.aclosing(self._events) as events:
             if self._stream:
                 stream = EventStream(send, self._pace, self._names)

@@ -114,9 +114,10 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         generation.logprobs = request.top_logprobs or 0
     if request.top_k is not None:
         generation.top_k = max(request.top_k, 0)  # -1 is vLLM's way to say that there is no limit
-    limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    limit = asked_tokens(request)
     if limit is not None:
         generation.max_tokens = limit
+        generation.clamp_max_tokens = True  # OpenAI's is an upper bound, and tools send any large number
     media = {field: option.value for field, option in options_of(request).items()}
     return gateway_pb2.ChatRequest(
         model=request.model,
@@ -126,6 +127,11 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         request_id=request_id,
         report_progress=bool(request.stream),
     )
+
+
+def asked_tokens(request: CompletionRequest) -> int | None:
+    """Most tokens of the answer, where the request names a bound."""
+    return request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
 
 
 def _message(message: Message, path: str) -> chat_pb2.Message:

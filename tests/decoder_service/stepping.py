@@ -13,7 +13,7 @@ from decoder_service.engine import EngineEvent, EngineFinished, EngineRequest, P
 from decoder_service.engine.batching.kv import KvCache
 from decoder_service.engine.batching.pace import Curve, Pace, Speed
 from decoder_service.engine.batching.scheduler import Scheduler
-from decoder_service.engine.batching.slots import Slots
+from decoder_service.engine.batching.slots import GROWTH, Slots
 from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.model import Model, Piece, Step
 from decoder_service.engine.onnx.runner import Runner
@@ -103,6 +103,8 @@ class Stepping:
         caches: Finished requests that are kept beside those in free slots; None: no cache.
         rooms: Tokens to read in each step.
         budget: Tokens in memory.
+        parking: Tokens that are kept of parked requests.
+        growth: Tokens in a step of memory.
     """
 
     def __init__(
@@ -114,6 +116,8 @@ class Stepping:
         caches: int | None = None,
         rooms: Sequence[int] = (10_000,),
         budget: int = 100_000,
+        parking: int = 0,
+        growth: int = GROWTH,
     ) -> None:
         text = bundle.text
         rows = slots + (caches or 0)
@@ -126,7 +130,15 @@ class Stepping:
             dtype=runner.cache_dtype,
         )
         runner.use(self.cache.buffers)
-        self.slots = Slots(self.cache, rows=rows, running=slots, budget=budget, caching=caches is not None)
+        self.slots = Slots(
+            self.cache,
+            rows=rows,
+            running=slots,
+            budget=budget,
+            caching=caches is not None,
+            parking=parking,
+            growth=growth,
+        )
         self.model = Watched(runner)
         self._shape = runner.shape
         self.answers: dict[Job, Answer] = {}

@@ -119,6 +119,7 @@ def test_options_have_their_places_in_the_request() -> None:
     """Every option of a chat goes to its own field, and one that is left out stays unset."""
     generation: dict[str, Any] = {
         "max_tokens": 1,
+        "clamp_max_tokens": True,
         "temperature": 0.5,
         "top_p": 0.25,
         "top_k": 2,

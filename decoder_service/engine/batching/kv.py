@@ -18,6 +18,10 @@ from numpy.typing import DTypeLike, NDArray
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
+Saved = tuple[NDArray[Any], ...]
+"""A row's first tokens outside the cache: [heads, tokens, width] of each of its buffers."""
+
+
 class KvCache:
     """Buffers [rows, heads, length, width], two for each layer: keys, then values.
 
@@ -50,6 +54,19 @@ class KvCache:
         """Copy the first `count` tokens of one row into another."""
         for buffer in self.buffers:
             buffer[target, :, :count] = buffer[source, :, :count]
+
+    def save(self, row: int, count: int) -> Saved:
+        """Copy the first `count` tokens of a row out of the buffers.
+
+        Raises:
+            MemoryError: There is no memory for the copy.
+        """
+        return tuple(buffer[row, :, :count].copy() for buffer in self.buffers)
+
+    def restore(self, saved: Saved, row: int) -> None:
+        """Copy into a row what was saved of the same or another one."""
+        for buffer, kept in zip(self.buffers, saved, strict=True):
+            buffer[row, :, : kept.shape[1]] = kept
 
     def swap(self, one: int, other: int, *, lengths: tuple[int, int]) -> None:
         """Exchange two rows, of which the first has `lengths[0]` tokens and the second `lengths[1]`."""

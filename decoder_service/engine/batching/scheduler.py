@@ -1,6 +1,7 @@
 """Who is worked on next. Pure: it knows slots and numbers of tokens, and runs nothing.
 
 waiting ── first come, first served ──▶ prefilling (its prompt, in chunks) ──▶ decoding (a token each step) ──▶ gone
+                                            └────────── parked, while memory is short ──────────┘
 
 A prompt is read to its end before the next one is begun, unless it is longer than a step has room for: then the next
 one is begun beside it, and chunks go in turns to the prompt with the fewest tokens left and to the oldest. So a short
@@ -10,6 +11,11 @@ yet holds up those behind it: small ones that overtook it again and again would 
 A prompt whose features have not all come is read ahead, as far as they have, where that is wanted and there is a place.
 It holds up nobody: those behind it pass, and where one of them lacks a place, it gives its own up and waits again where
 it stood. What was computed of it stays as a cache while there is room.
+
+An answer takes memory in steps as it grows. Where there is none, caches give way, then prompts that wait for features,
+then the request that came last is parked: it leaves its slot. Nobody is begun while anybody is parked, and of the
+parked the one that came first goes on first, as soon as it fits. So everybody who runs came before everybody who is
+parked, the oldest of all is never parked, and no two wait for each other.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from decoder_service.engine.batching.prefix import Content, common_prefix
-from decoder_service.engine.batching.slots import SHORTEST_MATCH, Slot, Slots
+from decoder_service.engine.batching.slots import SHORTEST_MATCH, Parked, Slot, Slots
 
 LEAST_AHEAD = 64
 """Fewer tokens of a prompt that is not all there yet are not worth a run of their own: it reads all weights."""
@@ -38,6 +44,8 @@ class Task:
         slot: Where it lies, once it runs.
         cached: Tokens of the prompt that were computed for others, once it has been begun.
         read: Tokens of the prompt that were computed when it gave its slot up.
+        parked: What is left of it while it is parked.
+        grown: Tokens that it had when it was parked last; 0 where it never was.
         number: Its place in the order of arrival.
     """
 
@@ -47,6 +55,8 @@ class Task:
     slot: Slot | None = None
     cached: int | None = None
     read: int = 0
+    parked: Parked | None = None
+    grown: int = 0
     number: int = 0
 
     @property
@@ -108,18 +118,23 @@ class Scheduler(Generic[T]):
         self._prefilling: list[T] = []  # the oldest first
         self._shortest_next = True
         self._decoding: list[T] = []
+        self._parked: list[T] = []  # the oldest first
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do until a request or features come."""
-        return (
-            not self._decoding and not any(self.able(task) for task in self._prefilling) and self._next_begun() is None
-        )
+        busy = self._decoding or self._parked or any(self.able(task) for task in self._prefilling)
+        return not busy and self._next_begun() is None
 
     @property
     def tasks(self) -> list[T]:
         """All that are here."""
-        return [*self._decoding, *self._prefilling, *self._waiting]
+        return [*self._decoding, *self._prefilling, *self._parked, *self._waiting]
+
+    @property
+    def parked(self) -> list[T]:
+        """Those that have been begun and wait for memory, the oldest first."""
+        return list(self._parked)
 
     @property
     def decoding(self) -> list[T]:
@@ -130,6 +145,8 @@ class Scheduler(Generic[T]):
     def readable(self) -> int:
         """How many have a prompt to be read and a place, or a place to come to."""
         reading = sum(self.able(task) > 0 for task in self._prefilling)
+        if self._parked:
+            return reading
         places = self._slots.free + len(self._prefilling) - reading
         return reading + min(sum(self.able(task) > 0 for task in self._waiting), places)
 
@@ -144,6 +161,55 @@ class Scheduler(Generic[T]):
         """A request comes."""
         task.number = next(self._numbers)
         self._waiting.append(task)
+
+    def make_room(self) -> list[T]:
+        """See to it that each answer has memory for its next token, and let parked requests go on that fit again.
+
+        Returns:
+            Those that have none though nobody else runs. They are still here: whoever calls ends them.
+        """
+        full = []
+        for task in sorted(self._decoding, key=_arrival):
+            while task.slot is not None and task.slot.length == task.slot.reserved:
+                if self._slots.grow(task.slot, task.need):
+                    continue
+                stalled = self._stalled
+                running = [*self._decoding, *self._prefilling]
+                if stalled:
+                    self._give_up(stalled[-1])
+                elif len(running) > 1:
+                    self._park(max(running, key=_arrival))
+                else:
+                    full.append(task)
+                    break
+        self._resume()
+        return full
+
+    def _park(self, task: T) -> None:
+        """Take a request's slot, and let it go on later."""
+        task.grown = max(task.grown, task.place.length, len(task.prompt))
+        task.parked = self._slots.park(task.place)
+        task.slot = None
+        (self._decoding if task in self._decoding else self._prefilling).remove(task)
+        bisect.insort(self._parked, task, key=_arrival)
+
+    def _resume(self) -> None:
+        """Let parked requests go on where they fit, the oldest first; prompts that wait for features give way."""
+        while self._parked:
+            task = self._parked[0]
+            stalled = self._stalled
+            if task.parked is None or not self._slots.fits(
+                task.grown, task.need, without=[other.place for other in stalled]
+            ):
+                return
+            while (slot := self._slots.resume(task.parked, task.grown, task.need)) is None:
+                self._give_up(stalled.pop())
+            self._parked.remove(task)
+            task.slot, task.parked = slot, None
+            if slot.length < len(task.prompt):
+                bisect.insort(self._prefilling, task, key=_arrival)
+            else:
+                self._decoding.append(task)
 
     def next_chunk(self, room: int) -> Chunk[T] | None:
         """What to read next, or None where nobody can be read, nobody fits, or there is no room.
@@ -180,6 +246,8 @@ class Scheduler(Generic[T]):
 
         Such a one is begun as well, but only where it need not wait for anything, and nobody gives anything up for it.
         """
+        if self._parked:
+            return None
         for task in self._waiting:
             if not self.able(task):
                 continue
@@ -187,9 +255,10 @@ class Scheduler(Generic[T]):
             before = [other for other in self._prefilling if self.able(other) or not task.whole]
             held = any(_comes_after(other, task) for other in before)
             if task.whole:
-                fits = self._slots.fits(task.need, without=[other.place for other in self._stalled])
+                stalled = [other.place for other in self._stalled]
+                fits = self._slots.fits(len(task.prompt), task.need, without=stalled)
                 return task if fits and not held else None
-            if not held and self._slots.fits(task.need):
+            if not held and self._slots.fits(len(task.prompt), task.need):
                 return task
         return None
 
@@ -204,7 +273,7 @@ class Scheduler(Generic[T]):
         task.read = task.place.length
         self._slots.finish(task.place, task.prompt)
         task.slot = None
-        bisect.insort(self._waiting, task, key=lambda waiting: waiting.number)
+        bisect.insort(self._waiting, task, key=_arrival)
 
     def _next(self, ready: Sequence[T]) -> T:
         """Whose chunk is next: in turns the prompt that is read soonest, and the oldest."""
@@ -246,11 +315,20 @@ class Scheduler(Generic[T]):
             self._prefilling.remove(task)
         elif task in self._decoding:
             self._decoding.remove(task)
+        elif task in self._parked:
+            self._parked.remove(task)
         elif task in self._waiting:
             self._waiting.remove(task)
+        if task.parked is not None:
+            self._slots.forget(task.parked)
+            task.parked = None
         if task.slot is not None:
             self._slots.finish(task.slot, content)
             task.slot = None
+
+
+def _arrival(task: Task) -> int:
+    return task.number
 
 
 def _comes_after(reading: Task, waiting: Task) -> bool:

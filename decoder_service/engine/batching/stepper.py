@@ -23,6 +23,7 @@ from decoder_service.engine.interface import (
     EngineFinished,
     EngineRequest,
     FinishReason,
+    Limit,
     Prefilled,
     Prefilling,
     TokenDrawn,
@@ -31,6 +32,7 @@ from decoder_service.engine.media import check_spans, readable, rows_before
 from decoder_service.engine.model import Model, Piece, Shape, Step
 from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from decoder_service.engine.supervisor import failed
+from decoder_service.metrics import PARKED, PARKS
 from serving.errors import ServiceError
 
 log = structlog.get_logger()
@@ -91,6 +93,11 @@ class Job(Task):
             since=queued_at,
         )
 
+    @property
+    def behind(self) -> bool:
+        """Whether tokens of its answer are computed again, after it was parked: the one that follows is known."""
+        return self.place.length - len(self.prompt) < len(self.answer)
+
     def begin(self, now: float) -> None:
         """Its first chunk is being read."""
         if self.started_at is None:
@@ -147,6 +154,7 @@ class Stepper:
         self._pace = pace
         self._shape = shape
         self._room = 0  # tokens of prompts that this step may still read
+        PARKED.set(0)
 
     @property
     def idle(self) -> bool:
@@ -185,13 +193,26 @@ class Stepper:
     def cancel(self, job: Job) -> None:
         """A request is called off. What was computed of it serves those that begin alike."""
         self._scheduler.remove(job, _content(job))
+        PARKED.set(len(self._scheduler.parked))
 
     def decode(self) -> None:
         """The first half of a step: a token for every answer and, in the same run, a chunk of a prompt."""
+        self._make_room()
         decoding = len(self._scheduler.decoding)
         self._room = self._pace.room(decoding, self._scheduler.readable)
         if decoding:
             self._step(self._scheduler.next_chunk(self._room), decode=True)
+
+    def _make_room(self) -> None:
+        """Memory for the next token of every answer. An answer that is alone and has none ends."""
+        before = self._scheduler.parked
+        for job in self._scheduler.make_room():
+            self._end(job, FinishReason.LENGTH, Limit.KV_CACHE)
+        parked = self._scheduler.parked
+        for job in parked:
+            if job not in before and job.parked is not None:
+                PARKS.labels("copied" if job.parked.saved is not None else "dropped").inc()
+        PARKED.set(len(parked))
 
     def prefill(self) -> None:
         """The second half: as much more of the prompts as there is time for."""
@@ -229,19 +250,23 @@ class Stepper:
     def _postprocess(self, batch: _Batch, logits: NDArray[np.float32], started: float) -> None:
         """Note what was computed, and draw the tokens that follow it."""
         self._scheduler.decoded(batch.decoding)
-        drawing = list(batch.decoding)
+        computed = list(batch.decoding)
         if batch.chunk is not None:
             job = batch.chunk.task
             job.begin(started)
             self._scheduler.prefilled(batch.chunk)
             if batch.chunk.completes:
-                job.emit(job.prefilled(time.perf_counter()))
-                drawing.append(job)
+                if not job.answer:
+                    job.emit(job.prefilled(time.perf_counter()))
+                computed.append(job)
             else:
                 job.since = time.perf_counter()
-                if job.request.report_progress:
+                if job.request.report_progress and not job.answer:
                     job.emit(Prefilling(batch.chunk.stop, len(job.prompt)))
-        for job, drawn in zip(drawing, draw([job.sampler for job in drawing], logits[: len(drawing)]), strict=True):
+        rows = [row for row, job in enumerate(computed) if not job.behind]
+        drawing = [computed[row] for row in rows]
+        logits = logits[rows] if len(rows) < len(computed) else logits[: len(rows)]
+        for job, drawn in zip(drawing, draw([job.sampler for job in drawing], logits), strict=True):
             if isinstance(drawn, NotDrawn):
                 self._fail(job, drawn.why)
             else:
@@ -262,13 +287,15 @@ class Stepper:
     def _append(self, job: Job, drawn: TokenDrawn) -> None:
         job.answer.append(drawn.token_id)
         request = job.request
-        stopped = drawn.token_id in request.stop_token_ids
-        ended = stopped or len(job.answer) == request.max_new_tokens
-        if ended:
-            self._scheduler.remove(job, _content(job))
         job.emit(drawn)
-        if ended:
-            job.emit(EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
+        if drawn.token_id in request.stop_token_ids:
+            self._end(job, FinishReason.STOP)
+        elif len(job.answer) == request.max_new_tokens:
+            self._end(job, FinishReason.LENGTH)
+
+    def _end(self, job: Job, reason: FinishReason, limit: Limit | None = None) -> None:
+        self._scheduler.remove(job, _content(job))
+        job.emit(EngineFinished(reason, limit))
 
     def _fail(self, job: Job, why: str) -> None:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
@@ -278,11 +305,14 @@ class Stepper:
 
 def _next_tokens(row: int, jobs: Sequence[Job]) -> Step:
     """The next token of each of those who answer, who lie in neighbouring rows from `row` on."""
+    answered = [job.place.length - len(job.prompt) for job in jobs]
     return Step(
         first_slot=row,
         lengths=np.array([job.place.length for job in jobs], np.int64),
-        token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
-        positions=np.array([job.request.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
+        token_ids=np.array([job.answer[at] for job, at in zip(jobs, answered, strict=True)], np.int32),
+        positions=np.array(
+            [job.request.positions[0, -1] + at for job, at in zip(jobs, answered, strict=True)], np.int64
+        ),
     )
 
 

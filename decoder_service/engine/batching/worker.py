@@ -44,6 +44,7 @@ class BatchConfig:
         slots: Requests that run at once.
         context_length: Most tokens of a prompt and its answer.
         kv_bytes: Memory for keys and values, of running requests and of caches together.
+        parking_bytes: Memory beside it for those of parked requests; without it they are computed again.
         chunk_tokens: Most tokens of a prompt in one step.
         stall: While requests answer: how much longer a step may take because it also reads, in steps that only
             answer, for each prompt that could be read.
@@ -60,6 +61,7 @@ class BatchConfig:
     slots: int = 8
     context_length: int = 32768
     kv_bytes: int = 4 << 30
+    parking_bytes: int = 1 << 30
     chunk_tokens: int = 512
     stall: float = 0.5
     read_ahead: Literal["auto", "on", "off"] = "auto"
@@ -143,6 +145,7 @@ class Worker:
             running=config.slots,
             budget=budget,
             caching=config.cached_prompts > 0,
+            parking=config.parking_bytes // cache.bytes_per_token,
         )
         self._shape = runner.shape
         scheduler = Scheduler[Job](slots, read_ahead=config.read_ahead == "on")

@@ -93,7 +93,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """The model ended its turn, or a stop string appeared."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """`max_tokens` were written, or the context was full."""
+    """A limit was reached: Finished.limit tells which."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
     """The model called a tool."""
 
@@ -104,10 +104,50 @@ FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """The model ended its turn, or a stop string appeared."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""`max_tokens` were written, or the context was full."""
+"""A limit was reached: Finished.limit tells which."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
 """The model called a tool."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
+
+class _FinishLimit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FinishLimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishLimit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINISH_LIMIT_UNSPECIFIED: _FinishLimit.ValueType  # 0
+    """None: the answer ended by itself."""
+    FINISH_LIMIT_MAX_TOKENS: _FinishLimit.ValueType  # 1
+    """The request's own `max_tokens` were written."""
+    FINISH_LIMIT_SERVER: _FinishLimit.ValueType  # 2
+    """The request named no `max_tokens`, and the server's default was written."""
+    FINISH_LIMIT_CONTEXT: _FinishLimit.ValueType  # 3
+    """Prompt and answer fill the context."""
+    FINISH_LIMIT_KV_CACHE: _FinishLimit.ValueType  # 4
+    """Prompt and answer fill the server's memory for keys and values, which is shorter than the context would be."""
+    FINISH_LIMIT_DEADLINE: _FinishLimit.ValueType  # 5
+    """The deadline was near: what had been written by then is the answer. Before its first token the request fails with
+    DEADLINE_EXCEEDED instead.
+    """
+
+class FinishLimit(_FinishLimit, metaclass=_FinishLimitEnumTypeWrapper):
+    """Which limit ended an answer."""
+
+FINISH_LIMIT_UNSPECIFIED: FinishLimit.ValueType  # 0
+"""None: the answer ended by itself."""
+FINISH_LIMIT_MAX_TOKENS: FinishLimit.ValueType  # 1
+"""The request's own `max_tokens` were written."""
+FINISH_LIMIT_SERVER: FinishLimit.ValueType  # 2
+"""The request named no `max_tokens`, and the server's default was written."""
+FINISH_LIMIT_CONTEXT: FinishLimit.ValueType  # 3
+"""Prompt and answer fill the context."""
+FINISH_LIMIT_KV_CACHE: FinishLimit.ValueType  # 4
+"""Prompt and answer fill the server's memory for keys and values, which is shorter than the context would be."""
+FINISH_LIMIT_DEADLINE: FinishLimit.ValueType  # 5
+"""The deadline was near: what had been written by then is the answer. Before its first token the request fails with
+DEADLINE_EXCEEDED instead.
+"""
+Global___FinishLimit: _TypeAlias = FinishLimit  # noqa: Y015
 
 @_typing.final
 class Message(_message.Message):
@@ -383,8 +423,11 @@ class GenerationOptions(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     RETURN_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CLAMP_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Most tokens to write. 1 to the context that the prompt leaves free; unset: the server's default, cut to that."""
+    """Most tokens to write. 1 to the context that the prompt leaves free, unless `clamp_max_tokens` is set. Unset: as many as
+    the context leaves free, but no more than the server's default (Model.default_max_tokens).
+    """
     temperature: _builtins.float
     """0 takes the likeliest token each time (greedy); up to 2 flattens. Default 0, whatever the checkpoint recommends:
     an answer is repeatable unless another is asked for.
@@ -415,6 +458,10 @@ class GenerationOptions(_message.Message):
     """
     return_prompt_token_ids: _builtins.bool
     """Ask for `Started.prompt_token_ids`."""
+    clamp_max_tokens: _builtins.bool
+    """Have `max_tokens` cut to the context that the prompt leaves free. Otherwise more is INVALID_ARGUMENT
+    (MAX_TOKENS_TOO_LARGE). Started.max_tokens tells what it was cut to.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The answer ends before the first of these strings, which is not part of it. At most 16, each 1 to 256 characters."""
@@ -444,10 +491,11 @@ class GenerationOptions(_message.Message):
         logprobs: _builtins.int | None = ...,
         response_format: Global___ResponseFormat | None = ...,
         return_prompt_token_ids: _builtins.bool = ...,
+        clamp_max_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "return_prompt_token_ids", b"return_prompt_token_ids", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "clamp_max_tokens", b"clamp_max_tokens", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "return_prompt_token_ids", b"return_prompt_token_ids", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -506,6 +554,7 @@ class Started(_message.Message):
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MEDIA_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, the client's own or one that the gateway made."""
     model: _builtins.str
@@ -514,6 +563,8 @@ class Started(_message.Message):
     """Tokens of the whole prompt, media tokens included."""
     media_tokens: _builtins.int
     """Of these, the rows of image and video features."""
+    max_tokens: _builtins.int
+    """Most tokens that the answer will have: `max_tokens`, or what the tightest limit leaves."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's token ids, only where GenerationOptions.return_prompt_token_ids asks for them."""
@@ -531,10 +582,11 @@ class Started(_message.Message):
         media_tokens: _builtins.int = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         media: _abc.Iterable[_media_pb2.MediaLayout] | None = ...,
+        max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "media_tokens", b"media_tokens", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "media", b"media", "media_tokens", b"media_tokens", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -787,8 +839,11 @@ class Finished(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Why the answer ended."""
+    limit: Global___FinishLimit.ValueType
+    """Which limit ended the answer, where `reason` is FINISH_REASON_LENGTH."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What was counted."""
@@ -803,10 +858,11 @@ class Finished(_message.Message):
         reason: Global___FinishReason.ValueType = ...,
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
+        limit: Global___FinishLimit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "reason", b"reason", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -877,6 +933,7 @@ class Model(_message.Message):
     VIDEO_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its name."""
     family: _builtins.str
@@ -891,6 +948,8 @@ class Model(_message.Message):
     """Precision of the decoder's weights: `int4`, `fp32`."""
     encoder_fingerprint: _builtins.str
     """Which encoder its features must come from; a vision service of another fingerprint is refused."""
+    default_max_tokens: _builtins.int
+    """Most tokens of an answer whose request names no `max_tokens`."""
     def __init__(
         self,
         *,
@@ -901,10 +960,11 @@ class Model(_message.Message):
         video: _builtins.bool = ...,
         precision: _builtins.str = ...,
         encoder_fingerprint: _builtins.str = ...,
+        default_max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "encoder_fingerprint", b"encoder_fingerprint", "family", b"family", "id", b"id", "images", b"images", "precision", b"precision", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "default_max_tokens", b"default_max_tokens", "encoder_fingerprint", b"encoder_fingerprint", "family", b"family", "id", b"id", "images", b"images", "precision", b"precision", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -230,9 +230,10 @@ def test_unset_options_are_the_checkpoints() -> None:
         "maxTokens": 9,
         "stop": ["a", "b"],
         "returnPromptTokenIds": True,
+        "clampMaxTokens": True,
     }
     drawn = SamplingParams(1.5, 0.5, 0, 7, min_p=0.25, repetition_penalty=1.5)
-    assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True)
+    assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True, True)
 
 
 def test_seeds_are_drawn_afresh() -> None:
