@@ -157,6 +157,9 @@ class FakeDecoder:
         self.words = words
         # What an answer consists of: text, and the log probabilities of the tokens that come with it.
         self.said: list[tuple[str, list[chat_pb2.PositionLogprobs]]] = [(word, []) for word in words]
+        # Why an answer ends, and the most tokens that it is told to have.
+        self.ending = chat_pb2.Finished(reason=chat_pb2.FINISH_REASON_STOP)
+        self.max_tokens = 0
         self.fingerprint = fingerprint
         self.cached: set[str] = set()
         # Whether `started` comes after the last header, as a real decoder sends it, or after the last feature.
@@ -207,7 +210,13 @@ class FakeDecoder:
             needed = self.needed(call.open)
             yield decoder_pb2.GenerateResponse(media_needed=decoder_pb2.MediaNeeded(media_indices=needed))
             missing = dict.fromkeys(needed, -1)
-            started = chat_pb2.Started(request_id=call.open.request_id, model=MODEL, prompt_tokens=7, media_tokens=4)
+            started = chat_pb2.Started(
+                request_id=call.open.request_id,
+                model=MODEL,
+                prompt_tokens=7,
+                media_tokens=4,
+                max_tokens=self.max_tokens,
+            )
             starting = decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(started=started))
             while any(missing.values()):
                 if self.start_early and not call.started and -1 not in missing.values():
@@ -244,9 +253,8 @@ class FakeDecoder:
                 yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
             await self._hook(call, "finish")
             usage = chat_pb2.Usage(prompt_tokens=7, completion_tokens=len(self.said), media_tokens=4, cached_tokens=2)
-            finished = chat_pb2.Finished(
-                reason=chat_pb2.FINISH_REASON_STOP, usage=usage, timings=chat_pb2.Timings(queue_seconds=0.5)
-            )
+            finished = chat_pb2.Finished(usage=usage, timings=chat_pb2.Timings(queue_seconds=0.5))
+            finished.MergeFrom(self.ending)
             yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(finished=finished))
             call.complete = True
         finally:
