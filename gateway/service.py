@@ -75,6 +75,7 @@ class GatewayService(Service):
                     seconds=self._settings.default_deadline_seconds,
                     max_body_bytes=self._settings.max_message_bytes,
                     max_requests=self._settings.max_concurrent_rpcs,
+                    cors_origins=self._settings.allowed_origins,
                 )
                 http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
                 try:

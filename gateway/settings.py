@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +11,12 @@ from pydantic_settings import SettingsConfigDict
 from gateway.conductor import Policy
 from gateway.media import RequestLimits
 from serving.settings import MIB, ServerSettings
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+", re.IGNORECASE)
+
+
+def _separated(value: str) -> list[str]:
+    return [origin.strip() for origin in value.split(",") if origin.strip()]
 
 
 class GatewaySettings(ServerSettings):
@@ -23,6 +30,11 @@ class GatewaySettings(ServerSettings):
         ge=0,
         le=65535,
         description="Port of the OpenAI-compatible HTTP API; 0 takes a free one, `off` disables it.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Web pages that may call the HTTP API from a browser: origins such as `http://localhost:3000`, "
+        "separated by commas, or `*` for all; none by default.",
     )
     vision: str = Field("127.0.0.1:50061", description="The vision tier: `host:port`, or `dns:///name:port` for many.")
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, named in the same way.")
@@ -47,6 +59,14 @@ class GatewaySettings(ServerSettings):
         # An environment variable has no other way to say "none": an empty one counts as not set.
         return None if isinstance(value, str) and value.lower() in ("off", "none") else value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in _separated(value):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; write scheme, host and port, as http://localhost:3000")
+        return value
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.default_deadline_seconds > self.max_deadline_seconds:
@@ -55,6 +75,11 @@ class GatewaySettings(ServerSettings):
             if getattr(self, name) >= self.max_message_bytes:
                 raise ValueError(f"{name} is not under max_message_bytes, so that such a file could never arrive")
         return self
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The origins of `cors_origins`, one by one."""
+        return tuple(_separated(self.cors_origins))
 
     @property
     def limits(self) -> RequestLimits:

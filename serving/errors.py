@@ -61,12 +61,6 @@ class Reason(enum.Enum):
     METHOD_UNIMPLEMENTED = ReasonInfo(
         Code.UNIMPLEMENTED, "gateway", "A call that does nothing yet.", "Send the bytes of each file in its message."
     )
-    UNKNOWN_FIELD = ReasonInfo(
-        Code.INVALID_ARGUMENT,
-        "gateway",
-        "HTTP: a field of the JSON that neither OpenAI nor Triptych knows.",
-        "Leave it out.",
-    )
     NOT_SERVED = ReasonInfo(
         Code.NOT_FOUND,
         "gateway",
@@ -81,7 +75,7 @@ class Reason(enum.Enum):
     )
     MODEL_NOT_FOUND = ReasonInfo(
         Code.NOT_FOUND,
-        "decoder",
+        "gateway, decoder",
         "Another model than the served one was asked for.",
         "Leave `model` empty, or list them.",
     )

@@ -10,8 +10,6 @@ from pathlib import Path
 from decoder_service.engine import SamplingParams
 
 MAX_TEMPERATURE = 2.0
-MAX_TOP_K = 1024
-MAX_SEED = (1 << 31) - 1
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_PENALTY = 2.0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from decoder_service.chat import Layout, Medium, Message, Text, media_of
+from decoder_service.chat import Layout, Medium, Message, Role, Text, media_of
 from decoder_service.families.family import Family, Prompt
 from serving.errors import Reason, failure, invalid
 
@@ -59,6 +59,7 @@ class PromptBuilder:
         tokenizer.chat_control_tokens = [
             token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()
         ]
+        self._system_anywhere = _writes_system_anywhere(tokenizer)
 
     @classmethod
     def load(cls, directory: Path, family: Family) -> PromptBuilder:
@@ -76,21 +77,26 @@ class PromptBuilder:
     def render(self, messages: Sequence[Message]) -> Rendered:
         """Apply the chat template and tokenize; the answer begins where it ends.
 
+        Where the last message is the assistant's, the answer goes on with it: the turn stays open. System messages may
+        be anywhere (see `_placed`).
+
         Raises:
             ServiceError: INVALID_ARGUMENT where the template refuses the conversation; INTERNAL where it does not write
                 one placeholder for each medium.
         """
-        conversation = [_as_template_sees(message) for message in messages]
+        conversation = [_as_template_sees(message) for message in self._placed(messages)]
+        goes_on = messages[-1].role is Role.ASSISTANT
         try:
             with self._lock:
                 ids: list[int] = self._tokenizer.apply_chat_template(  # type: ignore[assignment]  # no dict was asked for
                     conversation,
                     tokenize=True,
                     return_dict=False,
-                    add_generation_prompt=True,
+                    add_generation_prompt=not goes_on,
+                    continue_final_message=goes_on,
                     sanitize_control_tokens=True,
                 )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ValueError) as error:  # the latter where the last message cannot be gone on with
             raise invalid(
                 "messages", f"the model's chat template refuses them: {error}", reason=Reason.TEMPLATE_REFUSES
             ) from error
@@ -102,6 +108,22 @@ class PromptBuilder:
                 f"the chat template wrote {len(written)} placeholders for {len(media)} media, or in another order",
             )
         return Rendered(tuple(ids), media)
+
+    def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with those of the system where the template writes them.
+
+        Those at the front become one. Later ones stay in their place where the template writes them there; most write
+        none or drop them, and then they are added to the first.
+        """
+        front = list(itertools.takewhile(lambda message: message.role is Role.SYSTEM, messages))
+        rest = messages[len(front) :]
+        if not self._system_anywhere:
+            front += [message for message in rest if message.role is Role.SYSTEM]
+            rest = [message for message in rest if message.role is not Role.SYSTEM]
+        if len(front) < 2:  # nothing to join
+            return [*front, *rest]
+        texts = ("".join(part.text for part in message.parts if isinstance(part, Text)) for message in front)
+        return [Message(Role.SYSTEM, (Text("\n\n".join(texts)),)), *rest]
 
     def length(self, layout: Layout) -> int:
         """Tokens that a medium takes in the place of its placeholder."""
@@ -121,6 +143,19 @@ class PromptBuilder:
         with self._lock:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+
+def _writes_system_anywhere(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template writes a system message that comes after another message in its place."""
+    roles = (Role.USER, Role.SYSTEM, Role.USER)
+    marks = [f"probe-{number}" for number in range(len(roles))]
+    probe = [{"role": role.value, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    try:
+        text = str(tokenizer.apply_chat_template(probe, tokenize=False))
+    except jinja2.TemplateError:
+        return False
+    places = [text.find(mark) for mark in marks]
+    return -1 not in places and places == sorted(places)
 
 
 def _as_template_sees(message: Message) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text, media_of
 from decoder_service.engine import MAX_LOGPROBS, SamplingParams
 from decoder_service.request.admission import Limits
@@ -13,11 +15,9 @@ from decoder_service.request.generation import (
     MAX_BIASED_TOKENS,
     MAX_LOGIT_BIAS,
     MAX_PENALTY,
-    MAX_SEED,
     MAX_STOP_LENGTH,
     MAX_STOPS,
     MAX_TEMPERATURE,
-    MAX_TOP_K,
     Generation,
     GenerationDefaults,
 )
@@ -30,6 +30,8 @@ from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 16384
+
+_SEED_BITS = 63
 
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -111,8 +113,6 @@ def conversation(
         )
     media = media_pb2.MediaOptions() if media is None else media
     checked = tuple(_message(message, index, media) for index, message in enumerate(messages))
-    if checked[-1].role is Role.ASSISTANT:
-        raise invalid(f"messages[{len(checked) - 1}].role", "is ROLE_ASSISTANT; the last message must be the user's")
     count = len(media_of(checked))
     if count > limits.max_prompt_media:
         raise too_large(
@@ -145,8 +145,6 @@ def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOption
             f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2) or ROLE_ASSISTANT (3)",
             reason=Reason.ROLE_UNKNOWN,
         )
-    if role is Role.SYSTEM and index > 0:
-        raise invalid(f"{path}.role", "is ROLE_SYSTEM, which only the first message may have")
     if not message.parts:
         raise invalid(f"{path}.parts", "is empty; send at least one part")
     parts = tuple(_part(part, role, media, f"{path}.parts[{n}]") for n, part in enumerate(message.parts))
@@ -205,7 +203,6 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         _check(0 < top_p <= 1, "top_p", top_p, "greater than 0 and at most 1")
     if options.HasField("top_k"):
         top_k = options.top_k
-        _check(top_k <= MAX_TOP_K, "top_k", top_k, f"at most {MAX_TOP_K}")
     min_p, repetition_penalty = defaults.min_p, defaults.repetition_penalty
     if options.HasField("min_p"):
         min_p = options.min_p
@@ -217,8 +214,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         penalty = getattr(options, name)
         _check(-MAX_PENALTY <= penalty <= MAX_PENALTY, name, penalty, f"from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
     _check(options.logprobs <= MAX_LOGPROBS, "logprobs", options.logprobs, f"from 0 to {MAX_LOGPROBS}")
-    seed = options.seed if options.HasField("seed") else secrets.randbelow(MAX_SEED + 1)
-    _check(seed <= MAX_SEED, "seed", seed, f"at most {MAX_SEED}")
+    seed = options.seed if options.HasField("seed") else secrets.randbits(_SEED_BITS)
     return Generation(
         sampling=SamplingParams(
             temperature=temperature,
@@ -264,4 +260,6 @@ def _logit_bias(sent: Mapping[int, float], vocab_size: int) -> dict[int, float]:
 def _check(holds: bool, name: str, value: float, must_be: str) -> None:
     """Every comparison with NaN is false, so NaN is refused wherever a range is."""
     if not holds:
-        raise invalid(f"generation.{name}", f"is {value:g} and must be {must_be}")
+        # The wire's numbers are float32: written as float64 they would show digits that nobody sent.
+        shown = value if isinstance(value, int) else np.float32(value)
+        raise invalid(f"generation.{name}", f"is {shown} and must be {must_be}")

@@ -30,11 +30,13 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     """INVALID_ARGUMENT, like any number that is not listed here."""
     ROLE_SYSTEM: _Role.ValueType  # 1
-    """Sets the scene; only as the first message."""
+    """Sets the scene. Those at the front are joined. Later ones stay in their place where the model's chat template writes
+    them there, and are added to the first where it does not.
+    """
     ROLE_USER: _Role.ValueType  # 2
     """The person. The only role that may carry images and video."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
-    """The model, in an earlier turn."""
+    """The model, in an earlier turn. As the last message: the answer goes on where it ends."""
     ROLE_TOOL: _Role.ValueType  # 4
     """A tool's result. UNIMPLEMENTED for now."""
 
@@ -44,11 +46,13 @@ class Role(_Role, metaclass=_RoleEnumTypeWrapper):
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """INVALID_ARGUMENT, like any number that is not listed here."""
 ROLE_SYSTEM: Role.ValueType  # 1
-"""Sets the scene; only as the first message."""
+"""Sets the scene. Those at the front are joined. Later ones stay in their place where the model's chat template writes
+them there, and are added to the first where it does not.
+"""
 ROLE_USER: Role.ValueType  # 2
 """The person. The only role that may carry images and video."""
 ROLE_ASSISTANT: Role.ValueType  # 3
-"""The model, in an earlier turn."""
+"""The model, in an earlier turn. As the last message: the answer goes on where it ends."""
 ROLE_TOOL: Role.ValueType  # 4
 """A tool's result. UNIMPLEMENTED for now."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
@@ -437,7 +441,7 @@ class GenerationOptions(_message.Message):
     checkpoint's generation_config, else 1.
     """
     top_k: _builtins.int
-    """Only the k likeliest tokens. 0: no limit. At most 1024. Default: that of the checkpoint's generation_config, else 0."""
+    """Only the k likeliest tokens. 0: no limit. Default: that of the checkpoint's generation_config, else 0."""
     min_p: _builtins.float
     """Only tokens at least this fraction as likely as the likeliest. 0 to 1; 0: no limit. Default: that of the
     checkpoint's generation_config, else 0.
@@ -451,7 +455,7 @@ class GenerationOptions(_message.Message):
     frequency_penalty: _builtins.float
     """Taken from a token's logit for each time that the answer holds it already. -2 to 2. Default 0."""
     seed: _builtins.int
-    """Makes sampling repeatable on one server build. 0 to 2^31-1. Unset: drawn afresh."""
+    """Makes sampling repeatable on one server build. Unset: drawn afresh."""
     logprobs: _builtins.int
     """Report the log probability of each token and of this many likeliest tokens at its place: those of the model itself,
     before temperature, penalties and biases. 0 to 20.

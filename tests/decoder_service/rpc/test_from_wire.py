@@ -51,8 +51,6 @@ REFUSED = [
     ({"messages": [message(0)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
     ({"messages": [USER, message(99)]}, Code.INVALID_ARGUMENT, "messages[1].role"),
     ({"messages": [message(-1)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
-    ({"messages": [USER, message("ROLE_SYSTEM")]}, Code.INVALID_ARGUMENT, "messages[1].role"),
-    ({"messages": [USER, message("ROLE_ASSISTANT")]}, Code.INVALID_ARGUMENT, "messages[1].role"),
     ({"messages": [message("ROLE_TOOL")]}, Code.UNIMPLEMENTED, "messages[0].role"),
     ({"messages": [{"role": "ROLE_USER"}]}, Code.INVALID_ARGUMENT, "messages[0].parts"),
     ({"messages": user({"text": "x"}, {})}, Code.INVALID_ARGUMENT, "messages[0].parts[1]"),
@@ -76,8 +74,6 @@ REFUSED = [
     ({"generation": {"topP": 0}}, Code.INVALID_ARGUMENT, "generation.top_p"),
     ({"generation": {"topP": 1.1}}, Code.INVALID_ARGUMENT, "generation.top_p"),
     ({"generation": {"topP": "NaN"}}, Code.INVALID_ARGUMENT, "generation.top_p"),
-    ({"generation": {"topK": 1025}}, Code.INVALID_ARGUMENT, "generation.top_k"),
-    ({"generation": {"seed": 2**31}}, Code.INVALID_ARGUMENT, "generation.seed"),
     ({"generation": {"stop": ["a"] * 17}}, Code.INVALID_ARGUMENT, "generation.stop"),
     ({"generation": {"stop": ["a", ""]}}, Code.INVALID_ARGUMENT, "generation.stop[1]"),
     ({"generation": {"stop": ["a" * 257]}}, Code.INVALID_ARGUMENT, "generation.stop[0]"),
@@ -240,4 +236,4 @@ def test_seeds_are_drawn_afresh() -> None:
     """Without a seed two requests have two."""
     seeds = {opening().generation.sampling.seed for _ in range(5)}
     assert len(seeds) > 1
-    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
