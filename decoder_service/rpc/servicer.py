@@ -1,4 +1,4 @@
-"""The Decoder service on the wire: it translates, the core works."""
+"""The gRPC servicer of the decoder service."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 _MARGIN_SECONDS = 1.0
 _MARGIN_SHARE = 0.1
-"""How long before the deadline an answer ends, so that its last event arrives in time: seconds, and a share of what is
-left when the request comes; the shorter of both."""
+"""How long before the deadline an answer ends, so that its last event arrives in time: the smaller of a number of
+seconds and a share of the time that the request has."""
 
 
 class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
-    """Answers calls with what is loaded.
+    """Serves calls with the loaded model.
 
     Args:
-        decoder: What is loaded.
+        decoder: The loaded model.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -44,11 +44,11 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
     async def Generate(
         self, request_iterator: AsyncIterator[decoder_pb2.GenerateRequest], context: _Context
     ) -> AsyncIterator[decoder_pb2.GenerateResponse]:
-        """Answer one conversation.
+        """Generate an answer to one conversation.
 
-        From `media_needed` to the last header only the caller has something to say. Then `started` comes, and features
-        are read while the prompt is, as far as they have come. A deadline or a client that leaves cancels this
-        coroutine, wherever it is, and leaving the blocks gives back the place and the engine.
+        From `media_needed` to the last header only the caller sends messages. Then `started` is sent, and features are
+        received while the prompt is prefilled as far as they have arrived. A deadline, or a client that disconnects,
+        cancels this coroutine; leaving the blocks releases the place and the engine.
         """
         arrived, until = time.perf_counter(), _end_of_answer(context)
         requests = aiter(request_iterator)
@@ -94,7 +94,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
                 case "chunk":
                     await intake.chunk(request.chunk.media_index, request.chunk.chunk)
                 case "progress":
-                    pass  # that it came is all that it says here
+                    pass  # it only restarts the timeout
                 case "open":
                     raise invalid("open", "comes once, as the first message of the stream")
                 case _:
@@ -103,7 +103,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
     async def _next(
         self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake
     ) -> decoder_pb2.GenerateRequest | None:
-        """The caller's next message, None after the last. A caller that is silent for too long is let go."""
+        """The caller's next message, None after the last. Raises an error if none arrives within the timeout."""
         timeout = self._decoder.limits.media_timeout
         try:
             async with asyncio.timeout(timeout):
@@ -131,12 +131,12 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         return to_wire.count(await self._decoder.count(messages, layouts, ids=request.return_token_ids))
 
     async def GetModel(self, request: decoder_pb2.GetModelRequest, context: _Context) -> chat_pb2.Model:
-        """Tell what is loaded."""
+        """Return the loaded model."""
         return to_wire.model(self._decoder)
 
 
 def _end_of_answer(context: _Context) -> float:
-    """When an answer that is not whole by then is to end, by the event loop's clock."""
+    """When an unfinished answer ends because of the deadline, by the event loop's clock."""
     left = context.time_remaining()
     # None without a deadline, which the stubs do not know.
     if left is None:  # type: ignore[redundant-expr, unused-ignore]

@@ -7,7 +7,7 @@ dropped silently.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -206,6 +206,17 @@ class CompletionRequest(_Json):
     repetition_penalty: float | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
+    # Structured output: OpenAI's field; vLLM's, old and new; SGLang's and llama.cpp's. See gateway.http.formats.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | StrictStr | None = None
+    guided_regex: StrictStr | None = None
+    guided_choice: list[StrictStr] | None = None
+    guided_grammar: StrictStr | None = None
+    regex: StrictStr | None = None
+    ebnf: StrictStr | None = None
+    grammar: StrictStr | None = None
+    json_schema: dict[str, Any] | None = None
     # vLLM's and transformers' way to say that the last message, the assistant's, is to be gone on with.
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None

@@ -8,6 +8,7 @@ import re
 from pydantic import ValidationError
 
 from gateway.http import data_url
+from gateway.http.formats import form_of
 from gateway.http.media import options_of
 from gateway.http.schema import (
     Address,
@@ -98,6 +99,8 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         # An empty string would end an answer before it begins: clients send it where no stop string was entered.
         stop=[stop for stop in ([request.stop] if isinstance(request.stop, str) else request.stop or ()) if stop],
     )
+    if (asked := form_of(request)) is not None:
+        generation.response_format.CopyFrom(asked.form)
     if request.top_p is not None:
         generation.top_p = request.top_p or _LEAST_TOP_P
     if request.logprobs:
@@ -177,17 +180,16 @@ class JsonNames:
     def __init__(self, request: CompletionRequest) -> None:
         self._strings = [not isinstance(message.content, list) for message in request.messages]
         self._max_tokens = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        asked = form_of(request)
+        self._form = "response_format" if asked is None else asked.name
         self._media = {f"media.{field}": option.name for field, option in options_of(request).items()}
 
     def __call__(self, path: str) -> str:
         """The name in the JSON; a path that is in it already stays as it is."""
-        if path == "generation.max_tokens":
-            return self._max_tokens
-        if path == "generation.logprobs":  # on the wire it is how many, in the JSON whether
-            return "top_logprobs"
+        if path.startswith("generation."):
+            return self._option(path.removeprefix("generation."))
         if re.match(r"media\b", path):
             return self._media.get(path, f"mm_processor_kwargs{path.removeprefix('media')}")
-        path = path.removeprefix("generation.")
         match = re.match(r"(messages\[(\d+)\])\.parts(\[\d+\])?", path)
         if match is None:
             return path
@@ -197,3 +199,9 @@ class JsonNames:
         rest = re.sub(r"^\.(image|video)\b", r".\1_url", path[match.end() :])
         rest = re.sub(r"\.options\b.*", ".detail", rest)  # a medium's own options come from nothing else
         return f"{match[1]}.content{match[3] or ''}{rest}"
+
+    def _option(self, name: str) -> str:
+        if name.startswith("response_format"):
+            return self._form
+        # On the wire `logprobs` is how many, in the JSON whether.
+        return {"max_tokens": self._max_tokens, "logprobs": "top_logprobs"}.get(name, name)

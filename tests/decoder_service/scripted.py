@@ -15,6 +15,7 @@ from decoder_service.engine import (
     Prefilled,
     TokenDrawn,
 )
+from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
 from decoder_service.request.admission import Admission, Limits
 from decoder_service.request.decoder import Decoder, ModelFacts
@@ -74,4 +75,5 @@ def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **l
         limits=Limits(context_length=4096, **limits),
         defaults=GenerationDefaults(),
         features=FeatureStore(1 << 30),
+        constraints=Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos),
     )

@@ -123,7 +123,7 @@ class Stepping:
         rows = slots + (caches or 0)
         self.cache = KvCache(
             layers=text.num_hidden_layers,
-            rows=rows,
+            slots=rows,
             heads=text.num_key_value_heads,
             length=2048,
             width=text.head_dim,
@@ -132,7 +132,7 @@ class Stepping:
         runner.use(self.cache.buffers)
         self.slots = Slots(
             self.cache,
-            rows=rows,
+            slots=rows,
             running=slots,
             budget=budget,
             caching=caches is not None,

@@ -18,7 +18,7 @@ from gateway.conductor import Conductor, Policy
 from gateway.http import create_app, data_url
 from gateway.http.ignored import IGNORED_HEADER
 from gateway.http.stream import Pace
-from gateway.http.translate import parse, to_chat
+from gateway.http.translate import JsonNames, parse, to_chat
 from gateway.http.unserved import ignored_fields
 from gateway.media import RequestLimits
 from gateway.settings import GatewaySettings
@@ -276,3 +276,63 @@ def test_parts_of_other_apis_say_what_to_send() -> None:
     with pytest.raises(Exception, match=r'"image_url": \{"url": "data:image/png;base64,') as refused:
         translated(ask({"type": "input_image", "image_url": picture(b"x")["image_url"]["url"]}))
     assert "messages[0].content[0]" in str(refused.value)
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {}}, "required": ["b"]}
+FORMAT = chat_pb2.ResponseFormat
+
+
+@pytest.mark.parametrize(
+    ("fields", "form", "name"),
+    [
+        ({"response_format": {"type": "text"}}, None, "response_format"),
+        ({"response_format": {"type": "json_object"}}, FORMAT(json_object=True), "response_format"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "strict": True, "schema": SCHEMA},
+                }
+            },
+            FORMAT(json_schema=json.dumps(SCHEMA)),
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {"regex": "a", "json": None}}, FORMAT(regex="a"), "structured_outputs.regex"),
+        ({"structured_outputs": {"json_object": True}}, FORMAT(json_object=True), "structured_outputs.json_object"),
+        ({"guided_json": SCHEMA}, FORMAT(json_schema=json.dumps(SCHEMA)), "guided_json"),
+        ({"guided_json": json.dumps(SCHEMA)}, FORMAT(json_schema=json.dumps(SCHEMA)), "guided_json"),
+        ({"guided_choice": ["a", "b"]}, FORMAT(choice=chat_pb2.Choice(values=["a", "b"])), "guided_choice"),
+        ({"guided_grammar": "start: x", "guided_regex": ""}, FORMAT(grammar="start: x"), "guided_grammar"),
+        ({"grammar": "root ::= x"}, FORMAT(grammar="root ::= x"), "grammar"),
+        ({"json_schema": SCHEMA}, FORMAT(json_schema=json.dumps(SCHEMA)), "json_schema"),
+    ],
+)
+def test_structured_output_by_every_name(fields: dict[str, Any], form: Any, name: str) -> None:
+    """OpenAI's, vLLM's, SGLang's and llama.cpp's fields become one; errors name the one that was sent."""
+    body = {**HELLO, **fields}
+    generation = translated(body).generation
+    assert (generation.response_format if generation.HasField("response_format") else None) == form
+    assert JsonNames(parse(json.dumps(body).encode()))("generation.response_format.json_schema") == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"guided_choice": "ab"}, "guided_choice"),
+    ],
+)
+async def test_forms_that_cannot_be(http: httpx.AsyncClient, fields: dict[str, Any], param: str) -> None:
+    """They are refused by name."""
+    status, _, found, _ = error(await http.post(PATH, json={**HELLO, **fields}))
+    assert (status, found) == (400, param)

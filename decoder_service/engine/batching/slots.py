@@ -1,17 +1,18 @@
-"""Who lies in which row of the keys and values, and how much memory they may take.
+"""KV-cache slot allocation, the prefix cache, and the memory budget of both.
 
-A running request has a slot whose memory is counted in steps: its prompt and a first step from the beginning, and one
-step more whenever its answer has filled the last one. What a finished request leaves stays in its row as a cache,
-counted as it is, until the row or the memory is needed: the least recently used goes first. When no cache is left, a
-running request can be parked: its keys and values are copied out of the rows, into memory that has a bound of its own,
-and come back later bit for bit.
+The memory of a running request is reserved in steps: for the prompt and a first step at its start, and for one step
+more each time its answer has filled the last one. The keys and values of a finished request stay in its slot as a
+prefix cache, counted by their length, until the slot or the memory is needed: the least recently used is freed first.
+When no prefix cache is left, a running request can be parked: its keys and values are copied out of the KV cache, to
+memory with a limit of its own, and are copied back later bit for bit.
 
-Rows of a decode step must lie side by side. Requests come and go, so now and then one is moved; that reads and writes
-its keys and values about twice, where each of its steps reads them once.
+The slots of a decode step must be adjacent. Requests start and end, so sometimes a slot is moved; that reads and writes
+its keys and values about twice, while each decode step reads them once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,47 +20,47 @@ from typing import Any, Protocol
 
 from decoder_service.engine.batching.prefix import Content, common_prefix
 
-# Shorter matches save less than looking at them is worth: every chat prompt begins alike.
+# Shorter matches are not worth a copy: all chat prompts start with the same tokens.
 SHORTEST_MATCH = 16
 
 GROWTH = 256
-"""Tokens in a step of memory: a small part of a long answer, and seconds of writing."""
+"""Tokens in a step of memory: a small part of a long answer, and seconds of decoding."""
 
 
 class Memory(Protocol):
-    """What the slots do with keys and values; see `KvCache`."""
+    """The operations on keys and values that slots need; see `KvCache`."""
 
     granule: int
 
     def copy(self, source: int, target: int, count: int) -> None:
-        """Copy the first `count` tokens of one row into another."""
+        """Copy the first `count` tokens of one slot to another."""
 
-    def save(self, row: int, count: int) -> Any:
-        """Copy the first `count` tokens of a row out of the rows. Raises MemoryError."""
+    def save(self, slot: int, count: int) -> Any:
+        """Return a copy of the first `count` tokens of a slot. Raises MemoryError."""
 
-    def restore(self, saved: Any, row: int) -> None:
-        """Copy into a row what was saved."""
+    def restore(self, saved: Any, slot: int) -> None:
+        """Copy saved tokens to a slot."""
 
     def swap(self, one: int, other: int, *, lengths: tuple[int, int]) -> None:
-        """Exchange two rows, of which the first has `lengths[0]` tokens and the second `lengths[1]`."""
+        """Exchange two slots, which hold `lengths[0]` and `lengths[1]` tokens."""
 
-    def release(self, row: int, start: int = 0) -> None:
-        """Give back the memory of a row's tokens from `start` on."""
+    def release(self, slot: int, start: int = 0) -> None:
+        """Free the memory of a slot's tokens from `start` on."""
 
 
 @dataclass(eq=False)
 class Slot:
-    """A row and what is in it.
+    """A slot of the KV cache in use: by a running request, or as a prefix cache.
 
     Attributes:
-        row: Which row; changes when it is moved.
-        content: What it stands for, as far as it is known: a running request's prompt, a finished one's whole text.
-        length: Tokens of it that are computed. Only `Slots` changes it.
-        reserved: Tokens that memory is counted for, while it runs; 0 when it is a cache.
-        used: When it was of use last.
+        index: Index in the KV cache; changes when the slot is moved.
+        content: Its known content: the prompt of a running request, the whole text of a finished one.
+        length: Number of computed tokens. Only `Slots` changes it.
+        reserved: Tokens of the running request that memory is reserved for; 0 for a prefix cache.
+        used: Logical time of the last use.
     """
 
-    row: int
+    index: int
     content: Content
     length: int
     reserved: int
@@ -68,12 +69,12 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Parked:
-    """What is left of a running request that has given its slot up for a while.
+    """The state of a request that is parked.
 
     Attributes:
-        content: What its slot stood for.
-        length: Tokens of it that were computed.
-        saved: Their keys and values; None where there was no memory for them: they are to be computed again.
+        content: The content of its slot.
+        length: Number of computed tokens.
+        saved: Their keys and values; None if there was no memory for them, so that they must be computed again.
     """
 
     content: Content
@@ -82,15 +83,15 @@ class Parked:
 
 
 class Slots:
-    """All rows.
+    """All slots.
 
     Args:
         memory: The keys and values.
-        rows: How many there are.
-        running: How many requests may run at once, at most `rows`.
-        budget: Tokens that may lie in all rows together.
-        caching: Whether what finished requests leave is kept.
-        parking: Tokens that may be saved outside the rows, of all parked requests together.
+        slots: Number of slots.
+        running: Most requests that run at once, at most `slots`.
+        budget: Most tokens in all slots together.
+        caching: Whether finished requests are kept as prefix caches.
+        parking: Most tokens of parked requests that are kept outside the slots.
         growth: Tokens in a step of memory.
     """
 
@@ -98,7 +99,7 @@ class Slots:
         self,
         memory: Memory,
         *,
-        rows: int,
+        slots: int,
         running: int,
         budget: int,
         caching: bool,
@@ -106,37 +107,37 @@ class Slots:
         growth: int = GROWTH,
     ) -> None:
         self._memory = memory
-        self._rows: list[Slot | None] = [None] * rows
+        self._slots: list[Slot | None] = [None] * slots
         self._most_running = running
         self._budget = budget
         self._caching = caching
         self._parking = parking
         self._growth = growth
-        self._saved = 0  # tokens outside the rows
+        self._saved = 0  # tokens of parked requests
         self._clock = itertools.count()
 
     @property
     def running(self) -> list[Slot]:
-        """The slots of running requests, by row."""
-        return [slot for slot in self._rows if slot is not None and slot.reserved]
+        """The slots of running requests, by index."""
+        return [slot for slot in self._slots if slot is not None and slot.reserved]
 
     @property
     def free(self) -> int:
-        """How many requests more may run, memory permitting."""
+        """Number of further requests that may run, if there is memory."""
         return self._most_running - len(self.running)
 
     @property
     def caches(self) -> list[Slot]:
-        """What finished requests left, least recently used first."""
-        kept = [slot for slot in self._rows if slot is not None and not slot.reserved]
+        """The prefix caches, least recently used first."""
+        kept = [slot for slot in self._slots if slot is not None and not slot.reserved]
         return sorted(kept, key=lambda slot: slot.used)
 
     def fits(self, length: int, need: int, *, without: Collection[Slot] = ()) -> bool:
-        """Whether a request can run now, or could if these running ones were gone.
+        """Whether a request can run now, or could without the slots `without`.
 
         Args:
-            length: Tokens that it has: those of its prompt, or more where it was parked.
-            need: Tokens of its prompt and of the longest answer.
+            length: Tokens that it starts with: its prompt, or more if it was parked.
+            need: Tokens of the prompt and of the longest answer.
             without: Slots of running requests.
         """
         running = [slot for slot in self.running if slot not in without]
@@ -144,14 +145,14 @@ class Slots:
         return len(running) < self._most_running and taken + self._whole(self._step(length, need)) <= self._budget
 
     def take(self, prompt: Content, need: int) -> Slot | None:
-        """Give a request a slot, and in it whatever of its prompt is computed already.
+        """Allocate a slot for a request, with the longest cached prefix of its prompt.
 
         Args:
             prompt: Its prompt.
             need: Tokens of the prompt and of the longest answer.
 
         Returns:
-            The slot, of whose prompt `length` tokens are computed, all but one at most; None while there is no room.
+            The slot, with `length` computed tokens, at most all but one; None while there is no room.
         """
         if not self.fits(len(prompt), need):
             return None
@@ -160,16 +161,16 @@ class Slots:
         return self._beside(source, match, prompt, reserve) or self._instead_of(source, match, prompt, reserve)
 
     def grow(self, slot: Slot, need: int) -> bool:
-        """Reserve a step more for a running request that has filled its memory, or as much as there is of it.
+        """Reserve a further step for a running request that has filled its memory, or less if less is free.
 
-        Caches give way.
+        Frees prefix caches if necessary.
 
         Args:
             slot: Its slot.
-            need: Tokens of its prompt and of the longest answer.
+            need: Tokens of the prompt and of the longest answer.
 
         Returns:
-            Whether there is room for one token at least.
+            Whether there is room for at least one token.
         """
         wanted = self._step(slot.length, need)
         others = self._taken() - self._whole(slot.reserved)
@@ -185,58 +186,55 @@ class Slots:
         return True
 
     def park(self, slot: Slot) -> Parked:
-        """Copy what is computed of a running request out of its slot, if there is memory for it, and free the slot."""
+        """Free the slot of a running request, and keep its keys and values if there is memory for them."""
         saved = None
         if self._saved + slot.length <= self._parking:
-            try:
-                saved = self._memory.save(slot.row, slot.length)
-            except MemoryError:
-                pass
-            else:
+            with contextlib.suppress(MemoryError):
+                saved = self._memory.save(slot.index, slot.length)
                 self._saved += slot.length
         self._drop(slot)
         slot.reserved = 0
         return Parked(slot.content, slot.length, saved)
 
     def resume(self, parked: Parked, length: int, need: int) -> Slot | None:
-        """Give a parked request a slot again, and in it what was saved. Caches give way.
+        """Allocate a slot for a parked request, and restore its keys and values. Frees prefix caches if necessary.
 
-        What was not saved is not looked for in the caches either: the request goes on from the same bits only where all
-        of it is computed as it was.
+        Keys and values that were not saved are not copied from prefix caches either: only if they are computed again as
+        before does the request continue from the same bits.
 
         Args:
-            parked: What is left of it.
-            length: Tokens that it had.
-            need: Tokens of its prompt and of the longest answer.
+            parked: The parked request.
+            length: Most tokens that it has had.
+            need: Tokens of the prompt and of the longest answer.
 
         Returns:
-            The slot, of which `parked.length` tokens are computed, or none; None while there is no room.
+            The slot, with `parked.length` computed tokens or with none; None while there is no room.
         """
         if not self.fits(length, need):
             return None
         slot = self._beside(None, 0, parked.content, self._step(length, need))
-        assert slot is not None  # noqa: S101  # without a source every cache gives way
+        assert slot is not None  # noqa: S101  # all prefix caches can be freed
         if parked.saved is not None:
-            self._memory.restore(parked.saved, slot.row)
+            self._memory.restore(parked.saved, slot.index)
             slot.length = parked.length
             self.forget(parked)
         return slot
 
     def forget(self, parked: Parked) -> None:
-        """What was saved of a request is not needed any more."""
+        """Free the saved keys and values of a parked request."""
         if parked.saved is not None:
             self._saved -= parked.length
 
     def extend(self, slot: Slot, count: int) -> None:
-        """So many tokens more of a running request are computed."""
+        """Record that `count` more tokens of a running request are computed."""
         slot.length += count
 
     def finish(self, slot: Slot, content: Content | None) -> None:
-        """A request is over.
+        """Turn the slot of a finished request into a prefix cache, or free it.
 
         Args:
             slot: Its slot.
-            content: What its computed tokens are; None where they are good for nothing.
+            content: Its computed tokens; None if they are not usable.
         """
         slot.reserved = 0
         useful = min(slot.length, content.comparable) if content is not None and self._caching else 0
@@ -244,31 +242,31 @@ class Slots:
             self._drop(slot)
             return
         if useful < slot.length:
-            self._memory.release(slot.row, useful)
+            self._memory.release(slot.index, useful)
         slot.content, slot.length, slot.used = content, useful, next(self._clock)
 
     def side_by_side(self, slots: Sequence[Slot]) -> int:
-        """Bring slots into neighbouring rows, by moving as little as possible.
+        """Move slots so that they are adjacent, with as few moved tokens as possible.
 
         Returns:
-            The first row.
+            The first index.
         """
         size = len(slots)
-        rows = [slot.row for slot in slots]
-        if max(rows) - min(rows) + 1 == size:
-            return min(rows)
+        indices = [slot.index for slot in slots]
+        if max(indices) - min(indices) + 1 == size:
+            return min(indices)
         wanted = set(map(id, slots))
 
         def to_move(first: int) -> int:
-            inside = self._rows[first : first + size]
+            inside = self._slots[first : first + size]
             strangers = sum(slot.length for slot in inside if slot is not None and id(slot) not in wanted)
-            return strangers + sum(slot.length for slot in slots if not first <= slot.row < first + size)
+            return strangers + sum(slot.length for slot in slots if not first <= slot.index < first + size)
 
-        first = min(range(len(self._rows) - size + 1), key=to_move)
-        places = [row for row in range(first, first + size) if id(self._rows[row]) not in wanted]
-        outside = [slot for slot in slots if not first <= slot.row < first + size]
-        for slot, row in zip(outside, places, strict=True):
-            self._move(slot, row)
+        first = min(range(len(self._slots) - size + 1), key=to_move)
+        targets = [index for index in range(first, first + size) if id(self._slots[index]) not in wanted]
+        outside = [slot for slot in slots if not first <= slot.index < first + size]
+        for slot, index in zip(outside, targets, strict=True):
+            self._move(slot, index)
         return first
 
     def _longest_match(self, prompt: Content) -> tuple[Slot | None, int]:
@@ -276,36 +274,36 @@ class Slots:
         match = 0
         if self._caching:
             for slot in (*self.running, *self.caches):
-                # The last token is always computed: its logits are wanted.
+                # The last token is always computed, for its logits.
                 common = min(common_prefix(slot.content, prompt), slot.length, len(prompt) - 1)
                 if common >= max(match, SHORTEST_MATCH):
                     best, match = slot, common
         return best, match
 
     def _beside(self, source: Slot | None, match: int, prompt: Content, reserve: int) -> Slot | None:
-        """A row of its own, with a copy of what matches; None where only the source's own row is to be had."""
+        """A new slot with a copy of the matching prefix; None if only the source's own slot is available."""
         if source is not None and not source.reserved and match == source.length:
-            return None  # all of it is wanted, so nothing is lost by going on where it lies
+            return None  # all of it matches, so it can be continued in place
         for cache in self.caches:
-            if self._room(reserve) and None in self._rows:
+            if self._room(reserve) and None in self._slots:
                 break
             if cache is not source:
                 self._drop(cache)
-        if not self._room(reserve) or None not in self._rows:
+        if not self._room(reserve) or None not in self._slots:
             return None
-        row = self._free_row()
+        index = self._free_index()
         if source is not None:
             source.used = next(self._clock)
-            self._memory.copy(source.row, row, match)
-        slot = Slot(row, prompt, match, reserve, next(self._clock))
-        self._rows[row] = slot
+            self._memory.copy(source.index, index, match)
+        slot = Slot(index, prompt, match, reserve, next(self._clock))
+        self._slots[index] = slot
         return slot
 
     def _instead_of(self, source: Slot | None, match: int, prompt: Content, reserve: int) -> Slot:
-        """The source's own row, of which what does not match is given up."""
-        assert source is not None and not source.reserved  # noqa: S101, PT018  # else there was a row, or memory, left
+        """The source's own slot, truncated to the matching prefix."""
+        assert source is not None and not source.reserved  # noqa: S101, PT018  # else `_beside` had found a slot
         if source.length > match:
-            self._memory.release(source.row, match)
+            self._memory.release(source.index, match)
         source.content, source.length, source.reserved, source.used = prompt, match, reserve, next(self._clock)
         for cache in self.caches:
             if self._taken() <= self._budget:
@@ -314,35 +312,35 @@ class Slots:
         return source
 
     def _step(self, length: int, need: int) -> int:
-        """Tokens to reserve for a request that has so many: never more than it may need, nor than there are."""
+        """Tokens to reserve for a request of `length` tokens: at most `need` and the budget."""
         return min(
             need, length + self._growth, max(self._budget // self._memory.granule * self._memory.granule, length)
         )
 
     def _taken(self) -> int:
-        return sum(self._whole(slot.reserved or slot.length) for slot in self._rows if slot is not None)
+        return sum(self._whole(slot.reserved or slot.length) for slot in self._slots if slot is not None)
 
     def _room(self, reserve: int) -> bool:
         return self._taken() + self._whole(reserve) <= self._budget
 
     def _whole(self, tokens: int) -> int:
-        """As memory is taken."""
+        """Tokens rounded up to whole pages."""
         return -(-tokens // self._memory.granule) * self._memory.granule
 
-    def _free_row(self) -> int:
-        """The free row that is nearest to a running one."""
-        busy = [slot.row for slot in self.running] or [0]
-        free = [row for row, slot in enumerate(self._rows) if slot is None]
-        return min(free, key=lambda row: min(abs(row - other) for other in busy))
+    def _free_index(self) -> int:
+        """The free index nearest to a running slot."""
+        busy = [slot.index for slot in self.running] or [0]
+        free = [index for index, slot in enumerate(self._slots) if slot is None]
+        return min(free, key=lambda index: min(abs(index - other) for other in busy))
 
     def _drop(self, slot: Slot) -> None:
-        self._memory.release(slot.row)
-        self._rows[slot.row] = None
+        self._memory.release(slot.index)
+        self._slots[slot.index] = None
 
-    def _move(self, slot: Slot, row: int) -> None:
-        other, old = self._rows[row], slot.row
-        self._memory.swap(old, row, lengths=(slot.length, other.length if other is not None else 0))
-        self._rows[row], self._rows[old] = slot, other
-        slot.row = row
+    def _move(self, slot: Slot, index: int) -> None:
+        other, old = self._slots[index], slot.index
+        self._memory.swap(old, index, lengths=(slot.length, other.length if other is not None else 0))
+        self._slots[index], self._slots[old] = slot, other
+        slot.index = index
         if other is not None:
-            other.row = old
+            other.index = old

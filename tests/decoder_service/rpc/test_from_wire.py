@@ -7,6 +7,7 @@ from google.protobuf import json_format
 
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text
 from decoder_service.engine import SamplingParams
+from decoder_service.output.constraint import Form
 from decoder_service.request.admission import Limits
 from decoder_service.request.generation import Generation, GenerationDefaults
 from decoder_service.request.opening import Opening
@@ -96,7 +97,16 @@ REFUSED = [
         "generation.logit_bias",
     ),
     ({"generation": {"logprobs": 21}}, Code.INVALID_ARGUMENT, "generation.logprobs"),
-    ({"generation": {"responseFormat": {"regex": "a"}}}, Code.UNIMPLEMENTED, "generation.response_format"),
+    *(
+        ({"generation": {"responseFormat": sent}}, Code.INVALID_ARGUMENT, f"generation.response_format{path}")
+        for sent, path in (
+            ({}, ""),
+            ({"jsonObject": False}, ".json_object"),
+            ({"choice": {}}, ".choice.values"),
+            ({"choice": {"values": ["a", ""]}}, ".choice.values"),
+            ({"regex": "a" * 262145}, ".regex"),
+        )
+    ),
 ]
 
 
@@ -229,7 +239,7 @@ def test_unset_options_are_the_checkpoints() -> None:
         "clampMaxTokens": True,
     }
     drawn = SamplingParams(1.5, 0.5, 0, 7, min_p=0.25, repetition_penalty=1.5)
-    assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True, True)
+    assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True, clamp_max_tokens=True)
 
 
 def test_seeds_are_drawn_afresh() -> None:
@@ -237,3 +247,19 @@ def test_seeds_are_drawn_afresh() -> None:
     seeds = {opening().generation.sampling.seed for _ in range(5)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("sent", "form"),
+    [
+        ({"jsonSchema": '{"b": 1, "a": 2}'}, Form("json_schema", '{"b": 1, "a": 2}')),
+        ({"jsonObject": True}, Form("json_schema", '{"type": "object"}')),
+        ({"regex": "a+"}, Form("regex", "a+")),
+        ({"grammar": "start: x"}, Form("grammar", "start: x")),
+        ({"choice": {"values": ["a", 'b"']}}, Form("choice", '["a", "b\\""]')),
+    ],
+)
+def test_forms(sent: dict, form: Form) -> None:
+    """Each kind of form arrives as it was sent."""
+    assert opening(generation={"responseFormat": sent}).generation.form == form
+    assert opening().generation.form is None

@@ -101,9 +101,9 @@ def test_other_keys_and_values_would_be_noticed(
 ) -> None:
     """Negative control: where a copy comes back without its last tokens, an answer is another one."""
 
-    def restore(self: KvCache, saved: tuple[np.ndarray, ...], row: int) -> None:
+    def restore(self: KvCache, saved: tuple[np.ndarray, ...], slot: int) -> None:
         for buffer, kept in zip(self.buffers, saved, strict=True):
-            buffer[row, :, : kept.shape[1] // 2] = kept[:, : kept.shape[1] // 2]
+            buffer[slot, :, : kept.shape[1] // 2] = kept[:, : kept.shape[1] // 2]
 
     monkeypatch.setattr(KvCache, "restore", restore)
     stepping = Stepping(bundle, runner, slots=5, budget=448, growth=64, parking=100_000)
