@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,14 +18,6 @@ _NAME = CONVERSATIONS[0].files[0]
 PICTURE = Image((EXAMPLES / _NAME).read_bytes())
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    """A decoder with the least memory for keys and values that may be set, and nothing but that in it."""
-    settings = {"kv_cache_bytes": 1 << 20, "cached_prompts": 0, "int8": False, "slots": 5, "threads": 1}
-    with triptych_system(demo_bundle(), **settings) as address, Client(address) as client:
-        yield client
-
-
 def ask(client: Client, number: int) -> Answer:
     """A long answer: the model may not end its turn."""
     ends = dict.fromkeys(Bundle.open(demo_bundle()).tokens.eos, -100.0)
@@ -35,20 +26,28 @@ def ask(client: Client, number: int) -> Answer:
     return client.answer([user(*content)], max_tokens=TOKENS, logit_bias=ends, **sampling)  # type: ignore[arg-type]
 
 
-def parks() -> float:
-    """How often a request was parked, its keys and values copied out."""
-    return REGISTRY.get_sample_value("triptych_parks_total", {"keys_and_values": "copied"}) or 0.0
+def parks(how: str) -> float:
+    """How often a request was parked, and this became of its keys and values."""
+    return REGISTRY.get_sample_value("triptych_parks_total", {"keys_and_values": how}) or 0.0
 
 
-def test_answers_that_share_too_little_memory_are_those_at_rest(client: Client) -> None:
-    """Five at once in memory for three: each is whole, and has the tokens that it has alone."""
-    numbers = range(5)
-    before = parks()
-    alone = [ask(client, number) for number in numbers]
-    assert parks() == before
-    with ThreadPoolExecutor(len(numbers)) as pool:
-        together = list(pool.map(lambda number: ask(client, number), numbers))
+@pytest.mark.parametrize(("parking_bytes", "how"), [(1 << 30, "copied"), (0, "dropped")])
+def test_answers_that_share_too_little_memory_are_those_at_rest(parking_bytes: int, how: str) -> None:
+    """Five at once in the least memory, which is enough for three: each is whole, and has the tokens that it has alone.
+
+    Whether keys and values of parked requests are copied, or there is no memory for them and they are computed again.
+    """
+    settings = {"kv_cache_bytes": 1 << 20, "cached_prompts": 0, "int8": False, "slots": 5, "threads": 1}
+    with (
+        triptych_system(demo_bundle(), kv_parking_bytes=parking_bytes, **settings) as address,
+        Client(address) as client,
+        ThreadPoolExecutor(5) as pool,
+    ):
+        before = parks(how)
+        alone = [ask(client, number) for number in range(5)]
+        assert parks(how) == before
+        together = list(pool.map(lambda number: ask(client, number), range(5)))
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
     assert {(len(answer.token_ids), answer.finish_limit) for answer in together} == {(TOKENS, "max_tokens")}
-    assert parks() > before
+    assert parks(how) > before
     assert REGISTRY.get_sample_value("triptych_parked_requests") == 0
