@@ -25,14 +25,15 @@ LONGEST = 150
 
 @pytest.fixture(scope="module")
 def runner(bundle: Bundle) -> Runner:
-    """One graph: answers must be the same to the bit."""
+    """The fp32 graph twice, as a bundle with INT8 has two: one decodes, the other prefills in parts of a layer."""
     runner = Runner(
         bundle.decoder_dir / "embedding.onnx",
         threads=1,
         layers=bundle.text.num_hidden_layers,
         head_size=bundle.text.head_dim,
     )
-    runner.load("fp32", bundle.graph_path("fp32"))
+    runner.load("decode", bundle.graph_path("fp32"))
+    runner.load("prefill", bundle.graph_path("fp32"), layers_at_once=1)
     return runner
 
 
@@ -171,6 +172,7 @@ def test_one_that_is_parked_can_be_called_off(
     parking=st.sampled_from([0, 200, 2000]),
     caches=st.sampled_from([None, 2]),
     room=st.sampled_from([7, 100]),
+    parts=st.sampled_from([1, 1000]),
 )
 def test_any_schedule_gives_each_its_own_tokens(
     *,
@@ -185,10 +187,19 @@ def test_any_schedule_gives_each_its_own_tokens(
     parking: int,
     caches: int | None,
     room: int,
+    parts: int,
 ) -> None:
     """Requests come and are called off at any step, short of memory: each has its own tokens, or the first of them."""
     stepping = Stepping(
-        bundle, runner, slots=slots, budget=budget, growth=growth, parking=parking, caches=caches, rooms=(room,)
+        bundle,
+        runner,
+        slots=slots,
+        budget=budget,
+        growth=growth,
+        parking=parking,
+        caches=caches,
+        rooms=(room,),
+        parts=(parts,),
     )
     here = {}
     for step in itertools.count():
@@ -207,3 +218,22 @@ def test_any_schedule_gives_each_its_own_tokens(
         assert answer.finished is not None or leaves is not None
         assert len(answer.tokens) == tokens or answer.finished is None
     assert (stepping.slots.running, stepping.scheduler.tasks) == ([], [])
+
+
+def test_a_chunk_is_started_again_after_its_request_was_parked(
+    bundle: Bundle, runner: Runner, requests: list[EngineRequest], alone: list[list[int]]
+) -> None:
+    """The parts of it that were computed are lost with the slot."""
+    stepping = Stepping(bundle, runner, slots=2, budget=160, growth=1, parking=1000, parts=(1,))
+    first = stepping.add(requests[1])
+    while first.slot is None or first.slot.length < 63:
+        stepping.step()
+    second = stepping.add(dataclasses.replace(requests[3], max_new_tokens=20))
+    stepping.step()
+    assert second.place.length == 0
+    stepping.step()
+    assert stepping.scheduler.parked == [second]
+    stepping.finish()
+    assert [stepping.answers[job].tokens for job in (first, second)] == [alone[1], alone[3][:20]]
+    read = [call.read for call in stepping.model.calls if call.read is not None]
+    assert read[1:] == [(0, 70)] * 2
