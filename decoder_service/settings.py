@@ -113,6 +113,17 @@ class DecoderSettings(ServerSettings):
         description="Most tokens of an answer if the request does not set `max_tokens`. The context or the deadline "
         "may end it earlier; `finish_limit` names the limit.",
     )
+    generation_config: Literal["greedy", "auto"] = Field(
+        "greedy",
+        description="How to sample if the request sets no temperature: greedily, or (`auto`) with the temperature of "
+        "the checkpoint's generation_config. Its other values are used in both cases. A request can override this "
+        "(`recommended_sampling`). Use `auto` for models that think.",
+    )
+    repetition_detection: Literal["off", "on"] = Field(
+        "off",
+        description="End an answer that repeats itself: a pattern of 32 to 512 tokens, 4 times in a row. A request can "
+        "override this.",
+    )
     max_queue: int = Field(
         16, ge=0, description="Most requests that wait besides the running ones; more are refused with a retry delay."
     )

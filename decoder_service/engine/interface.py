@@ -86,6 +86,8 @@ class Limit(enum.Enum):
     """Prompt and answer fill the memory of the KV cache."""
     DEADLINE = "deadline"
     """The deadline of the request."""
+    REPETITION = "repetition"
+    """The answer repeated itself."""
 
 
 @dataclass(frozen=True, eq=False)
