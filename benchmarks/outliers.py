@@ -153,9 +153,9 @@ def plant_outliers(source: Path, target: Path, *, where: Place, ratio: float, ch
     What `add_outliers` makes has small columns, by which smoothing finds it. Here two channels of a layer carry the
     same large activation, and what reads them has an ordinary column w for one and, but for what the channel
     contributed before, -w for the other. The function is the same, and rounding the two columns leaves an error that
-    the large activation multiplies. Every token has these activations, `ratio` times as large as they were. For the second
-    channels a layer is made wider: "down" by 32 channels, "v" by one head of keys and values, and for "residual" the
-    model has twice the width, every channel twice at half the magnitude.
+    the large activation multiplies. Every token has these activations, `ratio` times as large as they were. For the
+    second channels a layer is made wider: "down" by 32 channels, "v" by one head of keys and values, and for "residual"
+    the model has twice the width, every channel twice at half the magnitude.
 
     The whole checkpoint is held in memory.
 
