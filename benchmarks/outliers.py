@@ -64,6 +64,43 @@ def add_encoder_outliers(
     return _write(source, target, _encoder_factors(config, _Draw(largest, channels, seed)))
 
 
+def shuffle_channels(source: Path, target: Path, *, seed: int = 0) -> Path:
+    """Write the checkpoint `source` with its channels in another order as `target` and return it.
+
+    It is the same function, of which other weights share a block: what rounding costs is another draw. The residual
+    stream has one order, and each layer its own for V and for what the down projection reads.
+
+    The whole checkpoint is held in memory.
+    """
+    config = json.loads((source / "config.json").read_text())["text_config"]
+    rng = torch.Generator().manual_seed(seed)
+    residual = torch.randperm(config["hidden_size"], generator=rng)
+    heads, kv_heads, width = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    orders = []
+    for index in range(config["num_hidden_layers"]):
+        mlp = torch.randperm(config["intermediate_size"], generator=rng)
+        of_heads = torch.stack([torch.randperm(width, generator=rng) for _ in range(kv_heads)])
+        v = (of_heads + width * torch.arange(kv_heads)[:, None]).flatten()
+        read = of_heads.repeat_interleave(heads // kv_heads, 0)
+        o = (read + width * torch.arange(heads)[:, None]).flatten()
+        layer = re.escape(_layer(index))
+        orders += [
+            (rf"{layer}mlp\.(gate|up)_proj\.weight", 0, mlp),
+            (rf"{layer}mlp\.down_proj\.weight", 1, mlp),
+            (rf"{layer}self_attn\.v_proj\.(weight|bias)", 0, v),
+            (rf"{layer}self_attn\.o_proj\.weight", 1, o),
+        ]
+    orders += [(pattern, axis, residual) for pattern, axis, _ in _RESIDUAL]
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    for shard in sorted(source.glob("*.safetensors")):
+        tensors = load_file(shard)
+        for pattern, axis, order in orders:
+            for name in [name for name in tensors if re.fullmatch(pattern, name)]:
+                tensors[name] = tensors[name].index_select(axis, order)
+        save_file(tensors, target / shard.name, metadata={"format": "pt"})
+    return target
+
+
 class _Draw:
     """Draws factors; arguments as in `add_outliers`."""
 
@@ -251,7 +288,7 @@ def _plant_residual(tensors: _Tensors, settings: dict[str, Any], plant: _Plant) 
     hidden = config["hidden_size"]
     other = torch.randperm(hidden, generator=plant.rng)  # the order of the second half: other blocks are rounded
     place = torch.argsort(other)
-    for pattern, axis, factor in _DOUBLED:
+    for pattern, axis, factor in _RESIDUAL:
         for name in [name for name in tensors if re.fullmatch(pattern, name)]:
             tensor = tensors[name] * factor
             tensors[name] = torch.cat([tensor, tensor.index_select(axis, other)], dim=axis)
@@ -266,8 +303,8 @@ def _plant_residual(tensors: _Tensors, settings: dict[str, Any], plant: _Plant) 
     config["hidden_size"] = settings["vision_config"]["out_hidden_size"] = 2 * hidden
 
 
-# Which tensors become twice as long with the residual, along which axis, and what they are multiplied by.
-_DOUBLED = (
+# Which tensors have an axis of the residual stream, which axis that is, and their factor where it is doubled.
+_RESIDUAL = (
     (r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc2\.(weight|bias)", 0, 1.0),
     (r".*\.layers\.\d+\.(self_attn\.o|mlp\.down)_proj\.(weight|bias)", 0, 1.0),
     (r".*\.layers\.\d+\.(self_attn\.[qkv]|mlp\.gate|mlp\.up)_proj\.weight", 1, 1.0),

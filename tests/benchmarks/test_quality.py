@@ -13,7 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from benchmarks import quality
 from benchmarks.divergence import Reference, ask
-from benchmarks.outliers import Place, add_outliers, plant_outliers
+from benchmarks.outliers import Place, add_outliers, plant_outliers, shuffle_channels
 from exporter.divergence import Graph, kl_divergence
 from serving.bundle import Bundle
 
@@ -66,6 +66,22 @@ def test_outliers_are_the_same_function(checkpoint: Path, tmp_path: Path, larges
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
     assert (loudest[1] > loudest[0]).mean() > 0.9
     assert np.median(loudest[1] / loudest[0]) > largest / 8
+
+
+def test_another_order_of_channels_is_the_same_function(checkpoint: Path, tmp_path: Path) -> None:
+    """Logits differ by float32's rounding alone, though every matrix of a layer has its weights elsewhere."""
+    ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
+    models = [
+        Qwen3VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
+        for source in (checkpoint, shuffle_channels(checkpoint, tmp_path / "shuffled"))
+    ]
+    with torch.inference_mode():
+        logits = [model(input_ids=ids).logits for model in models]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
+    for plain, shuffled in zip(
+        *(model.model.language_model.layers[1].named_parameters() for model in models), strict=True
+    ):
+        assert plain[1].dim() < 2 or not torch.equal(plain[1], shuffled[1]), plain[0]
 
 
 def test_outliers_leave_the_source_and_the_rest_alone(checkpoint: Path, tmp_path: Path) -> None:
