@@ -191,7 +191,7 @@ def plant_outliers(source: Path, target: Path, *, where: Place, ratio: float, ch
     same large activation, and what reads them has an ordinary column w for one and, but for what the channel
     contributed before, -w for the other. The function is the same, and rounding the two columns leaves an error that
     the large activation multiplies. Every token has these activations, `ratio` times as large as they were. For the
-    second channels a layer is made wider: "down" by 32 channels, "v" by one head of keys and values, and for "residual"
+    second channels a layer is made wider: "down" by 64 channels, "v" by one head of keys and values, and for "residual"
     the model has twice the width, every channel twice at half the magnitude.
 
     The whole checkpoint is held in memory.
@@ -246,7 +246,7 @@ _Tensors = dict[str, torch.Tensor]
 
 def _plant_down(tensors: _Tensors, settings: dict[str, Any], plant: _Plant) -> None:
     config = settings["text_config"]
-    width, wider = config["intermediate_size"], 32
+    width, wider = config["intermediate_size"], 64
     for index in range(config["num_hidden_layers"]):
         gate, up, down = (f"{_layer(index)}mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
         first, second = plant.draw(width, plant.channels), width + plant.draw(wider, plant.channels)

@@ -18,6 +18,9 @@ RecipeName = Literal["small", "balanced", "fine"]
 LAYER_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "head")
 
 
+_LARGEST_BLOCK = 256
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Bits of each matrix.
@@ -52,6 +55,15 @@ class Recipe:
         return {"name": self.name, "bits": bits}
 
 
+def block_of(bits: Bits, block_size: int, in_features: int) -> int:
+    """Input features that share a scale in a matrix.
+
+    Of 8 bits so many are left that twice as many features share one as at 4, where the matrix has whole such blocks.
+    """
+    twice = 2 * block_size
+    return twice if bits == 8 and twice <= _LARGEST_BLOCK and in_features % twice == 0 else block_size
+
+
 def _is_delicate(layer: int, layers: int) -> bool:
     first = layers // 8
     return layer < first or layer >= layers - first or (layer - first) % 3 == 2
@@ -59,6 +71,6 @@ def _is_delicate(layer: int, layers: int) -> bool:
 
 RECIPES: Mapping[RecipeName, Recipe] = {
     "small": Recipe("small"),
-    "balanced": Recipe("balanced", frozenset({"v", "down"})),
+    "balanced": Recipe("balanced", frozenset({"v", "o", "down"})),
     "fine": Recipe("fine", frozenset({"v", "o", "down", "head"})),
 }

@@ -48,7 +48,7 @@ class DecoderInfo(Frozen):
     Attributes:
         precision: the bundle's own.
         graphs: path inside the bundle of each precision's graph: its own, and "int8" where that was exported, too.
-        block_size: weights that share a scale at INT4.
+        block_size: weights that share a scale at INT4; at 8 bits twice as many do where a matrix has whole such blocks.
         accuracy_level: how `MatMulNBits` computes.
         recipe: bits of the matrices at INT4; None at fp32, and in bundles of before the field was there, where all
             have 4.
