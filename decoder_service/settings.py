@@ -87,7 +87,7 @@ class DecoderSettings(ServerSettings):
     )
     operators: bool = Field(
         True,
-        description="Compute 4-bit matmuls, attention and rounding with Triptych's own operators, where the processor "
+        description="Compute matmuls by weights in blocks, attention and rounding with Triptych's own operators, where the processor "
         "has AVX-512 VNNI; the log tells whether it does. Otherwise ONNX Runtime's are used.",
     )
     cache_dir: Path = Field(
