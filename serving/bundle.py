@@ -51,8 +51,8 @@ class DecoderInfo(Frozen):
         block_size: number of weights that share a scale at 4 bits; at 8 bits it is twice as many if the matrix divides
             into such blocks.
         accuracy_level: attribute of `MatMulNBits` that selects its arithmetic.
-        recipe: bits of the matrices of the INT4 graph. None at fp32, and for bundles written before this field existed, in
-            which all matrices have 4 bits.
+        recipe: bits of the matrices of the INT4 graph. None at fp32, and for bundles written before this field existed,
+            in which all matrices have 4 bits.
         last_position_logits: whether the graphs return only the logits of the last position.
         smoothed: whether outlier channels were smoothed before quantization. The values of V in the KV cache then
             differ from those of a bundle without smoothing.
