@@ -36,6 +36,7 @@ class Generation:
         repetition: Repetition that ends the answer; None: no detection.
         stop_token_ids: Tokens that end the answer, beside the model's end tokens.
         ignore_eos: Whether the model's end tokens do not end the answer.
+        clamp_max_tokens: Whether `max_tokens` is reduced to the free tokens of the context instead of refused.
     """
 
     sampling: SamplingParams
@@ -46,6 +47,12 @@ class Generation:
     repetition: RepetitionLimits | None = None
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    clamp_max_tokens: bool = False
+
+    @property
+    def must_fit(self) -> int | None:
+        """Tokens of the answer that must fit in the context, if any."""
+        return None if self.clamp_max_tokens else self.max_tokens
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         repetition=_repetition(options, defaults.repetition),
         stop_token_ids=_stop_tokens(options.stop_token_ids, vocab_size),
         ignore_eos=options.ignore_eos,
+        clamp_max_tokens=options.clamp_max_tokens,
     )
 
 
