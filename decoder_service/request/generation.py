@@ -21,6 +21,7 @@ MAX_LOGIT_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
 MAX_FORM_BYTES = 1 << 18
 MAX_STOP_TOKENS = 64
+MAX_CHOICES = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Generation:
         form: The form that the answer must have, if any.
         repetition: Repetition that ends the answer; None: no detection.
         stop_token_ids: Tokens that end the answer, beside the model's end tokens.
+        choices: Number of answers.
         ignore_eos: Whether the model's end tokens do not end the answer.
         clamp_max_tokens: Whether `max_tokens` is reduced to the free tokens of the context instead of refused.
     """
@@ -47,6 +49,7 @@ class Generation:
     repetition: RepetitionLimits | None = None
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    choices: int = 1
     clamp_max_tokens: bool = False
 
     @property

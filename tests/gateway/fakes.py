@@ -196,7 +196,7 @@ class FakeDecoder:
 
     @staticmethod
     def _check(opening: decoder_pb2.GenerateOpen) -> None:
-        if not opening.messages:
+        if not opening.messages and not opening.HasField("prompt"):
             raise invalid("messages", "is empty; send at least one message")
         if opening.generation.top_p > 1:
             raise invalid("generation.top_p", "is over 1")
@@ -294,7 +294,20 @@ class FakeDecoder:
         self.counted.append(request)
         media = sum(layout.token_count for layout in request.layouts)
         ids = [1, 2, 3] if request.return_token_ids else []
-        return decoder_pb2.CountPromptTokensResponse(prompt_tokens=10 + media, media_tokens=media, token_ids=ids)
+        return decoder_pb2.CountPromptTokensResponse(
+            prompt_tokens=10 + media,
+            media_tokens=media,
+            token_ids=ids,
+            token_texts=["a", "\\xe2", "<|im_end|>"] if request.return_token_texts else [],
+            context_length=4096,
+        )
+
+    def detokenize(self, request: chat_pb2.DetokenizeRequest) -> chat_pb2.DetokenizeResponse:
+        """The ids in words."""
+        for index, token in enumerate(request.token_ids):
+            if token > 1000:
+                raise invalid(f"token_ids[{index}]", f"is {token}")
+        return chat_pb2.DetokenizeResponse(text=" ".join(map(str, request.token_ids)))
 
     def model(self) -> chat_pb2.Model:
         """What is loaded."""
@@ -406,6 +419,9 @@ class InProcessDecoder(DecoderTier):
     ) -> decoder_pb2.CountPromptTokensResponse:
         return self._next().count(request)
 
+    async def detokenize(self, request: chat_pb2.DetokenizeRequest, *, seconds: float) -> chat_pb2.DetokenizeResponse:
+        return self._next().detokenize(request)
+
     async def model(self, *, seconds: float) -> chat_pb2.Model:
         return self._next().model()
 
@@ -439,6 +455,9 @@ class _DecoderServicer(decoder_pb2_grpc.DecoderServicer):
 
     async def CountPromptTokens(self, request: Any, context: Any) -> decoder_pb2.CountPromptTokensResponse:
         return self._decoder.count(request)
+
+    async def Detokenize(self, request: Any, context: Any) -> chat_pb2.DetokenizeResponse:
+        return self._decoder.detokenize(request)
 
     async def GetModel(self, request: Any, context: Any) -> chat_pb2.Model:
         return self._decoder.model()

@@ -392,7 +392,7 @@ async def test_what_asks_for_nothing_may_be_sent(http: httpx.AsyncClient) -> Non
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
+        ("length_penalty", 2),
         ("functions", [{}]),
         ("reasoning_effort", "low"),
         ("use_beam_search", True),
