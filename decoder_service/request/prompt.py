@@ -145,11 +145,13 @@ class PromptBuilder:
         if isinstance(ids, str):
             path = "prompt.text"
             text = ids if prompt.parse_special else self._control_tokens.marked(ids)
+            plain = not prompt.parse_special
             with self._lock:
-                ids = tuple(
-                    self._tokenizer(
-                        text, add_special_tokens=False, sanitize_control_tokens=not prompt.parse_special
-                    ).input_ids
+                # Of an empty text the tokenizer makes something else than no ids.
+                ids = (
+                    tuple(self._tokenizer(text, add_special_tokens=False, sanitize_control_tokens=plain).input_ids)
+                    if text
+                    else ()
                 )
         if not ids:
             raise invalid(path, "has no token; send at least one")

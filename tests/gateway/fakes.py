@@ -253,37 +253,47 @@ class FakeDecoder:
             await self._hook(call, "start")
             if not call.started:
                 yield starting
-            likely = (
-                [chat_pb2.PositionLogprobs(chosen=chat_pb2.TokenLogprob(text="x", raw=b"x"))] if self.scored else []
-            )
-            for thought in self.thoughts:
-                delta = chat_pb2.Delta(reasoning=thought, token_ids=[0], logprobs=likely)
-                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
-            for i, (word, logprobs) in enumerate(self.said):
-                await self._hook(call, "delta")
-                delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs or likely)
-                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
-            for part in self.called:
-                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(tool_call=part))
-            await self._hook(call, "finish")
-            usage = chat_pb2.Usage(
-                prompt_tokens=7,
-                completion_tokens=len(self.thoughts) + len(self.said),
-                media_tokens=4,
-                cached_tokens=2,
-                reasoning_tokens=len(self.thoughts),
-            )
-            reason = chat_pb2.FINISH_REASON_TOOL_CALLS if self.called else chat_pb2.FINISH_REASON_STOP
-            finished = chat_pb2.Finished(
-                reason=chat_pb2.FINISH_REASON_LENGTH if self.limit else reason,
-                usage=usage,
-                timings=chat_pb2.Timings(queue_seconds=0.5),
-                limit=self.limit,
-            )
-            yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(finished=finished))
+            async for event in self._answer(call):
+                yield decoder_pb2.GenerateResponse(event=event)
             call.complete = True
         finally:
             call.ended.set()
+
+    async def _answer(self, call: GenerateCall) -> AsyncIterator[chat_pb2.ChatEvent]:
+        """Deltas, tool calls and the end of each answer."""
+        likely = [chat_pb2.PositionLogprobs(chosen=chat_pb2.TokenLogprob(text="x", raw=b"x"))] if self.scored else []
+        choices = range(1 if call.open is None else call.open.generation.n or 1)
+        for thought in self.thoughts:
+            delta = chat_pb2.Delta(reasoning=thought, token_ids=[0], logprobs=likely)
+            yield chat_pb2.ChatEvent(delta=delta)
+        for i, (word, logprobs) in enumerate(self.said):
+            await self._hook(call, "delta")
+            delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs or likely)
+            for choice in choices:
+                event = chat_pb2.ChatEvent(delta=delta, choice=choice)
+                yield event
+        for choice in choices[1:]:  # later answers say which they are
+            event = chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=f" ({choice})"), choice=choice)
+            yield event
+        for part in self.called:
+            yield chat_pb2.ChatEvent(tool_call=part)
+        await self._hook(call, "finish")
+        usage = chat_pb2.Usage(
+            prompt_tokens=7,
+            completion_tokens=len(self.thoughts) + len(self.said),
+            media_tokens=4,
+            cached_tokens=2,
+            reasoning_tokens=len(self.thoughts),
+        )
+        reason = chat_pb2.FINISH_REASON_TOOL_CALLS if self.called else chat_pb2.FINISH_REASON_STOP
+        finished = chat_pb2.Finished(
+            reason=chat_pb2.FINISH_REASON_LENGTH if self.limit else reason,
+            usage=usage,
+            timings=chat_pb2.Timings(queue_seconds=0.5),
+            limit=self.limit,
+        )
+        for choice in reversed(choices):
+            yield chat_pb2.ChatEvent(finished=finished, choice=choice)
 
     async def _hook(self, call: GenerateCall, stage: str) -> None:
         if self.hook:
