@@ -68,7 +68,7 @@ def run() -> dict[str, str]:
         printed = system.named(_program(system))
         models = _http(system, "/v1/models")
         answered = _http(system, "/v1/chat/completions", _question())
-        refused = _http(system, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 2})
+        refused = _http(system, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "best_of": 2})
     return {
         "demo": f"```console\n$ make demo\n{demo}\n```",
         "ask": f'```console\n$ .venv/bin/triptych ask "{QUESTION}" --image {PICTURE}\n{asked}\n```',
