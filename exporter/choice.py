@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from .quantize import STEPS, pack_blocks, pack_int8
@@ -32,7 +33,7 @@ _MOST = 10.0  # octaves: a channel that is always zero asks for an infinite fact
 class Rounding(Protocol):
     """How a graph rounds one matrix and what it multiplies."""
 
-    def weights(self, weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+    def weights(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
         """Weights [outputs, inputs] as the graph has them, in float32; `importance` [inputs] as in `pack_blocks`."""
 
     def activations(self, rows: torch.Tensor) -> torch.Tensor:
@@ -53,9 +54,9 @@ class BlockRounding:
     block_size: int
     rounds_activations: bool
 
-    def weights(self, weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+    def weights(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
         """See `Rounding`."""
-        packed = pack_blocks(weight, bits=self.bits, block_size=self.block_size, importance=importance)
+        packed = pack_blocks(weight, bits=self.bits, block_size=self.block_size, importance=_array(importance))
         integers = torch.from_numpy(packed.qweight)
         if self.bits == 4:
             integers = torch.stack((integers & 15, integers >> 4), dim=-1).flatten(-2)
@@ -75,9 +76,9 @@ class BlockRounding:
 class OutputRounding:
     """As the INT8 graph does it: a scale for each output of the weights, and for each row of the activations."""
 
-    def weights(self, weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+    def weights(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
         """See `Rounding`."""
-        packed = pack_int8(weight, importance=importance)
+        packed = pack_int8(weight, importance=_array(importance))
         return (torch.from_numpy(packed.weight).float() * torch.from_numpy(packed.scales)).T
 
     def activations(self, rows: torch.Tensor) -> torch.Tensor:
@@ -144,6 +145,10 @@ def choose(errors: Sequence[float]) -> int:
     """The index of the least error; the first one's unless another is clearly less."""
     best = int(np.argmin(errors))
     return best if errors[best] < (1 - _LEAST_GAIN) * errors[0] else 0
+
+
+def _array(values: torch.Tensor | None) -> NDArray[np.float32] | None:
+    return None if values is None else values.numpy()
 
 
 def _octaves(values: torch.Tensor) -> torch.Tensor:
