@@ -14,6 +14,7 @@ from .manifest import add_encoder_types, write_manifest
 from .measuring import measure_apart
 from .precision import Phase, Precision
 from .progress import Progress
+from .recipe import RECIPES, RecipeName
 from .source import model_name, resolve
 from .writer import check_space, check_target, staged
 
@@ -27,6 +28,7 @@ def export(
     *,
     precision: Precision = "int4",
     phases: Sequence[Phase] | None = None,
+    recipe: RecipeName = "small",
     block_size: int = 32,
     accuracy_level: int = 4,
     smooth: bool = True,
@@ -47,6 +49,8 @@ def export(
         precision: "int4" (weights of the decoder in blocks of 4 bits) or "fp32" (exact, eight times as large).
         phases: the graphs of an INT4 bundle: ("int4", "int8"), the default, adds one that computes in 8 bits for
             prefill and wide batches; ("int4",) leaves it out, for the small footprint. At fp32 there are none.
+        recipe: which matrices of the INT4 graph have 8 bits instead of 4: "small" (none), "balanced" or "fine". Without
+            effect at fp32.
         block_size: input features that share one scale: 16, 32, 64, 128 or 256. Without effect at fp32.
         accuracy_level: how `MatMulNBits` computes: 4 rounds activations to 8 bits, 1 keeps float32.
         smooth: even out outlier channels before rounding. Without effect at fp32.
@@ -62,6 +66,9 @@ def export(
     if precision not in ("int4", "fp32"):
         raise ExportError(f"There is no precision {precision!r}: use int4 or fp32.")
     graphs = _graphs(precision, phases)
+    if recipe not in RECIPES:
+        raise ExportError(f"There is no recipe {recipe!r}: use {', '.join(RECIPES)}.")
+    bits = RECIPES[recipe]
     if block_size not in _BLOCK_SIZES:
         raise ExportError(f"There is no block size {block_size}: use one of {', '.join(map(str, _BLOCK_SIZES))}.")
     if accuracy_level not in range(5):
@@ -70,7 +77,7 @@ def export(
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
     checkpoint = open_checkpoint(resolve(source, revision=revision, show_progress=bars.enabled))
-    check_space(target, checkpoint.estimate(graphs, block_size))
+    check_space(target, checkpoint.estimate(graphs, block_size=block_size, recipe=bits))
 
     with staged(target) as stage:
         checkpoint.write_encoder(stage / "vision", progress=bars)
@@ -81,6 +88,7 @@ def export(
                 precision=graph,
                 block_size=block_size,
                 accuracy_level=accuracy_level,
+                recipe=bits,
                 smooth=smooth and precision != "fp32",
                 progress=bars,
             )
@@ -101,6 +109,7 @@ def export(
                 "graphs": {graph: path.relative_to(stage).as_posix() for graph, path in paths.items()},
                 "block_size": block_size,
                 "accuracy_level": accuracy_level,
+                "recipe": bits.describe(checkpoint.layers) if precision == "int4" else None,
                 "last_position_logits": True,
                 "smoothed": smooth and precision != "fp32",
             },

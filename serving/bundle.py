@@ -30,6 +30,18 @@ class ModelInfo(Frozen):
     parameters: Positive
 
 
+class RecipeInfo(Frozen):
+    """Which matrices of the INT4 graph have how many bits.
+
+    Attributes:
+        name: of the recipe.
+        bits: of the matrices of each kind, layer by layer; the output head has one entry.
+    """
+
+    name: str
+    bits: dict[str, tuple[Literal[4, 8], ...]]
+
+
 class DecoderInfo(Frozen):
     """The decoder graphs, all with the same inputs, outputs and KV cache.
 
@@ -38,6 +50,8 @@ class DecoderInfo(Frozen):
         graphs: path inside the bundle of each precision's graph: its own, and "int8" where that was exported, too.
         block_size: weights that share a scale at INT4.
         accuracy_level: how `MatMulNBits` computes.
+        recipe: bits of the matrices at INT4; None at fp32, and in bundles of before the field was there, where all
+            have 4.
         last_position_logits: the graphs give logits of the last position alone.
         smoothed: outlier channels were evened out before rounding. The values in the cache of V differ from those of a
             bundle that was not smoothed.
@@ -47,6 +61,7 @@ class DecoderInfo(Frozen):
     graphs: dict[str, str]
     block_size: Positive
     accuracy_level: int
+    recipe: RecipeInfo | None = None
     last_position_logits: bool
     smoothed: bool = False  # bundles of before the field was there
 
