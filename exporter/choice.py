@@ -7,7 +7,7 @@ another is taken only where it is clearly better.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from .precision import Phase
 from .quantize import STEPS, pack_blocks, pack_int8
-from .recipe import Bits
+from .recipe import Bits, Kind, Recipe
 
 OUTPUTS = 256
 """Outputs of a matrix that are computed; they are spread evenly over all."""
@@ -61,14 +62,14 @@ class BlockRounding:
         if self.bits == 4:
             integers = torch.stack((integers & 15, integers >> 4), dim=-1).flatten(-2)
         values = (integers.float() - 2 ** (self.bits - 1)) * torch.from_numpy(packed.scales)[..., None]
-        return values.flatten(1)[:, : packed.in_features]
+        return torch.as_tensor(values.flatten(1)[:, : packed.in_features])
 
     def activations(self, rows: torch.Tensor) -> torch.Tensor:
         """See `Rounding`."""
         if not self.rounds_activations:
             return rows
         inputs = rows.shape[1]
-        blocks = functional.pad(rows, (0, -inputs % self.block_size)).unflatten(1, (-1, self.block_size))
+        blocks = functional.pad(rows, (0, -inputs % self.block_size)).view(len(rows), -1, self.block_size)
         return _to_steps(blocks).flatten(1)[:, :inputs]
 
 
@@ -86,6 +87,15 @@ class OutputRounding:
         return _to_steps(rows)
 
 
+def roundings_of(
+    graph: Phase, *, block_size: int, accuracy_level: int, recipe: Recipe, layers: int
+) -> Callable[[Kind, int], Rounding]:
+    """How a graph rounds a matrix of a kind in a layer; arguments as in `exporter.family.Checkpoint.write_decoder`."""
+    if graph == "int8":
+        return lambda kind, layer: OutputRounding()
+    return lambda kind, layer: BlockRounding(recipe.bits(kind, layer, layers), block_size, accuracy_level == 4)
+
+
 @dataclass(frozen=True, eq=False)
 class Reader:
     """A matrix that reads a site, in one graph.
@@ -99,10 +109,14 @@ class Reader:
     rounding: Rounding
 
 
+def spread_over(count: int) -> list[int]:
+    """Indices of at most `OUTPUTS` of `count` outputs, evenly spread."""
+    return [int(index) for index in np.unique(np.linspace(0, count - 1, min(OUTPUTS, count)).astype(int))]
+
+
 def spread(weight: torch.Tensor) -> torch.Tensor:
     """Some outputs of a matrix [outputs, inputs], evenly spread, in float32."""
-    chosen = np.unique(np.linspace(0, len(weight) - 1, min(OUTPUTS, len(weight))).astype(int))
-    return weight[torch.from_numpy(chosen)].float()
+    return weight[spread_over(len(weight))].float()
 
 
 def error(rows: torch.Tensor, importance: torch.Tensor, readers: Sequence[Reader], factors: torch.Tensor) -> float:

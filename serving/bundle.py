@@ -5,6 +5,7 @@ This module has what all families have in common, `serving.families` what each d
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
@@ -42,6 +43,18 @@ class RecipeInfo(Frozen):
     bits: dict[str, tuple[Literal[4, 8], ...]]
 
 
+class CalibrationInfo(Frozen):
+    """The examples that scales and smoothing were chosen by.
+
+    Attributes:
+        data: "built-in", or the name of the directory that they were in.
+        sha256: of their texts and pixels.
+    """
+
+    data: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class DecoderInfo(Frozen):
     """The decoder graphs, all with the same inputs, outputs and KV cache.
 
@@ -55,6 +68,7 @@ class DecoderInfo(Frozen):
         last_position_logits: the graphs give logits of the last position alone.
         smoothed: outlier channels were evened out before rounding. The values in the cache of V differ from those of a
             bundle that was not smoothed.
+        calibration: what the rounding was chosen by; None: by the weights alone.
     """
 
     precision: Literal["int4", "fp32"]
@@ -64,6 +78,7 @@ class DecoderInfo(Frozen):
     recipe: RecipeInfo | None = None
     last_position_logits: bool
     smoothed: bool = False  # bundles of before the field was there
+    calibration: CalibrationInfo | None = None
 
     @model_validator(mode="after")
     def _has_its_own_graph(self) -> Self:
@@ -129,6 +144,27 @@ class Bundle(Frozen):
         bundle._check_files()
         if verify:
             bundle.verify()
+        return bundle
+
+    @classmethod
+    def unfinished(cls, root: Path, description: Mapping[str, Any]) -> Self:
+        """A bundle in directory `root` that is being made: what is known of it, and no graph.
+
+        Args:
+            root: the bundle's directory.
+            description: the entries of `bundle.json` about the model.
+        """
+        decoder = {
+            "precision": "fp32",
+            "graphs": {"fp32": ""},
+            "block_size": 1,
+            "accuracy_level": 0,
+            "last_position_logits": True,
+        }
+        missing = {"created": "", "triptych_version": "", "versions": {}, "files": {}, "decoder": decoder}
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        bundle = cls.model_validate(_upgrade({**header, **missing, **description}))
+        bundle._root = root
         return bundle
 
     @classmethod

@@ -7,38 +7,45 @@ graph would be others, and errors of layers before are not what a layer's scales
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRotaryEmbedding
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextRMSNorm,
+    Qwen3VLTextRotaryEmbedding,
+)
 
 from exporter.calibrated import Plan, SitePlan, Tokens
-from exporter.choice import OUTPUTS, Reader, Rounding, choose, error, spread, ways
+from exporter.choice import Reader, Rounding, choose, error, spread, ways
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress, quiet
 from exporter.recipe import Kind
 
 from .checkpoint import EMBEDDING, Checkpoint
-from .layers import head_rows, read_layer, read_norm
+from .layers import head_rows, read_layer, read_norm, spread_head
 from .smoothing import HEAD, Site, column_factors, sites
 
-Roundings = Mapping[Precision | Phase, Callable[[Kind, int], Rounding]]
+Roundings = Mapping[Phase, Callable[[Kind, int], Rounding]]
 """How each graph rounds a matrix of a kind in a layer; the head is in layer 0."""
 
 _ROWS = 256  # of activations that errors are measured on, spread evenly over all tokens
 
 
 @torch.no_grad()
-def calibrate(checkpoint: Checkpoint, tokens: Sequence[Tokens], roundings: Roundings, progress: Progress) -> Plan:
+def calibrate(
+    checkpoint: Checkpoint, tokens: Sequence[Tokens], roundings: Roundings, *, smooth: bool = True, progress: Progress
+) -> Plan:
     """Find factors and importances of every site.
 
     Args:
         checkpoint: the model.
         tokens: what it reads.
         roundings: of each graph.
+        smooth: whether factors may be others than 1.
         progress: shows a bar.
     """
     plan: dict[tuple[int, str], SitePlan] = {}
@@ -48,11 +55,11 @@ def calibrate(checkpoint: Checkpoint, tokens: Sequence[Tokens], roundings: Round
         for index in range(count):
             layer = read_layer(checkpoint, index).float()
             inputs = stream.through(layer, index)
-            scaled = _Scaled()
-            for site in sites(layer):
-                plan[index, site.name] = _plan_site(site, inputs[site.name], _LayerRoundings(roundings, index), scaled)
+            planner = _Planner(roundings, index, smooth=smooth)
+            plan |= {(index, site.name): planner.plan(site, inputs[site.name]) for site in sites(layer)}
             advance(1)
-        plan[-1, HEAD] = _plan_head(checkpoint, stream, _LayerRoundings(roundings, 0))
+        planner = _Planner(roundings, 0, smooth=smooth)
+        plan[-1, HEAD] = planner.plan_head(checkpoint, stream.before_head(read_norm(checkpoint).float()))
         advance(1)
     return plan
 
@@ -97,16 +104,16 @@ class _Stream:
         self._config = checkpoint.text
         self._tokens = tokens
         self._levels = checkpoint.deepstack_levels
-        self.states = [self._embedded(checkpoint, example) for example in tokens]
+        self._states = [self._embedded(checkpoint, example) for example in tokens]
         rotary = Qwen3VLTextRotaryEmbedding(self._config)
         self._angles = [
             rotary(state, torch.from_numpy(example.positions)[:, None])
-            for state, example in zip(self.states, tokens, strict=True)
+            for state, example in zip(self._states, tokens, strict=True)
         ]
         total = sum(len(example.ids) for example in tokens)
         chosen = np.zeros(total, np.bool_)
         chosen[np.linspace(0, total - 1, min(_ROWS, total)).astype(int)] = True
-        self.kept = torch.from_numpy(chosen).split([len(example.ids) for example in tokens])
+        self._kept = torch.split(torch.from_numpy(chosen), [len(example.ids) for example in tokens])
 
     def _embedded(self, checkpoint: Checkpoint, example: Tokens) -> torch.Tensor:
         table, hidden = checkpoint.tensors[EMBEDDING], self._config.hidden_size
@@ -119,17 +126,15 @@ class _Stream:
     def through(self, layer: Qwen3VLTextDecoderLayer, index: int) -> Mapping[str, _Inputs]:
         """Take the states through a layer and what follows it; returns what arrived at its sites."""
         hidden = self._config.hidden_size
-        inputs = {
-            site.name: _Inputs.empty(next(iter(site.readers.values())).in_features) for site in sites(layer)
-        }
+        inputs = {site.name: _Inputs.empty(next(iter(site.readers.values())).in_features) for site in sites(layer)}
         seen: dict[str, torch.Tensor] = {}
         hooks = [
             _keep(layer.self_attn.o_proj, seen, "o"),
             _keep(layer.mlp.down_proj, seen, "down"),
         ]
         for number, example in enumerate(self._tokens):
-            kept = self.kept[number]
-            state = self.states[number]
+            kept = self._kept[number]
+            state = self._states[number]
             normed = layer.input_layernorm(state)
             inputs["qkv"].add(normed[0], kept)
             state = state + layer.self_attn(normed, position_embeddings=self._angles[number], attention_mask=None)[0]
@@ -142,9 +147,16 @@ class _Stream:
                 start = (1 + index) * hidden
                 level = torch.from_numpy(example.features[:, start : start + hidden])
                 state[0, torch.from_numpy(example.is_media)] += level
-            self.states[number] = state
+            self._states[number] = state
         for hook in hooks:
             hook.remove()
+        return inputs
+
+    def before_head(self, norm: Qwen3VLTextRMSNorm) -> _Inputs:
+        """What arrives at the output head, behind the final norm."""
+        inputs = _Inputs.empty(self._config.hidden_size)
+        for state, kept in zip(self._states, self._kept, strict=True):
+            inputs.add(norm(state)[0], kept)
         return inputs
 
 
@@ -166,66 +178,68 @@ def _magnitude(states: torch.Tensor) -> torch.Tensor:
     return states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
-@dataclass(frozen=True)
-class _LayerRoundings:
-    """The roundings of a layer's matrices."""
+class _Planner:
+    """Chooses the factors of one layer's sites.
 
-    roundings: Roundings
-    layer: int
+    Args:
+        roundings: of each graph.
+        layer: which one; 0 for the output head.
+        smooth: whether factors may be others than 1.
+    """
 
-    def __iter__(self) -> Iterator[Precision | Phase]:
-        return iter(self.roundings)
+    def __init__(self, roundings: Roundings, layer: int, *, smooth: bool) -> None:
+        self._roundings = roundings
+        self._layer = layer
+        self._smooth = smooth
+        # By what the outputs of a matrix have been multiplied already, by the identity of the matrix.
+        self._scaled: dict[tuple[Precision | Phase, int], torch.Tensor] = {}
 
-    def of(self, graph: Precision | Phase, kind: Kind) -> Rounding:
-        return self.roundings[graph](kind, self.layer)
+    def plan(self, site: Site, inputs: _Inputs) -> SitePlan:
+        """Choose for a site of a layer."""
+        heaviest = torch.stack([site.columns(linear.weight.abs()).amax(0) for linear in site.readers.values()]).amax(0)
+        samples = {kind: spread(linear.weight) for kind, linear in site.readers.items()}
+        tried, errors = {}, {}
+        for graph in self._roundings:
+            of_weights = column_factors(site.columns(self._rows(graph, linear)) for linear in site.readers.values())
+            tried[graph] = self._tried(site.columns(inputs.largest[None]).amax(0), heaviest, of_weights)
+            errors[graph] = self._errors(graph, inputs, samples, [site.inputs(way) for way in tried[graph]])
+        if site.groups is not None:
+            # V is what the cache holds, which the graphs share.
+            together = [sum(of_way) for of_way in zip(*errors.values(), strict=True)]
+            errors = {graph: together for graph in errors}  # noqa: C420  # it is read alone
+        chosen: dict[Precision | Phase, torch.Tensor] = {
+            graph: tried[graph][choose(of_graph)] for graph, of_graph in errors.items()
+        }
+        if isinstance(site.source, nn.Linear):
+            self._scaled |= {(graph, id(site.source)): factors for graph, factors in chosen.items()}
+        return SitePlan(chosen, inputs.importance)
 
+    def plan_head(self, checkpoint: Checkpoint, inputs: _Inputs) -> SitePlan:
+        """The same for the final norm and the output head, of which only some rows are in memory at a time."""
+        heaviest = torch.stack([part.float().abs().amax(0) for part in head_rows(checkpoint)]).amax(0)
+        tried = self._tried(inputs.largest, heaviest, column_factors(head_rows(checkpoint)))
+        samples: Mapping[Kind, torch.Tensor] = {"head": spread_head(checkpoint)}
+        chosen: dict[Precision | Phase, torch.Tensor] = {
+            graph: tried[choose(self._errors(graph, inputs, samples, tried))] for graph in self._roundings
+        }
+        return SitePlan(chosen, inputs.importance)
 
-class _Scaled(dict[tuple[Precision | Phase, int], torch.Tensor]):
-    """By what each graph's outputs of a matrix have been multiplied already, by the identity of the matrix."""
+    def _tried(self, largest: torch.Tensor, heaviest: torch.Tensor, of_weights: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The ways to try, none first."""
+        nothing = torch.ones_like(of_weights)
+        return [nothing, of_weights, *ways(largest, heaviest)] if self._smooth else [nothing]
 
-    def rows(self, graph: Precision | Phase, linear: nn.Linear) -> torch.Tensor:
-        """The weight with that."""
-        factors = self.get((graph, id(linear)))
-        return linear.weight if factors is None else linear.weight * factors[:, None]
-
-
-def _plan_site(site: Site, inputs: _Inputs, roundings: _LayerRoundings, scaled: _Scaled) -> SitePlan:
-    """Choose the factors of a site in every graph."""
-    heaviest = torch.stack([site.columns(linear.weight.abs()).amax(0) for linear in site.readers.values()]).amax(0)
-    active = site.columns(inputs.largest[None]).amax(0)
-    common = [torch.ones_like(active), *ways(active, heaviest)]
-    samples = {kind: spread(linear.weight) for kind, linear in site.readers.items()}
-    tried, errors = {}, {}
-    for graph in roundings:
-        of_weights = column_factors(site.columns(scaled.rows(graph, linear)) for linear in site.readers.values())
-        tried[graph] = [*common, of_weights]
-        readers = [Reader(sample, roundings.of(graph, kind)) for kind, sample in samples.items()]
+    def _errors(
+        self, graph: Phase, inputs: _Inputs, samples: Mapping[Kind, torch.Tensor], tried: Sequence[torch.Tensor]
+    ) -> list[float]:
+        """What each way costs."""
+        if len(tried) == 1:
+            return [0.0]
+        readers = [Reader(sample, self._roundings[graph](kind, self._layer)) for kind, sample in samples.items()]
         rows = torch.cat(inputs.rows)
-        errors[graph] = [error(rows, inputs.importance, readers, site.inputs(way)) for way in tried[graph]]
-    if site.groups is not None:
-        # V is what the cache holds, which the graphs share.
-        together = [sum(of_way) for of_way in zip(*errors.values(), strict=True)]
-        errors = dict.fromkeys(errors, together)
-    factors = {graph: tried[graph][choose(errors[graph])] for graph in roundings}
-    if isinstance(site.source, nn.Linear):
-        scaled.update({(graph, id(site.source)): chosen for graph, chosen in factors.items()})
-    return SitePlan(factors, inputs.importance)
+        return [error(rows, inputs.importance, readers, way) for way in tried]
 
-
-def _plan_head(checkpoint: Checkpoint, stream: _Stream, roundings: _LayerRoundings) -> SitePlan:
-    """The same for the final norm and the output head, of which some rows are in memory at a time."""
-    norm = read_norm(checkpoint).float()
-    inputs = _Inputs.empty(checkpoint.text.hidden_size)
-    for state, kept in zip(stream.states, stream.kept, strict=True):
-        inputs.add(norm(state)[0], kept)
-    heaviest = torch.stack([part.float().abs().amax(0) for part in head_rows(checkpoint)]).amax(0)
-    tried = [torch.ones_like(heaviest), *ways(inputs.largest, heaviest), column_factors(head_rows(checkpoint))]
-    head = checkpoint.tensors[checkpoint.lm_head]
-    step = max(1, head.shape[0] // OUTPUTS)
-    sample = torch.cat([head.read(slice(row, row + 1)) for row in range(0, head.shape[0], step)]).float()
-    rows = torch.cat(inputs.rows)
-    factors = {}
-    for graph in roundings:
-        readers = [Reader(sample, roundings.of(graph, "head"))]
-        factors[graph] = tried[choose([error(rows, inputs.importance, readers, way) for way in tried])]
-    return SitePlan(factors, inputs.importance)
+    def _rows(self, graph: Phase, linear: nn.Linear) -> torch.Tensor:
+        """A weight as the sites before left it."""
+        factors = self._scaled.get((graph, id(linear)))
+        return linear.weight if factors is None else linear.weight * factors[:, None]

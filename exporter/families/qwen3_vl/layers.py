@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
+from exporter.choice import spread_over
+
 from .checkpoint import TEXT_PREFIX, Checkpoint
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -35,6 +37,12 @@ def head_rows(checkpoint: Checkpoint) -> Iterator[torch.Tensor]:
     head = checkpoint.tensors[checkpoint.lm_head]
     for start in range(0, head.shape[0], _ROWS):
         yield head.read(slice(start, start + _ROWS))
+
+
+def spread_head(checkpoint: Checkpoint) -> torch.Tensor:
+    """Some rows of the output head, evenly spread, float32 [outputs, hidden]."""
+    head = checkpoint.tensors[checkpoint.lm_head]
+    return torch.cat([head.read(slice(row, row + 1)) for row in spread_over(head.shape[0])]).float()
 
 
 def _filled(checkpoint: Checkpoint, module: _Module, prefix: str) -> _Module:

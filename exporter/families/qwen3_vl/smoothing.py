@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
+from exporter.recipe import Kind
+
 _FEWEST = 2.0  # a factor of four: below, nothing was gained, and weights trained for their rounding lost by it
 _MOST = 10.0  # a column of zeros asks for an infinite factor
 
@@ -41,7 +43,7 @@ class Site:
 
     name: str
     source: nn.Linear | Qwen3VLTextRMSNorm
-    readers: Mapping[str, nn.Linear]
+    readers: Mapping[Kind, nn.Linear]
     groups: tuple[int, int, int] | None = None
 
     def columns(self, values: torch.Tensor) -> torch.Tensor:
