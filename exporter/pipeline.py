@@ -15,7 +15,7 @@ from .manifest import add_encoder_types, draft, write_manifest
 from .measuring import measure_apart
 from .precision import Phase, Precision
 from .progress import Progress
-from .recipe import RECIPES, RecipeName
+from .recipe import RECIPES, Recipe, RecipeName
 from .source import model_name, resolve
 from .writer import check_space, check_target, staged
 
@@ -32,7 +32,7 @@ def export(
     *,
     precision: Precision = "int4",
     phases: Sequence[Phase] | None = None,
-    recipe: RecipeName = "small",
+    recipe: RecipeName | Recipe = "balanced",
     block_size: int = 32,
     accuracy_level: int = 4,
     smooth: bool = True,
@@ -54,8 +54,8 @@ def export(
         precision: "int4" (weights of the decoder in blocks of 4 bits) or "fp32" (exact, eight times as large).
         phases: the graphs of an INT4 bundle: ("int4", "int8"), the default, adds one that computes in 8 bits for
             prefill and wide batches; ("int4",) leaves it out, for the small footprint. At fp32 there are none.
-        recipe: which matrices of the INT4 graph have 8 bits instead of 4: "small" (none), "balanced" or "fine". Without
-            effect at fp32.
+        recipe: which matrices of the INT4 graph have 8 bits instead of 4: "small" (none), "balanced" or "fine", or a
+            recipe of your own. Without effect at fp32.
         block_size: input features that share one scale: 16, 32, 64, 128 or 256. Without effect at fp32.
         accuracy_level: how `MatMulNBits` computes: 4 rounds activations to 8 bits, 1 keeps float32.
         smooth: even out outlier channels before rounding. Without effect at fp32.
@@ -73,9 +73,9 @@ def export(
     if precision not in ("int4", "fp32"):
         raise ExportError(f"There is no precision {precision!r}: use int4 or fp32.")
     graphs = _graphs(precision, phases)
-    if recipe not in RECIPES:
+    bits = recipe if isinstance(recipe, Recipe) else RECIPES.get(recipe)
+    if bits is None:
         raise ExportError(f"There is no recipe {recipe!r}: use {', '.join(RECIPES)}.")
-    bits = RECIPES[recipe]
     if block_size not in _BLOCK_SIZES:
         raise ExportError(f"There is no block size {block_size}: use one of {', '.join(map(str, _BLOCK_SIZES))}.")
     if accuracy_level not in range(5):

@@ -14,6 +14,7 @@ EXPORT: Mapping[str, str] = {
     "There is no precision": "Python only; the command line offers no other.",
     "has no phases": "They are the two graphs of an INT4 bundle.",
     "There are no phases": "Python only; the command line says it in its own words. INT4 cannot be left out.",
+    "There is no recipe": "Python only; the command line offers no other.",
     "There is no block size": "32 is the default. Smaller blocks keep more digits and take more room.",
     "There is no accuracy level": "4 is the default. 1 is slower and computes in float32.",
     "There is no directory …: name": "A typing mistake, or an id without its owner.",
