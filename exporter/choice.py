@@ -26,7 +26,7 @@ OUTPUTS = 256
 _SHARES = (0.25, 0.5, 0.75)
 """Of a channel's range, how much goes from its activations into its weights; SmoothQuant's alpha."""
 
-_LEAST_GAIN = 0.02  # of the error: less is chance, and on another machine another choice
+_LEAST_GAIN = 0.25  # of the error: less was chance, and weights that were trained for their rounding lost by it
 _OUTLIER = 2.0  # octaves over the median: a factor of four, as in the rule for weights
 _MOST = 10.0  # octaves: a channel that is always zero asks for an infinite factor
 
