@@ -19,6 +19,7 @@ from exporter.errors import ExportError, one_line
 from exporter.pictures import KINDS
 from serving.errors import ServiceError
 from vision_service.images import decode_image
+from vision_service.media import PATH
 
 PROMPTS = "prompts.jsonl"
 """The file of prompts in a directory."""
@@ -154,7 +155,8 @@ def _picture(path: Path) -> Image.Image:
             f"{PROMPTS}."
         ) from error
     except ServiceError as error:
-        raise ExportError(f"The picture {path} {error.message.rstrip('.')}: replace it or take it out.") from error
+        said = error.message.removeprefix(f"{PATH}: ").rstrip(".")
+        raise ExportError(f"The picture {path} {said}: replace it, or take it out.") from error
     picture.thumbnail((_LONGEST_EDGE, _LONGEST_EDGE), Image.Resampling.BICUBIC)
     return picture
 

@@ -12,8 +12,10 @@ from decoder_service.families import registry as decoder_families
 from decoder_service.families.family import Prompt
 from decoder_service.request.prompt import PromptBuilder
 from exporter.calibrated import Tokens
+from exporter.errors import ExportError, one_line
 from exporter.progress import Progress, quiet
 from serving.bundle import Bundle
+from serving.errors import ServiceError
 from vision_service.families import registry as vision_families
 from vision_service.media import PreparedMedium
 
@@ -91,4 +93,10 @@ class _Layout:
         if example.answer:
             messages.append(chat.Message(chat.Role.ASSISTANT, (chat.Text(example.answer),)))
         layouts = [] if medium is None else [chat.Layout(shown, medium.grid, rows, ())]
-        return self._builder.expand(self._builder.render(messages), layouts)
+        try:
+            return self._builder.expand(self._builder.render(messages), layouts)
+        except ServiceError as error:
+            raise ExportError(
+                f"The calibration data cannot be laid out ({one_line(error)}): mend the checkpoint's chat template, or "
+                "export with --no-calibrate."
+            ) from error
