@@ -1,7 +1,7 @@
 """Compiles our own operators when the package is built or installed; Zig's C++ compiler comes from PyPI.
 
-Nothing is compiled for other systems and processors, nor where the sources are left out, as in the images of the other
-services: the decoder then uses ONNX Runtime's, and the encoder PyTorch's.
+Nothing is compiled for other systems and processors, or without the sources, as in the images of other services: the
+decoder then uses ONNX Runtime's operators, and the encoder PyTorch's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# Where the sources are, and the first processor that has what they use.
+# Directories of sources, and the oldest processor with the instructions they use.
 _PROCESSORS = {
     "decoder_service/engine/onnx/operators": "cascadelake",
     "vision_service/operators": "cooperlake",
@@ -36,29 +36,29 @@ _FLAGS = (
 )
 
 
-class OperatorsHook(BuildHookInterface):  # type: ignore[type-arg, misc]  # hatchling is there only while it builds
-    """Called by hatchling."""
+class OperatorsHook(BuildHookInterface):  # type: ignore[type-arg, misc]  # hatchling is installed only during the build
+    """Build hook of hatchling."""
 
     PLUGIN_NAME = "custom"
 
     @property
     def _folders(self) -> list[str]:
-        """Those that are compiled here."""
+        """Directories that are compiled here."""
         if sys.platform != "linux" or platform.machine() != "x86_64" or self.target_name != "wheel":
             return []
         return [folder for folder in _PROCESSORS if (Path(self.root) / folder).is_dir()]
 
     def dependencies(self) -> list[str]:
-        """What building needs, beside what pyproject.toml says."""
+        """Build dependencies besides those in pyproject.toml."""
         return ["ziglang==0.17.0"] if self._folders else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and have the libraries packed into the wheel."""
+        """Compile the libraries, and add them to the wheel."""
         compiler = (sys.executable, "-m", "ziglang", "c++")
         for folder in self._folders:
             path = Path(self.root) / folder
             sources = sorted(source.name for source in path.glob("*.cc"))
-            subprocess.run(  # noqa: S603  # every word of it is above
+            subprocess.run(  # noqa: S603  # the command is above
                 [*compiler, *_FLAGS, f"-mcpu={_PROCESSORS[folder]}", *sources, "-o", "operators.so"],
                 cwd=path,
                 check=True,

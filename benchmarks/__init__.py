@@ -1,1 +1,1 @@
-"""Measurements: what is fast, and what is exact. `triptych bench`, and `python -m benchmarks.NAME` for the rest."""
+"""Measurements of speed and accuracy: `triptych bench`, and `python -m benchmarks.NAME` for the others."""

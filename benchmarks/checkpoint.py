@@ -1,6 +1,6 @@
 """Qwen3-VL checkpoints of the published shapes with random weights: `python -m benchmarks.checkpoint SHAPE DIR`.
 
-They have a real model's dimensions and mean nothing, so they serve for speed and memory, never for quality. The
+They have a real model's dimensions and random weights, so they serve for speed and memory, never for quality. The
 tokenizer has the control tokens and a token for every byte; the vocabulary has as many rows as the published one.
 """
 
@@ -24,7 +24,7 @@ from benchmarks.errors import BenchError
 from demo.tokenizer import CONTROL_TOKENS, build_tokenizer, save_tokenizer
 
 SHARD_SIZE = "2GB"
-"""Of a file of weights at most, but for a tensor that is larger: so much is in memory at a time."""
+"""Most bytes of a weight file, unless a tensor is larger: so much is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Shape:
     """Dimensions of a model.
 
     Attributes:
-        text: Of the language model.
-        vision: Of the encoder.
+        text: Dimensions of the language model.
+        vision: Dimensions of the encoder.
         vocab_size: Rows of the embedding.
         context: Most tokens of a prompt and its answer.
         tied: Whether the output head is the embedding.
@@ -54,7 +54,7 @@ VISION: dict[str, Any] = {
     "deepstack_visual_indexes": [5, 11, 17],
     "num_position_embeddings": 2304,
 }
-"""The encoder of the published 2B and 4B, but for `out_hidden_size`."""
+"""The encoder of the published 2B and 4B, except `out_hidden_size`."""
 
 
 def _text(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, int]:
@@ -83,7 +83,7 @@ SHAPES = {
         },
         tied=False,
     ),
-    # To try a benchmark in seconds: its figures say nothing of any model.
+    # To try a benchmark in seconds: its figures mean nothing.
     "tiny": Shape(
         {**_text(64, 4, 2, 128), "num_key_value_heads": 1},
         {
@@ -101,13 +101,13 @@ SHAPES = {
 
 
 def make(shape: Shape, directory: Path, *, tokenizer: Path | None = None, seed: int = 0) -> Path:
-    """Write a checkpoint as published ones are laid out; there is all of it or nothing.
+    """Write a checkpoint in the layout of published ones, completely or not at all.
 
     Args:
         shape: Its dimensions.
-        directory: Where; it must not exist.
-        tokenizer: tokenizer.json of a model of this family, for programs that know no other tokenizer.
-        seed: Of the weights.
+        directory: Target directory; it must not exist.
+        tokenizer: tokenizer.json of a model of this family, for programs that support no other.
+        seed: Seed of the weights.
 
     Returns:
         The directory.
@@ -171,9 +171,9 @@ def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int)
     directory.mkdir()
     config.save_pretrained(directory)
     with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config).to(torch.bfloat16)  # type: ignore[arg-type]  # it is a module
+        model = Qwen3VLForConditionalGeneration(config).to(torch.bfloat16)  # type: ignore[arg-type]  # a module
     blank = {name: one for name, one in model.state_dict().items() if name != "lm_head.weight" or not shape.tied}
-    # Drawn and written file by file: memory holds one of them.
+    # Generated and written file by file: memory holds one of them.
     files = split_torch_state_dict_into_shards(blank, max_shard_size=SHARD_SIZE)
     draw = torch.Generator().manual_seed(seed)
     for file, names in files.filename_to_tensors.items():
@@ -185,7 +185,7 @@ def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int)
 
 
 def _draw(name: str, shape: torch.Size, draw: torch.Generator) -> torch.Tensor:
-    """A tensor as a model is initialized: norms are one, biases zero, the rest is normal."""
+    """A tensor as at initialization: norms are one, biases zero, others normally distributed."""
     values = torch.empty(shape, dtype=torch.bfloat16)
     if name.endswith(".bias"):
         return values.zero_()
@@ -211,7 +211,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Write one, from the command line."""
+    """Write a checkpoint, from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description="A random-weight checkpoint.")
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("directory", type=Path)

@@ -1,4 +1,4 @@
-"""How fast an engine is, whichever it is: prefill, decode at several widths, mixed arrivals, and who has to wait."""
+"""The speed of an engine: prefill, decode at several widths, mixed arrivals, and the stall of decode by a prefill."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from serving.bundle import Bundle
 from serving.tasks import cancel_and_wait, gather_or_cancel
 
 _SETTLED = 8
-"""Tokens after which a stream runs as it will."""
+"""Tokens after which a stream is in its steady state."""
 
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """What is asked of the engine.
+    """The workload of the engine.
 
     Attributes:
         prompts: Lengths of the prompts whose prefill is measured, in tokens.
-        streams: How many requests run at once, in turn.
+        streams: Numbers of concurrent requests, one after another.
         prompt_tokens: Length of a stream's prompt.
         new_tokens: Length of a stream's answer.
         arrivals: Requests of the mixed workload.
         arrival_seconds: Mean time from one arrival to the next.
-        stall_streams: Streams that run while a long prompt is admitted, where the engine has so many places.
+        stall_streams: Streams that decode while a long prompt is prefilled, at most the engine's slots less one.
         stall_prompt: Length of that prompt.
-        repeats: How often each is measured.
-        seed: Of the prompts and arrivals.
+        repeats: Number of measurements of each.
+        seed: Seed of the prompts and arrivals.
     """
 
     prompts: tuple[int, ...] = (128, 512, 1024)
@@ -63,7 +63,7 @@ class DecoderPlan:
 
 @dataclass(frozen=True)
 class Prefill:
-    """A prompt alone. Seconds are the engine's own: to the logits of the last position."""
+    """Prefill of one prompt. Seconds are measured by the engine: to the logits of the last position."""
 
     prompt_tokens: int
     seconds: Spread
@@ -72,14 +72,14 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Streams:
-    """Requests of one shape, all asked for at once.
+    """Requests of one shape, started at once.
 
     Attributes:
-        streams: How many.
-        whole_tokens_per_second: New tokens over the time from the first question to the last token, medians.
-        decode_tokens_per_second: The same while all of them were writing; None where that never was so.
-        first_token_seconds: From the question to the first token, of every stream.
-        step_seconds: From a token to the next, of every stream.
+        streams: Number of requests.
+        whole_tokens_per_second: New tokens over the time from the start to the last token, median.
+        decode_tokens_per_second: The same while all of them decoded; None if they never did.
+        first_token_seconds: TTFT of every stream.
+        step_seconds: Time between tokens of every stream.
     """
 
     streams: int
@@ -91,7 +91,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Requests of many lengths that arrive when they like."""
+    """Requests of many lengths that arrive at random times."""
 
     requests: int
     new_tokens: int
@@ -102,15 +102,15 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Stall:
-    """What running streams have to bear while a long prompt is admitted.
+    """The slowdown of decoding streams during the prefill of a long prompt.
 
     Attributes:
-        streams: How many were running.
+        streams: Number of streams.
         prompt_tokens: Length of the prompt.
-        step_seconds: Median from token to token before, of all streams.
-        longest_seconds: Longest wait for a token of any stream meanwhile, the median of the repeats.
-        ratio: The longest wait, in steps.
-        first_token_seconds: What the long prompt's own first token took, the median of the repeats.
+        step_seconds: Median time between tokens before, of all streams.
+        longest_seconds: Longest time between tokens of any stream during the prefill, median of the repeats.
+        ratio: The longest time, in steps.
+        first_token_seconds: TTFT of the long prompt, median of the repeats.
     """
 
     streams: int
@@ -123,7 +123,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class DecoderResults:
-    """All of it."""
+    """All results."""
 
     prefill: list[Prefill]
     streams: list[Streams]
@@ -132,12 +132,12 @@ class DecoderResults:
 
 
 async def run(engine: Engine, bundle: Bundle, plan: DecoderPlan, *, context_length: int) -> DecoderResults:
-    """Measure an engine that has been started and has nothing else to do.
+    """Measure a started, idle engine.
 
     Args:
         engine: The engine.
-        bundle: Whose tokens it is asked.
-        plan: What is asked of it.
+        bundle: The bundle with the tokens of the prompts.
+        plan: The workload.
         context_length: Most tokens of a prompt and its answer.
 
     Raises:
@@ -146,7 +146,7 @@ async def run(engine: Engine, bundle: Bundle, plan: DecoderPlan, *, context_leng
     if plan.longest > context_length:
         raise BenchError(f"the plan needs a context of {plan.longest} tokens, and the model has {context_length}")
     prompts = Prompts(bundle, plan.seed)
-    await all_of([Stream(engine, prompts.request(plan.prompt_tokens, _SETTLED))])  # whatever happens only once
+    await all_of([Stream(engine, prompts.request(plan.prompt_tokens, _SETTLED))])  # warm-up
     return DecoderResults(
         prefill=[await _prefill(engine, prompts, tokens, plan) for tokens in plan.prompts],
         streams=[await _streams(engine, prompts, count, plan) for count in plan.streams],
@@ -160,7 +160,7 @@ async def _prefill(engine: Engine, prompts: Prompts, tokens: int, plan: DecoderP
     for _ in range(plan.repeats):
         stream = Stream(engine, prompts.request(tokens, 1))
         await stream.run()
-        assert stream.prefilled is not None  # noqa: S101  # it has drawn a token
+        assert stream.prefilled is not None  # noqa: S101  # it has sampled a token
         seconds.append(stream.prefilled.prefill_seconds)
     spread = Spread.of(seconds)
     return Prefill(tokens, spread, tokens / spread.median)
@@ -174,7 +174,7 @@ async def _streams(engine: Engine, prompts: Prompts, count: int, plan: DecoderPl
         every += streams
         seconds = max(stream.times[-1] for stream in streams) - min(stream.asked for stream in streams)
         whole.append(count * plan.new_tokens / seconds)
-        if (rate := while_all_write([stream.times for stream in streams])) is not None:
+        if (rate := while_all_decode([stream.times for stream in streams])) is not None:
             decode.append(rate)
     return Streams(
         count,
@@ -185,14 +185,14 @@ async def _streams(engine: Engine, prompts: Prompts, count: int, plan: DecoderPl
     )
 
 
-def while_all_write(streams: Sequence[Sequence[float]]) -> float | None:
-    """Tokens in a second from when the last of the streams has begun until the first of them ends.
+def while_all_decode(streams: Sequence[Sequence[float]]) -> float | None:
+    """Tokens per second from the first token of the last stream to start, to the end of the first stream to end.
 
     Args:
-        streams: When the tokens of each came.
+        streams: Times of the tokens of each.
 
     Returns:
-        None where they never wrote all at once.
+        None if there was no such time.
     """
     begin, end = max(times[0] for times in streams), min(times[-1] for times in streams)
     if end <= begin:
@@ -226,7 +226,7 @@ async def _mixed(engine: Engine, prompts: Prompts, plan: DecoderPlan) -> Mixed:
 
 
 async def _stall(engine: Engine, prompts: Prompts, plan: DecoderPlan) -> Stall:
-    # One place is for the long prompt; an engine with one place alone lets it wait, and nobody else.
+    # One slot is for the long prompt; in an engine with a single slot, only the long prompt waits.
     count = max(1, min(plan.stall_streams, engine.info.slots - 1))
     steps, longest, first = [], [], []
     for _ in range(plan.repeats):
@@ -240,7 +240,7 @@ async def _stall(engine: Engine, prompts: Prompts, plan: DecoderPlan) -> Stall:
                 await stream.reaches(_SETTLED)
             late = Stream(engine, prompts.request(plan.stall_prompt, 1))
             await late.run()
-            for stream in streams:  # who waited may be waiting still
+            for stream in streams:  # they may still be waiting
                 await stream.reaches(len(stream.times) + 1)
         finally:
             await cancel_and_wait(*running)
@@ -253,16 +253,16 @@ async def _stall(engine: Engine, prompts: Prompts, plan: DecoderPlan) -> Stall:
 
 
 def waits(streams: Sequence[Sequence[float]], begin: float, end: float) -> tuple[list[float], float]:
-    """What streams waited for their tokens before something happened, and while it did.
+    """Times between tokens of streams before a period, and the longest within it.
 
     Args:
-        streams: When the tokens of each came.
-        begin: When it began.
-        end: When it was over.
+        streams: Times of the tokens of each.
+        begin: Start of the period.
+        end: End of the period.
 
     Returns:
-        Every wait that began when all of them wrote and was over by `begin`; and the longest of those that fell, with
-        any part, between `begin` and `end`, 0 where there is none.
+        The times between tokens that started when all streams decoded and ended by `begin`; and the longest of those
+        that overlap the period, 0 if there is none.
     """
     settled = max(times[0] for times in streams)
     pairs = [pair for times in streams for pair in itertools.pairwise(times)]
@@ -272,7 +272,7 @@ def waits(streams: Sequence[Sequence[float]], begin: float, end: float) -> tuple
 
 
 def tables(results: DecoderResults) -> list[Table]:
-    """The results for people: tokens in a second, and milliseconds."""
+    """The results as tables, in tokens per second and milliseconds."""
     mixed, stall = results.mixed, results.stall
     return [
         Table(
@@ -282,7 +282,7 @@ def tables(results: DecoderResults) -> list[Table]:
         ),
         Table(
             "Decode",
-            ["streams", "tok/s while all write", "tok/s whole run", "TTFT ms", "step ms", "step p99 ms"],
+            ["streams", "tok/s while all decode", "tok/s whole run", "TTFT ms", "step ms", "step p99 ms"],
             [
                 [
                     s.streams,
@@ -296,7 +296,7 @@ def tables(results: DecoderResults) -> list[Table]:
             ],
         ),
         Table(
-            f"{mixed.requests} requests that arrive when they like, {mixed.new_tokens} new tokens: "
+            f"{mixed.requests} requests at random times, {mixed.new_tokens} new tokens: "
             f"{mixed.tokens_per_second:.1f} tok/s",
             ["ms", "median", "p90", "p99", "greatest"],
             [
@@ -305,7 +305,7 @@ def tables(results: DecoderResults) -> list[Table]:
             ],
         ),
         Table(
-            f"{stall.streams} streams while a prompt of {stall.prompt_tokens} tokens is admitted",
+            f"{stall.streams} streams while a prompt of {stall.prompt_tokens} tokens is prefilled",
             ["step ms", "longest wait ms", "in steps", "TTFT of the prompt ms"],
             [[1000 * stall.step_seconds, 1000 * stall.longest_seconds, stall.ratio, 1000 * stall.first_token_seconds]],
         ),
@@ -313,7 +313,7 @@ def tables(results: DecoderResults) -> list[Table]:
 
 
 def curves(results: DecoderResults) -> list[Curve]:
-    """The results as a picture."""
+    """The results as curves."""
     return [
         Curve(
             "Throughput",

@@ -1,7 +1,7 @@
-"""How far a bundle's graphs are from the float32 model, on prompts with pictures.
+"""The divergence of a bundle's graphs from the float32 model, on prompts with pictures.
 
-The float32 graph answers greedily; every other graph is then led along the same tokens, so that all of them are asked
-the same questions. At each position the distributions over the vocabulary are compared.
+The float32 graph decodes greedily; every other graph then gets the same tokens (teacher forcing). At each position the
+distributions over the vocabulary are compared.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _LIMITS = PreprocessLimits(1 << 26, VideoLimits(seconds=600, frames=10_000, samp
 
 @dataclass(frozen=True)
 class Divergence:
-    """What one graph makes of the prompts.
+    """The divergence of one graph.
 
     Attributes:
         mean: mean Kullback-Leibler divergence of the graph's distribution from float32's, in nats.
         largest: the largest at any position.
         agreement: share of the positions where both have the same likeliest token.
-        positions: how many were compared.
+        positions: number of compared positions.
     """
 
     mean: float
@@ -48,13 +48,13 @@ class Divergence:
 def ask(
     bundle: Bundle, pictures: Sequence[bytes], questions: Sequence[str], *, dtype: torch.dtype = torch.float32
 ) -> list[Asked]:
-    """Lay out every question about every picture, with the bundle's own encoder.
+    """Make a prompt for every question about every picture, with features of the bundle's encoder.
 
     Args:
-        bundle: any precision: the encoder is the same.
+        bundle: of any precision, since the encoder is the same.
         pictures: image files.
-        questions: what is asked about each of them.
-        dtype: what the encoder computes in.
+        questions: the questions about each picture.
+        dtype: type in which the encoder computes.
     """
     preprocessor = Preprocessor(bundle, _LIMITS)
     encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=dtype)
@@ -72,13 +72,13 @@ def ask(
 
 
 class Reference:
-    """The float32 answers, and the logits on the way to them.
+    """The answers of the float32 graph, with their logits.
 
     Args:
         bundle: exported at fp32.
         asked: the prompts.
         steps: tokens of each answer.
-        threads: of the computation; 0 leaves it to the library.
+        threads: number of threads; 0: the library's default.
     """
 
     def __init__(self, bundle: Bundle, asked: Sequence[Asked], *, steps: int, threads: int = 0) -> None:
@@ -87,10 +87,10 @@ class Reference:
         self._answers = [graph.greedy(prompt, steps) for prompt in asked]
 
     def compare(self, graph: Graph, asked: Sequence[Asked] | None = None) -> Divergence:
-        """Lead `graph` along the same answers.
+        """Compare `graph` on the same answers.
 
         Args:
-            graph: any precision.
+            graph: a graph of any precision.
             asked: the same prompts with other features; None takes the reference's own.
         """
         divergences: list[NDArray[np.float64]] = []

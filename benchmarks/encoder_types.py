@@ -1,7 +1,7 @@
-"""What an encoder in another type than float32 costs: the divergence of the next token behind its features.
+"""The accuracy of encoder types: the divergence of the next-token distribution with their features.
 
-The reference is the float32 graph behind float32 features. The same graph behind the other features shows what the
-type of the encoder costs alone; the quantized graphs, behind both kinds of features, what it adds to what they cost.
+The reference is the float32 graph with float32 features. The same graph with other features shows the divergence of the
+encoder's type alone; the quantized graphs with both show what the type adds to their own divergence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # as everybody calls it
+import torch.nn.functional as F  # noqa: N812  # the usual name
 
 import exporter
 from benchmarks.divergence import Divergence, Reference, ask
@@ -27,9 +27,9 @@ class EncoderRow:
     Attributes:
         pictures: their kind.
         graph: the decoder's precision.
-        encoder: the type that the encoder computes in.
-        cosine: the least between a row of its features and of float32's.
-        divergence: from the float32 graph behind float32 features.
+        encoder: type in which the encoder computes.
+        cosine: least cosine between a feature row and that of float32.
+        divergence: from the float32 graph with float32 features.
     """
 
     pictures: str
@@ -56,11 +56,11 @@ def measure_encoder(
         checkpoint: its directory.
         work: an empty directory for the bundles.
         kinds: image files, by their kind.
-        questions: what is asked about each.
-        types: of the encoder, beside float32.
+        questions: the questions about each picture.
+        types: encoder types besides float32.
         steps: tokens of an answer.
-        threads: of the decoder's computation; 0 leaves it to the library.
-        operators: whether our own may be used, where this processor can.
+        threads: threads of the decoder; 0: the library's default.
+        operators: whether our own operators may be used.
     """
     exact = exporter.export(checkpoint, work / "fp32", precision="fp32", measure=False)
     quantized = exporter.export(checkpoint, work / "int4", measure=False)
@@ -78,7 +78,7 @@ def measure_encoder(
 
 
 def _cosine(plain: Sequence[Asked], asked: Sequence[Asked]) -> float:
-    """The least cosine of a row."""
+    """The least cosine of all rows."""
 
     def of(one: Asked, other: Asked) -> float:
         exact, rounded = (torch.from_numpy(prompt.features).double() for prompt in (one, other))

@@ -1,4 +1,4 @@
-"""An engine in this process, made as the decoder service makes it: the same settings, the same choice."""
+"""An engine in this process, made with the decoder service's settings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from serving.server import StartError
 
 @contextlib.asynccontextmanager
 async def running(bundle: Bundle, **settings: Any) -> AsyncIterator[Decoder]:
-    """The decoder of a bundle, loaded and warm, for as long as the block runs. `DECODER_*` variables count.
+    """Load the decoder of a bundle, and run it within the block. `DECODER_*` variables apply.
 
     Args:
         bundle: The model.
-        settings: Settings of the decoder service, which count more than the variables.
+        settings: Settings of the decoder service, which override the variables.
 
     Raises:
-        BenchError: It cannot be started, or a variable is wrong.
+        BenchError: It cannot be started, or a variable is invalid.
     """
     given: dict[str, Any] = {"bundle": bundle.root, **settings}
     try:
@@ -34,7 +34,7 @@ async def running(bundle: Bundle, **settings: Any) -> AsyncIterator[Decoder]:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         raise BenchError(f"DECODER_{'_'.join(map(str, detail['loc'])).upper()}: {detail['msg']}") from error
-    logs.configure(chosen, "bench")  # left alone, the log would go where the results go
+    logs.configure(chosen, "bench")  # by default the log would go to stdout, as the results do
     service = DecoderService(chosen)
     try:
         await service.start(lambda _: None)

@@ -1,5 +1,5 @@
-"""What goes wrong in a benchmark."""
+"""The error of a benchmark."""
 
 
 class BenchError(Exception):
-    """A benchmark cannot be run: one sentence."""
+    """A benchmark cannot be run. The message is one sentence."""

@@ -1,4 +1,4 @@
-"""Pictures of several kinds, the same each time, for what depends on what is shown."""
+"""Generated pictures of several kinds, the same each time, for measurements that depend on the content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: dict[str, Callable[[int], Image.Image]] = {
 
 
 def draw_kinds(count: int) -> dict[str, list[bytes]]:
-    """So many pictures of each kind, as PNG files."""
+    """Draw `count` pictures of each kind, as PNG files."""
     return {name: [_png(make(index)) for index in range(count)] for name, make in KINDS.items()}
 
 

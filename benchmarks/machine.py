@@ -1,4 +1,4 @@
-"""On what something was measured."""
+"""The machine and the software of a measurement."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Machine:
 
     Attributes:
         cpu: Model of the processor.
-        cores: Those that this process may use.
-        memory_gib: Of the whole machine.
-        load: Processes that wanted to run in the last minute, on average: much else makes figures worthless.
+        cores: Cores that this process may use.
+        memory_gib: Memory of the whole machine.
+        load: Load average of the last minute: other load makes figures unusable.
         system: Operating system.
         python: Version of Python.
-        versions: Of the packages that matter, where they are installed.
+        versions: Versions of the relevant packages that are installed.
     """
 
     cpu: str
@@ -38,10 +38,10 @@ class Machine:
 
     @classmethod
     def here(cls, cpu_info: Path = _CPU_INFO) -> Machine:
-        """This one.
+        """Describe this machine.
 
         Args:
-            cpu_info: Where Linux tells the processor's model.
+            cpu_info: Linux's description of the processors.
         """
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls(
@@ -56,7 +56,7 @@ class Machine:
 
     @property
     def line(self) -> str:
-        """Short, for the head of a table."""
+        """A short form, for the head of a table."""
         return f"{self.cpu}, {self.cores} cores, {self.memory_gib:g} GiB, load {self.load:g}"
 
 

@@ -1,8 +1,8 @@
-"""A checkpoint with outlier channels that is the same function.
+"""Adds outlier channels to a checkpoint without changing its function.
 
-Trained models have channels whose activations are many times as large as the others', and rounding suffers from them.
-Random and small checkpoints have none. Here what a norm, V or up gives is multiplied in some channels. What reads those
-has smaller columns (`add_outliers`), or columns like any other (`plant_outliers`).
+Trained models have channels whose activations are many times as large as the others', which makes quantization less
+accurate. Random and small checkpoints have none. Here some output channels of norms, V and up are multiplied. The
+columns that read them are divided (`add_outliers`), or stay as large as any other (`plant_outliers`).
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ _NORMS = (
 def add_outliers(source: Path, target: Path, *, largest: float = 60.0, channels: int = 4, seed: int = 0) -> Path:
     """Write the checkpoint `source` with outliers as `target` and return it.
 
-    In every layer, `channels` outliers are drawn for each of the two norms, for V and for up, with factors from a
-    quarter of `largest` to `largest`. Tensors that change are stored in float32, so that the division loses nothing
-    that float32 would keep.
+    In every layer, `channels` outliers are selected at random for each of the two norms, for V and for up, with factors
+    from a quarter of `largest` to `largest`. Changed tensors are stored in float32, to keep their precision.
 
     Args:
         source: a checkpoint directory.
-        target: a directory to be made.
+        target: the target directory.
         largest: the largest factor.
-        channels: how many for each.
-        seed: of the choice of channels.
+        channels: number of outliers for each.
+        seed: seed of the selection.
     """
     config = json.loads((source / "config.json").read_text())["text_config"]
     return _write(source, target, _factors(config, _Draw(largest, channels, seed)))
@@ -49,16 +48,16 @@ def add_encoder_outliers(
 ) -> Path:
     """Write the checkpoint `source` with outliers in its encoder as `target` and return it.
 
-    They are drawn as in `add_outliers`, for the norms, for V and for what the feed-forward part reads after its GELU,
-    and for the norms of the mergers. In front of a GELU a factor changes the function: of a multiplied channel little
-    more than the positive part is left. So the encoder is to be compared with itself in float32.
+    They are selected as in `add_outliers`, for the norms, for V, for the feed-forward part after its GELU, and for the
+    norms of the mergers. A factor before a GELU changes the function: little more than the positive part of the channel
+    is left. So the encoder must be compared with itself in float32.
 
     Args:
         source: a checkpoint directory.
-        target: a directory to be made.
+        target: the target directory.
         largest: the largest factor.
-        channels: how many for each.
-        seed: of the choice of channels.
+        channels: number of outliers for each.
+        seed: seed of the selection.
     """
     config = json.loads((source / "config.json").read_text())["vision_config"]
     return _write(source, target, _encoder_factors(config, _Draw(largest, channels, seed)))
@@ -127,7 +126,7 @@ def _write(source: Path, target: Path, factors: dict[str, torch.Tensor]) -> Path
 
 
 def _factors(config: dict[str, Any], drawn: _Draw) -> dict[str, torch.Tensor]:
-    """What each tensor is multiplied by, in a shape that broadcasts."""
+    """The factors of each tensor, in a shape that broadcasts."""
     kv_heads, width = config["num_key_value_heads"], config["head_dim"]
     group = config["num_attention_heads"] // kv_heads
 
@@ -145,7 +144,7 @@ def _factors(config: dict[str, Any], drawn: _Draw) -> dict[str, torch.Tensor]:
 
         by = drawn(kv_heads * width)
         factors[f"{layer}self_attn.v_proj.weight"] = factors[f"{layer}self_attn.v_proj.weight"] * by[:, None]
-        factors[f"{layer}self_attn.v_proj.bias"] = by  # where there is one
+        factors[f"{layer}self_attn.v_proj.bias"] = by  # if there is one
         # Every query head of a group reads the same channels of V.
         read = by.view(kv_heads, 1, width).expand(-1, group, -1).reshape(-1)
         factors[f"{layer}self_attn.o_proj.weight"] = 1 / read
@@ -191,7 +190,7 @@ def plant_outliers(source: Path, target: Path, *, where: Place, ratio: float, ch
     same large activation, and what reads them has an ordinary column w for one and, but for what the channel
     contributed before, -w for the other. The function is the same, and rounding the two columns leaves an error that
     the large activation multiplies. Every token has these activations, `ratio` times as large as they were. For the
-    second channels a layer is made wider: "down" by 32 channels, "v" by one head of keys and values, and for "residual"
+    second channels a layer is made wider: "down" by 64 channels, "v" by one head of keys and values, and for "residual"
     the model has twice the width, every channel twice at half the magnitude.
 
     The whole checkpoint is held in memory.
@@ -246,7 +245,7 @@ _Tensors = dict[str, torch.Tensor]
 
 def _plant_down(tensors: _Tensors, settings: dict[str, Any], plant: _Plant) -> None:
     config = settings["text_config"]
-    width, wider = config["intermediate_size"], 32
+    width, wider = config["intermediate_size"], 64
     for index in range(config["num_hidden_layers"]):
         gate, up, down = (f"{_layer(index)}mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
         first, second = plant.draw(width, plant.channels), width + plant.draw(wider, plant.channels)

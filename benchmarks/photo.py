@@ -1,7 +1,6 @@
-"""How long the first token about a photo takes, by its size and its budget: `python -m benchmarks.photo`.
+"""TTFT of a question about a photo, by its size and its budget: `python -m benchmarks.photo`.
 
-The whole system is started on a bundle with its default settings, and each question is about a picture that was never
-shown before.
+The whole system is started on a bundle with its default settings, and each question is about a new picture.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class PhotoPlan:
-    """What is asked.
+    """The questions.
 
     Attributes:
-        photos: Width and height of each picture, and the greatest area it is resized to, in pixels; None: the default.
-        repeats: How often each is asked about.
-        seed: Of the pictures.
+        photos: Width and height of each picture, and the largest area after resizing, in pixels; None: the default.
+        repeats: Number of questions about each size.
+        seed: Seed of the pictures.
     """
 
     photos: tuple[tuple[Size, int | None], ...]
@@ -72,7 +71,7 @@ PHOTOS: tuple[tuple[Size, int | None], ...] = (
 
 
 class Photos:
-    """Photos of nothing, each unlike all others: noise made large, as JPEG.
+    """Generated photos, all different: enlarged noise, as JPEG.
 
     Args:
         seed: The same seed gives the same photos.
@@ -91,10 +90,10 @@ class Photos:
 
 
 def measure(client: Client, plan: PhotoPlan) -> Iterator[FirstToken]:
-    """Ask a system that has nothing else to do."""
+    """Measure an idle system."""
     photos = Photos(plan.seed)
-    client.answer([user(Image(photos.make((64, 64))), _QUESTION)], max_tokens=1)  # whatever happens only once
-    # In turns: what else the machine does meets all of them alike.
+    client.answer([user(Image(photos.make((64, 64))), _QUESTION)], max_tokens=1)  # warm-up
+    # In turns, so that other load on the machine affects all of them alike.
     rounds = [
         [
             client.answer([user(Image(photos.make(size), max_pixels=bound), _QUESTION)], max_tokens=1, timeout=3600)
@@ -120,11 +119,11 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.photo", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--bundle", type=Path, help="the model (default: the demo model)")
-    parser.add_argument("--repeats", type=int, default=3, help="how often each is asked about")
+    parser.add_argument("--repeats", type=int, default=3, help="number of questions about each size")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args()
 
-    machine = Machine.here()  # before there is load of our own making
+    machine = Machine.here()  # before the benchmark itself causes load
     bundle = Bundle.open(options.bundle or demo_bundle())
     plan = PhotoPlan(PHOTOS, options.repeats)
     results: list[FirstToken] = []
@@ -135,7 +134,7 @@ def main() -> None:
 
     services = launcher.Plan(bundle=bundle.root, grpc_port=0, http_port=0)
     asyncio.run(launcher.run(services, lambda addresses: asyncio.to_thread(ask, addresses.grpc)))
-    table = table_of("Seconds to the first token about a picture", results)
+    table = table_of("TTFT about a picture, in seconds", results)
     report = Report("photo", {"model": bundle.model.id}, plan, results, [table])
     print(json.dumps(report.document(machine)) if options.json else report.text(machine))
 

@@ -10,25 +10,25 @@ from benchmarks.report import Curve
 
 
 def check() -> None:
-    """Fail before anything is measured where no picture could be drawn after.
+    """Check before the measurement that a picture can be drawn.
 
     Raises:
         BenchError: matplotlib is not installed.
     """
     try:
-        import matplotlib  # noqa: F401, PLC0415  # only a picture needs it
+        import matplotlib  # noqa: F401, PLC0415  # only needed for pictures
     except ImportError as error:
         raise BenchError("a picture needs matplotlib: pip install 'triptych[dev]', or leave --picture out") from error
 
 
 def draw(curves: Sequence[Curve], path: Path, *, title: str) -> None:
-    """Write the picture; its name's ending says as what (`.png`, `.svg`).
+    """Write the picture; the file's suffix selects the format (`.png`, `.svg`).
 
     Raises:
-        BenchError: It cannot be written, or not as that.
+        BenchError: It cannot be written, or the format is unknown.
     """
     check()
-    from matplotlib.figure import Figure  # noqa: PLC0415  # without pyplot: no window, and no state of the process
+    from matplotlib.figure import Figure  # noqa: PLC0415  # without pyplot: no window and no global state
 
     figure = Figure(figsize=(5.0 * len(curves), 3.8), layout="constrained")
     figure.suptitle(title, fontsize="medium")

@@ -1,9 +1,8 @@
-"""What rounding costs: `python -m benchmarks.quality CHECKPOINT`.
+"""The accuracy of quantized graphs: `python -m benchmarks.quality CHECKPOINT`.
 
 The checkpoint is exported at fp32 and at INT4 with both phases, and the graphs are compared on questions about
-pictures. With `--outliers`, the same is done for a checkpoint of the same function whose channels have outliers. With
-`--encoder`, what is compared are features: those of an encoder that computes in another type, by kind of picture; with
-`--outliers`, too, of an encoder whose channels have outliers, beside itself in float32.
+pictures. With `--outliers`, the same is done for an equivalent checkpoint with outlier channels. With `--encoder`,
+encoder types are compared by kind of picture; with `--outliers` also those of an encoder with outlier channels.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ QUESTIONS = (
     "Where is the square?",
     "Is there any text in it?",
 )
-_OF_A_KIND = 6  # pictures of each kind, where none are given
+_OF_A_KIND = 6  # pictures of each kind, if none are given
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Row:
 
     Attributes:
         checkpoint: "plain" or "outliers".
-        smoothed: whether outliers were evened out at export.
+        smoothed: whether outliers were smoothed by the export.
         graph: its precision.
         divergence: from the float32 graph of the plain checkpoint.
     """
@@ -71,11 +70,11 @@ def measure(
         checkpoint: its directory.
         work: an empty directory for the bundles; each is overwritten by the next.
         pictures: image files.
-        questions: what is asked about each.
+        questions: the questions about each picture.
         steps: tokens of an answer.
-        outliers: the largest factor of the outliers; None does without.
-        threads: of the computation; 0 leaves it to the library.
-        operators: whether our own may be used, where this processor can.
+        outliers: the largest factor of the outliers; None: no outliers.
+        threads: number of threads; 0: the library's default.
+        operators: whether our own operators may be used.
     """
     exact = exporter.export(checkpoint, work / "fp32", precision="fp32", measure=False)
     reference = Reference(exact, ask(exact, pictures, questions), steps=steps, threads=threads)
@@ -92,8 +91,10 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description="What rounding costs.")
+    """Run the measurement; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description="The accuracy of quantized graphs."
+    )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument(
         "--image",
@@ -102,9 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="PATH",
         help="default: the demo's examples; with --encoder, pictures of four kinds",
     )
-    parser.add_argument(
-        "--encoder", choices=TYPES, action="append", help="show what an encoder in this type costs, instead"
-    )
+    parser.add_argument("--encoder", choices=TYPES, action="append", help="measure an encoder in this type instead")
     parser.add_argument(
         "--steps", type=int, default=12, metavar="N", help="tokens of each answer (default %(default)s)"
     )
@@ -112,10 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--outliers",
         type=float,
         metavar="K",
-        help="also with outlier channels of up to K; with --encoder, with such in the encoder alone",
+        help="also with outlier channels of up to K; with --encoder, only in the encoder",
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: the library's")
-    parser.add_argument("--no-operators", action="store_true", help="as on processors that have no operators of ours")
+    parser.add_argument("--no-operators", action="store_true", help="do not use our own operators")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)

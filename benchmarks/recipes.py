@@ -23,7 +23,7 @@ from benchmarks.divergence import Reference, ask
 from benchmarks.outliers import Place, plant_outliers, shuffle_channels
 from benchmarks.quality import PICTURES, QUESTIONS
 from exporter.divergence import Graph
-from exporter.recipe import RECIPES, Kind, Recipe
+from exporter.recipe import RECIPES, Kind, Recipe, block_of
 
 PLACES: tuple[Place, ...] = ("down", "residual", "v")
 RATIOS = (30.0, 100.0, 300.0)
@@ -105,12 +105,14 @@ def graph_bytes(shape: str, recipe: Recipe, block: int = _BLOCK) -> int:
         **dict.fromkeys(("k", "v"), keys),
         **dict.fromkeys(("gate", "up", "down"), text["intermediate_size"]),
     }
-    layers = text["num_hidden_layers"]
+    inputs = {"o": queries, "down": text["intermediate_size"]}
+    layers, total = text["num_hidden_layers"], 0
     matrices = [(kind, layer, count) for kind, count in outputs.items() for layer in range(layers)]
-    return sum(
-        count * text["hidden_size"] * recipe.bits(kind, layer, layers) // 8 + count * text["hidden_size"] * 4 // block
-        for kind, layer, count in [*matrices, ("head", 0, head)]
-    )
+    for kind, layer, count in [*matrices, ("head", 0, head)]:
+        bits = recipe.bits(kind, layer, layers)
+        weights = count * text["hidden_size"]
+        total += weights * bits // 8 + 4 * weights // block_of(bits, block, inputs.get(kind, text["hidden_size"]))
+    return total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.machine import Machine
 
 FORMAT = 1
-"""Counted up when the JSON changes its shape."""
+"""Increased when the structure of the JSON changes."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Table:
 
     @property
     def text(self) -> str:
-        """As it is printed: the first column to the left, the others to the right."""
+        """The table as text: the first column left-aligned, the others right-aligned."""
         cells = [list(self.head), *([_cell(value) for value in row] for row in self.rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(self.head))]
 
@@ -51,15 +51,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Report:
-    """What one benchmark gave.
+    """The report of one benchmark.
 
     Attributes:
         bench: `decoder`, `vision` or `system`.
-        subject: What was measured: the model, the engine.
-        plan: What was asked of it, a dataclass.
+        subject: The measured model and engine.
+        plan: The workload, a dataclass.
         results: A dataclass, or a list of them.
-        tables: The same for people.
-        curves: The same as a picture, where there is one.
+        tables: The results as tables.
+        curves: The results as curves, if any.
     """
 
     bench: str
@@ -88,7 +88,7 @@ class Report:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, and lists and mappings of them, as JSON takes them."""
+    """Convert dataclasses, and lists and mappings of them, for JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Repeated measurements in a few numbers."""
+"""Statistics of repeated measurements."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spread:
-    """What repeated measurements gave, in their own unit.
+    """Statistics of repeated measurements, in their own unit.
 
     Attributes:
-        count: How many there were.
-        median: Half of them were no more.
-        p90: Nine in ten were no more; between two measurements, interpolated.
-        p99: Ninety-nine in a hundred were no more, in the same way.
-        least: The least of them.
-        greatest: The greatest of them.
+        count: Number of measurements.
+        median: Median.
+        p90: 90th percentile, interpolated.
+        p99: 99th percentile, interpolated.
+        least: Minimum.
+        greatest: Maximum.
     """
 
     count: int
@@ -30,7 +30,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one measurement.
+        """Compute the statistics of at least one measurement.
 
         Raises:
             ValueError: There is none.

@@ -1,4 +1,4 @@
-"""One request to an engine, watched: when it was asked for and when each token came."""
+"""One request to an engine, with the times of its start and of each token."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _NUMBERS = itertools.count(1)
 
 
 class Stream:
-    """Times are seconds of `time.perf_counter`.
+    """One request. Times are seconds of `time.perf_counter`.
 
     Args:
-        engine: Answers.
-        request: What it is asked.
+        engine: The engine.
+        request: The request.
     """
 
     def __init__(self, engine: Engine, request: EngineRequest) -> None:
@@ -34,17 +34,17 @@ class Stream:
         self._news = asyncio.Event()
         self._over = False
         self.asked = 0.0
-        """When it was asked for."""
+        """Start of the request."""
         self.prefilled: Prefilled | None = None
-        """What the engine says of the prompt."""
+        """The engine's event at the end of the prefill."""
         self.times: list[float] = []
-        """When each token came."""
+        """Time of each token."""
 
     async def run(self) -> None:
-        """Take every token."""
+        """Run the request to its end."""
         self.asked = time.perf_counter()
         try:
-            # Closed on every way out: a stream that is not wanted any more must not keep a slot.
+            # Always closed: a cancelled stream must not keep its slot.
             async with contextlib.aclosing(self._engine.generate(self._request)) as events:
                 async for event in events:
                     if isinstance(event, TokenDrawn):
@@ -57,27 +57,27 @@ class Stream:
             self._news.set()
 
     async def reaches(self, count: int) -> None:
-        """Wait until so many tokens have come, or it is over."""
+        """Wait until `count` tokens have arrived, or the request has ended."""
         while len(self.times) < count and not self._over:
             self._news.clear()
             await self._news.wait()
 
     @property
     def first_token_seconds(self) -> float:
-        """From the question to the first token."""
+        """TTFT."""
         return self.times[0] - self.asked
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds from each token to the next."""
+        """Times between tokens."""
         return [after - before for before, after in itertools.pairwise(self.times)]
 
 
 class Prompts:
-    """Prompts of random text tokens, each unlike all others, so that no cache can spare any of them.
+    """Prompts of random text tokens, all different, so that the prefix cache has none of them.
 
     Args:
-        bundle: Whose tokens.
+        bundle: The bundle of the model.
         seed: The same seed gives the same prompts.
     """
 
@@ -89,15 +89,15 @@ class Prompts:
         self._ids = np.setdiff1d(np.arange(bundle.text.vocab_size, dtype=np.int32), np.asarray(sorted(control)))
 
     def request(self, tokens: int, new_tokens: int) -> EngineRequest:
-        """A request for a prompt and an answer of so many tokens; nothing ends it before."""
+        """A request with a prompt of `tokens` and an answer of exactly `new_tokens` tokens."""
         return text_request(self._family, self._random.choice(self._ids, tokens).astype(np.int32), new_tokens)
 
 
 def text_request(family: Family, token_ids: NDArray[np.int32], new_tokens: int) -> EngineRequest:
-    """A greedy request without media that nothing ends before its length.
+    """A greedy request without media and without stop tokens.
 
     Args:
-        family: Of the model.
+        family: Family of the model.
         token_ids: The prompt, int32 [n].
         new_tokens: Length of the answer.
     """
@@ -116,5 +116,5 @@ def text_request(family: Family, token_ids: NDArray[np.int32], new_tokens: int) 
 
 
 async def all_of(streams: Sequence[Stream]) -> None:
-    """Run streams at the same time. When one fails the others end, and its failure is raised."""
+    """Run streams concurrently. If one fails, the others are cancelled and its exception is raised."""
     await gather_or_cancel(stream.run() for stream in streams)

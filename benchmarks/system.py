@@ -1,4 +1,4 @@
-"""How fast the whole system is, as a client sees it: through the gateway, with pictures."""
+"""The speed of the whole system for a client: through the gateway, with pictures."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SECOND = "What is in its middle?"
 
 @dataclass(frozen=True)
 class SystemPlan:
-    """What is asked of the system.
+    """The workload of the system.
 
     Attributes:
         sizes: Edges of the square pictures whose time to the first token is measured, in pixels.
-        streams: How many conversations, each about its own picture, run at once, in turn.
+        streams: Numbers of concurrent conversations, each about its own picture, one after another.
         stream_size: Edge of their pictures.
-        new_tokens: Length of their answers, unless the model ends them before.
-        repeats: How often each is measured.
-        seed: Of the pictures.
+        new_tokens: Most tokens of their answers.
+        repeats: Number of measurements of each.
+        seed: Seed of the pictures.
     """
 
     sizes: tuple[int, ...] = (224, 448, 768, 1024)
@@ -46,7 +46,7 @@ class SystemPlan:
 
 @dataclass(frozen=True)
 class FirstToken:
-    """Where the time to the first token went: the client's own clock, and what the servers say. Medians, in seconds."""
+    """Parts of the TTFT, by the client's clock and by the servers' timings. Medians, in seconds."""
 
     seconds: Spread
     vision_seconds: float
@@ -58,7 +58,7 @@ class FirstToken:
 
 @dataclass(frozen=True)
 class BySize:
-    """The first question about a picture that nobody has seen before."""
+    """The first question about a new picture."""
 
     edge: int
     first_token: FirstToken
@@ -66,7 +66,7 @@ class BySize:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Conversations at once. Tokens a second are medians of the repeats; a stream's other times are of all of them."""
+    """Concurrent conversations. Tokens per second are medians of the repeats; other times are of all repeats."""
 
     streams: int
     tokens_per_second: float
@@ -76,7 +76,7 @@ class Conversations:
 
 @dataclass(frozen=True)
 class SecondQuestion:
-    """A second question about the same picture, beside the first. `ratio` is of the medians, second to first."""
+    """A second question about the same picture, compared with the first. `ratio` is of the medians, second to first."""
 
     edge: int
     first: FirstToken
@@ -86,7 +86,7 @@ class SecondQuestion:
 
 @dataclass(frozen=True)
 class SystemResults:
-    """All of it."""
+    """All results."""
 
     by_size: list[BySize]
     conversations: list[Conversations]
@@ -95,7 +95,7 @@ class SystemResults:
 
 @dataclass(frozen=True)
 class _Answer:
-    """One answer, as it came."""
+    """One answer with its times."""
 
     asked: float
     first: float
@@ -107,7 +107,7 @@ class _Answer:
 
 
 class Pictures:
-    """Pictures of noise, each unlike all others.
+    """Pictures of noise, all different.
 
     Args:
         seed: The same seed gives the same pictures.
@@ -117,7 +117,7 @@ class Pictures:
         self._random = np.random.default_rng(seed)
 
     def make(self, edge: int) -> Image:
-        """A square PNG: cells of 16 pixels, so that decoding takes what it takes for drawings and photographs."""
+        """A square PNG with cells of 16 pixels, so that decoding takes as long as for drawings and photographs."""
         cells = self._random.integers(0, 256, (max(1, edge // 16), max(1, edge // 16), 3), np.uint8)
         out = io.BytesIO()
         Pillow.fromarray(cells).resize((edge, edge), Pillow.Resampling.BICUBIC).save(out, "PNG")
@@ -125,13 +125,13 @@ class Pictures:
 
 
 async def run(client: AsyncClient, plan: SystemPlan) -> SystemResults:
-    """Measure a system that has nothing else to do.
+    """Measure an idle system.
 
     Raises:
-        ServiceError: It does not answer.
+        ServiceError: A request fails.
     """
     pictures = Pictures(plan.seed)
-    await _ask(client, [user(pictures.make(min(plan.sizes)), _QUESTION)], 2)  # whatever happens only once
+    await _ask(client, [user(pictures.make(min(plan.sizes)), _QUESTION)], 2)  # warm-up
     return SystemResults(
         by_size=[BySize(edge, await _by_size(client, pictures, edge, plan)) for edge in plan.sizes],
         conversations=[await _conversations(client, pictures, count, plan) for count in plan.streams],
@@ -199,7 +199,7 @@ async def _second_question(client: AsyncClient, pictures: Pictures, edge: int, p
 
 
 def tables(results: SystemResults) -> list[Table]:
-    """The results for people, in milliseconds and tokens a second."""
+    """The results as tables, in milliseconds and tokens per second."""
     head = ["TTFT ms", "vision ms", "queue ms", "prefill ms", "prompt tokens", "cached"]
     again = results.second_question
     return [
@@ -209,7 +209,7 @@ def tables(results: SystemResults) -> list[Table]:
             [[size.edge, *_cells(size.first_token)] for size in results.by_size],
         ),
         Table(
-            "Conversations at once, each about its own picture",
+            "Concurrent conversations, each about its own picture",
             ["streams", "tok/s", "TTFT ms", "TTFT p99 ms", "step ms"],
             [
                 [
@@ -237,7 +237,7 @@ def _cells(first: FirstToken) -> list[object]:
 
 
 def curves(results: SystemResults) -> list[Curve]:
-    """The results as a picture."""
+    """The results as curves."""
     return [
         Curve("Throughput", "streams", "tokens/s", [(c.streams, c.tokens_per_second) for c in results.conversations]),
         Curve(

@@ -1,8 +1,8 @@
-"""The encoder against plain transformers, patches a second by size of picture: `python -m benchmarks.vision`.
+"""The encoder against plain transformers, in patches per second by size of picture: `python -m benchmarks.vision`.
 
-Transformers computes in float32, ours in float32, in bfloat16 and, where it can, in int8, on the CPU, with the same
-weights, in turns; each figure is the median of the rounds. What is timed of ours is what the service runs, from bytes
-of pixels to features; of transformers, the model's forward pass.
+Transformers computes in float32, ours in float32, in bfloat16 and, if possible, in int8, on the CPU, with the same
+weights, in turns; each figure is the median of the rounds. Ours is timed from pixels to features, as in the service;
+transformers' only in the model's forward pass.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vision_service.media import Grid, PreparedMedium
 from vision_service.operators import OperatorsError, find_operators
 
 PUBLISHED: dict[str, Any] = {**VISION, "out_hidden_size": SHAPES["4b"].text["hidden_size"]}
-"""The encoder of the published 4B; that of the 2B differs in `out_hidden_size` alone."""
+"""The encoder of the published 4B; that of the 2B differs only in `out_hidden_size`."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Case:
     """Pictures that are encoded together.
 
     Attributes:
-        images: How many.
-        grid: Each one's rows and columns of patches.
+        images: Number of pictures.
+        grid: Rows and columns of patches of each.
     """
 
     images: int
@@ -63,20 +63,20 @@ CASES = (
 
 @dataclass(frozen=True)
 class VisionResult:
-    """What one case gave.
+    """The result of one case.
 
     Attributes:
         images: Pictures that were encoded together.
-        patches: Of all of them.
-        transformers: Patches a second of plain transformers.
-        triptych: Patches a second of the service's encoder in float32.
-        bfloat16: Patches a second of the service's encoder in bfloat16.
-        int8: Patches a second of the service's encoder in int8; None where it cannot compute in it.
-        ratio: How many times as fast as transformers ours is in float32: the median of the rounds' own ratios.
-        bfloat16_ratio: How many times as fast ours is in bfloat16 as in float32, likewise.
-        int8_ratio: How many times as fast ours is in int8 as in float32, likewise.
-        difference: The greatest difference between transformers and ours in float32 in any feature, as a share of the
-            greatest feature.
+        patches: Patches of all of them.
+        transformers: Patches per second of plain transformers.
+        triptych: Patches per second of the service's encoder in float32.
+        bfloat16: Patches per second of the service's encoder in bfloat16.
+        int8: Patches per second of the service's encoder in int8; None if it is not supported here.
+        ratio: Speed in float32 relative to transformers: the median of the rounds' ratios.
+        bfloat16_ratio: Speed in bfloat16 relative to float32, likewise.
+        int8_ratio: Speed in int8 relative to float32, likewise.
+        difference: Largest difference of a feature between transformers and ours in float32, as a share of the largest
+            feature.
     """
 
     images: int
@@ -97,10 +97,10 @@ def run(
     """Measure the encoder of a bundle.
 
     Args:
-        bundle: Whose.
-        repeats: Rounds.
-        cases: What is encoded.
-        threads: Of PyTorch; None takes every core this process may use.
+        bundle: The bundle.
+        repeats: Number of rounds.
+        cases: The cases.
+        threads: Threads of PyTorch; None: all cores that this process may use.
 
     Raises:
         BundleError: The bundle's encoder cannot be read.
@@ -112,17 +112,17 @@ def run(
 def compare(
     model: Qwen3VLVisionModel, *, repeats: int = 3, cases: Sequence[Case] = CASES, threads: int | None = None
 ) -> list[VisionResult]:
-    """Measure a model as transformers runs it and as the service does.
+    """Measure a model in transformers and in the service's encoder.
 
     Args:
-        model: In float32 on the CPU.
-        repeats: Rounds; before the first, each side runs once for warming up.
-        cases: What is encoded.
+        model: A model in float32 on the CPU.
+        repeats: Number of rounds; before the first, each side runs once for warm-up.
+        cases: The cases.
         threads: As in `run`.
     """
     encoders = {torch.float32: Encoder(Tower(copy.deepcopy(model)))}
     rounded = copy.deepcopy(model)
-    for parameter in rounded.parameters():  # but not the frequencies of its rotations, which stay in float32
+    for parameter in rounded.parameters():  # but not the frequencies of the rotations, which stay in float32
         parameter.data = parameter.data.to(torch.bfloat16)
     encoders[torch.bfloat16] = Encoder(Tower(rounded, find_operators(model.device)))
     with contextlib.suppress(OperatorsError):
@@ -163,7 +163,7 @@ def _measure(
         return statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
 
     for number in range(repeats):
-        # Who is first changes: a machine that gets busier or slower in the course of a round favours neither.
+        # The order alternates, so that a change of the machine's speed within a round favours neither.
         for name in sides if number % 2 == 0 else reversed(sides):
             started = time.perf_counter()
             sides[name]()
@@ -212,12 +212,12 @@ def random_model(**shape: Any) -> Qwen3VLVisionModel:
 
 
 def table(results: Sequence[VisionResult]) -> str:
-    """The results for people."""
+    """The results as a table."""
     head = (
         f"{'images':>6} {'patches':>8} {'transformers':>13} {'triptych':>9} {'ratio':>6} {'bfloat16':>9} {'ratio':>6} "
         f"{'int8':>9} {'ratio':>6}"
     )
-    lines = [f"{head}   patches a second"]
+    lines = [f"{head}   patches per second"]
     for one in results:
         int8 = "" if one.int8 is None else f" {one.int8:>9.1f} {one.int8_ratio:>6.2f}"
         lines.append(
@@ -228,10 +228,10 @@ def table(results: Sequence[VisionResult]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it.
+    """Run the benchmark.
 
     Args:
-        arguments: Words after the program's name; None takes the process's own.
+        arguments: Arguments after the program's name; None takes the process's own.
 
     Returns:
         The exit code.
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.vision", description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="the encoder (default: random, the 4B's shape)")
     parser.add_argument("--repeats", type=_positive, default=3, metavar="N", help="rounds (default %(default)s)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="threads (default: every core it may use)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="threads (default: all cores it may use)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(arguments)
     given = {"repeats": options.repeats, "threads": options.threads}

@@ -2,7 +2,7 @@
 
 import sys
 
-# The engine's child process imports this module anew, under another name: only a program that is run loads the rest.
+# The engine's child process imports this module again, under another name, and must not load the rest.
 if __name__ == "__main__":
     from decoder_service.service import DecoderService
     from decoder_service.settings import DecoderSettings

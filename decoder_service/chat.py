@@ -1,4 +1,4 @@
-"""A conversation as the core sees it: frozen values that know nothing of the wire."""
+"""A conversation as frozen values, independent of the wire format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Role(enum.Enum):
-    """Who speaks, named as chat templates do."""
+    """Role of a message, with the names of chat templates."""
 
     SYSTEM = "system"
     USER = "user"
@@ -16,7 +16,7 @@ class Role(enum.Enum):
 
 
 class MediaKind(enum.Enum):
-    """What a medium is, named as chat templates do."""
+    """Kind of a medium, with the names of chat templates."""
 
     IMAGE = "image"
     VIDEO = "video"
@@ -24,19 +24,19 @@ class MediaKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Text:
-    """Something said."""
+    """A text part."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Medium:
-    """Something shown.
+    """An image or a video.
 
     Attributes:
         kind: Image or video.
         digest: `sha256:` and the digest of the file.
-        options: How it becomes pixels: bytes that are equal where the pixels are.
+        options: Preprocessing options, serialized; equal bytes mean equal pixels.
     """
 
     kind: MediaKind
@@ -46,7 +46,7 @@ class Medium:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. Only a user's holds media."""
+    """One message. Only user messages have media."""
 
     role: Role
     parts: tuple[Text | Medium, ...]
@@ -54,16 +54,16 @@ class Message:
 
 @dataclass(frozen=True)
 class Layout:
-    """What must be known of a medium to give it its place in the prompt.
+    """The properties of a medium that determine its tokens and positions in the prompt.
 
     Attributes:
-        medium: Which medium.
+        medium: The medium.
         grid: Patches (t, h, w) before spatial merging; t is 1 for an image.
-        token_count: Rows of its features: t x h x w / spatial_merge_size².
-        timestamps: Of a video: seconds of each temporal patch, t of them.
-        size_given: Width and height in pixels, as the file has them; zeros where the encoder does not tell.
-        size_used: Width and height in pixels after resizing; zeros where the encoder does not tell.
-        frame_times: Of a video: seconds of each sampled frame.
+        token_count: Number of its feature rows: t x h x w / spatial_merge_size².
+        timestamps: Of a video: time of each temporal patch in seconds, t of them.
+        size_given: Width and height of the file in pixels; zeros if the encoder does not report it.
+        size_used: Width and height after resizing, in pixels; zeros if the encoder does not report it.
+        frame_times: Of a video: time of each sampled frame in seconds.
     """
 
     medium: Medium

@@ -1,4 +1,4 @@
-"""What the decoder tells Prometheus of requests, whichever engine answers them."""
+"""Prometheus metrics of the decoder's requests, for both engines."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from prometheus_client import Counter, Gauge, Histogram
 
 REQUESTS = Gauge(
     "triptych_requests",
-    "Requests inside: waiting for features, a slot or the end of their prompt, or answering.",
+    "Requests inside: waiting for features, for a slot or for the end of the prefill, or decoding.",
     ["state"],
 )
 PROMPT_TOKENS = Counter(
-    "triptych_prompt_tokens_total", "Tokens of prompts, computed or found in the cache.", ["source"]
+    "triptych_prompt_tokens_total", "Tokens of prompts, computed or found in the prefix cache.", ["source"]
 )
-COMPLETION_TOKENS = Counter("triptych_completion_tokens_total", "Tokens of answers.")
+COMPLETION_TOKENS = Counter("triptych_completion_tokens_total", "Generated tokens.")
 QUEUE_SECONDS = Histogram(
     "triptych_queue_seconds",
-    "From a request's coming to the engine to the start of its prompt, without waiting for features.",
+    "From a request's arrival in the engine to the start of its prefill, without waiting for features.",
     buckets=(0.001, 0.01, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
 )
 FIRST_TOKEN_SECONDS = Histogram(
     "triptych_time_to_first_token_seconds",
-    "From the request's coming to the decoder to its first token.",
+    "From the request's arrival in the decoder to its first token.",
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160),
 )
 TOKEN_SECONDS = Histogram(
@@ -33,7 +33,7 @@ TOKEN_SECONDS = Histogram(
 
 
 class Progress:
-    """Counts one request on its way: waiting, answering, and gone when the block is left, for whatever reason."""
+    """Counts one request as waiting, then as decoding, until the block is left."""
 
     def __init__(self) -> None:
         self._state = "waiting"
@@ -48,7 +48,7 @@ class Progress:
         REQUESTS.labels(self._state).dec()
 
     def prefilled(self, prompt_tokens: int, cached_tokens: int, queue_seconds: float) -> None:
-        """The prompt has been read, so much of it from the cache."""
+        """Record the end of the prefill."""
         REQUESTS.labels(self._state).dec()
         self._state = "answering"
         REQUESTS.labels(self._state).inc()
@@ -57,14 +57,14 @@ class Progress:
         QUEUE_SECONDS.observe(queue_seconds)
 
     def first_token(self, seconds: float) -> None:
-        """The first token comes, so long after the request."""
+        """Record the first token, `seconds` after the request."""
         FIRST_TOKEN_SECONDS.observe(seconds)
 
     def token(self) -> None:
-        """A token has come, be it the first one."""
+        """Record a token, including the first."""
         COMPLETION_TOKENS.inc()
 
     def finished(self, tokens: int, decode_seconds: float) -> None:
-        """The answer is whole: so many tokens, and so long from the first of them to the last."""
+        """Record the end of the answer; `decode_seconds` is the time from its first token to its last."""
         if tokens > 1:
             TOKEN_SECONDS.observe(decode_seconds / (tokens - 1))

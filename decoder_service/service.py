@@ -1,4 +1,4 @@
-"""The decoder service's life: load, warm up, serve, stop."""
+"""The life cycle of the decoder service: load, warm up, serve, stop."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tokenizers import decoders
 from decoder_service.engine import Engine, EngineError
 from decoder_service.families.family import Family
 from decoder_service.families.registry import family_of
+from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
 from decoder_service.request.admission import Admission, Limits
 from decoder_service.request.decoder import Decoder, ModelFacts
@@ -25,10 +26,10 @@ from vlm.v1 import decoder_pb2, decoder_pb2_grpc
 
 
 class DecoderService(Service):
-    """Answers conversations with the decoder of one bundle.
+    """Serves the decoder of one bundle.
 
     Args:
-        settings: Which bundle, and how.
+        settings: The settings.
     """
 
     name = "decoder_service"
@@ -41,10 +42,10 @@ class DecoderService(Service):
 
     @property
     def decoder(self) -> Decoder:
-        """What is loaded.
+        """The loaded model.
 
         Raises:
-            RuntimeError: Nothing is, yet.
+            RuntimeError: `start` has not finished.
         """
         if self._decoder is None:
             raise RuntimeError("start first")
@@ -54,10 +55,10 @@ class DecoderService(Service):
         """Load the bundle, start the engine and warm it up.
 
         Args:
-            set_serving: Told when the engine is lost, and when it is back.
+            set_serving: Called when the engine fails, and when it is ready again.
 
         Raises:
-            StartError: The bundle or the engine does not load.
+            StartError: The bundle or the engine cannot be loaded.
         """
         try:
             self._decoder = await self._load(set_serving)
@@ -74,7 +75,7 @@ class DecoderService(Service):
         bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify)
         family = family_of(bundle)
         engine = self._engine = _engine(settings, bundle, family)
-        # The engine loads in a thread or a process of its own, so tokenizer and model load side by side.
+        # The engine loads in its own thread or process, so tokenizer and model load at the same time.
         prompts, _ = await asyncio.gather(
             asyncio.to_thread(PromptBuilder.load, bundle.decoder_dir, family), engine.start(set_serving)
         )
@@ -108,6 +109,7 @@ class DecoderService(Service):
             ),
             defaults=GenerationDefaults.load(bundle.decoder_dir / "generation_config.json"),
             features=FeatureStore(features.cached),
+            constraints=Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos),
         )
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -115,14 +117,14 @@ class DecoderService(Service):
         decoder_pb2_grpc.add_DecoderServicer_to_server(DecoderServicer(self.decoder), server)
 
     async def stop(self) -> None:
-        """End the engine."""
+        """Stop the engine."""
         if self._engine is not None:
             await self._engine.stop()
             self._engine = None
 
 
 def _engine(settings: DecoderSettings, bundle: Bundle, family: Family) -> Engine:
-    """The engine that the settings name. Each imports its own library, and only where it is used."""
+    """The engine that the settings select. Each imports its own library only when it is used."""
     if settings.engine_name == "genai":
         from decoder_service.engine.genai.engine import GenaiEngine  # noqa: PLC0415  # see above
         from decoder_service.engine.genai.messages import WorkerConfig  # noqa: PLC0415  # see above

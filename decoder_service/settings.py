@@ -1,4 +1,4 @@
-"""What the decoder service is told."""
+"""The settings of the decoder service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOAT_BYTES = 4
 
 
 class FeatureLimits(NamedTuple):
-    """Most bytes of features: of one request, of all that run, and of those that are kept."""
+    """Most bytes of features: of one request, of all running requests, and of the feature store."""
 
     request: int
     buffered: int
@@ -25,8 +25,8 @@ class FeatureLimits(NamedTuple):
 class DecoderSettings(ServerSettings):
     """Settings of the decoder service: `DECODER_*` in the environment, or flags of the same names.
 
-    `provider=cuda` asks onnxruntime-genai for its CUDA execution provider, which needs the onnxruntime-genai-cuda
-    package, and so takes `engine=genai`. It is passed on as it is and has not been run on a GPU by this project.
+    `provider=cuda` selects the CUDA execution provider of onnxruntime-genai, which needs the onnxruntime-genai-cuda
+    package, and implies `engine=genai`. This project has not run it on a GPU.
     """
 
     model_config = SettingsConfigDict(env_prefix="DECODER_")
@@ -37,114 +37,114 @@ class DecoderSettings(ServerSettings):
     provider: Literal["cpu", "cuda"] = Field("cpu", description="Execution provider of the language model.")
     engine: Literal["batch", "genai"] = Field(
         "batch",
-        description="What computes: `batch` answers several requests at once on ONNX Runtime; `genai` one after the "
-        "other with onnxruntime-genai, and is what `provider=cuda` takes.",
+        description="Engine: `batch` processes several requests at once on ONNX Runtime; `genai` processes one at a "
+        "time with onnxruntime-genai, and is always used with `provider=cuda`.",
     )
-    threads: int = Field(0, ge=0, le=1024, description="Threads for one operator; 0: the cores this process may use.")
+    threads: int = Field(0, ge=0, le=1024, description="Threads per operator; 0: all cores that this process may use.")
     context_length: int = Field(
         32768,
         ge=0,
-        description="Most tokens of a prompt and its answer; never more than the model's own limit, which 0 takes. "
-        "Memory for keys and values is taken per request, as much as its prompt and its answer may need.",
+        description="Most tokens of a prompt and its answer, at most the model's own limit; 0: the model's limit. "
+        "KV-cache memory is reserved per request, for its prompt and its longest answer.",
     )
-    slots: int = Field(8, ge=1, le=256, description="Requests that the batch engine answers at the same time.")
+    slots: int = Field(8, ge=1, le=256, description="Most requests that the batch engine processes at once.")
     kv_cache_bytes: int = Field(
         4096 * MIB,
         ge=MIB,
-        description="Memory for keys and values of the batch engine, of all requests and the prefix cache together. A "
-        "request runs when all that it may need is free, and the context is never longer than what this holds. It is "
-        "taken as it is written.",
+        description="KV-cache memory of the batch engine, for all requests and the prefix cache together. A request "
+        "starts when the memory for its prompt and its longest answer is free. The context is at most what fits here. "
+        "Memory is allocated when it is first written.",
     )
     cached_prompts: int = Field(
         8,
         ge=0,
         le=1024,
-        description="The batch engine's prefix cache: finished requests whose keys and values are kept, beside those "
-        "in free slots, so that a prompt that begins like one of them is not computed again; 0: off.",
+        description="Size of the batch engine's prefix cache: finished requests whose keys and values are kept, "
+        "besides those in free slots, so that a prompt with a common prefix skips its prefill; 0: off.",
     )
     chunk_tokens: int = Field(
         512,
         ge=1,
-        description="Most tokens of prompts that the batch engine reads in one step. It reads fewer where they would "
-        "take over a second, or while answers are running.",
+        description="Most prompt tokens that the batch engine prefills in one step. It prefills fewer if they would "
+        "take over a second, or while other requests decode.",
     )
     chunk_stall: float = Field(
         0.5,
         gt=0,
-        description="Maximum slowdown of a decode step for each prompt being prefilled, as a fraction; the whole step "
-        "takes a second at most. More lets new requests begin sooner and running ones stutter.",
+        description="Maximum slowdown of a decode step for each prompt being prefilled, as a fraction; a step takes "
+        "at most one second. Higher values shorten the TTFT of new requests and slow running ones down.",
     )
     read_ahead: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Whether the batch engine reads a prompt while later media of it are still being encoded, as far "
-        "as features have come; auto: where other processes leave most of this one's cores idle meanwhile, as they do "
-        "where the encoder has a GPU or a machine of its own.",
+        description="Whether the batch engine prefills a prompt as far as its features have arrived, while its later "
+        "media are still being encoded; auto: if other processes leave most cores idle, as when the encoder runs on a "
+        "GPU or on another machine.",
     )
     int8: bool = Field(
         True,
-        description="Use the bundle's int8 graph, too, where it has one: for wide steps and prompts, if it is faster "
-        "there. The log tells what memory it adds. Without it a request is computed alike under any load.",
+        description="Also use the bundle's INT8 graph, if it has one, for wide decode steps and for prefill, where it "
+        "is faster. The log shows the memory it adds. Without it, results do not depend on the load.",
     )
     operators: bool = Field(
         True,
-        description="Compute 4-bit matmuls, attention and rounding with Triptych's own operators, where the processor "
-        "has AVX-512 VNNI; the log tells whether it does. Otherwise ONNX Runtime's are used.",
+        description="Compute quantized matmuls, attention and rounding with Triptych's own operators, if the processor "
+        "has AVX-512 VNNI; the log shows whether they are used. Otherwise ONNX Runtime's are used.",
     )
     cache_dir: Path = Field(
         Path("~/.cache/triptych"),
-        description="Where the batch engine keeps what it measured of this machine, if the bundle cannot be written.",
+        description="Where the batch engine stores its measurements of this machine, if the bundle is not writable.",
     )
-    default_max_tokens: int = Field(1024, ge=1, description="Length of an answer where the request names none.")
+    default_max_tokens: int = Field(1024, ge=1, description="Most tokens of an answer if the request does not set it.")
     max_queue: int = Field(
-        16, ge=0, description="Requests that may wait beside the running ones; more are refused with a retry delay."
+        16, ge=0, description="Most requests that wait besides the running ones; more are refused with a retry delay."
     )
-    max_prompt_media: int = Field(64, ge=0, description="Images and videos in one conversation.")
-    max_text_bytes: int = Field(2 * MIB, ge=1, description="Text of one conversation, in UTF-8 bytes.")
+    max_prompt_media: int = Field(64, ge=0, description="Most images and videos in one conversation.")
+    max_text_bytes: int = Field(2 * MIB, ge=1, description="Most text of one conversation, in UTF-8 bytes.")
     max_feature_bytes: int | None = Field(
         None,
         ge=1,
-        description="Features of one request, in bytes of float32: rows x width x 4; not set: 16384 rows, the "
-        "largest picture of the published limits, whatever the width.",
+        description="Most features of one request, in bytes of float32: rows x width x 4; not set: 16384 rows, the "
+        "largest picture of the published limits.",
     )
     max_buffered_feature_bytes: int | None = Field(
-        None, ge=1, description="Features of all requests together, in bytes of float32; not set: 65536 rows."
+        None, ge=1, description="Most features of all requests, in bytes of float32; not set: 65536 rows."
     )
     feature_cache_bytes: int | None = Field(
         None,
         ge=0,
-        description="Features that are kept for later requests about the same media, in bytes of float32, beside those "
-        "of running requests; 0 keeps none; not set: 8192 rows.",
+        description="Size of the cache of features for later requests about the same media, in bytes of float32, "
+        "besides those of running requests; 0: off; not set: 8192 rows.",
     )
     media_timeout: float = Field(
         300.0,
         gt=0,
-        description="Seconds to wait for the next message about media whose features have been asked for; while they "
-        "are encoded, one comes each second.",
+        description="Seconds to wait for the next message about requested features; while media are encoded, one "
+        "is sent each second.",
     )
 
     @property
     def engine_name(self) -> Literal["batch", "genai"]:
-        """What computes, with what the provider takes resolved."""
+        """The engine in use: CUDA implies genai."""
         return self.engine if self.provider == "cpu" else "genai"
 
     @property
     def thread_count(self) -> int:
-        """Threads for one operator, with 0 resolved."""
+        """Threads per operator, with 0 resolved."""
         return self.threads or usable_cores()
 
     @property
     def measurements_dir(self) -> Path | None:
-        """`cache_dir` with the user's home resolved; None where a user without a home runs this."""
+        """`cache_dir` with the user's home resolved; None if the user has no home."""
         try:
             return self.cache_dir.expanduser()
         except RuntimeError:
             return None
 
     def feature_limits(self, width: int) -> FeatureLimits:
-        """The limits of features, with those that are not set in rows of the model's width.
+        """The limits of features in bytes, with defaults that depend on the width.
 
         Args:
-            width: Of a row of features.
+            width: Width of a feature row.
         """
 
         def resolve(setting: int | None, rows: int) -> int:
@@ -160,6 +160,6 @@ class DecoderSettings(ServerSettings):
         """Most tokens of a prompt and its answer.
 
         Args:
-            model_limit: What the model was made for.
+            model_limit: The model's own limit.
         """
         return min(self.context_length or model_limit, model_limit)

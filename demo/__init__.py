@@ -1,1 +1,1 @@
-"""The embedded demo: a small Qwen3-VL that can really see, and the recipe that trains it from nothing."""
+"""The demo: a small trained Qwen3-VL checkpoint, its examples, and its evaluation."""

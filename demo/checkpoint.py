@@ -1,4 +1,4 @@
-"""Where the demo checkpoint is, and a copy of it without what DeepStack gives."""
+"""The path of the demo checkpoint, and a copy of it without DeepStack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHECKPOINT = Path(__file__).with_name("checkpoint")
 
 
 def silence_deepstack(checkpoint: Path, out: Path) -> Path:
-    """A copy of a checkpoint whose DeepStack levels give zeros: what it still sees, it sees by the main features."""
+    """Make a copy of a checkpoint whose DeepStack features are zero, so that it has only the main features."""
     shutil.copytree(checkpoint, out)
     weights = load_file(out / "model.safetensors")
     silenced = [name for name in weights if ".deepstack_merger_list." in name and ".linear_fc2." in name]

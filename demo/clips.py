@@ -1,4 +1,4 @@
-"""Short clips: a drawn scene in which one thing happens, together with the truth about it.
+"""Short clips: a drawn scene with one event, and the ground truth about it.
 
 A clip is a function of time (0 at its start, 1 at its end), so that it can be drawn at any frame rate.
 """
@@ -32,7 +32,7 @@ _RADII = 0.1, 0.24  # of the shorter side
 
 
 class Event(StrEnum):
-    """What happens in a clip, as answers say it."""
+    """The event of a clip, with the words of answers."""
 
     LEFT = "moves to the left"
     RIGHT = "moves to the right"
@@ -49,7 +49,7 @@ class Event(StrEnum):
 
 @dataclass(frozen=True)
 class Clip:
-    """A background, shapes that stay, and one actor."""
+    """A background, static shapes, and one moving or changing shape."""
 
     width: int
     height: int
@@ -63,7 +63,7 @@ class Clip:
     rim: Rim | None = None  # around every shape
 
     def shapes(self, time: float) -> tuple[Shape, ...]:
-        """The shapes that are there at a time."""
+        """The visible shapes at a time."""
         if self.event is Event.APPEARS and time < self.moment:
             return self.still
         if self.event is Event.DISAPPEARS and time >= self.moment:
@@ -71,19 +71,19 @@ class Clip:
         return (*self.still, _on_its_way(self.actor, self.end, time))
 
     def frame(self, time: float) -> Image.Image:
-        """The picture at a time."""
+        """The frame at a time."""
         image = self.background.copy()
         for shape in self.shapes(time):
             draw_shape(image, shape, rim=self.rim)
         return image if self.jpeg_quality is None else compressed(image, self.jpeg_quality)
 
     def scene(self, time: float) -> Scene:
-        """The picture at a time, with its shapes."""
+        """The frame at a time, with its shapes."""
         return Scene(self.width, self.height, in_reading_order(self.shapes(time), self.height), self.background)
 
 
 def draw_clip(rng: random.Random, width: int, height: int) -> Clip:
-    """A clip of that size: something moves, appears or disappears, with up to two other shapes that stay."""
+    """A clip of that size: a shape moves, appears or disappears, with up to two static shapes."""
     background, samples = draw_background(rng, width, height)
     event = rng.choice((*Event, Event.APPEARS, Event.DISAPPEARS))
     while True:
@@ -135,7 +135,7 @@ def _on_its_way(actor: Shape, end: tuple[float, float], time: float) -> Shape:
 
 
 def _bystander(rng: random.Random, size: Size, taken: Sequence[Shape], samples: Sequence[Rgb]) -> tuple[Shape, ...]:
-    """A shape of another name than those taken and out of their way, where there is room for one."""
+    """A shape with another name and place than those taken, if there is room for one."""
     width, height = size
     for _ in range(60):
         x, y, radius = _somewhere(rng, width, height)

@@ -1,8 +1,8 @@
-"""Score the demo model on examples that training never saw.
+"""Scores the demo model on examples that are not in the training data.
 
-The held-out set has its own random stream, image sizes, fonts, words and phrasings. `held_out_cases` draws it and
-`evaluate` scores anything that answers a case. `python -m demo.evaluate` scores a checkpoint as it is served: it
-exports its bundles, starts the three services on each, and prints a table of skills by bundles.
+The held-out set has its own random stream, image sizes, fonts, words and phrasings. `held_out_cases` generates it and
+`evaluate` scores any function that answers a case. `python -m demo.evaluate` scores a served checkpoint: it exports its
+bundles, starts the three services on each, and prints a table of skills by bundles.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from demo.seeds import Split, stream
 from demo.sizes import random_size
 from demo.skills import SKILLS
 
-TABLE = "demo-eval"  # what marks the table in a Markdown file
+TABLE = "demo-eval"  # marks the table in a Markdown file
 _ASKED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
 class Case:
-    """One held-out question, and the answer that a perfect model gives."""
+    """One held-out question, and the expected answer."""
 
     skill: str
     images: tuple[Image.Image, ...]
@@ -51,7 +51,7 @@ Answer = Callable[[Case], str]
 
 @dataclass(frozen=True)
 class Score:
-    """How many cases of a skill were answered rightly, and the ones that were not."""
+    """The number of correct answers of a skill, and the wrong ones."""
 
     skill: str
     total: int
@@ -64,11 +64,11 @@ class Score:
 
 
 def held_out_cases(skill: str, count: int, seed: int = 0) -> list[Case]:
-    """The first `count` held-out cases of a skill: a longer list begins with the shorter one."""
+    """The first `count` held-out cases of a skill. A longer list starts with the shorter one."""
     cases = []
     for index in range(count):
         rng = stream(Split.HELD_OUT, seed, skill, index)
-        # Two sizes, since a skill may show two pictures. Video files want even ones.
+        # Two sizes, since a skill may have two pictures. Video files need even ones.
         sizes = [random_size(rng, Split.HELD_OUT) for _ in range(2)]
         if skill == "watch":
             sizes = [(width - width % 2, height - height % 2) for width, height in sizes]
@@ -120,7 +120,7 @@ def put_table(text: str, content: str) -> str:
 
 def main() -> None:
     """The command line."""
-    from demo.served import VARIANTS, bundle_of, while_serving  # noqa: PLC0415  # it needs all the services; drawing does not
+    from demo.served import VARIANTS, bundle_of, while_serving  # noqa: PLC0415  # needs all services, unlike drawing
 
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
@@ -128,9 +128,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--skills", nargs="+", choices=list(SKILLS), default=list(SKILLS))
     parser.add_argument("--bundles", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--show", type=int, default=0, help="print so many wrong answers of each skill and bundle")
+    parser.add_argument("--show", type=int, default=0, help="print N wrong answers of each skill and bundle")
     parser.add_argument("--json", action="store_true", help="print accuracies as JSON instead of a table")
-    parser.add_argument("--into", type=Path, help="put the table between its marks in this Markdown file, too")
+    parser.add_argument("--into", type=Path, help="also put the table between its marks in this Markdown file")
     options = parser.parse_args()
 
     results: dict[str, list[Score]] = {}

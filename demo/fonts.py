@@ -1,4 +1,4 @@
-"""The fonts that words are printed in. Those of the held-out split are other families than those trained on."""
+"""The fonts of printed words. The held-out split has other font families than training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import ImageFont
 
 from demo.seeds import Split
 
-# Font files by where they come from: matplotlib's own, and packages that hold one family each.
+# Font files by package: matplotlib's own, and packages with one family each.
 FAMILIES: dict[Split, dict[str, tuple[str, ...]]] = {
     Split.TRAIN: {
         "matplotlib": (
@@ -69,7 +69,7 @@ Font = ImageFont.FreeTypeFont
 
 def pick_font(rng: random.Random, split: Split, size: int) -> Font:
     """A font of the split, `size` pixels to the em."""
-    # To set a line takes Pillow's default engine several times as long; held-out words are set as people's are.
+    # Pillow's default layout engine takes several times as long; held-out words use it, as users do.
     return _load(*rng.choice(_FILES[split]), size, ImageFont.Layout.BASIC if split is Split.TRAIN else None)
 
 

@@ -1,4 +1,4 @@
-"""The example pictures and the example clip: always the same, with questions and the answers that are true of them.
+"""The example pictures and the example clip, with questions and correct answers.
 
 `python -m demo.pictures [DIRECTORY]` writes them.
 """
@@ -30,7 +30,7 @@ _RGB: dict[str, Rgb] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An example picture: its file name, and what it shows."""
+    """An example picture: its file name and content."""
 
     name: str
     size: tuple[int, int]  # width, height in pixels
@@ -77,7 +77,7 @@ CLIP = "clip.mp4"
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions about one or more of the example files, one after the other, each with its answer."""
+    """Consecutive questions about one or more example files, each with its answer."""
 
     files: tuple[str, ...]
     turns: tuple[tuple[str, str], ...]

@@ -1,6 +1,6 @@
-"""Drawn scenes: coloured shapes on a background, together with the truth about them.
+"""Drawn scenes: coloured shapes on a background, and the ground truth about them.
 
-Lengths are in pixels of the drawn image. A scene is laid out so that the truth is beyond dispute: no shape overlaps
+Lengths are in pixels of the drawn image. Scenes are unambiguous: no shape overlaps
 another, each centre is clearly inside one of the nine places (thirds of width and height), and two shapes of one row
 are clearly left and right of each other.
 """
@@ -34,7 +34,7 @@ PLACES = (
 MAX_SHAPES = 4
 
 # Hue (degrees), saturation and value ranges. They hold the named colours of Pillow and CSS ("green" is 0,128,0 and
-# "purple" 128,0,128) and leave gaps between neighbours, so that nobody could argue about a colour.
+# "purple" 128,0,128) and leave gaps between neighbours, so that colours are unambiguous.
 _HSV: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-6, 6), (0.80, 1.0), (0.72, 1.0)),
     "orange": ((22, 39), (0.85, 1.0), (0.92, 1.0)),

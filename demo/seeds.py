@@ -1,4 +1,4 @@
-"""Random streams that training and evaluation can never share.
+"""Separate random streams for training and evaluation.
 
 Every example is made from a generator of its own, named by (split, seed, index): a run can be resumed, repeated or
 spread over worker processes and still draw the same examples.
@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Split(StrEnum):
-    """Which side of the fence an example is on: they differ in random stream, image sizes and phrasings."""
+    """Training or evaluation; they differ in random stream, image sizes and phrasings."""
 
     TRAIN = "train"
     HELD_OUT = "held-out"

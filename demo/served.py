@@ -1,4 +1,4 @@
-"""The demo model as users meet it: exported, served by the three services, asked through the client."""
+"""The demo model in production form: exported, served by the three services, called through the client."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Variant:
     """A way to export and serve a checkpoint.
 
     Attributes:
-        precision: Of the decoder's first graph.
-        phases: The graphs of an INT4 bundle; None: those that an export makes unless told otherwise.
-        deepstack: Whether the DeepStack features say anything.
-        encoder: Type that the encoder computes in.
+        precision: Precision of the decoder's main graph.
+        phases: The graphs of an INT4 bundle; None: the export's default.
+        deepstack: Whether DeepStack features are used.
+        encoder: Type in which the encoder computes.
     """
 
     precision: exporter.Precision
@@ -66,10 +66,10 @@ def bundle_of(checkpoint: Path, variant: Variant, scratch: Path) -> Path:
 
 
 def while_serving(bundle: Path, variant: Variant, work: Callable[[Answer], T]) -> T:
-    """Start the whole system on a variant's bundle, on free ports, do some work with what answers a case, and stop it.
+    """Start the whole system on a variant's bundle, call `work` with a function that answers cases, and stop.
 
     Raises:
-        LaunchError: It cannot start.
+        LaunchError: The system cannot start.
         SystemExit: It was interrupted.
     """
     done: list[T] = []
@@ -86,7 +86,7 @@ def while_serving(bundle: Path, variant: Variant, work: Callable[[Answer], T]) -
 
 
 def answer_through(client: Client) -> Answer:
-    """What answers a case by asking a running system."""
+    """A function that answers a case with a running system."""
 
     def answer(case: Case) -> str:
         parts: list[Image | Video] = [Image(png(image)) for image in case.images]
@@ -98,7 +98,7 @@ def answer_through(client: Client) -> Answer:
 
 
 def converse(client: Client, shown: Iterable[Image | Video], questions: Iterable[str]) -> list[str]:
-    """Ask one question after the other about what is shown with the first; gives the answers."""
+    """Ask consecutive questions about the media of the first; returns the answers."""
     messages: list[Message] = []
     answers: list[str] = []
     parts = tuple(shown)

@@ -1,4 +1,4 @@
-"""Write a clip as a video file, as a camera or a drawing program would."""
+"""Writes a clip as a video file."""
 
 from __future__ import annotations
 

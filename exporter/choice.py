@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from .precision import Phase
 from .quantize import STEPS, pack_blocks, pack_int8
-from .recipe import Bits, Kind, Recipe
+from .recipe import Bits, Kind, Recipe, block_of
 
 OUTPUTS = 256
 """Outputs of a matrix that are computed; they are spread evenly over all."""
@@ -47,7 +47,7 @@ class BlockRounding:
 
     Attributes:
         bits: of a weight.
-        block_size: inputs that share one scale.
+        block_size: inputs that share one scale at 4 bits.
         rounds_activations: whether activations have 8 bits, with a scale for each block; else they stay as they are.
     """
 
@@ -57,7 +57,7 @@ class BlockRounding:
 
     def weights(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
         """See `Rounding`."""
-        packed = pack_blocks(weight, bits=self.bits, block_size=self.block_size, importance=_array(importance))
+        packed = pack_blocks(weight, bits=self.bits, block_size=self._block(weight), importance=_array(importance))
         integers = torch.from_numpy(packed.qweight)
         if self.bits == 4:
             integers = torch.stack((integers & 15, integers >> 4), dim=-1).flatten(-2)
@@ -68,9 +68,13 @@ class BlockRounding:
         """See `Rounding`."""
         if not self.rounds_activations:
             return rows
-        inputs = rows.shape[1]
-        blocks = functional.pad(rows, (0, -inputs % self.block_size)).view(len(rows), -1, self.block_size)
+        inputs, block = rows.shape[1], self._block(rows)
+        blocks = functional.pad(rows, (0, -inputs % block)).view(len(rows), -1, block)
         return _to_steps(blocks).flatten(1)[:, :inputs]
+
+    def _block(self, values: torch.Tensor) -> int:
+        """Inputs that share one scale, of values [n, inputs]."""
+        return block_of(self.bits, self.block_size, values.shape[1])
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Graph:
         self._runner.use(
             KvCache(
                 layers=text.num_hidden_layers,
-                rows=1,
+                slots=1,
                 heads=text.num_key_value_heads,
                 length=length,
                 width=text.head_dim,

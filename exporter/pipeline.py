@@ -56,7 +56,8 @@ def export(
             prefill and wide batches; ("int4",) leaves it out, for the small footprint. At fp32 there are none.
         recipe: which matrices of the INT4 graph have 8 bits instead of 4: "small" (none), "balanced" or "fine", or a
             recipe of your own. Without effect at fp32.
-        block_size: input features that share one scale: 16, 32, 64, 128 or 256. Without effect at fp32.
+        block_size: input features that share one scale at 4 bits: 16, 32, 64, 128 or 256; at 8 bits twice as many do.
+            Without effect at fp32.
         accuracy_level: how `MatMulNBits` computes: 4 rounds activations to 8 bits, 1 keeps float32.
         smooth: even out outlier channels before rounding. Without effect at fp32.
         calibrate: look at what the model computes of some examples, and choose scales and smoothing by it. True takes

@@ -1,7 +1,7 @@
-"""One matrix at a time in few bits, symmetric: in blocks along the input, or with one scale for each output.
+"""Symmetric quantization of one matrix at a time: in blocks along the input, or with one scale per output feature.
 
-Nothing but the weights is needed. Of several scales for a block the one with the least squared error is taken; with the
-`importance` of each input, E[x²] over some prompts, the errors are weighted by it.
+It needs no data: for each block several scales are tried, and the one with the least squared error is taken. If the
+`importance` of each input feature is given, E[x²] over some prompts, squared errors are weighted by it.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ Matrix = NDArray[np.float32]
 STEPS = 127
 """Steps from zero to the largest magnitude in symmetric INT8 with a scale for each output."""
 
-_BLOCKS = 4_096  # that are searched together: their copies stay in a core's cache
-_WEIGHTS = 131_072  # the same, where a whole output is a block
-_ROWS = 8_192  # output features at a time: bounds the float32 copies of an output head of 150,000 rows
+_BLOCKS = 4_096  # searched together: so many stay in a core's cache with their copies
+_WEIGHTS = 131_072  # the same number of weights, if an output feature has one scale
+_ROWS = 8_192  # output features converted at a time: bounds the float32 copies of an output head of 150,000 rows
 
-# How many steps the end of a block's range that is larger in magnitude lies from zero. Where that is more than there
-# are, the end is cut off. The plain rounding, which weights may have been trained for, is among them.
+# Scales that are tried, as the number of steps from zero to a block's largest magnitude. If the range has fewer steps,
+# the largest weights are clipped. Round to nearest is among them (8): weights may have been trained for it.
 _SEARCHED: dict[Bits, Sequence[float]] = {4: (7, 7.5, 8, 8.4, 8.8, 9.2, 9.6, 10), 8: (127, 128)}
-# Few inputs may decide then, and whether their weights lie on a step.
+# With importance, a few input features may decide, so scales are tried on a finer grid.
 _SEARCHED_BY_IMPORTANCE: dict[Bits, Sequence[float]] = {
     4: tuple(6 + step / 5 for step in range(21)),
     8: tuple(122 + step for step in range(9)),
@@ -67,7 +67,7 @@ def pack_blocks(weight: torch.Tensor, *, bits: Bits, block_size: int, importance
         weight: of any floating type.
         bits: of an integer.
         block_size: input features that share one scale.
-        importance: float32 [in_features], what the squared error of each input is multiplied by; None takes all alike.
+        importance: float32 [in_features], the factor of each input feature's squared errors; None for 1.
     """
     out_features, in_features = weight.shape
     blocks = -(-in_features // block_size)
@@ -121,8 +121,8 @@ def pack_int8(weight: torch.Tensor, *, importance: Vector | None = None) -> Int8
 
     Args:
         weight: of any floating type.
-        importance: float32 [in_features], what the squared error of each input is multiplied by. None takes the largest
-            magnitude for the end of the range: of 127 steps none is worth cutting off.
+        importance: float32 [in_features], the factor of each input feature's squared errors. Without it the largest
+            magnitude is the end of the range, since clipping gains nothing at 8 bits.
     """
     out_features, in_features = weight.shape
     packed = np.empty((in_features, out_features), np.int8)
@@ -155,15 +155,15 @@ def _for_each_part(weight: torch.Tensor, rows: int, pack: Callable[[int, Matrix]
 
 
 def _least_error(values: Matrix, steps: Sequence[float], middle: int, factors: Matrix | None) -> Vector:
-    """The scale of each column whose squared error is the least of those that are tried.
+    """For each column, the scale with the least squared error of those that are tried.
 
-    Integers reach from -middle to middle - 1, so the end that is larger in magnitude is made the negative one: a scale
-    is negative where that is the upper one.
+    Integers range from -middle to middle - 1, so the value of largest magnitude becomes negative: the scale is negative
+    if that value is positive.
 
     Args:
         values: [n, columns].
-        steps: how many of them there are from zero to the larger end, each a scale to try.
-        middle: what stands for zero.
+        steps: the scales to try, as the number of steps from zero to the largest magnitude.
+        middle: the zero point of the unsigned integers.
         factors: of the squared errors, [n, columns] or [n, 1]; None for 1.
 
     Returns:
@@ -197,5 +197,5 @@ def _rounded(values: Matrix, inverse: Vector, middle: int, out: Matrix | None = 
 
 
 def _dot(one: Matrix, other: Matrix) -> Vector:
-    """The dot product of each column with its like, row by row: always in the same order."""
+    """The dot product of each pair of columns, summed in the order of the rows."""
     return np.asarray(np.einsum("ij,ij->j", one, other))

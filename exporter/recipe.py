@@ -1,7 +1,7 @@
 """Which matrices of a decoder have how many bits.
 
-A recipe is about the INT4 graph of a bundle. Most of its matrices have 4 bits; those that gain the most for their bytes
-may have 8. They are named by what they do, whatever a family calls them.
+A recipe applies to the INT4 graph of a bundle. Most of its matrices have 4 bits; those that gain the most for their
+bytes have 8. Their kinds have the same names in all families.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,18 @@ RecipeName = Literal["small", "balanced", "fine"]
 LAYER_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "head")
 
 
+_LARGEST_BLOCK = 256
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Bits of each matrix.
 
     Attributes:
         name: what a bundle calls it.
-        finer: the kinds that have 8 bits wherever they are.
-        partly_finer: those that have 8 bits in about half of the layers, where errors do most: in the first eighth, in
-            the last, and in every third between them.
+        finer: the kinds that have 8 bits in all layers.
+        partly_finer: the kinds that have 8 bits in about half of the layers: in the first eighth, in the last, and in
+            every third layer between them, as llama.cpp's Q4_K_M has it.
     """
 
     name: str
@@ -52,6 +55,16 @@ class Recipe:
         return {"name": self.name, "bits": bits}
 
 
+def block_of(bits: Bits, block_size: int, in_features: int) -> int:
+    """Input features that share a scale in a matrix.
+
+    At 8 bits a block is twice as long, if the matrix divides into such blocks: the steps are so small that the scale
+    matters less.
+    """
+    twice = 2 * block_size
+    return twice if bits == 8 and twice <= _LARGEST_BLOCK and in_features % twice == 0 else block_size
+
+
 def _is_delicate(layer: int, layers: int) -> bool:
     first = layers // 8
     return layer < first or layer >= layers - first or (layer - first) % 3 == 2
@@ -59,6 +72,6 @@ def _is_delicate(layer: int, layers: int) -> bool:
 
 RECIPES: Mapping[RecipeName, Recipe] = {
     "small": Recipe("small"),
-    "balanced": Recipe("balanced", frozenset({"v", "down"})),
+    "balanced": Recipe("balanced", frozenset({"v", "o", "down"})),
     "fine": Recipe("fine", frozenset({"v", "o", "down", "head"})),
 }

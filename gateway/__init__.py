@@ -1,1 +1,1 @@
-"""The service that clients call, over gRPC or HTTP. It orchestrates the other two services and loads no model."""
+"""The service that clients call, over gRPC or HTTP. It coordinates the other two services and loads no model."""

@@ -16,30 +16,30 @@ class Budget:
     """The settings of the vision tier.
 
     Attributes:
-        info: As a replica sent it.
+        info: The message of a replica.
     """
 
     info: vision_pb2.EncoderInfo
 
     @property
     def encoder_dtype(self) -> tensor_pb2.DataType.ValueType:
-        """Type that the encoder computes in."""
+        """Type in which the encoder computes."""
         return self.info.dtype
 
     @property
     def settings_digest(self) -> str:
-        """Names the settings; every replica must have the same."""
+        """Digest of the settings; all replicas must have the same."""
         return self.info.settings_digest
 
     def options(
         self, kind: media_pb2.MediaKind.ValueType, request: media_pb2.MediaOptions, own: media_pb2.MediaOptions
     ) -> media_pb2.MediaOptions:
-        """How one medium becomes pixels, in numbers: what is encoded, cached and looked up under.
+        """The resolved options of one medium, in numbers: for encoding and as a cache key.
 
         Args:
             kind: Image or video.
             request: Options of the whole request.
-            own: The medium's own.
+            own: The medium's own options.
         """
         return resolve_options(
             kind,
@@ -50,13 +50,13 @@ class Budget:
 
 
 class TierBudget:
-    """Reads the budget from the tier, once, and again where a replica has another one.
+    """Reads the budget from the tier once, and again if a replica has another one.
 
     Args:
         vision: The tier.
-        attempts: How often it is asked while it is unavailable.
+        attempts: Most attempts while it is unavailable.
         backoff: The waits in between.
-        known: The settings, where they are known already.
+        known: The settings, if they are known already.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TierBudget:
         self._budget = None if known is None else Budget(known)
 
     async def get(self, deadline: Deadline) -> Budget:
-        """The budget. Raises ServiceError where the tier cannot be asked."""
+        """The budget. Raises ServiceError if the tier is unavailable."""
         if self._budget is None:
             info = await retry_unavailable(
                 lambda: self._vision.encoder(seconds=deadline.remaining()),
@@ -81,6 +81,6 @@ class TierBudget:
         return self._budget
 
     def forget(self, budget: Budget) -> None:
-        """Ask the tier again the next time, unless another request has done so since `budget` was read."""
+        """Read the budget again at the next `get`, unless another request has done so since `budget` was read."""
         if self._budget is budget:
             self._budget = None

@@ -1,4 +1,4 @@
-"""The core of the gateway: orchestrates one request over both tiers. Independent of gRPC and HTTP."""
+"""The core of the gateway: coordinates the two tiers for one request. Independent of gRPC and HTTP."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Policy:
-    """How often and how widely the tiers are tried.
+    """Attempts and concurrency of calls to the tiers.
 
     Attributes:
-        encode_attempts: How often one medium is tried while the vision tier is unavailable.
-        decode_attempts: How often a request is tried while decoders are unavailable and no token has come.
-        encode_concurrency: How many media of one request are encoded at the same time.
+        encode_attempts: Most attempts to encode a medium while the vision tier is unavailable.
+        decode_attempts: Most attempts of a request while decoders are unavailable and before the first token.
+        encode_concurrency: Most media of one request that are encoded at the same time.
         backoff: The waits between attempts.
     """
 
@@ -88,14 +88,14 @@ class _Progress:
 
 
 class Conductor:
-    """Answers requests by calling both tiers.
+    """Serves requests by calling both tiers.
 
     Args:
         vision: The vision tier.
         decoder: The decoder tier.
-        limits: What a request may hold.
-        policy: How often and how widely the tiers are tried.
-        encoder: The vision tier's settings, where they are known already; else the tier is asked.
+        limits: Limits of one request.
+        policy: Attempts and concurrency of calls to the tiers.
+        encoder: The vision tier's settings, if they are known already; else they are read from the tier.
     """
 
     def __init__(
@@ -115,15 +115,15 @@ class Conductor:
     async def chat(
         self, request: gateway_pb2.ChatRequest, *, request_id: str, deadline: Deadline
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
-        """Answer a conversation: `started` once, progress where it was asked for, deltas, `finished`.
+        """Generate an answer: `started` once, progress if requested, deltas, `finished`.
 
-        A decoder that is lost before its first token is replaced by another, invisibly to the client. Closing the
+        A decoder that fails before its first token is replaced by another, without an event for the client. Closing the
         generator cancels the calls to both tiers; use `contextlib.aclosing`.
 
         Args:
-            request: As the client sent it. It is not changed.
+            request: The client's message. It is not changed.
             request_id: The request's id, checked.
-            deadline: When to give up.
+            deadline: The request's deadline.
 
         Raises:
             ServiceError: The request failed; the fields at fault are named as in the client's request.
@@ -148,11 +148,11 @@ class Conductor:
                         if not progress.note(event):
                             continue
                         if progress.first_token is not None:
-                            media.clear()  # there is no other attempt from here on: the files may go
+                            media.clear()  # no other attempt follows, so the files can be freed
                         yield event
                 return
             except ServiceError as error:
-                # No replica that was tried has the settings that are known here: the tier was restarted with others.
+                # No tried replica has the known settings: the tier was restarted with others.
                 if budget is None or renewed or not settings_differ(error):
                     raise
                 log.warning("settings of the vision tier have changed", error=error.message)
@@ -181,14 +181,14 @@ class Conductor:
         budget: Budget | None,
         progress: _Progress,
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
-        """The events of one generation, fed with the features that it lacks. With media there is a budget."""
+        """The events of one generation, which gets the features that it needs. `budget` is set if there are media."""
         options: list[media_pb2.MediaOptions] = []
         sent = decoder_pb2.GenerateOpen()
         sent.CopyFrom(opening)
         if budget is not None:
             options = [budget.options(medium.kind, opening.media, medium.options) for medium in media]
             name_options(sent.messages, options)
-            sent.ClearField("media")  # each medium has its own options now
+            sent.ClearField("media")  # each medium has its own options
             sent.encoder_dtype = budget.encoder_dtype
         meter = EncodeMeter()
         async with self._decoder.generate(sent, seconds=progress.deadline.remaining()) as generation:
@@ -218,7 +218,7 @@ class Conductor:
     async def _events(
         self, feeding: asyncio.Task[None], generation: GenerationCall, meter: EncodeMeter, progress: _Progress
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
-        """The decoder's events without end and, until the feed is through, how far the encoding is.
+        """The decoder's events, without limit, and the progress of encoding until the feed has finished.
 
         Raises:
             ServiceError: The feed or the decoder failed.
@@ -239,7 +239,7 @@ class Conductor:
                 if feeding.done():
                     break
             yield _event(await receiving)
-            while True:  # a task for each token is of no use any more
+            while True:  # no task per token is needed any more
                 yield _event(await self._receive(generation, progress))
         finally:
             await cancel_and_wait(receiving, metering)
@@ -257,7 +257,7 @@ class Conductor:
     async def count_tokens(
         self, request: gateway_pb2.CountTokensRequest, *, request_id: str, deadline: Deadline
     ) -> gateway_pb2.CountTokensResponse:
-        """Count what a conversation would take: the vision tier lays the media out, the decoder counts.
+        """Count the tokens of a conversation: the vision tier computes the layouts, the decoder counts.
 
         Raises:
             ServiceError: The fields at fault are named as in the client's request.
@@ -289,14 +289,14 @@ class Conductor:
     async def _layouts(
         self, conversation: Conversation, options: media_pb2.MediaOptions, request_id: str, deadline: Deadline
     ) -> list[media_pb2.MediaLayout]:
-        """The layout of each medium, in order; of the same file sent twice with the same options it is asked once."""
+        """The layout of each medium, in order; requested once for equal files with equal options."""
         if not conversation.media:
             return []
         slots = asyncio.Semaphore(self._policy.encode_concurrency)
         budget = await self._budget.get(deadline)
 
         async def describe(medium: RequestMedium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
-            # Without the settings' digest: whichever replica answers, the options are in numbers.
+            # Without the settings' digest: the options are in numbers, so any replica may answer.
             question = vision_pb2.EncodeRequest(
                 kind=medium.kind, data=medium.data, options=resolved, request_id=request_id
             )
@@ -326,7 +326,7 @@ class Conductor:
         return [layouts[key] for key in keys]
 
     async def models(self, *, deadline: Deadline) -> list[chat_pb2.Model]:
-        """The models that are served. Raises ServiceError."""
+        """The served models. Raises ServiceError."""
         model = await retry_unavailable(
             lambda: self._decoder.model(seconds=deadline.remaining()),
             tier=Tier.DECODER,
@@ -347,7 +347,7 @@ def _event(response: decoder_pb2.GenerateResponse | None) -> chat_pb2.ChatEvent:
 
 
 def _needed(response: decoder_pb2.GenerateResponse | None, media: int) -> list[int]:
-    """The numbers of the media that the decoder lacks."""
+    """The numbers of the media that the decoder needs."""
     if response is None or response.WhichOneof("payload") != "media_needed":
         raise broken(Tier.DECODER, "did not begin with `media_needed`")
     numbers = list(response.media_needed.media_indices)

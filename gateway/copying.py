@@ -1,4 +1,4 @@
-"""Copies of wire messages without some fields, made by descriptor so that a new field is never left behind."""
+"""Copies messages without some fields, by descriptor, so that new fields are always copied."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vlm.v1 import decoder_pb2, gateway_pb2
 
 
 def copy_fields(source: Message, target: Message, *, without: Collection[str] = ()) -> None:
-    """Copy every field that is set into the field of the same name of another message, perhaps of another type.
+    """Copy every set field to the field of the same name of another message, possibly of another type.
 
     Args:
-        source: What is copied.
-        target: Where it goes.
-        without: Fields that are neither copied nor read: reading `bytes` would copy them, too.
+        source: The source message.
+        target: The target message.
+        without: Fields that are neither copied nor read: reading a field of bytes copies it.
 
     Raises:
         AttributeError: `target` has no field of that name.
@@ -33,10 +33,10 @@ def copy_fields(source: Message, target: Message, *, without: Collection[str] = 
 
 
 def opening_of(request: gateway_pb2.ChatRequest, request_id: str) -> decoder_pb2.GenerateOpen:
-    """A client's request as the decoder takes it, without its messages.
+    """The decoder's opening for a client's request, without its messages.
 
     Args:
-        request: As the client sent it.
+        request: The client's message.
         request_id: The request's id, checked.
     """
     opening = decoder_pb2.GenerateOpen(request_id=request_id)

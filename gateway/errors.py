@@ -1,4 +1,4 @@
-"""Errors of the tiers as the gateway's clients get them: fields by their names in the client's request."""
+"""Converts errors of the tiers for the gateway's clients, with the field names of the client's request."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _PROTOCOL = {Tier.VISION: Reason.VISION_PROTOCOL, Tier.DECODER: Reason.DECODER_P
 
 
 def untyped(error: ServiceError) -> bool:
-    """Whether the error is gRPC's own, and no service's: its text may contain internal addresses."""
+    """Whether the error is from gRPC and not from a service: its text may contain internal addresses."""
     return error.reason == error.code.value
 
 
 def renamed(error: ServiceError, rename: Callable[[str], str]) -> ServiceError:
-    """The same error with other names for the fields at fault; its message is made anew from the violations.
+    """The same error with renamed fields; its message is made again from the violations.
 
     Args:
-        error: As the tier sent it. Without violations it keeps its message.
+        error: The tier's error. Without violations it keeps its message.
         rename: From a path in the tier's request to a path in the client's.
     """
     violations = tuple(Violation(rename(v.field), v.description) for v in error.violations)
@@ -48,9 +48,9 @@ def of_medium(error: ServiceError, path: str, own: media_pb2.MediaOptions) -> Se
     """An error of the vision service with the names of the client's request.
 
     Args:
-        error: As the vision service sent it: its request has `kind`, `data` and `options`.
+        error: The vision service's error, about `kind`, `data` or `options`.
         path: Path of the medium in the client's request, as in `messages[0].parts[1].image`.
-        own: The medium's own options, as the client sent them; what they do not set came from the request's.
+        own: The medium's own options from the client; other options are from the request.
     """
     given = {descriptor.name for descriptor, _ in own.ListFields()}
 
@@ -66,7 +66,7 @@ def of_medium(error: ServiceError, path: str, own: media_pb2.MediaOptions) -> Se
 
 
 _INTERNAL_FIELDS = re.compile(r"(features|layouts)\[(\d+)\]|header\b|chunk\b|open\b|layouts\b")
-"""Fields of the decoder's requests that the gateway fills in, and not its client."""
+"""Fields of the decoder's requests that the gateway sets, not its client."""
 
 
 def of_decoder(error: ServiceError, paths: Sequence[str]) -> ServiceError:
@@ -76,8 +76,8 @@ def of_decoder(error: ServiceError, paths: Sequence[str]) -> ServiceError:
     wrong ones an INTERNAL error.
 
     Args:
-        error: As the decoder sent it.
-        paths: Where each medium is in the client's request.
+        error: The decoder's error.
+        paths: Path of each medium in the client's request.
     """
     internal = [match for violation in error.violations if (match := _INTERNAL_FIELDS.match(violation.field))]
     if not internal:
@@ -97,8 +97,8 @@ def lost(tier: Tier, error: ServiceError, *, attempts: int) -> ServiceError:
 
     Args:
         tier: The tier that failed.
-        error: Why the last attempt failed.
-        attempts: How many there were.
+        error: The error of the last attempt.
+        attempts: Number of attempts.
     """
     cause = "" if untyped(error) else f": {error.message}"
     tries = "" if attempts == 1 else f" after {attempts} attempts"
@@ -106,11 +106,11 @@ def lost(tier: Tier, error: ServiceError, *, attempts: int) -> ServiceError:
 
 
 def lost_midway(error: ServiceError, *, tokens: int) -> ServiceError:
-    """UNAVAILABLE because the decoder was lost in the middle of an answer.
+    """UNAVAILABLE because the decoder failed in the middle of an answer.
 
     Args:
         error: The decoder's failure.
-        tokens: How many tokens the client has received.
+        tokens: Number of tokens that the client has received.
     """
     cause = "" if untyped(error) else f": {error.message}"
     return unavailable(
@@ -123,7 +123,7 @@ def out_of_time(seconds: float) -> ServiceError:
     """DEADLINE_EXCEEDED.
 
     Args:
-        seconds: How long the request had.
+        seconds: The request's time limit.
     """
     return failure(Reason.DEADLINE_EXCEEDED, f"the request was not answered within its {seconds:.3g} seconds")
 

@@ -17,19 +17,19 @@ from serving.tasks import gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
 
 _WAITING_MESSAGES = 2
-"""Messages between the vision tier and the decoder, for all media of a request: one more chunk each is in hand."""
+"""Length of the queue between the vision tier and the decoder, for all media of a request."""
 
 
 @dataclass
 class Stopwatch:
-    """When features were first asked for and last came, in seconds of `time.monotonic`. None: not yet."""
+    """When features were first requested and last arrived, in seconds of `time.monotonic`. None: not yet."""
 
     began: float | None = None
     ended: float | None = None
 
     @property
     def seconds(self) -> float:
-        """From the first request to the last byte; 0 where nothing was encoded."""
+        """From the first request to the last byte; 0 if nothing was encoded."""
         return 0.0 if self.began is None or self.ended is None else self.ended - self.began
 
 
@@ -51,7 +51,7 @@ class EncodeMeter:
             self.set(number, medium.patches_total, medium.patches_total)
 
     async def changed(self) -> chat_pb2.Progress:
-        """The next change: all media together."""
+        """Wait for the next change; returns the progress of all media together."""
         await self._changed.wait()
         self._changed.clear()
         media = self._media.values()
@@ -65,20 +65,20 @@ class EncodeMeter:
 class Feed:
     """Requests the encoding of media and relays their features to one generation.
 
-    What is read from the vision tier waits in a short queue for the one writer of the generation: while the decoder
-    takes nothing the queue is full, nothing more is read, and gRPC's flow control stops the encoders' streams.
+    Messages of the vision tier wait in a short queue for the one writer of the generation. While the decoder does not
+    read, the queue is full, no more messages are read, and gRPC's flow control stops the encoders' streams.
 
     Args:
-        vision: Encodes.
-        generation: Takes the features. The feed is its only sender from here on.
-        settings_digest: Of the vision tier, as last read from it.
+        vision: The vision tier.
+        generation: Receives the features. The feed is its only sender.
+        settings_digest: Digest of the vision tier's settings, as last read from it.
         request_id: For logs and traces.
-        deadline: When to give up.
-        attempts: How often one medium is tried while the vision tier is unavailable.
-        concurrency: How many media are encoded at the same time.
+        deadline: The request's deadline.
+        attempts: Most attempts to encode a medium while the vision tier is unavailable.
+        concurrency: Most media that are encoded at the same time.
         backoff: The waits between attempts.
-        stopwatch: Records when features are asked for and arrive.
-        meter: Records how far each medium is.
+        stopwatch: Records when features are requested and arrive.
+        meter: Records the progress of each medium.
     """
 
     def __init__(
@@ -108,14 +108,14 @@ class Feed:
         self._queue: asyncio.Queue[decoder_pb2.GenerateRequest | None] = asyncio.Queue(_WAITING_MESSAGES)
 
     async def run(self, media: Iterable[tuple[int, RequestMedium, media_pb2.MediaOptions]]) -> None:
-        """Relay the features of these media, each with its number and the options that it is encoded with.
+        """Relay the features of these media, each with its number and its resolved options.
 
         Returns early when the generation is over.
 
         Raises:
             ServiceError: A medium cannot be encoded; the fields at fault are named as in the client's request.
         """
-        with contextlib.suppress(CallEndedError):  # the generation's `receive` raises why
+        with contextlib.suppress(CallEndedError):  # the generation's `receive` raises the cause
             await gather_or_cancel((self._write(), self._encode_all(media)))
 
     async def _write(self) -> None:
@@ -143,7 +143,7 @@ class Feed:
                 raise of_medium(error, medium.path, medium.options) from error
 
     async def _relay(self, number: int, medium: RequestMedium, options: media_pb2.MediaOptions) -> None:
-        """One attempt. Its header, sent again, makes the decoder forget what came of an earlier one."""
+        """One attempt. Its header makes the decoder discard the chunks of an earlier attempt."""
         request = vision_pb2.EncodeRequest(
             kind=medium.kind,
             data=medium.data,
@@ -157,7 +157,7 @@ class Feed:
             async for response in responses:
                 message = decoder_pb2.GenerateRequest()
                 which = response.WhichOneof("payload")
-                # `CopyFrom` copies a chunk once; to pass it to a constructor serializes and parses it, too.
+                # `CopyFrom` copies a chunk once; a constructor would also serialize and parse it.
                 if which == "header" and not announced:
                     announced = True
                     message.header.media_index = number

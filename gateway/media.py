@@ -1,4 +1,4 @@
-"""Takes the media out of a request's messages: checks them and names them by their content."""
+"""Takes the media out of a request's messages, checks them and computes their digests."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vlm.v1 import chat_pb2, media_pb2
 _KINDS = {"image": media_pb2.MEDIA_KIND_IMAGE, "video": media_pb2.MEDIA_KIND_VIDEO}
 
 _DIGEST_INLINE_BYTES = 256 * 1024
-"""Up to this length a digest takes well under a millisecond, less than handing it to a thread."""
+"""Up to this length a digest takes well under a millisecond, less than a switch to a thread."""
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a request may hold. The names in errors are those of the settings.
+    """Limits of one request. Errors name the settings.
 
     Attributes:
         messages: Most messages.
-        parts: Most parts, those of all messages together.
+        parts: Most parts of all messages together.
         media: Most images and videos.
         image_bytes: Largest image file.
         video_bytes: Largest video file.
@@ -41,11 +41,11 @@ class RequestMedium:
     """One image or video of a request.
 
     Attributes:
-        path: Where it is in the request, as in `messages[0].parts[1].image`.
+        path: Its path in the request, as in `messages[0].parts[1].image`.
         kind: Image or video.
-        digest: Its name by content.
+        digest: Its digest.
         data: The file's bytes.
-        options: Its own options, as the client sent them.
+        options: Its own options from the client.
     """
 
     path: str
@@ -60,8 +60,8 @@ class Conversation:
     """A request's messages without the files of their media, and these media.
 
     Attributes:
-        messages: As the client sent them, with each medium's file replaced by its digest.
-        media: In order of appearance: their numbers are their places here.
+        messages: The client's messages, with each medium's file replaced by its digest.
+        media: The media in order of appearance; a medium's number is its index here.
     """
 
     messages: Sequence[chat_pb2.Message]
@@ -71,7 +71,7 @@ class Conversation:
 async def collect(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> Conversation:
     """Take the media out of copies of the messages.
 
-    The client's messages are not changed. All that is not about media is checked by the decoder.
+    The client's messages are not changed. The decoder checks everything except media.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED that names the medium at fault.
@@ -79,7 +79,7 @@ async def collect(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -
     _check_counts(messages, limits)
     light: list[chat_pb2.Message] = []
     media: list[RequestMedium] = []
-    held: dict[str, bytes] = {}  # of the same file sent twice, one copy is enough
+    held: dict[str, bytes] = {}  # one copy of equal files
     for i, message in enumerate(messages):
         named = chat_pb2.Message()
         copy_fields(message, named, without=("parts",))
@@ -111,7 +111,7 @@ def _add_named(message: chat_pb2.Message, part: chat_pb2.Part, which: str, diges
 
 
 def _check_counts(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> None:
-    """Refuse what is too much before any of it is touched."""
+    """Check the counts before any file is copied."""
     parts = media = 0
     for message in messages:
         parts += len(message.parts)
@@ -152,7 +152,7 @@ def _data(source: media_pb2.Media, path: str, which: str, limits: RequestLimits)
 
 
 def name_options(messages: Iterable[chat_pb2.Message], options: Iterable[media_pb2.MediaOptions]) -> None:
-    """Write into each medium of the messages with which options it is encoded, in order of appearance."""
+    """Set the resolved options of each medium of the messages, in order of appearance."""
     following = iter(options)
     for message in messages:
         for part in message.parts:
@@ -165,4 +165,4 @@ def name_options(messages: Iterable[chat_pb2.Message], options: Iterable[media_p
 async def _digest(data: bytes) -> str:
     if len(data) <= _DIGEST_INLINE_BYTES:
         return media_digest(data)
-    return await asyncio.to_thread(media_digest, data)  # hashlib gives the GIL back
+    return await asyncio.to_thread(media_digest, data)  # hashlib releases the GIL

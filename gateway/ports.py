@@ -10,24 +10,24 @@ from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
 
 
 class CallEndedError(Exception):
-    """Nothing more can be sent on this call, as it has ended; its `receive` raises why."""
+    """The call has ended, so nothing can be sent. Its `receive` raises the cause."""
 
 
 class VisionTier(ABC):
-    """All replicas of the vision service, as one."""
+    """The replicas of the vision service."""
 
     @abstractmethod
     def encode(
         self, request: vision_pb2.EncodeRequest, *, seconds: float
     ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
-        """Encode one medium. Responses are fetched as they are asked for; closing the generator cancels the call.
+        """Encode one medium. Responses are read on demand; closing the generator cancels the call.
 
         Args:
             request: The medium.
-            seconds: Time that it may take.
+            seconds: Time limit.
 
         Raises:
-            ServiceError: It failed.
+            ServiceError: The call failed.
         """
 
     @abstractmethod
@@ -36,7 +36,7 @@ class VisionTier(ABC):
 
     @abstractmethod
     async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
-        """Read what is loaded. Raises ServiceError."""
+        """Read the description of the loaded model. Raises ServiceError."""
 
 
 class GenerationCall(ABC):
@@ -47,7 +47,7 @@ class GenerationCall(ABC):
         """Send one message; returns when there is room for another. One sender at a time.
 
         Raises:
-            CallEndedError: The call is over.
+            CallEndedError: The call has ended.
         """
 
     @abstractmethod
@@ -64,19 +64,19 @@ class GenerationCall(ABC):
 
 
 class DecoderTier(ABC):
-    """All replicas of the decoder service, as one."""
+    """The replicas of the decoder service."""
 
     @abstractmethod
     def generate(
         self, opening: decoder_pb2.GenerateOpen, *, seconds: float
     ) -> AbstractAsyncContextManager[GenerationCall]:
-        """Begin a generation. Leaving the context cancels it if it has not ended.
+        """Start a generation. Leaving the context cancels it if it has not ended.
 
-        A call that fails at once does so at its first `receive`.
+        A call that fails at once raises the error at its first `receive`.
 
         Args:
             opening: The request; it is sent as the first message.
-            seconds: Time that the call may take.
+            seconds: Time limit.
         """
 
     @abstractmethod
@@ -87,4 +87,4 @@ class DecoderTier(ABC):
 
     @abstractmethod
     async def model(self, *, seconds: float) -> chat_pb2.Model:
-        """Read what is loaded. Raises ServiceError."""
+        """Read the description of the loaded model. Raises ServiceError."""

@@ -1,4 +1,4 @@
-"""Retries: how often, after how long, and not past the deadline."""
+"""Retries with backoff, within the deadline."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ T = TypeVar("T")
 
 
 def settings_differ(error: ServiceError) -> bool:
-    """Whether a vision service refuses the call because its caller expects other settings than the service's."""
+    """Whether a vision service refused the call because the caller expected other settings."""
     return error.reason == Reason.ENCODER_SETTINGS_DIFFER.name
 
 
 @dataclass(frozen=True)
 class Backoff:
-    """How long to wait before another attempt.
+    """Exponential backoff between attempts.
 
     Attributes:
         first: Seconds before the second attempt, on average.
-        factor: Each further wait is longer by this.
-        longest: No wait is longer than this, on average.
-        jitter: Share by which a wait is shorter or longer at random, so that many requests do not come back at once.
+        factor: Growth of each further delay.
+        longest: Longest delay, on average.
+        jitter: Random share by which a delay is shorter or longer, so that many requests are not retried at once.
     """
 
     first: float = 0.1
@@ -42,13 +42,13 @@ class Backoff:
     jitter: float = 0.5
 
     def seconds(self, attempt: int) -> float:
-        """The wait after an attempt, the first of which is 1."""
+        """The delay after attempt number `attempt`, from 1 on."""
         mean = min(self.longest, self.first * self.factor ** (attempt - 1))
         return mean * random.uniform(1 - self.jitter, 1 + self.jitter)
 
 
 class Deadline:
-    """The moment at which a request must be answered.
+    """The deadline of a request.
 
     Args:
         seconds: From now.
@@ -62,7 +62,7 @@ class Deadline:
         """Seconds left.
 
         Raises:
-            ServiceError: DEADLINE_EXCEEDED; there are none.
+            ServiceError: DEADLINE_EXCEEDED if none are left.
         """
         if (left := self._at - time.monotonic()) <= 0:
             raise self.error()
@@ -76,7 +76,7 @@ class Deadline:
         """Wait, but not past the deadline.
 
         Raises:
-            ServiceError: DEADLINE_EXCEEDED.
+            ServiceError: DEADLINE_EXCEEDED if it has passed.
         """
         await asyncio.sleep(min(seconds, self.remaining()))
         self.remaining()
@@ -85,17 +85,17 @@ class Deadline:
 async def retry_unavailable(
     call: Callable[[], Awaitable[T]], *, tier: Tier, attempts: int, backoff: Backoff, deadline: Deadline
 ) -> T:
-    """Repeat a call while it fails in a way that another replica may not: UNAVAILABLE, or other encoder settings.
+    """Repeat a call while it fails with an error that is specific to a replica: UNAVAILABLE, or other encoder settings.
 
     Args:
-        call: Makes one attempt; load balancing sends each to a replica that is up.
+        call: Makes one attempt; load balancing selects a healthy replica for each.
         tier: The tier that is called.
         attempts: Most attempts.
         backoff: The waits between attempts.
-        deadline: When to give up.
+        deadline: The request's deadline.
 
     Raises:
-        ServiceError: The last attempt's error; UNAVAILABLE as `errors.lost` words it.
+        ServiceError: The last attempt's error; UNAVAILABLE in the form of `errors.lost`.
     """
     for attempt in itertools.count(1):
         try:

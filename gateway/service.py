@@ -1,4 +1,4 @@
-"""The gateway as a server: it waits for the tiers, then opens its ports."""
+"""The life cycle of the gateway: waits for the tiers, then opens its ports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _ASK_SECONDS = 5.0
 _PAUSE_SECONDS = 0.2
 _SAY_SECONDS = 5.0
-"""While it waits for a tier: how long it waits for an answer, before it asks again, and before it says so again."""
+"""While waiting for a tier, in seconds: the timeout of a call, the delay between calls, and between log lines."""
 
 _NOT_YET = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
 
@@ -39,12 +39,12 @@ _NOT_YET = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
 class GatewayService(Service):
     """The gateway.
 
-    It is SERVING from the moment both tiers have answered until it stops. A tier that goes away later makes requests
-    fail with UNAVAILABLE, and not the gateway: a text-only request does well without the vision tier, and all replicas
-    of the gateway would turn NOT_SERVING together, so that clients would get no error that says why.
+    It is SERVING from the first answer of both tiers until it stops. If a tier fails later, requests fail with
+    UNAVAILABLE, but the gateway stays SERVING: a text-only request does not need the vision tier, and otherwise all
+    replicas of the gateway would turn NOT_SERVING together, and clients would get no error with the cause.
 
     Args:
-        settings: Where and how.
+        settings: The settings.
     """
 
     name = "gateway"
@@ -62,7 +62,7 @@ class GatewayService(Service):
         """Wait for both tiers, check that their encoders match, and open the HTTP port.
 
         Raises:
-            StartError: They do not, another service answers in the place of one, or the HTTP port is taken.
+            StartError: The encoders differ, a target is another service, or the HTTP port is taken.
         """
         async with contextlib.AsyncExitStack() as stack:
             vision = GrpcVisionTier(await stack.enter_async_context(self._channel(self._settings.vision)))
@@ -75,6 +75,7 @@ class GatewayService(Service):
                     seconds=self._settings.default_deadline_seconds,
                     max_body_bytes=self._settings.max_message_bytes,
                     max_requests=self._settings.max_concurrent_rpcs,
+                    cors_origins=self._settings.allowed_origins,
                 )
                 http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
                 try:
@@ -91,7 +92,7 @@ class GatewayService(Service):
         return open_channel(target, service_options(self._settings.max_message_bytes))
 
     async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
-        """Wait until both tiers answer, and compare what they have loaded. Returns what the vision tier is set to."""
+        """Wait until both tiers answer, and compare their models. Returns the settings of the vision tier."""
         asked = asyncio.create_task(
             _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS))
         )
@@ -140,7 +141,7 @@ class GatewayService(Service):
 
 
 async def _answer(tier: Tier, target: str, ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask a tier what it has loaded, and wait for it without limit."""
+    """Read the loaded model of a tier; waits for the tier without limit."""
     said = -_SAY_SECONDS
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The gRPC service of the gateway: it passes calls on to the conductor."""
+"""The gRPC servicer of the gateway; passes calls to the conductor."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     """The Gateway service.
 
     Args:
-        conductor: Does the work.
-        default_seconds: Time for a call that brings no deadline.
-        max_seconds: Most time for any call.
+        conductor: Serves the calls.
+        default_seconds: Time limit of a call without a deadline.
+        max_seconds: Highest time limit of any call.
     """
 
     def __init__(self, conductor: Conductor, *, default_seconds: float, max_seconds: float) -> None:
@@ -31,7 +31,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
 
     def _deadline(self, context: grpc.aio.ServicerContext[Any, Any]) -> Deadline:
         left = context.time_remaining()
-        # None without a deadline, which the stubs do not know.
+        # None without a deadline, contrary to the stubs.
         seconds = self._default_seconds if left is None else left  # type: ignore[redundant-expr]
         return Deadline(min(seconds, self._max_seconds))
 
@@ -40,7 +40,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         request: gateway_pb2.ChatRequest,
         context: grpc.aio.ServicerContext[gateway_pb2.ChatRequest, chat_pb2.ChatEvent],
     ) -> AsyncIterator[chat_pb2.ChatEvent]:
-        """Answers a conversation."""
+        """Generate an answer to a conversation."""
         request_id = accept_request_id(request.request_id)
         await context.send_initial_metadata(((REQUEST_ID_HEADER, request_id),))
         events = self._conductor.chat(request, request_id=request_id, deadline=self._deadline(context))
@@ -53,7 +53,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         request: gateway_pb2.CountTokensRequest,
         context: grpc.aio.ServicerContext[gateway_pb2.CountTokensRequest, gateway_pb2.CountTokensResponse],
     ) -> gateway_pb2.CountTokensResponse:
-        """Counts the tokens of a conversation."""
+        """Count the tokens of a conversation."""
         return await self._conductor.count_tokens(
             request, request_id=accept_request_id(request.request_id), deadline=self._deadline(context)
         )
@@ -63,7 +63,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         request: gateway_pb2.ListModelsRequest,
         context: grpc.aio.ServicerContext[gateway_pb2.ListModelsRequest, gateway_pb2.ListModelsResponse],
     ) -> gateway_pb2.ListModelsResponse:
-        """Lists what can be asked."""
+        """List the served models."""
         return gateway_pb2.ListModelsResponse(models=await self._conductor.models(deadline=self._deadline(context)))
 
     async def UploadMedia(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +11,12 @@ from pydantic_settings import SettingsConfigDict
 from gateway.conductor import Policy
 from gateway.media import RequestLimits
 from serving.settings import MIB, ServerSettings
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+", re.IGNORECASE)
+
+
+def _separated(value: str) -> list[str]:
+    return [origin.strip() for origin in value.split(",") if origin.strip()]
 
 
 class GatewaySettings(ServerSettings):
@@ -24,28 +31,43 @@ class GatewaySettings(ServerSettings):
         le=65535,
         description="Port of the OpenAI-compatible HTTP API; 0 takes a free one, `off` disables it.",
     )
+    cors_origins: str = Field(
+        "",
+        description="Web pages that may call the HTTP API from a browser: origins such as `http://localhost:3000`, "
+        "separated by commas, or `*` for all; none by default.",
+    )
     vision: str = Field("127.0.0.1:50061", description="The vision tier: `host:port`, or `dns:///name:port` for many.")
-    decoder: str = Field("127.0.0.1:50062", description="The decoder tier, named in the same way.")
+    decoder: str = Field("127.0.0.1:50062", description="The decoder tier, in the same form.")
 
     max_messages: int = Field(1024, ge=1, description="Most messages in a request.")
-    max_parts: int = Field(4096, ge=1, description="Most parts in a request, those of all messages together.")
+    max_parts: int = Field(4096, ge=1, description="Most parts in a request, of all messages together.")
     max_media_per_request: int = Field(64, ge=0, description="Most images and videos in a request.")
     max_image_bytes: int = Field(32 * MIB, ge=1, description="Largest image file.")
     max_video_bytes: int = Field(64 * MIB, ge=1, description="Largest video file.")
 
-    default_deadline_seconds: float = Field(600.0, gt=0, description="Time for a request that brings no deadline.")
-    max_deadline_seconds: float = Field(3600.0, gt=0, description="Most time for any request; longer ones are cut.")
-    encode_concurrency: int = Field(4, ge=1, description="Media of one request that are encoded at the same time.")
-    encode_attempts: int = Field(3, ge=1, description="How often one medium is tried while the vision tier fails.")
+    default_deadline_seconds: float = Field(
+        600.0, gt=0, description="Time limit of a request without a deadline, in seconds."
+    )
+    max_deadline_seconds: float = Field(3600.0, gt=0, description="Highest time limit of any request, in seconds.")
+    encode_concurrency: int = Field(4, ge=1, description="Most media of one request that are encoded at the same time.")
+    encode_attempts: int = Field(3, ge=1, description="Most attempts to encode a medium while the vision tier fails.")
     decode_attempts: int = Field(
-        3, ge=1, description="How often a request is tried while decoders fail before a token."
+        3, ge=1, description="Most attempts of a request while decoders fail before the first token."
     )
 
     @field_validator("http_port", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
-        # An environment variable has no other way to say "none": an empty one counts as not set.
+        # An environment variable cannot express "none" otherwise: an empty one counts as not set.
         return None if isinstance(value, str) and value.lower() in ("off", "none") else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        for origin in _separated(value):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; write scheme, host and port, as http://localhost:3000")
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -57,8 +79,13 @@ class GatewaySettings(ServerSettings):
         return self
 
     @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The origins of `cors_origins`, one by one."""
+        return tuple(_separated(self.cors_origins))
+
+    @property
     def limits(self) -> RequestLimits:
-        """What a request may hold."""
+        """Limits of one request."""
         return RequestLimits(
             messages=self.max_messages,
             parts=self.max_parts,
@@ -69,7 +96,7 @@ class GatewaySettings(ServerSettings):
 
     @property
     def policy(self) -> Policy:
-        """How often and how widely the tiers are tried."""
+        """Attempts and concurrency of calls to the tiers."""
         return Policy(
             encode_attempts=self.encode_attempts,
             decode_attempts=self.decode_attempts,

@@ -1,4 +1,4 @@
-"""The interfaces of `gateway.ports`, over gRPC."""
+"""The interfaces of `gateway.ports`, implemented with gRPC."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ T = TypeVar("T")
 
 
 def _failure(error: grpc.RpcError) -> ServiceError:
-    """Why a call of a tier failed."""
-    # A call that is cancelled here is not read any more: this is a server that ended the call, as when it stops.
+    """The error of a failed call to a tier."""
+    # A call cancelled by this side is not read any more, so the server has cancelled it, for example at shutdown.
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
         return unavailable(Reason.CANCELLED, "it gave the call up")
     return from_rpc_error(error)
@@ -34,14 +34,14 @@ async def _unary(call: grpc.aio.UnaryUnaryCall[Any, T]) -> T:
     except grpc.RpcError as error:
         raise _failure(error) from error
     finally:
-        call.cancel()  # of no effect on a call that is over; one that is not would never be collected
+        call.cancel()  # no effect on an ended call; an unfinished one would never be collected
 
 
 class GrpcVisionTier(VisionTier):
     """The vision services behind a channel.
 
     Args:
-        channel: Balances over the replicas; the tier does not close it.
+        channel: A load-balancing channel; the tier does not close it.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -75,9 +75,9 @@ class _GrpcGenerationCall(GenerationCall):
         self._call = call
 
     async def send(self, request: decoder_pb2.GenerateRequest) -> None:
-        # `call.write` does as much, and when the server ends the call during a write it replaces the status that the
-        # server sent by INTERNAL "Internal error from Core" (github.com/grpc/grpc/issues/36066, seen with 1.85.1): a
-        # lost decoder would not be replaced, and no typed error would arrive. So the write is made underneath it.
+        # `call.write` does the same, but if the server ends the call during a write, it replaces the server's status by
+        # INTERNAL "Internal error from Core" (github.com/grpc/grpc/issues/36066, seen with 1.85.1): a failed decoder
+        # would not be replaced, and no typed error would arrive. So the write uses the layer below.
         try:
             await self._call.wait_for_connection()
             await self._call._cython_call.send_serialized_message(request.SerializeToString())  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ class GrpcDecoderTier(DecoderTier):
     """The decoder services behind a channel.
 
     Args:
-        channel: Balances over the replicas; the tier does not close it.
+        channel: A load-balancing channel; the tier does not close it.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
@@ -114,7 +114,7 @@ class GrpcDecoderTier(DecoderTier):
         call = self._stub.Generate(timeout=seconds)
         try:
             generation = _GrpcGenerationCall(call)
-            with suppress(CallEndedError):  # `receive` raises why
+            with suppress(CallEndedError):  # `receive` raises the cause
                 await generation.send(decoder_pb2.GenerateRequest(open=opening))
             yield generation
         finally:

@@ -1,7 +1,7 @@
 """The bundle: what the exporter writes and the services read.
 
 A bundle is a directory with `bundle.json` at its root, which names every other file with its size and SHA-256.
-This module has what all families have in common, `serving.families` what each describes in its own way.
+This module has the common part of all families; `serving.families` has the part that each family defines.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import from_json
 
-from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # it is part of this module, too
+from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # re-exported
 from serving.families import FamilyInfo, Frozen, Positive, TextInfo, VisionInfo
-from serving.families import TokenIds as TokenIds  # noqa: PLC0414  # as BundleError
+from serving.families import TokenIds as TokenIds  # noqa: PLC0414  # re-exported
 
 FORMAT = "triptych-bundle"
 FORMAT_VERSION = 1
@@ -24,7 +24,7 @@ _DIGEST_CHUNK = 4 * 1024 * 1024
 
 
 class ModelInfo(Frozen):
-    """Which model the bundle holds."""
+    """The model of the bundle."""
 
     id: str = Field(min_length=1)
     family: str
@@ -59,16 +59,17 @@ class DecoderInfo(Frozen):
     """The decoder graphs, all with the same inputs, outputs and KV cache.
 
     Attributes:
-        precision: the bundle's own.
-        graphs: path inside the bundle of each precision's graph: its own, and "int8" where that was exported, too.
-        block_size: weights that share a scale at INT4.
-        accuracy_level: how `MatMulNBits` computes.
-        recipe: bits of the matrices at INT4; None at fp32, and in bundles of before the field was there, where all
-            have 4.
-        last_position_logits: the graphs give logits of the last position alone.
-        smoothed: outlier channels were evened out before rounding. The values in the cache of V differ from those of a
-            bundle that was not smoothed.
-        calibration: what the rounding was chosen by; None: by the weights alone.
+        precision: the bundle's own precision.
+        graphs: path inside the bundle of each precision's graph: the own one, and "int8" if it was exported.
+        block_size: number of weights that share a scale at 4 bits; at 8 bits it is twice as many if the matrix divides
+            into such blocks.
+        accuracy_level: attribute of `MatMulNBits` that selects its arithmetic.
+        recipe: bits of the matrices of the INT4 graph. None at fp32, and for bundles written before this field existed,
+            in which all matrices have 4 bits.
+        last_position_logits: whether the graphs return only the logits of the last position.
+        smoothed: whether outlier channels were smoothed before quantization. The values of V in the KV cache then
+            differ from those of a bundle without smoothing.
+        calibration: examples that scales and smoothing were chosen by; None: the weights alone.
     """
 
     precision: Literal["int4", "fp32"]
@@ -77,7 +78,7 @@ class DecoderInfo(Frozen):
     accuracy_level: int
     recipe: RecipeInfo | None = None
     last_position_logits: bool
-    smoothed: bool = False  # bundles of before the field was there
+    smoothed: bool = False  # bundles written before this field existed
     calibration: CalibrationInfo | None = None
 
     @model_validator(mode="after")
@@ -88,12 +89,12 @@ class DecoderInfo(Frozen):
 
 
 class EncoderType(Frozen):
-    """What a type that the encoder can compute in costs, as the export measured it.
+    """The accuracy of a type in which the encoder can compute, as measured by the export.
 
     Attributes:
-        divergence: mean Kullback-Leibler divergence, in nats, of the next token's distribution behind features of this
-            type from that behind float32 features.
-        positions: how many were compared.
+        divergence: mean Kullback-Leibler divergence, in nats, between the next-token distributions with features of
+            this type and with float32 features.
+        positions: number of compared positions.
     """
 
     divergence: float = Field(ge=0, allow_inf_nan=False)
@@ -108,9 +109,9 @@ class FileInfo(Frozen):
 
 
 class Bundle(Frozen):
-    """An opened bundle: its description, and where it lies.
+    """An opened bundle: its description and its directory.
 
-    Make one with `Bundle.open`, which checks that the directory holds what the description promises.
+    Make one with `Bundle.open`, which checks that the directory has the described files.
     """
 
     format: Literal["triptych-bundle"]
@@ -118,7 +119,7 @@ class Bundle(Frozen):
     model: ModelInfo
     info: FamilyInfo
     decoder: DecoderInfo
-    # By type; None where it was not measured, as in bundles of before the field was there.
+    # By type; None if it was not measured, as in bundles written before this field existed.
     encoder_types: dict[str, EncoderType] | None = None
     files: dict[str, FileInfo]
     created: str
@@ -133,7 +134,7 @@ class Bundle(Frozen):
 
         Args:
             path: the bundle's directory.
-            verify: also compare every file's SHA-256 (reads the whole bundle; some seconds per GiB).
+            verify: also compare every file's SHA-256, which reads the whole bundle at some seconds per GiB.
 
         Raises:
             BundleError: it is not a bundle, of another version, or a file is missing, short or changed.
@@ -253,7 +254,7 @@ class Bundle(Frozen):
 
     @property
     def encoder_fingerprint(self) -> str:
-        """What the encoder's features depend on, as hex."""
+        """Fingerprint of everything that the encoder's features depend on, as hex."""
         return self.info.encoder_fingerprint
 
     @property
@@ -263,7 +264,7 @@ class Bundle(Frozen):
 
     @property
     def context_length(self) -> int:
-        """The longest sequence the model takes, prompt and answer together, in tokens."""
+        """Most tokens of a sequence, prompt and answer together."""
         return self.text.max_position_embeddings
 
     def graph_path(self, precision: str) -> Path:
@@ -281,20 +282,20 @@ class Bundle(Frozen):
 
 
 class _Header(Frozen):
-    """The part of a description that every version has."""
+    """The fields that every version has."""
 
     format: str
     format_version: int
 
 
 _OF_THE_FAMILY = ("text", "vision", "tokens", "encoder_fingerprint")
-"""Entries of `bundle.json` whose shape the family decides; a family may do without some of them."""
+"""Entries of `bundle.json` that the family defines; a family may lack some of them."""
 
 
 def _upgrade(description: dict[str, Any]) -> dict[str, Any]:
-    """A `bundle.json` of any version that is read, as `Bundle` has it.
+    """Convert a `bundle.json` of any supported version to the fields of `Bundle`.
 
-    In version 1, the only one so far, the entries that the family decides lie among the others.
+    In version 1, the only one so far, the entries of the family are at the top level.
     """
     model = description.get("model")
     info = {name: description[name] for name in _OF_THE_FAMILY if name in description}
@@ -327,10 +328,10 @@ def _read_manifest(root: Path) -> bytes:
 
 
 def _first(error: ValidationError) -> str:
-    """The first complaint of a validation error, in one line, at its place in `bundle.json`."""
+    """The first entry of a validation error, in one line, with its path in `bundle.json`."""
     detail = error.errors(include_url=False)[0]
     place = detail["loc"]
-    if place[:1] == ("info",):  # of `_upgrade`; then the family's name, unless that is what is wrong
+    if place[:1] == ("info",):  # added by `_upgrade`; the family's name follows, unless that is invalid
         place = place[2:] or ("model", "family")
     where = ".".join(str(part) for part in place)
     return f"{where}: {detail['msg']}" if where else detail["msg"]

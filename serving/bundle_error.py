@@ -1,5 +1,5 @@
-"""The failure of reading a bundle, for code that needs nothing else of `serving.bundle`."""
+"""The error of reading a bundle, for code that needs nothing else from `serving.bundle`."""
 
 
 class BundleError(Exception):
-    """The directory is not a usable bundle; the message says what is wrong and what to do about it."""
+    """The directory is not a usable bundle. The message gives the cause and the remedy."""

@@ -26,13 +26,13 @@ def check_request_id(given: str, *, path: str = "request_id") -> str:
 
     Args:
         given: The caller's id, or nothing.
-        path: Where the caller has sent it, for errors.
+        path: Path of the id in the request, for errors.
 
     Returns:
-        The id: `given`, or a new one where that is empty.
+        The id: `given`, or a new one if that is empty.
 
     Raises:
-        ServiceError: INVALID_ARGUMENT; it is too long or not printable ASCII.
+        ServiceError: INVALID_ARGUMENT if it is too long or not printable ASCII.
     """
     if len(given) > MAX_REQUEST_ID_LENGTH or not (given.isascii() and given.isprintable()):
         raise invalid(path, f"must be at most {MAX_REQUEST_ID_LENGTH} printable ASCII characters")
@@ -40,12 +40,12 @@ def check_request_id(given: str, *, path: str = "request_id") -> str:
 
 
 def bind_request_id(request_id: str) -> None:
-    """Put the id on every further log line of this call; each call has a context of its own."""
+    """Add the id to every further log line of this call; each call has its own context."""
     structlog.contextvars.bind_contextvars(request_id=request_id)
 
 
 def accept_request_id(given: str, *, path: str = "request_id") -> str:
-    """`check_request_id` and `bind_request_id` in one, for where a request enters."""
+    """`check_request_id` and `bind_request_id` in one, where a request arrives."""
     request_id = check_request_id(given, path=path)
     bind_request_id(request_id)
     return request_id
@@ -53,7 +53,7 @@ def accept_request_id(given: str, *, path: str = "request_id") -> str:
 
 @dataclass
 class Call:
-    """What is known of a call when it ends; its handler fills it in.
+    """The result of a call, set by its handler.
 
     Attributes:
         code: gRPC's code by name, or the HTTP status.
@@ -66,11 +66,11 @@ class Call:
 
 @contextlib.contextmanager
 def observe(method: str, code: str, *, quiet: bool = False) -> Iterator[Call]:
-    """Measure one call, and count and log it at its end.
+    """Measure one call; count and log it at its end.
 
     Args:
         method: Name in metrics and logs.
-        code: Its code where the handler sets no other one.
+        code: Its code if the handler sets no other one.
         quiet: Whether it is neither counted nor logged.
     """
     call = Call(code)

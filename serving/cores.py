@@ -1,4 +1,4 @@
-"""The processors: how many this process may use, by affinity and container, their name and instruction sets."""
+"""The processors: the number that this process may use, their model and instruction sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STAT = Path("/proc/stat")
 
 
 def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
-    """The processors of this process: its affinity, and no more than its control group's quota, rounded up.
+    """Number of processors of this process: its affinity, at most its control group's quota, rounded up.
 
     Args:
         cpu_max: Linux's file of the quota: `QUOTA PERIOD` in microseconds, or `max PERIOD`.
@@ -34,16 +34,16 @@ def affinity() -> frozenset[int]:
 
 
 def busy_seconds(cores: Collection[int], stat: Path = _STAT) -> float | None:
-    """For how long these processors have computed since the system's start, whoever it was for, all added up.
+    """Busy time of these processors since the system's start, of all processes, added up.
 
-    What runs at a lower priority does not count: it gives way.
+    Processes of lower priority are not counted, since they yield.
 
     Args:
         cores: Their numbers.
-        stat: Where Linux tells it.
+        stat: Linux's file of CPU times.
 
     Returns:
-        Seconds, to some hundredths; None where it is not told.
+        Seconds, accurate to some hundredths; None if it is not known.
     """
     ticks = 0
     try:
@@ -52,7 +52,7 @@ def busy_seconds(cores: Collection[int], stat: Path = _STAT) -> float | None:
         for core in cores:
             user, _, system, _, _, interrupts, softirq, steal = map(int, told[f"cpu{core}"][:8])
             ticks += user + system + interrupts + softirq + steal
-    except (OSError, KeyError, ValueError):  # not Linux, or one of a sandbox
+    except (OSError, KeyError, ValueError):  # not Linux, or a sandbox
         return None
     return ticks / os.sysconf("SC_CLK_TCK") if ticks else None
 
@@ -67,17 +67,17 @@ def cpu_name(cpu_info: Path = _CPU_INFO) -> str:
 
 
 def lacks_vnni(cpu_info: Path = _CPU_INFO) -> bool:
-    """Whether this is an x86 processor that adds up products of bytes in 16 bits, where they can saturate.
+    """Whether this is an x86 processor that adds products of bytes in 16 bits, which can saturate.
 
     Args:
-        cpu_info: Linux's description of the processors. Without flags in it the answer is False.
+        cpu_info: Linux's description of the processors. Without flags in it the result is False.
     """
     flags = cpu_flags(cpu_info)
     return "sse2" in flags and not {"avx512_vnni", "avx_vnni"} & flags
 
 
 def cpu_flags(cpu_info: Path = _CPU_INFO) -> set[str]:
-    """The instruction sets of an x86 processor by Linux's names; empty where they are not known.
+    """The instruction sets of an x86 processor by Linux's names; empty if they are not known.
 
     Args:
         cpu_info: Linux's description of the processors.

@@ -1,4 +1,4 @@
-"""The failures that a client may see. No gRPC here: the cores raise these, `serving.status` puts them on the wire."""
+"""The errors that a client may get. Independent of gRPC: `serving.status` converts them to messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Code(enum.Enum):
-    """The canonical status codes that Triptych answers with, named as in google.rpc.Code."""
+    """The canonical status codes that Triptych uses, with the names of google.rpc.Code."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     NOT_FOUND = "NOT_FOUND"
@@ -21,17 +21,17 @@ class Code(enum.Enum):
     INTERNAL = "INTERNAL"
 
 
-@dataclass(frozen=True, eq=False)  # by identity: as values of an enum two equal ones would be one
+@dataclass(frozen=True, eq=False)  # by identity: an enum would make equal values one member
 class ReasonInfo:
-    """What is known of a reason.
+    """The properties of a reason.
 
     Attributes:
-        code: The canonical status code that it comes with.
-        raised_by: The services that fail for it, as in `vision, decoder`; `any` where all may.
-        meaning: What went wrong, for people.
-        advice: What to do about it.
-        waits: Whether the error carries a delay after which another try may succeed.
-        internal: Whether it passes between the services alone.
+        code: The canonical status code of its errors.
+        raised_by: The services that raise it, as in `vision, decoder`; `any` for all.
+        meaning: Explanation, for people.
+        advice: The remedy.
+        waits: Whether the error has a retry delay.
+        internal: Whether it is used only between the services.
     """
 
     code: Code
@@ -43,34 +43,28 @@ class ReasonInfo:
 
 
 class Reason(enum.Enum):
-    """The stable reasons of failures. The member's name is what is sent; the pages' table is made from the rest."""
+    """The stable reasons of errors. The member's name is sent; the value is documented in the pages' table."""
 
     # The request
     FIELD_INVALID = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "any",
-        "A field has a value that cannot be. The violation names it and says what may be there.",
+        "A field has an invalid value. The violation names the field and the valid values.",
         "Correct the field.",
     )
     FIELD_UNIMPLEMENTED = ReasonInfo(
         Code.UNIMPLEMENTED,
         "any",
-        "A field of the wire that does nothing yet is set.",
-        "Leave it out; the message says what to use instead.",
+        "A field that is not implemented yet is set.",
+        "Leave it out; the message names the alternative.",
     )
     METHOD_UNIMPLEMENTED = ReasonInfo(
-        Code.UNIMPLEMENTED, "gateway", "A call that does nothing yet.", "Send the bytes of each file in its message."
-    )
-    UNKNOWN_FIELD = ReasonInfo(
-        Code.INVALID_ARGUMENT,
-        "gateway",
-        "HTTP: a field of the JSON that neither OpenAI nor Triptych knows.",
-        "Leave it out.",
+        Code.UNIMPLEMENTED, "gateway", "A call that is not implemented yet.", "Send the bytes of each file."
     )
     NOT_SERVED = ReasonInfo(
         Code.NOT_FOUND,
         "gateway",
-        "HTTP: no such path, or not with this method (then the status is 405).",
+        "HTTP: no such path, or not with this method (status 405).",
         "Use `/v1/chat/completions`, `/v1/models` or `/healthz`.",
     )
     ROLE_UNKNOWN = ReasonInfo(
@@ -81,15 +75,21 @@ class Reason(enum.Enum):
     )
     MODEL_NOT_FOUND = ReasonInfo(
         Code.NOT_FOUND,
-        "decoder",
-        "Another model than the served one was asked for.",
+        "gateway, decoder",
+        "The request names another model than the served one.",
         "Leave `model` empty, or list them.",
+    )
+    FORM_INVALID = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "decoder",
+        "The schema, regular expression or grammar of `response_format` cannot be compiled.",
+        "Read the compiler's sentence; unsupported keywords must be left out.",
     )
     TEMPLATE_REFUSES = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "decoder",
         "The model's chat template raised an error for these messages.",
-        "Read its sentence.",
+        "See the message.",
     )
 
     # Too much
@@ -109,7 +109,7 @@ class Reason(enum.Enum):
         Code.RESOURCE_EXHAUSTED,
         "gateway, decoder",
         "Over `max_parts` of the gateway, or over the decoder's 16,384.",
-        "Join neighbouring texts.",
+        "Join adjacent texts.",
     )
     TOO_MANY_MEDIA = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -130,8 +130,8 @@ class Reason(enum.Enum):
     MAX_TOKENS_TOO_LARGE = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "decoder",
-        "`max_tokens` is over what the prompt leaves free. The count is of the prompt as far as it was known: a medium "
-        "whose size had not come yet counts as one token.",
+        "`max_tokens` is over the free tokens of the context. The prompt is counted as far as it is known: a medium "
+        "whose size has not arrived yet counts as one token.",
         "Lower it, or leave it out.",
     )
     FEATURES_TOO_LARGE = ReasonInfo(
@@ -143,7 +143,7 @@ class Reason(enum.Enum):
     TENSOR_TOO_LARGE = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "any",
-        "An announced tensor is over what its place allows.",
+        "An announced tensor is over the limit of its field.",
         "As for FEATURES_TOO_LARGE.",
     )
 
@@ -157,13 +157,11 @@ class Reason(enum.Enum):
         "Not an image of a known format, or damaged.",
         "Send one of the formats that the message lists.",
     )
-    IMAGE_TRUNCATED = ReasonInfo(
-        Code.INVALID_ARGUMENT, "vision", "The image breaks off before its end.", "Send all of it."
-    )
+    IMAGE_TRUNCATED = ReasonInfo(Code.INVALID_ARGUMENT, "vision", "The image is truncated.", "Send all of it.")
     IMAGE_MODE_UNSUPPORTED = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "vision",
-        "32-bit or floating-point pixels, which have no agreed white.",
+        "32-bit or floating-point pixels, for which no white level is defined.",
         "Convert it to 8-bit RGB.",
     )
     IMAGE_ASPECT_RATIO = ReasonInfo(
@@ -178,8 +176,8 @@ class Reason(enum.Enum):
     ENCODING_TOO_SLOW = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "vision",
-        "By the measured speed of the encoder the medium would not be encoded before the request's deadline. The "
-        "message and the metadata `limit` tell how many pixels would be.",
+        "At the measured speed of the encoder the medium would not be encoded before the request's deadline. The "
+        "message and the metadata `limit` give the number of pixels that would be.",
         "Ask for fewer pixels (`max_pixels`, `max_video_pixels`, `detail`), or give the request more time.",
     )
     IMAGE_TOO_MANY_PATCHES = ReasonInfo(
@@ -192,7 +190,7 @@ class Reason(enum.Enum):
         "Send MP4, MOV, WebM, MKV or AVI.",
     )
     VIDEO_TRUNCATED = ReasonInfo(
-        Code.INVALID_ARGUMENT, "vision", "The video ends long before its header says.", "Send all of it."
+        Code.INVALID_ARGUMENT, "vision", "The video is much shorter than its header states.", "Send all of it."
     )
     VIDEO_WITHOUT_PICTURES = ReasonInfo(
         Code.INVALID_ARGUMENT, "vision", "The file has only sound or text, or a cover picture.", "Send a video."
@@ -210,7 +208,7 @@ class Reason(enum.Enum):
     VIDEO_TOO_MANY_FRAMES = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "vision",
-        "Over `max_video_frames` in the file, or `max_sampled_frames` looked at.",
+        "Over `max_video_frames` in the file, or over `max_sampled_frames` sampled.",
         "Cut it, or lower `fps` or `max_frames`.",
     )
     VIDEO_TOO_MANY_PATCHES = ReasonInfo(
@@ -224,21 +222,21 @@ class Reason(enum.Enum):
     QUEUE_FULL = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "vision, decoder",
-        "As many requests are running or waiting as the service holds.",
+        "The limit of running and waiting requests is reached.",
         "Try again after the delay; add replicas.",
         waits=True,
     )
     ENCODER_BUSY = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "vision",
-        "The medium alone would be encoded in time, but not after what waits before it.",
+        "The medium alone would be encoded in time, but not after those that wait before it.",
         "Try again after the delay; add vision replicas.",
         waits=True,
     )
     FEATURE_MEMORY_FULL = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "decoder",
-        "The features of all running requests together would pass `max_buffered_feature_bytes`.",
+        "The features of all running requests together would exceed `max_buffered_feature_bytes`.",
         "Try again after the delay.",
         waits=True,
     )
@@ -252,7 +250,7 @@ class Reason(enum.Enum):
     OUT_OF_MEMORY = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "vision",
-        "The encoder's device has no memory for this medium.",
+        "The encoder's device has not enough memory for this medium.",
         "Lower `max_pixels` or `max_video_pixels`.",
     )
     VISION_UNAVAILABLE = ReasonInfo(
@@ -265,26 +263,26 @@ class Reason(enum.Enum):
     DECODER_UNAVAILABLE = ReasonInfo(
         Code.UNAVAILABLE,
         "gateway",
-        "No decoder answered after `decode_attempts`, or the one that wrote the answer was lost in the middle of it.",
-        "Try again after the delay. After a loss midway the deltas that came are a true beginning of the answer.",
+        "No decoder answered after `decode_attempts`, or the decoder failed in the middle of the answer.",
+        "Try again after the delay. After a failure in the middle, the received deltas are a valid beginning.",
         waits=True,
     )
     DEADLINE_EXCEEDED = ReasonInfo(
         Code.DEADLINE_EXCEEDED,
         "gateway",
-        "The request was not answered in its time.",
+        "The request was not finished before its deadline.",
         "Allow more time, or ask for fewer tokens.",
     )
     MEDIA_TIMEOUT = ReasonInfo(
         Code.DEADLINE_EXCEEDED,
         "decoder",
-        "For `media_timeout` nothing came about media that are to be encoded, not even how far they are.",
+        "No message about media that are being encoded arrived within `media_timeout`, not even progress.",
         "Look at the vision service and at the network between it and the gateway.",
     )
     ENCODER_MISMATCH = ReasonInfo(
         Code.FAILED_PRECONDITION,
         "decoder",
-        "A vision service has another encoder than the decoder's model, or computes in another type than the others.",
+        "A vision service has another encoder than the decoder's model, or another type than the others.",
         "Start all services from bundles of one checkpoint, and all vision services with one `dtype`.",
     )
     ENCODER_SETTINGS_DIFFER = ReasonInfo(
@@ -303,30 +301,30 @@ class Reason(enum.Enum):
     ENGINE_FAILED = ReasonInfo(
         Code.INTERNAL,
         "decoder",
-        "The engine failed on this request and goes on.",
+        "The engine failed on this request; it continues with others.",
         "The decoder's log has the traceback: report it.",
     )
     VISION_PROTOCOL = ReasonInfo(
         Code.INTERNAL,
         "gateway",
-        "A vision service does not keep to the protocol.",
+        "A vision service violated the protocol.",
         "Run one version of Triptych everywhere.",
     )
     DECODER_PROTOCOL = ReasonInfo(
         Code.INTERNAL,
         "gateway",
-        "A decoder does not keep to the protocol, or refused what the vision service made.",
+        "A decoder violated the protocol, or refused the features of the vision service.",
         "Run one version of Triptych everywhere.",
     )
     INTERNAL = ReasonInfo(
-        Code.INTERNAL, "any", "An unexpected failure.", "The server's log has the traceback: report it."
+        Code.INTERNAL, "any", "An unexpected error.", "The server's log has the traceback: report it."
     )
 
     # Between the services only: clients see VISION_UNAVAILABLE, DECODER_UNAVAILABLE or DECODER_PROTOCOL.
     SHUTTING_DOWN = ReasonInfo(
         Code.UNAVAILABLE,
         "vision",
-        "A vision service stops while requests wait in it.",
+        "A vision service stopped while requests were waiting.",
         "Nothing: the gateway tries another replica.",
         waits=True,
         internal=True,
@@ -342,8 +340,8 @@ class Reason(enum.Enum):
     ENGINE_LOST = ReasonInfo(
         Code.UNAVAILABLE,
         "decoder",
-        "The engine broke, or its process died, during this request or while it waited.",
-        "Look into the decoder's log; an exit code of -9 is mostly memory.",
+        "The engine failed, or its process died, during this request or while it waited.",
+        "Look at the decoder's log; exit code -9 usually means out of memory.",
         waits=True,
         internal=True,
     )
@@ -351,13 +349,13 @@ class Reason(enum.Enum):
         Code.INVALID_ARGUMENT,
         "decoder",
         "The features ended before the last byte.",
-        "A caller of `Decoder.Generate` must send all that it announced.",
+        "A caller of `Decoder.Generate` must send all announced bytes.",
         internal=True,
     )
     CANCELLED = ReasonInfo(
         Code.UNAVAILABLE,
         "gateway",
-        "A server gave a call up, as when it goes away.",
+        "A server cancelled the call, for example at shutdown.",
         "Nothing: it counts as UNAVAILABLE.",
         waits=True,
         internal=True,
@@ -365,17 +363,17 @@ class Reason(enum.Enum):
 
     @property
     def code(self) -> Code:
-        """The canonical status code that it comes with."""
+        """The canonical status code of its errors."""
         return self.value.code
 
 
 @dataclass(frozen=True)
 class Violation:
-    """What is wrong with one field.
+    """An error in one field.
 
     Attributes:
         field: Path of the field in the request, as in `messages[0].parts[1].image`.
-        description: What is wrong and how to mend it, one sentence.
+        description: The error and its remedy, one sentence.
     """
 
     field: str
@@ -383,15 +381,15 @@ class Violation:
 
 
 class ServiceError(Exception):
-    """A failure with all that a client needs to act on it.
+    """An error with all information for the client.
 
     Attributes:
         code: The canonical status code.
-        reason: Stable name of the failure for programs, as in `IMAGE_UNREADABLE`.
+        reason: Stable name of the error for programs, as in `IMAGE_UNREADABLE`.
         message: One sentence for people.
         violations: The fields at fault.
-        retry_after: Seconds after which another try may succeed; None where trying again is of no use.
-        metadata: More facts for programs, as in the limit that was passed.
+        retry_after: Seconds after which a retry may succeed; None if a retry is useless.
+        metadata: Further values for programs, such as the exceeded limit.
     """
 
     def __init__(
@@ -421,7 +419,7 @@ def failure(
     retry_after: float | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ServiceError:
-    """A failure for one of Triptych's own reasons, with that reason's code. Arguments as for `ServiceError`."""
+    """Make an error with one of Triptych's reasons and its code. Arguments as for `ServiceError`."""
     return ServiceError(
         reason.code, reason.name, message, violations=violations, retry_after=retry_after, metadata=metadata
     )
@@ -435,12 +433,12 @@ def field_failure(
     retry_after: float | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ServiceError:
-    """A failure for what is wrong with one field.
+    """Make an error about one field.
 
     Args:
         reason: Stable name for programs.
         path: Path of the field in the request.
-        description: What is wrong and how to mend it.
+        description: The error and its remedy.
         retry_after: As in `ServiceError`.
         metadata: As in `ServiceError`.
     """
@@ -450,7 +448,7 @@ def field_failure(
 
 
 def sentence(violations: Iterable[Violation]) -> str:
-    """The message of a failure, made from the fields at fault."""
+    """The message of an error, made from its violations."""
     return "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
 
 
@@ -460,21 +458,21 @@ def invalid(path: str, description: str, *, reason: Reason = Reason.FIELD_INVALI
 
 
 def unimplemented(path: str, instead: str) -> ServiceError:
-    """UNIMPLEMENTED for a field of the wire that does nothing yet.
+    """UNIMPLEMENTED for a field that is not implemented yet.
 
     Args:
         path: Path of the field in the request.
-        instead: What to do instead, as in `send the image's bytes in data`.
+        instead: The alternative, as in `send the image's bytes in data`.
     """
     return field_failure(Reason.FIELD_UNIMPLEMENTED, path, f"is not supported by this version; {instead}")
 
 
 def too_large(path: str, description: str, *, reason: Reason, limit: int) -> ServiceError:
-    """RESOURCE_EXHAUSTED for one field that passes a limit.
+    """RESOURCE_EXHAUSTED for one field that exceeds a limit.
 
     Args:
         path: Path of the field in the request.
-        description: What is too much, and what the limit is.
+        description: The value and the limit.
         reason: Stable name for programs.
         limit: The limit, for programs.
     """
@@ -482,12 +480,12 @@ def too_large(path: str, description: str, *, reason: Reason, limit: int) -> Ser
 
 
 def overloaded(reason: Reason, message: str, *, retry_after: float) -> ServiceError:
-    """RESOURCE_EXHAUSTED because the server is full now.
+    """RESOURCE_EXHAUSTED because the server is full.
 
     Args:
         reason: Stable name for programs.
-        message: What is full, and how full.
-        retry_after: Seconds after which another try may succeed.
+        message: What is full, and its size.
+        retry_after: Seconds after which a retry may succeed.
     """
     return failure(reason, message, retry_after=retry_after)
 

@@ -1,4 +1,4 @@
-"""What bundles say of their models, family by family. A new family takes a class and a member of `ModelInfo`."""
+"""The entries of `bundle.json` that each family defines. A new family adds a class and a member of `FamilyInfo`."""
 
 from typing import Annotated, Literal
 
@@ -9,9 +9,9 @@ TokenId = Annotated[int, Field(ge=0)]
 
 
 class Frozen(BaseModel):
-    """A part of a description."""
+    """Base of the parts of a bundle's description."""
 
-    # Fields of a later minor revision are ignored: what breaks readers raises `format_version` instead.
+    # Fields of later revisions are ignored: incompatible changes raise `format_version` instead.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -69,7 +69,7 @@ class Qwen3VLInfo(Frozen):
     text: Qwen3VLText
     vision: VisionInfo
     tokens: TokenIds
-    # Features made by one bundle's encoder may enter the decoder of any bundle with the same fingerprint.
+    # Features of one bundle's encoder may be used with the decoder of any bundle with the same fingerprint.
     encoder_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     @property

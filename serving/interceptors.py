@@ -1,4 +1,4 @@
-"""gRPC's server interceptor: failures become typed statuses, and each call is logged and counted."""
+"""gRPC's server interceptor: converts errors to typed statuses, and logs and counts each call."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from serving.status import from_rpc_error, to_proto
 
 log = structlog.get_logger()
 
-# Health checks come every few seconds and say nothing about the work.
+# Health checks arrive every few seconds and are not part of the load.
 _QUIET = ("/grpc.health.v1.", "/grpc.reflection.")
 
 
 @contextlib.asynccontextmanager
 async def _guard(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """Run one call: turn what it raises into a status, count it and log it."""
+    """Run one call: convert its exception to a status, count it and log it."""
     failure: ServiceError | None = None
     with observe(method, "OK") as call:
         try:
             yield
         except asyncio.CancelledError:
-            # Must be raised on: a handler that swallows it leaks the call's native memory.
+            # Must be raised again: otherwise the call's native memory leaks.
             call.code = "CANCELLED"
             raise
         except ServiceError as error:
@@ -39,7 +39,7 @@ async def _guard(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> As
             raise
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
-        except Exception:  # the last line of defence: a client must not see a bare exception's text
+        except Exception:  # a client must not get the text of an unexpected exception
             log.exception("call failed unexpectedly", method=method)
             failure = unexpected()
         if failure is not None:
@@ -50,19 +50,19 @@ async def _guard(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> As
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Puts the guard around every handler, whichever side of the call streams."""
+    """Wraps every handler in `_guard`, for unary and streaming calls."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the handler that the call would go to."""
+        """Wrap the handler of the call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None or method.startswith(_QUIET):
             return handler
-        # The stubs know only blocking handlers, so the asyncio ones go through as Any.
+        # The stubs have only blocking handlers, so asyncio handlers are typed as Any.
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
         inner: Any = getattr(handler, "_".join(kind))
         make: Any = getattr(grpc, f"{'_'.join(kind)}_rpc_method_handler")

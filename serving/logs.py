@@ -1,4 +1,4 @@
-"""Logs: one line an event, for people or for collectors, on stderr."""
+"""Logs on stderr: one line per event, for people or for collectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def configure(settings: ServerSettings, service: str) -> None:
 
     Args:
         settings: Level and format.
-        service: Name that every line carries.
+        service: Name in every line.
     """
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[structlog.typing.Processor] = [

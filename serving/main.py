@@ -1,4 +1,4 @@
-"""The body of every service's `__main__`: flags in, exit code out."""
+"""The main function of every service."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def main(name: str, settings_type: type[S], make: Callable[[S], Service]) -> int
     """Read the settings from flags and environment, and run the service until a signal.
 
     Args:
-        name: What the service is called on stderr.
+        name: Name of the service on stderr.
         settings_type: Its settings.
-        make: Makes it. Called after the flags are known to be right, so it is the place for slow imports.
+        make: Makes the service. Called after the flags have been checked, so that slow imports can be made there.
 
     Returns:
-        0 after a clean stop, 1 where it could not start, 2 for wrong usage.
+        0 after a clean stop, 1 if it could not start, 2 for wrong usage.
     """
     try:
         settings = CliApp.run(settings_type)

@@ -1,4 +1,4 @@
-"""Names, limits and budgets of media that every service must agree on."""
+"""Names, limits and budgets of media, common to all services."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlm.v1 import media_pb2
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_PIXELS = 1 << 31
-"""Greatest bound of pixels that a request may set."""
+"""Highest bound of pixels that a request may set."""
 MAX_FRAMES = 4096
 """Most frames that can be sampled from a video."""
 MAX_FPS = 60.0
@@ -23,29 +23,29 @@ VIDEO_FIELDS = ("fps", "min_frames", "max_frames", "min_video_pixels", "max_vide
 """Fields of MediaOptions that bound a video."""
 
 BUDGET_FIELDS = ("max_pixels", "max_video_pixels", "max_frames")
-"""Fields that a budget sets where a request is silent."""
+"""Fields that the budget sets if a request does not."""
 
 LOW = media_pb2.MediaOptions(max_pixels=512 * 512, max_video_pixels=1 << 19, max_frames=16)
-"""DETAIL_LOW, where the default budget is not smaller still."""
+"""Pixels of DETAIL_LOW, unless the default budget is smaller."""
 
 _PAIRS = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("min_video_pixels", "max_video_pixels"))
 
 
 def media_digest(data: bytes) -> str:
-    """Name media by content: `sha256:` and the hexadecimal digest of the file's bytes."""
+    """The name of a medium by its content: `sha256:` and the hexadecimal digest of the file."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` has the form that `media_digest` gives."""
+    """Whether `text` has the form of `media_digest`."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def check_options(options: media_pb2.MediaOptions, path: str) -> None:
-    """Check how media become pixels.
+    """Check preprocessing options of media.
 
     Args:
-        options: As sent.
+        options: The message.
         path: Path of the options in the request, for errors.
 
     Raises:
@@ -59,7 +59,7 @@ def check_options(options: media_pb2.MediaOptions, path: str) -> None:
         for name in names:
             if not 1 <= sent.get(name, 1) <= highest:
                 raise invalid(f"{path}.{name}", f"is {sent[name]} and must be from 1 to {highest}")
-    if not 0 < sent.get("fps", 1) <= MAX_FPS:  # refuses NaN, too
+    if not 0 < sent.get("fps", 1) <= MAX_FPS:  # also refuses NaN
         raise invalid(f"{path}.fps", f"is {options.fps:g} and must be greater than 0 and at most {MAX_FPS:g}")
     if options.detail not in media_pb2.Detail.values():
         raise invalid(f"{path}.detail", f"is {options.detail} and must be one of {', '.join(media_pb2.Detail.keys())}")
@@ -69,10 +69,10 @@ def check_options(options: media_pb2.MediaOptions, path: str) -> None:
 
 
 def merge_options(base: media_pb2.MediaOptions, over: media_pb2.MediaOptions) -> media_pb2.MediaOptions:
-    """`base` with every field that `over` sets in its place.
+    """`base`, with the fields that `over` sets replaced.
 
-    A bound that `over` sets alone moves the other one of `base` out of its way: a request for at least two million
-    pixels is not refused because the default budget is one million.
+    A bound set only in `over` also moves the opposite bound of `base` if they conflict: a request for at least two
+    million pixels is not refused because the default budget is one million.
     """
     merged = media_pb2.MediaOptions()
     merged.MergeFrom(base)
@@ -85,17 +85,17 @@ def merge_options(base: media_pb2.MediaOptions, over: media_pb2.MediaOptions) ->
 
 
 def requested_options(request: media_pb2.MediaOptions, own: media_pb2.MediaOptions) -> media_pb2.MediaOptions:
-    """What is asked of one medium.
+    """The requested options of one medium.
 
     Args:
         request: Options of the whole request.
-        own: The medium's own. Where they set `detail`, the request's do not apply.
+        own: The medium's own options. If they set `detail`, the request's do not apply.
     """
     return own if own.detail else merge_options(request, own)
 
 
 def relevant_options(kind: media_pb2.MediaKind.ValueType, options: media_pb2.MediaOptions) -> media_pb2.MediaOptions:
-    """The options without those that say nothing about media of this kind, so that equal pixels have equal options."""
+    """The options that affect media of this kind, so that equal pixels have equal options."""
     fields = IMAGE_FIELDS if kind == media_pb2.MEDIA_KIND_IMAGE else VIDEO_FIELDS
     kept = media_pb2.MediaOptions(detail=options.detail)
     for field in fields:
@@ -111,7 +111,7 @@ def resolve_options(
     default: media_pb2.MediaOptions,
     published: media_pb2.MediaOptions,
 ) -> media_pb2.MediaOptions:
-    """The options that a medium is encoded with: the budget in numbers, `detail` cleared.
+    """The options with which a medium is encoded: the budget in numbers, `detail` cleared.
 
     Args:
         kind: Image or video.

@@ -1,4 +1,4 @@
-"""Memory that this process no longer uses and the C library still holds."""
+"""Returns memory that this process has freed and the C library still holds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import ctypes
 def release_freed_memory() -> bool:
     """Return freed memory to the operating system.
 
-    glibc keeps freed blocks for later allocations. Loading a model frees as much as it keeps, which no later allocation
-    needs.
+    glibc keeps freed blocks for later allocations. Loading a model frees as much memory as it keeps, and later
+    allocations do not need it.
 
     Returns:
-        Whether the C library can do so (glibc); elsewhere nothing happens.
+        Whether the C library supports it (glibc); otherwise nothing happens.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:

@@ -11,13 +11,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Have this process sent a signal when its parent dies, however the parent dies.
+    """Make the kernel send this process a signal when its parent dies, for any reason.
 
-    Linux sends it when the thread that started this process ends, so start it from one that lives as long.
-    Elsewhere than on Linux nothing happens: there a launcher that is killed outright leaves its servers behind.
+    Linux sends it when the thread that started this process ends, so that thread must live as long as the process.
+    On other systems nothing happens: a launcher that is killed leaves its servers running.
 
     Args:
-        parent: Process id of the parent; where it is gone already, this process ends at once.
+        parent: Process id of the parent; if it has ended already, this process ends at once.
         number: SIGTERM ends a server cleanly.
     """
     if not sys.platform.startswith("linux"):

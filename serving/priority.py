@@ -1,4 +1,4 @@
-"""The scheduling priority of another process, as the kernel sees it."""
+"""The scheduling priority of another process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 def lower_priority(pid: int, nice: int) -> None:
     """Lower the priority of a process that has just been started, as far as the system allows.
 
-    With autogroups, Linux shares the cores between sessions first, and niceness counts only within one. So the
+    With autogroups, Linux first divides the cores between sessions, and niceness counts only within a session. So the
     process's session, if it leads one, gets the same niceness.
 
     Args:
         pid: The process.
-        nice: Its niceness, 0 to 19; each step takes about a fifth off its share of a busy core.
+        nice: Its niceness, 0 to 19; each step reduces its share of a busy core by about a fifth.
     """
     with contextlib.suppress(OSError):  # it has ended, or its priority is lower already
         os.setpriority(os.PRIO_PROCESS, pid, nice)

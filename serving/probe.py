@@ -1,6 +1,6 @@
 """Read a server's health: `python -m serving.probe HOST:PORT`, for the health checks of containers.
 
-Exit codes: 0 SERVING; 1 anything else, also no answer; 2 wrong usage. The status is printed as one line.
+Exit codes: 0 SERVING; 1 any other status, or no answer; 2 wrong usage. The status is printed as one line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def ask(address: str, *, seconds: float = 5.0) -> str:
         seconds: How long to wait for an answer.
 
     Returns:
-        The name of the status, such as `SERVING`; where there is no answer, why.
+        The name of the status, such as `SERVING`; without an answer, the cause.
     """
     with open_blocking_channel(address, HEALTH_OPTIONS) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

@@ -1,4 +1,4 @@
-"""A least-recently-used cache that is bounded in bytes."""
+"""A least-recently-used cache with a limit in bytes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """Keeps values by key; the least recently used are dropped for new ones. For one thread.
+    """Keeps values by key, and evicts the least recently used ones. For one thread.
 
     Args:
-        max_bytes: Most that all values may take together; 0 keeps nothing.
-        size: The bytes of a value, always the same for the same one.
+        max_bytes: Most bytes of all values; 0 keeps nothing.
+        size: Returns the bytes of a value; constant for each value.
     """
 
     def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
         self._max_bytes = max_bytes
         self._size = size
-        self._entries: OrderedDict[K, V] = OrderedDict()  # the one used last at the end
+        self._entries: OrderedDict[K, V] = OrderedDict()  # the most recently used last
         self._nbytes = 0
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class Recent(Generic[K, V]):
         return value
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value in place of the key's last one. A value that is larger than `max_bytes` is not kept."""
+        """Store a value, replacing the key's previous one. A value larger than `max_bytes` is not stored."""
         self._forget(key)
         size = self._size(value)
         if size > self._max_bytes:

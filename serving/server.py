@@ -25,11 +25,11 @@ log = structlog.get_logger()
 
 
 class StartError(Exception):
-    """A server cannot start: one sentence that says why and what to do."""
+    """A server cannot start. The message is one sentence with cause and remedy."""
 
 
 class Service(ABC):
-    """The interface of the three services to the server that runs them."""
+    """The interface between the three services and the server that runs them."""
 
     name: str
     """Name in logs."""
@@ -45,7 +45,7 @@ class Service(ABC):
             set_serving: Turns health to SERVING (True) or NOT_SERVING (False) later on, from the event loop.
 
         Raises:
-            StartError: It cannot.
+            StartError: It cannot start.
         """
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Service(ABC):
         """Add the servicers."""
 
     async def drain(self) -> None:  # noqa: B027  # most services have no port but gRPC's
-        """Close ports of its own. Called when the server begins to drain; returns when their last request has ended."""
+        """Close the service's own ports. Called when the server starts to drain; returns after their last request."""
 
     @abstractmethod
     async def stop(self) -> None:
@@ -76,7 +76,7 @@ class Health:
             await self.servicer.set(name, status)
 
     def set_soon(self, serving: bool) -> None:
-        """As `set`, from a callback. After `stop` nothing turns a server healthy again."""
+        """As `set`, from a callback. Ignored after `stop`."""
         if self._stopping:
             return
         task = asyncio.get_running_loop().create_task(self.set(serving))
@@ -84,7 +84,7 @@ class Health:
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        """NOT_SERVING, for good."""
+        """Set NOT_SERVING permanently."""
         self._stopping = True
         await self.set(serving=False)
 
@@ -99,10 +99,10 @@ async def serve(
     """Run a service until SIGINT or SIGTERM.
 
     Args:
-        service: What to run.
-        settings: Where and how.
+        service: The service.
+        settings: Its settings.
         on_listening: Called with the port once it is open and healthy.
-        stop: Ends the server like a signal does; for programs that run it inside their own loop.
+        stop: Ends the server as a signal does, for programs that run it in their own event loop.
 
     Raises:
         StartError: The service cannot start, or the port is taken.
@@ -114,7 +114,7 @@ async def serve(
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
     health_state = Health(service.grpc_names)
-    # A start may take long, or wait for others.
+    # A start may take long, or wait for other services.
     if not await run_until(service.start(health_state.set_soon), stopping.wait()):
         return
     try:
@@ -150,10 +150,10 @@ async def serve(
 
 
 def run(service: Service, settings: ServerSettings) -> int:
-    """Run a service as this process, and say in one line why it cannot.
+    """Run a service as this process; if it cannot start, print the cause in one line.
 
     Returns:
-        The exit code: 0 after a clean stop, 1 where it could not start.
+        The exit code: 0 after a clean stop, 1 if it could not start.
     """
     logs.configure(settings, service.name)
     if settings.parent_pid is not None:
@@ -161,6 +161,6 @@ def run(service: Service, settings: ServerSettings) -> int:
     try:
         asyncio.run(serve(service, settings))
     except (StartError, ServiceError) as error:
-        print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201  # what a person reads who started it by hand
+        print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201  # for people who start it by hand
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Settings: a frozen value made once at the edge, from the environment and from flags of the same names."""
+"""Settings of a server: a frozen value, from the environment and from flags of the same names."""
 
 from __future__ import annotations
 
@@ -20,20 +20,18 @@ class ServerSettings(BaseSettings):
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        env_ignore_empty=True,  # a compose file passes every variable on, also those that are not set
+        env_ignore_empty=True,  # a compose file passes on variables that are not set
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 or [::] in a container.")
     port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     max_message_bytes: int = Field(128 * MIB, ge=MIB, description="Largest gRPC message in either direction.")
-    grace_seconds: float = Field(30.0, ge=0, description="How long running calls may go on after SIGTERM.")
+    grace_seconds: float = Field(30.0, ge=0, description="Seconds that running calls may take after SIGTERM.")
     max_connection_age_seconds: float = Field(
         0.0, ge=0, description="Age at which connections are renewed, so that clients find new replicas; 0: never."
     )
     max_concurrent_rpcs: int = Field(1024, ge=1, description="Calls at once; more are refused with RESOURCE_EXHAUSTED.")
-    metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="Port of the Prometheus page; none unless it is set."
-    )
-    parent_pid: int | None = Field(None, ge=1, description="Process that this server must not outlive.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="Port of the Prometheus metrics; not set: none.")
+    parent_pid: int | None = Field(None, ge=1, description="Process id of the launcher: the server ends with it.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["console", "json"] = Field("console", description="Lines for people, or JSON for collectors.")

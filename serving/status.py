@@ -1,4 +1,4 @@
-"""Service errors on the wire: google.rpc.Status with ErrorInfo, BadRequest and RetryInfo, both ways."""
+"""Converts service errors to and from google.rpc.Status with ErrorInfo, BadRequest and RetryInfo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "triptych"
 
-# gRPC refuses calls over a server's `maximum_concurrent_rpcs` by itself, with these words and no details.
+# gRPC itself refuses calls over a server's `maximum_concurrent_rpcs`, with this text and no details.
 _TOO_MANY_CALLS = "Concurrent RPC limit"
 
 
@@ -45,7 +45,7 @@ def to_proto(error: ServiceError) -> status_pb2.Status:
 
 
 def from_proto(status: status_pb2.Status) -> ServiceError:
-    """The error that `to_proto` wrote. A code that Triptych does not use becomes INTERNAL."""
+    """The inverse of `to_proto`. A code that Triptych does not use becomes INTERNAL."""
     name = code_pb2.Code.Name(status.code)
     code = Code.__members__.get(name, Code.INTERNAL)
     reason, metadata = name, {}
@@ -63,14 +63,14 @@ def from_proto(status: status_pb2.Status) -> ServiceError:
 
 
 def from_rpc_error(error: grpc.RpcError) -> ServiceError:
-    """What a failed call said: its details where the server sent them, else its code and text.
+    """The error of a failed call: its details if the server sent them, else its code and text.
 
     Args:
         error: As raised by a call on a channel, blocking or asyncio.
     """
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return failure(Reason.INTERNAL, "a call failed without a status")
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # AioRpcError answers all that is asked of it
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # AioRpcError has the needed methods
     if status is not None:
         return from_proto(status)
     name = error.code().name

@@ -45,14 +45,14 @@ async def run_until(work: Awaitable[Any], interruption: Awaitable[Any]) -> bool:
 
 
 async def beside(events: AsyncGenerator[T, None], task: asyncio.Task[Any] | None) -> AsyncGenerator[T | None, None]:
-    """Events that go on beside a task, and None among them at the moment when it is done.
+    """Yield events while a task runs, and None once when the task is done.
 
     Args:
-        events: The events. They end when this generator is closed or cancelled in the midst of one.
-        task: The task; None: it was done before.
+        events: The events. They are closed when this generator is closed or cancelled.
+        task: The task; None: already done.
 
     Raises:
-        BaseException: What the task raises, at once.
+        BaseException: The task's exception, at once.
     """
     following: asyncio.Future[T | None] | None = None
     try:
@@ -72,7 +72,7 @@ async def beside(events: AsyncGenerator[T, None], task: asyncio.Task[Any] | None
             if event is None:
                 return
             yield event
-        async for event in events:  # a task for each is of no use any more
+        async for event in events:  # no task per event is needed any more
             yield event
     finally:
         if following is not None:

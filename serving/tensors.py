@@ -1,4 +1,4 @@
-"""Tensors on the wire: announced by a spec, sent in chunks, checked before anything is allocated."""
+"""Tensors in messages: announced by a spec, sent in chunks, checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ITEM_BYTES = {
 
 
 def chunks(data: memoryview) -> Iterator[tensor_pb2.TensorChunk]:
-    """Cut a tensor's bytes into chunks, in order.
+    """Split a tensor's bytes into chunks, in order.
 
     Args:
         data: The bytes of a C-ordered tensor, as a flat view.
@@ -32,18 +32,18 @@ def chunks(data: memoryview) -> Iterator[tensor_pb2.TensorChunk]:
 
 
 class TensorAssembler:
-    """Puts a tensor together from its chunks.
+    """Assembles a tensor from its chunks.
 
     Args:
-        spec: What was announced.
-        rows: The rows that it must have.
-        width: The columns that it must have.
-        max_bytes: The most that may be allocated for it.
+        spec: The announced type and shape.
+        rows: Required number of rows.
+        width: Required number of columns.
+        max_bytes: Most bytes that may be allocated.
         path: Path of the tensor in the request, for errors.
 
     Raises:
-        ServiceError: INVALID_ARGUMENT where the spec is not [rows, width] of a known type; RESOURCE_EXHAUSTED where
-            it is over `max_bytes`.
+        ServiceError: INVALID_ARGUMENT if the spec is not [rows, width] of a known type; RESOURCE_EXHAUSTED if it is
+            over `max_bytes`.
     """
 
     def __init__(self, spec: tensor_pb2.TensorSpec, *, rows: int, width: int, max_bytes: int, path: str) -> None:
@@ -73,10 +73,10 @@ class TensorAssembler:
         return self._filled == self._buffer.nbytes
 
     def add(self, chunk: tensor_pb2.TensorChunk) -> None:
-        """Take the next chunk.
+        """Add the next chunk.
 
         Raises:
-            ServiceError: INVALID_ARGUMENT where it leaves a gap, overlaps, runs over the end or is longer than a chunk.
+            ServiceError: INVALID_ARGUMENT if it leaves a gap, overlaps, exceeds the tensor or is too long.
         """
         size = len(chunk.data)
         if size > CHUNK_BYTES:
@@ -102,6 +102,6 @@ class TensorAssembler:
 
 
 def dtype_name(dtype: int) -> str:
-    """What a DataType of the wire is called, as in `bfloat16`; the number where this version does not know it."""
+    """Name of a DataType, as in `bfloat16`; the number if this version does not know it."""
     known = dtype in tensor_pb2.DataType.values()
     return tensor_pb2.DataType.Name(dtype).removeprefix("DATA_TYPE_").lower() if known else str(dtype)  # type: ignore[arg-type]

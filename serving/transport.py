@@ -27,7 +27,7 @@ _SERVICE = {
 
 HEALTH_OPTIONS: Options = [
     ("grpc.max_reconnect_backoff_ms", 250),
-    # A proxy for outgoing connections does not lead to a neighbour.
+    # Do not use a proxy for outgoing connections.
     ("grpc.enable_http_proxy", 0),
 ]
 """For channels on which one server's health is read."""
@@ -35,11 +35,11 @@ HEALTH_OPTIONS: Options = [
 
 @dataclass(frozen=True)
 class Credentials:
-    """What the two ends of a gRPC connection present and check. A part that is None means plain text.
+    """Credentials of the two ends of a gRPC connection. None means plain text.
 
     Attributes:
-        channel: Of the end that connects.
-        server: Of the end that listens.
+        channel: Credentials of the client.
+        server: Credentials of the server.
     """
 
     channel: grpc.ChannelCredentials | None = None
@@ -71,12 +71,12 @@ def service_options(max_message_bytes: int = 128 * MIB) -> Options:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        # Less than the waits between a caller's attempts together: a replica that has just come up, while another
-        # goes down, is found before the attempts are used up.
+        # Shorter than the total backoff of a caller's attempts: a replica that has just started, while another stops,
+        # is found before the attempts are used up.
         ("grpc.max_reconnect_backoff_ms", 250),
-        # The services are neighbours: a proxy for outgoing connections is not between them.
+        # Do not use a proxy for outgoing connections between the services.
         ("grpc.enable_http_proxy", 0),
-        # Two channels to one target are two sets of connections: a test's must not be another's.
+        # Two channels to one target must not share connections, so that tests are independent.
         ("grpc.use_local_subchannel_pool", 1),
     ]
 
@@ -91,7 +91,7 @@ def client_options(address: str) -> Options:
         ("grpc.max_receive_message_length", 128 * MIB),
         ("grpc.max_send_message_length", 128 * MIB),
         ("grpc.keepalive_time_ms", 30_000),
-        # A proxy for outgoing connections does not lead to this machine.
+        # Do not use a proxy for outgoing connections.
         ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
     ]
 
@@ -106,18 +106,18 @@ def server_options(*, max_message_bytes: int, max_connection_age_seconds: float 
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        # Two servers on one port would share its connections at random: the second must fail instead.
+        # Otherwise two servers on one port would share its connections at random; the second must fail instead.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # Answers may be silent for as long as a picture is encoded: clients may keep their connection alive with a ping
-        # every 5 seconds. The bound is lower, since pings do not arrive as evenly as they are sent.
+        # A stream may have no messages while a picture is encoded: clients may send a keepalive ping every 5 seconds.
+        # The bound is lower, since pings do not arrive as evenly as they are sent.
         ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
     ]
     if max_connection_age_seconds:
         options += [
             ("grpc.max_connection_age_ms", round(max_connection_age_seconds * 1000)),
-            # A generation must not be cut off by the age of its connection.
+            # The age of a connection must not end a running generation.
             ("grpc.max_connection_age_grace_ms", 3_600_000),
         ]
     return options

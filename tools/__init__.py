@@ -1,1 +1,1 @@
-"""What the repository needs for itself: not installed with the package."""
+"""Tools of the repository, not installed with the package."""

@@ -1,4 +1,4 @@
-"""What people import: the client library. The command line is `triptych_cli`.
+"""The Python client library. The command line is `triptych_cli`.
 
 >>> import triptych
 >>> with triptych.Client("127.0.0.1:50051") as client:

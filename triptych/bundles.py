@@ -1,4 +1,4 @@
-"""The demo bundle: exported from the checkpoint that the project carries, once, into the user's cache."""
+"""The demo bundle, exported once from the project's checkpoint into the user's cache."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from serving.bundle import Bundle, BundleError
 
 
 def demo_checkpoint() -> Path:
-    """Where the demo checkpoint lies."""
+    """Directory of the demo checkpoint."""
     spec = importlib.util.find_spec("demo")
-    assert spec is not None and spec.origin is not None  # noqa: S101, PT018  # it is part of this distribution
+    assert spec is not None and spec.origin is not None  # noqa: S101, PT018  # part of this distribution
     return Path(spec.origin).parent / "checkpoint"
 
 
 def demo_bundle(precision: Literal["int4", "fp32"] = "int4") -> Path:
-    """The demo bundle, exported now unless that was done before.
+    """The demo bundle; exported at the first call.
 
     Args:
         precision: `int4` or `fp32`.
 
     Returns:
-        Its directory, named by the checkpoint's and the exporter's content: a changed one gets a bundle of its own.
+        Its directory, named by the checkpoint's and the exporter's content: if one changes, a new bundle is made.
 
     Raises:
-        BundleError: It cannot be made.
+        BundleError: The bundle cannot be made.
     """
     checkpoint = demo_checkpoint()
     out = _cache() / f"demo-{precision}-{_fingerprint(checkpoint)}"
@@ -37,7 +37,7 @@ def demo_bundle(precision: Literal["int4", "fp32"] = "int4") -> Path:
         return Bundle.open(out).root
     except BundleError:
         pass
-    import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; most starts find the bundle made
+    import exporter  # noqa: PLC0415  # takes seconds to import, and the bundle mostly exists
 
     print(f"triptych: making the demo bundle in {out}, once …", file=sys.stderr)  # noqa: T201
     try:
@@ -49,14 +49,14 @@ def demo_bundle(precision: Literal["int4", "fp32"] = "int4") -> Path:
 
 
 def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")  # the convention of the user's system, not a setting of ours
+    base = os.environ.get("XDG_CACHE_HOME")  # the system's convention, not one of Triptych's settings
     return (Path(base) if base else Path.home() / ".cache") / "triptych"
 
 
 def _fingerprint(checkpoint: Path) -> str:
     digest = hashlib.sha256()
     spec = importlib.util.find_spec("exporter")
-    assert spec is not None and spec.origin is not None  # noqa: S101, PT018  # it is part of this distribution
+    assert spec is not None and spec.origin is not None  # noqa: S101, PT018  # part of this distribution
     for file in (*sorted(checkpoint.iterdir()), *sorted(Path(spec.origin).parent.glob("*.py"))):
         digest.update(file.name.encode())
         digest.update(file.read_bytes())

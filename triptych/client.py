@@ -1,4 +1,4 @@
-"""The client library: a conversation in, events out, blocking or on asyncio."""
+"""The clients: a conversation in, events out, blocking or on asyncio."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
 class CallOptions(TypedDict, total=False):
-    """What may be said of any call about a conversation.
+    """Options of all calls about a conversation.
 
     Attributes:
         model: Name of the model.
         request_id: Id for the logs.
-        timeout: Seconds after which the call is given up.
+        timeout: Deadline of the call, in seconds.
     """
 
     model: str
@@ -34,29 +34,29 @@ class CallOptions(TypedDict, total=False):
 
 
 class CountOptions(MediaOptions, CallOptions, total=False):
-    """What may be said of a count: `MediaOptions` and `CallOptions`."""
+    """Options of a count: `MediaOptions` and `CallOptions`."""
 
 
 class ChatOptions(MediaOptions, CallOptions, total=False):
-    """What may be said of a chat: what is here, `MediaOptions` and `CallOptions`.
+    """Options of a chat: these, `MediaOptions` and `CallOptions`.
 
-    What is left out takes the server's default.
+    Options that are not set take the server's default.
 
     Attributes:
-        max_tokens: Most tokens to write.
+        max_tokens: Most tokens to generate.
         temperature: 0 takes the likeliest token each time; up to 2.
-        top_p: Only the likeliest tokens that reach this probability together.
-        top_k: Only the k likeliest tokens.
-        min_p: Only tokens at least this fraction as likely as the likeliest.
+        top_p: Keeps the likeliest tokens that reach this probability together.
+        top_k: Keeps the k likeliest tokens.
+        min_p: Keeps tokens at least this fraction as likely as the likeliest.
         repetition_penalty: Over 1 makes tokens of the prompt and of the answer less likely.
-        presence_penalty: Taken from the logits of tokens that the answer holds; -2 to 2.
-        frequency_penalty: Taken from a token's logit as often as the answer holds it; -2 to 2.
+        presence_penalty: Subtracted from the logits of tokens that the answer contains; -2 to 2.
+        frequency_penalty: Subtracted from a token's logit once for each occurrence in the answer; -2 to 2.
         logit_bias: Added to these tokens' logits; token id to -100 to 100.
-        logprobs: Ask for the log probability of each token and of this many likeliest ones; 0 to 20.
+        logprobs: Return the log probability of each token and of this many likeliest ones; 0 to 20.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
-        return_prompt_token_ids: Ask for the prompt's token ids.
-        report_progress: Ask for `Accepted` and `Progress` events.
+        return_prompt_token_ids: Return the prompt's token ids.
+        report_progress: Send `Accepted` and `Progress` events.
     """
 
     max_tokens: int
@@ -78,18 +78,18 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
 _GENERATION = tuple(
     name for name in chat_pb2.GenerationOptions.DESCRIPTOR.fields_by_name if name in ChatOptions.__annotations__
 )
-"""Options that are fields of GenerationOptions, by the same names."""
+"""Options that are fields of GenerationOptions with the same names."""
 
 
 def _check_names(options: Mapping[str, object], known: type[TypedDict]) -> None:  # type: ignore[valid-type]
-    """Raise TypeError for an option that there is not, as Python does for any other keyword."""
+    """Raise TypeError for an unknown option, as Python does for any other keyword."""
     for name in options:
         if name not in known.__annotations__:
             raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known.__annotations__))}")
 
 
 def _generation(given: Mapping[str, Any]) -> chat_pb2.GenerationOptions:
-    """The options of generation as a message.
+    """The generation options as a message.
 
     Raises:
         TypeError: A value has another type than the option; the message names the option. ValueError likewise.
@@ -103,7 +103,7 @@ def _generation(given: Mapping[str, Any]) -> chat_pb2.GenerationOptions:
             raise TypeError(f"stop is {value!r}: it must be a list of strings")
         try:
             generation.MergeFrom(chat_pb2.GenerationOptions(**{name: value}))
-        except (TypeError, ValueError) as error:  # a UnicodeEncodeError is a ValueError, and is made otherwise
+        except (TypeError, ValueError) as error:  # a UnicodeEncodeError is a ValueError with other arguments
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{name} is {value!r}: {error}") from None
     return generation
@@ -133,7 +133,7 @@ def _count_request(messages: Iterable[Message], options: CountOptions) -> gatewa
 
 
 def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
-    """What the response's initial metadata tell; None where the call failed before the gateway sent any."""
+    """The event of the response's initial metadata; None if the call failed before the gateway sent any."""
     request_id = dict(metadata).get(REQUEST_ID_HEADER)
     return Accepted(request_id) if isinstance(request_id, str) else None
 
@@ -150,15 +150,15 @@ class Client:
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
 
     def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Iterator[Event]:
-        """Answer a conversation, event by event. Leaving the loop cancels the answer.
+        """Generate an answer, event by event. Leaving the loop cancels the call.
 
         Raises:
-            TriptychError: What the server says is wrong, with its code, reason and fields.
-            ValueError: An option or a role that the wire does not know.
+            TriptychError: The server's error, with its code, reason and fields.
+            ValueError: An option or a role is unknown.
         """
         call = self._stub.Chat(_chat_request(messages, options), timeout=options.get("timeout"))
         try:
-            # The gateway sends the metadata as soon as it has the request. Waiting for them needs no event.
+            # The gateway sends the metadata when it has received the request, before the first event.
             if options.get("report_progress") and (accepted := _accepted(call.initial_metadata())):
                 yield accepted
             for wire in call:
@@ -171,17 +171,17 @@ class Client:
             call.cancel()
 
     def answer(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Answer:
-        """As `chat`, whole."""
+        """Generate an answer, as `chat`, and return it as a whole."""
         return gather(self.chat(messages, **options))
 
     def count(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> TokenCount:
-        """What the conversation would take: its tokens, and what each image and video would become.
+        """Count the tokens of a conversation, and compute the layout of each image and video.
 
-        Nothing is encoded or answered.
+        Nothing is encoded or generated.
 
         Raises:
-            TriptychError: What the server says is wrong, with its code, reason and fields.
-            ValueError: An option or a role that the wire does not know.
+            TriptychError: The server's error, with its code, reason and fields.
+            ValueError: An option or a role is unknown.
         """
         request = _count_request(messages, options)
         try:
@@ -191,15 +191,15 @@ class Client:
         return count_from_wire(reply)
 
     def count_tokens(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> int:
-        """How many tokens the conversation's prompt takes, media included.
+        """Count the tokens of the conversation's prompt, including media.
 
         Raises:
-            TriptychError: What the server says is wrong, with its code, reason and fields.
+            TriptychError: The server's error, with its code, reason and fields.
         """
         return self.count(messages, **options).prompt_tokens
 
     def models(self) -> list[str]:
-        """Names of the models that can be asked."""
+        """Names of the served models."""
         try:
             reply = self._stub.ListModels(gateway_pb2.ListModelsRequest())
         except grpc.RpcError as error:
@@ -207,7 +207,7 @@ class Client:
         return [model.id for model in reply.models]
 
     def close(self) -> None:
-        """Close the connection; running answers are cancelled."""
+        """Close the connection and cancel running calls."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -220,7 +220,7 @@ class Client:
 
 
 class AsyncClient:
-    """A client of a gateway for asyncio; belongs to the event loop that made it.
+    """An asyncio client of a gateway; belongs to the event loop in which it was made.
 
     Args:
         address: `host:port` of the gateway.
@@ -231,11 +231,11 @@ class AsyncClient:
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
 
     async def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> AsyncIterator[Event]:
-        """Answer a conversation, event by event. Closing the iterator cancels the answer.
+        """Generate an answer, event by event. Closing the iterator cancels the call.
 
         Raises:
-            TriptychError: What the server says is wrong, with its code, reason and fields.
-            ValueError: An option or a role that the wire does not know.
+            TriptychError: The server's error, with its code, reason and fields.
+            ValueError: An option or a role is unknown.
         """
         call = self._stub.Chat(_chat_request(messages, options), timeout=options.get("timeout"))
         try:
@@ -248,20 +248,20 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         finally:
-            call.cancel()  # on every path: an abandoned aio call is never collected
+            call.cancel()  # always: an unfinished aio call is never collected
 
     async def answer(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Answer:
-        """As `chat`, whole."""
+        """Generate an answer, as `chat`, and return it as a whole."""
         return gather([event async for event in self.chat(messages, **options)])
 
     async def count(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> TokenCount:
-        """What the conversation would take: its tokens, and what each image and video would become.
+        """Count the tokens of a conversation, and compute the layout of each image and video.
 
-        Nothing is encoded or answered.
+        Nothing is encoded or generated.
 
         Raises:
-            TriptychError: What the server says is wrong, with its code, reason and fields.
-            ValueError: An option or a role that the wire does not know.
+            TriptychError: The server's error, with its code, reason and fields.
+            ValueError: An option or a role is unknown.
         """
         request = _count_request(messages, options)
         try:
@@ -271,15 +271,15 @@ class AsyncClient:
         return count_from_wire(reply)
 
     async def count_tokens(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> int:
-        """How many tokens the conversation's prompt takes, media included.
+        """Count the tokens of the conversation's prompt, including media.
 
         Raises:
-            TriptychError: What the server says is wrong, with its code, reason and fields.
+            TriptychError: The server's error, with its code, reason and fields.
         """
         return (await self.count(messages, **options)).prompt_tokens
 
     async def models(self) -> list[str]:
-        """Names of the models that can be asked."""
+        """Names of the served models."""
         try:
             reply = await self._stub.ListModels(gateway_pb2.ListModelsRequest())
         except grpc.RpcError as error:
@@ -287,7 +287,7 @@ class AsyncClient:
         return [model.id for model in reply.models]
 
     async def close(self) -> None:
-        """Close the connection; running answers are cancelled."""
+        """Close the connection and cancel running calls."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

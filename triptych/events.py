@@ -11,7 +11,7 @@ from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that were counted."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -21,7 +21,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, in seconds."""
+    """Durations in seconds."""
 
     queue_seconds: float
     vision_seconds: float
@@ -32,14 +32,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class MediaLayout:
-    """What an image or a video becomes.
+    """The sizes of an image or a video, before and after preprocessing.
 
     Attributes:
         kind: `image` or `video`.
-        size_given: Width and height of the picture, or of the video's frames, as the file has it, in pixels, upright.
-        size_used: Width and height to which it was resized, in pixels.
+        size_given: Width and height of the picture, or of the video's frames, in the file, in pixels, upright.
+        size_used: Width and height after resizing, in pixels.
         grid: Temporal patches (1 for an image), rows of patches and columns of patches.
-        tokens: How many of the prompt's tokens it takes.
+        tokens: Number of its tokens in the prompt.
         frame_times: Of a video: the time of each sampled frame, in seconds. Empty for an image.
         timestamps: Of a video: the time of each temporal patch, in seconds, `grid[0]` of them. Empty for an image.
     """
@@ -55,12 +55,12 @@ class MediaLayout:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """What a conversation would take.
+    """The token count of a conversation.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, media included.
-        media_tokens: Of these, rows of image and video features.
-        media: What each image and video would become, in order of appearance.
+        prompt_tokens: Tokens of the prompt, including media.
+        media_tokens: Tokens of images and videos among them.
+        media: The layout of each image and video, in order of appearance.
     """
 
     prompt_tokens: int
@@ -70,7 +70,7 @@ class TokenCount:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The gateway has received the whole request. First, and only where progress was asked for.
+    """The gateway has received the whole request. The first event; only with `report_progress`.
 
     Attributes:
         request_id: The request's id in every log.
@@ -85,11 +85,11 @@ class Started:
 
     Attributes:
         request_id: The request's id in every log.
-        model: Who answers.
-        prompt_tokens: Tokens of the prompt, media included.
-        media_tokens: Of these, rows of image and video features.
-        prompt_token_ids: The prompt itself, where it was asked for.
-        media: What each image and video of the conversation became, in order of appearance.
+        model: Name of the model.
+        prompt_tokens: Tokens of the prompt, including media.
+        media_tokens: Tokens of images and videos among them.
+        prompt_token_ids: The ids of the prompt, if requested.
+        media: The layout of each image and video, in order of appearance.
     """
 
     request_id: str
@@ -105,13 +105,13 @@ Stage = Literal["queued", "encoding", "prefill"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the request is, between `Started` and the first `Delta`, about once a second where it was asked for.
+    """Progress between `Started` and the first `Delta`, about once a second; only with `report_progress`.
 
     Attributes:
-        stage: `queued`: it waits for a slot of the engine. `encoding`: its media are being encoded; counted in patches.
+        stage: `queued`: waiting for a slot of the engine. `encoding`: its media are being encoded; counted in patches.
             `prefill`: its prompt is being computed; counted in tokens.
-        done: How much of the stage is done.
-        total: How much there is to do; 0 where it cannot be told.
+        done: Finished units of the stage.
+        total: All units of the stage; 0 if unknown.
     """
 
     stage: Stage
@@ -125,7 +125,7 @@ class TokenLogprob:
 
     Attributes:
         token_id: The token.
-        text: Its text; the name of a control token; empty where its bytes are a part of a character.
+        text: Its text; the name of a control token; empty if its bytes are only part of a character.
         logprob: Natural logarithm of its probability, before temperature, penalties and biases.
         raw: Its bytes in the answer; none for a control token.
     """
@@ -138,7 +138,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class PositionLogprobs:
-    """The token that was drawn at one place, and the likeliest ones there, most likely first."""
+    """The sampled token at one position, and the likeliest ones, most likely first."""
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...]
@@ -146,12 +146,12 @@ class PositionLogprobs:
 
 @dataclass(frozen=True)
 class Delta:
-    """More of the answer: whole characters, and the tokens drawn since the last delta.
+    """More of the answer: whole characters, and the tokens sampled since the last delta.
 
     Attributes:
-        text: Whole characters. They may come later than the tokens that hold them.
+        text: Whole characters. They may be sent later than their tokens.
         token_ids: Tokens.
-        logprobs: One for each of the tokens, where they were asked for.
+        logprobs: One for each of the tokens, if requested.
     """
 
     text: str
@@ -173,7 +173,7 @@ Event = Accepted | Started | Progress | Delta | Finished
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; its fields are those of the events."""
+    """A complete answer, with the fields of its events."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -193,7 +193,7 @@ _STAGES: dict[int, Stage] = {
 
 
 def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
-    """An event as a value; None for a kind that this version of the client does not know."""
+    """Convert an event; None for a kind that this version of the client does not know."""
     match event.WhichOneof("event"):
         case "started":
             s = event.started
@@ -226,7 +226,7 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
 
 
 def count_from_wire(reply: gateway_pb2.CountTokensResponse) -> TokenCount:
-    """What CountTokens answered, as a value."""
+    """Convert a response of CountTokens."""
     return TokenCount(reply.prompt_tokens, reply.media_tokens, tuple(map(_layout, reply.media)))
 
 
@@ -248,10 +248,10 @@ def _scored(token: chat_pb2.TokenLogprob) -> TokenLogprob:
 
 
 def gather(events: Iterable[Event]) -> Answer:
-    """Put an answer together from its events.
+    """Assemble an answer from its events.
 
     Raises:
-        ValueError: The events end before the answer does.
+        ValueError: The events end without `Finished`.
     """
     prompt: tuple[int, ...] = ()
     media: tuple[MediaLayout, ...] = ()

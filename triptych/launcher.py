@@ -26,22 +26,22 @@ _LAST_BACKOFF = 30.0
 
 
 class LaunchError(Exception):
-    """The system cannot start; the message is one sentence, or empty where the service itself has printed why."""
+    """The system cannot start. The message is one sentence, or empty if the service has printed the cause itself."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to start.
+    """The processes to start.
 
     Attributes:
         bundle: The model.
         grpc_port: The gateway's gRPC port; 0 takes a free one.
         http_port: The gateway's HTTP port; 0 takes a free one.
-        vision_replicas: How many vision services.
-        decoder_replicas: How many decoder services.
-        grace_seconds: How long running answers may go on after a signal.
-        log_level: Least level that the services log.
-        environment: Variables of the model's services, over this process's own.
+        vision_replicas: Number of vision services.
+        decoder_replicas: Number of decoder services.
+        grace_seconds: Seconds that running requests may take after a signal.
+        log_level: Lowest level that the services log.
+        environment: Environment variables of the vision and decoder services; they override this process's own.
     """
 
     bundle: Path
@@ -54,7 +54,7 @@ class Plan:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-# So running answers keep more than half of their speed while pictures are encoded, and pictures nearly half of theirs.
+# With this, decode keeps more than half of its speed while pictures are encoded, and encoding nearly half of its own.
 _VISION_NICE = 2
 
 
@@ -144,7 +144,7 @@ class Replica:
                 backoff = min(2 * backoff, _LAST_BACKOFF)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Terminate it, and kill it when the grace period is over."""
+        """Terminate the process, and kill it after the grace period."""
         if self._process is None or self._process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -167,13 +167,13 @@ async def run(
     """Run the system until SIGINT, SIGTERM or `until`.
 
     Args:
-        plan: What to start.
-        on_ready: Called once requests would succeed. Where it returns an awaitable, the system stops after that.
-        on_event: Called with one line when a service dies.
-        until: Stops the system like a signal does.
+        plan: The processes to start.
+        on_ready: Called once when the system is ready. If it returns an awaitable, the system stops after it.
+        on_event: Called with one line when a service exits.
+        until: Stops the system as a signal does.
 
     Raises:
-        LaunchError: It cannot start. Nothing is left running.
+        LaunchError: The system cannot start. No process is left running.
     """
     stopping = until or asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -202,7 +202,7 @@ class System:
     """The replicas of all three tiers.
 
     Args:
-        plan: What to start.
+        plan: The processes to start.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -212,7 +212,8 @@ class System:
         model = [*shared, "--bundle", str(plan.bundle)]
 
         def tier(module: str, threads: str, count: int, nice: int = 0) -> list[Replica]:
-            # The replicas of a tier share the machine's cores. Each tier may use all of them: often it works alone.
+            # The replicas of a tier divide the cores. Each tier may use all of them, since it is often the only busy
+            # one.
             environment = {threads: str(max(1, usable_cores() // count)), **os.environ, **plan.environment}
             return [Replica(module, model, ports.free(), environment, nice) for _ in range(count)]
 
@@ -226,26 +227,26 @@ class System:
         self.addresses = Addresses(f"{_LOOPBACK}:{grpc_port}", f"http://{_LOOPBACK}:{http_port}")
 
     async def start(self) -> None:
-        """Start everything; returns when requests would succeed."""
+        """Start everything; returns when the system is ready for requests."""
         replicas = [*self.vision, *self.decoders, self.gateway]
         for replica in replicas:
             await replica.start()
-        # One failure ends the start: the other services may wait for the failed one without end.
+        # One failure ends the start: the other services may wait for the failed one for ever.
         await gather_or_cancel(replica.ready() for replica in replicas)
 
     async def keep(self, on_event: Callable[[str], None]) -> None:
-        """Start again whatever dies."""
+        """Restart services that exit."""
         await asyncio.gather(*(r.keep(on_event) for r in (*self.vision, *self.decoders, self.gateway)))
 
     async def stop(self) -> None:
-        """Stop the gateway first, so that it can bring running answers to their end."""
-        # The gateway's own grace, and a little for the processes to close.
+        """Stop the gateway first, so that running requests can finish."""
+        # The gateway's own grace period, and some time for the processes to exit.
         await self.gateway.stop(self._plan.grace_seconds + 5)
         await asyncio.gather(*(replica.stop(5) for replica in (*self.vision, *self.decoders)))
 
 
 class _Ports:
-    """Reserves free ports, holding each until all are known so that none is given twice."""
+    """Reserves ports, and holds them until all are known, so that none is assigned twice."""
 
     def __init__(self) -> None:
         self._held: list[socket.socket] = []
@@ -255,10 +256,10 @@ class _Ports:
         return self._hold(0)
 
     def reserve(self, port: int, flag: str) -> int:
-        """This port, or a free one for 0.
+        """Reserve this port, or a free one for 0.
 
         Raises:
-            LaunchError: It is taken.
+            LaunchError: The port is taken.
         """
         try:
             return self._hold(port)
@@ -291,7 +292,7 @@ def _describe(code: int) -> str:
 
 
 async def _until_serving(address: str) -> None:
-    """Return when the server at `address` says SERVING."""
+    """Wait until the server at `address` is SERVING."""
     async with open_channel(address, HEALTH_OPTIONS) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
@@ -301,6 +302,6 @@ async def _until_serving(address: str) -> None:
                     if reply.status == health_pb2.HealthCheckResponse.SERVING:
                         return
             except grpc.aio.AioRpcError:
-                await asyncio.sleep(0.1)  # the connection broke: the server may be starting again
+                await asyncio.sleep(0.1)  # the connection was lost: the server may be restarting
             finally:
                 watch.cancel()

@@ -1,4 +1,4 @@
-"""Images and videos that a client sends, and how they become pixels."""
+"""Images and videos of a request, and their preprocessing options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DETAILS: tuple[Detail, ...] = get_args(Detail)
 
 
 class ImageOptions(TypedDict, total=False):
-    """How one image becomes pixels; as in `MediaOptions`."""
+    """Preprocessing options of one image; as in `MediaOptions`."""
 
     min_pixels: int
     max_pixels: int
@@ -22,7 +22,7 @@ class ImageOptions(TypedDict, total=False):
 
 
 class VideoOptions(TypedDict, total=False):
-    """How one video becomes pixels; as in `MediaOptions`."""
+    """Preprocessing options of one video; as in `MediaOptions`."""
 
     fps: float
     min_frames: int
@@ -33,13 +33,13 @@ class VideoOptions(TypedDict, total=False):
 
 
 class MediaOptions(TypedDict, total=False):
-    """How all media of a request become pixels. What is left out takes the budget that `detail` names.
+    """Preprocessing options of all media of a request. Options that are not set take the budget of `detail`.
 
     Attributes:
         min_pixels: Least area of an image after resizing, in pixels (height x width).
         max_pixels: Greatest area of an image after resizing, in pixels.
         fps: Frames sampled from a second of video; greater than 0, at most 60.
-        min_frames: Fewest frames sampled from a video, where it has so many.
+        min_frames: Fewest frames sampled from a video, if it has that many.
         max_frames: Most frames sampled from a video.
         min_video_pixels: Least volume of a video after resizing, in pixels (sampled frames x height x width).
         max_video_pixels: Greatest volume of a video after resizing, in pixels.
@@ -58,9 +58,9 @@ class MediaOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Image:
-    """An image file, as it lies on disk.
+    """The content of an image file.
 
-    An option that is set here takes the place of the request's; where `detail` is set, none of the request's media
+    An option that is set here overrides the request's; if `detail` is set, none of the request's media
     options apply to this image.
 
     Attributes:
@@ -70,7 +70,7 @@ class Image:
         detail: As in `MediaOptions`.
 
     Raises:
-        ValueError: `detail` is none of the choices.
+        ValueError: `detail` is not one of the choices.
     """
 
     data: bytes
@@ -84,20 +84,20 @@ class Image:
 
     @classmethod
     def open(cls, path: str | Path, **options: Unpack[ImageOptions]) -> Image:
-        """Read it from a file.
+        """Read a file.
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: `detail` is none of the choices.
+            ValueError: `detail` is not one of the choices.
         """
         return cls(Path(path).read_bytes(), **options)
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video file, as it lies on disk.
+    """The content of a video file.
 
-    An option that is set here takes the place of the request's; where `detail` is set, none of the request's media
+    An option that is set here overrides the request's; if `detail` is set, none of the request's media
     options apply to this video.
 
     Attributes:
@@ -110,7 +110,7 @@ class Video:
         detail: As in `MediaOptions`.
 
     Raises:
-        ValueError: `detail` is none of the choices.
+        ValueError: `detail` is not one of the choices.
     """
 
     data: bytes
@@ -127,30 +127,30 @@ class Video:
 
     @classmethod
     def open(cls, path: str | Path, **options: Unpack[VideoOptions]) -> Video:
-        """Read it from a file.
+        """Read a file.
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: `detail` is none of the choices.
+            ValueError: `detail` is not one of the choices.
         """
         return cls(Path(path).read_bytes(), **options)
 
 
 def media_to_wire(medium: Image | Video) -> media_pb2.Media:
-    """An image or a video as the gateway takes it; one without options of its own sends none."""
+    """Convert an image or a video to a message; without own options the message has none."""
     own = {field.name: getattr(medium, field.name) for field in fields(medium) if field.name != "data"}
     given = {name: value for name, value in own.items() if value is not None}
     return media_pb2.Media(data=medium.data, options=options_to_wire(given) if given else None)
 
 
 def options_to_wire(options: Mapping[str, object]) -> media_pb2.MediaOptions:
-    """The options of `MediaOptions` as the gateway takes them.
+    """Convert the options of `MediaOptions` to a message.
 
     Args:
-        options: By their names; other names are passed over, and None is as if it were left out.
+        options: Options by name; other names are ignored, and None means not set.
 
     Raises:
-        ValueError: `detail` is none of the choices, or a number is negative or over 2^32 - 1.
+        ValueError: `detail` is not one of the choices, or a number is negative or over 2^32 - 1.
     """
     given = {name: options[name] for name in MediaOptions.__annotations__ if options.get(name) is not None}
     detail = cast("Detail | None", given.pop("detail", None))

@@ -1,4 +1,4 @@
-"""What a client says: messages of text, images and video."""
+"""Messages of a conversation: text, images and videos."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Part = str | Image | Video
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation.
+    """One message of a conversation.
 
     Attributes:
         role: `system`, `user` or `assistant`.
-        parts: Text, images and videos, in the order in which the model sees them.
+        parts: Text, images and videos, in the order of the prompt.
     """
 
     role: str
@@ -25,26 +25,26 @@ class Message:
 
 
 def user(*parts: Part) -> Message:
-    """What a person says. Images and videos usually come before the question."""
+    """A user message. Images and videos usually come before the question."""
     return Message("user", parts)
 
 
 def assistant(text: str) -> Message:
-    """What the model answered in an earlier turn."""
+    """An answer of the model in an earlier turn."""
     return Message("assistant", (text,))
 
 
 def system(text: str) -> Message:
-    """How the model is to behave; only as the first message."""
+    """A system message; only as the first message."""
     return Message("system", (text,))
 
 
 def to_wire(messages: Iterable[Message]) -> list[chat_pb2.Message]:
-    """The messages as the gateway takes them.
+    """Convert messages to the protocol.
 
     Raises:
-        ValueError: A role that the wire does not know.
-        TypeError: A part that is neither text nor media.
+        ValueError: A role is unknown.
+        TypeError: A part is neither text nor a medium.
     """
     return [chat_pb2.Message(role=_role(m.role), parts=[_part(p) for p in m.parts]) for m in messages]
 

@@ -1,4 +1,4 @@
-"""Values from the command line, checked as they are read."""
+"""Types of command-line arguments, with checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def positive(text: str) -> int:
-    """A number of at least 1."""
+    """A whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} must be at least 1")
@@ -15,12 +15,12 @@ def positive(text: str) -> int:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Numbers of at least 1, separated by commas."""
+    """Whole numbers of at least 1, separated by commas."""
     return tuple(positive(part) for part in text.split(","))
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """Reads a whole number from `least` to `most`."""
+    """The type of whole numbers from `least` to `most`."""
 
     def integer(text: str) -> int:
         value = int(text)
@@ -32,11 +32,11 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def rate(most: float) -> Callable[[str], float]:
-    """Reads a number that is greater than 0 and at most `most`."""
+    """The type of numbers that are greater than 0 and at most `most`."""
 
     def number(text: str) -> float:
         value = float(text)
-        if not 0 < value <= most:  # refuses NaN, too
+        if not 0 < value <= most:  # also refuses NaN
             raise argparse.ArgumentTypeError(f"{text} must be greater than 0 and at most {most:g}")
         return value
 

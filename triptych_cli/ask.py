@@ -1,4 +1,4 @@
-"""`triptych ask`: one question to a running gateway, about images and videos."""
+"""`triptych ask`: sends one question about images and videos to a running gateway."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from triptych_cli.progress_bar import ProgressBar, is_terminal
 _M = TypeVar("_M", Image, Video)
 
 _MOST_TOKENS = (1 << 31) - 1
-"""As many as a message can ask for; the server says how many there may be."""
+"""The largest value of the field; the server checks its own limit."""
 
 
 def add_parser(commands: Any) -> None:
     """Add `ask` to the commands.
 
     Args:
-        commands: What `ArgumentParser.add_subparsers` gave.
+        commands: The result of `ArgumentParser.add_subparsers`.
     """
     ask = commands.add_parser("ask", help="ask a running gateway", allow_abbrev=False)
     ask.add_argument("question")
     ask.add_argument("--image", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
     ask.add_argument("--video", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
     ask.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s")
-    ask.add_argument("--max-tokens", type=whole(1, _MOST_TOKENS), metavar="N", help="most tokens to write")
+    ask.add_argument("--max-tokens", type=whole(1, _MOST_TOKENS), metavar="N", help="most tokens to generate")
     ask.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (the default)")
     pixels = whole(1, MAX_PIXELS)
     ask.add_argument("--max-pixels", type=pixels, metavar="N", help="greatest area of an image after resizing")
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     ask.add_argument("--fps", type=rate(MAX_FPS), metavar="F", help="frames sampled from a second of video")
     ask.add_argument("--max-frames", type=whole(1, MAX_FRAMES), metavar="N", help="most frames sampled from a video")
     ask.add_argument(
-        "--detail", choices=DETAILS, help="budget of pixels and frames: small, the server's own, the checkpoint's own"
+        "--detail", choices=DETAILS, help="budget of pixels and frames: small, the default, or the checkpoint's own"
     )
     ask.add_argument("--json", action="store_true", help="print one JSON object at the end instead")
     ask.set_defaults(command=_run, wrong_usage=ask.error)
@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> None:
     media: list[Image | Video] = [_read(Image, path) for path in options.image]
     media += [_read(Video, path) for path in options.video]
     terminal = is_terminal(sys.stderr) and not options.json
-    # A flag that is named like an option of a chat sets it.
+    # Flags with the name of a chat option set that option.
     given = {name: value for name, value in vars(options).items() if name in ChatOptions.__annotations__}
     chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # of that type
     with Client(options.address) as client:
@@ -67,12 +67,12 @@ def _run(options: argparse.Namespace) -> None:
             events = client.chat([user(*media, options.question)], **chat)
             if options.json:
                 answer = dataclasses.asdict(gather(events))
-                del answer["logprobs"]  # none were asked for
+                del answer["logprobs"]  # not requested
                 print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
                 return
             layouts = _print_answer(events, sum(len(medium.data) for medium in media), show_progress=terminal)
         except ServiceError as error:
-            if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # no server said it: the channel did
+            if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # from the channel, not from a server
                 hint = "start one with `triptych up` or name another with --address"
                 raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
             raise
@@ -90,15 +90,15 @@ def _read(kind: type[_M], path: Path) -> _M:
 
 
 def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) -> tuple[MediaLayout, ...]:
-    """Print the answer as it comes, with a progress bar before it.
+    """Print the answer while it is generated, with a progress bar before it.
 
     Args:
-        events: Of the answer.
+        events: The answer's events.
         size: Bytes of the media.
-        show_progress: Whether there is a bar.
+        show_progress: Whether to show a progress bar.
 
     Returns:
-        What the media became.
+        The layouts of the media.
     """
     layouts: tuple[MediaLayout, ...] = ()
     with ProgressBar(sys.stderr, enabled=show_progress) as bar:
@@ -123,16 +123,16 @@ def _megabytes(size: int) -> str:
 
 
 def _shrunk_by_default(layout: MediaLayout, options: argparse.Namespace) -> bool:
-    """Whether a medium lost pixels to the default budget, and not only to rounding its sides to whole tokens.
+    """Whether a medium lost pixels to the default budget, and not only by rounding its sides to whole tokens.
 
-    No default budget is far below `LOW`. What was shrunk to less met a limit of the checkpoint, as with the demo model.
+    No default budget is far below `LOW`. A smaller result is due to a limit of the checkpoint, as with the demo model.
     """
     image = layout.kind == "image"
     chosen = options.detail is not None or (image and options.max_pixels is not None)
     if chosen or not layout.tokens:
         return False
     patch = layout.size_used[0] // layout.grid[2]
-    side = patch * math.isqrt(math.prod(layout.grid) // layout.tokens)  # of a token's square, in pixels
+    side = patch * math.isqrt(math.prod(layout.grid) // layout.tokens)  # edge of a token's square, in pixels
     shrunk = any(given - used >= side for given, used in zip(layout.size_given, layout.size_used, strict=True))
     pixels = math.prod(layout.size_used) * (1 if image else len(layout.frame_times))
     return shrunk and pixels >= (LOW.max_pixels if image else LOW.max_video_pixels) // 2

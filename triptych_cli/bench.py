@@ -1,4 +1,4 @@
-"""`triptych bench`: what is measured, on which model, and how it is printed."""
+"""`triptych bench`: runs benchmarks and prints their reports."""
 
 from __future__ import annotations
 
@@ -17,39 +17,41 @@ if TYPE_CHECKING:
     from benchmarks.report import Report
     from triptych.launcher import Addresses
 
-# `benchmarks` is imported when something is benched: an image that holds the command line need not hold it.
+# `benchmarks` is imported on demand: a container image with the command line need not have it.
 
 
 def add_parser(commands: Any, open_bundle: Callable[[Path | None], Bundle]) -> None:
     """Add `bench` to the commands.
 
     Args:
-        commands: What `ArgumentParser.add_subparsers` gave.
-        open_bundle: Opens a bundle by its directory; None takes the demo model's.
+        commands: The result of `ArgumentParser.add_subparsers`.
+        open_bundle: Opens a bundle by its directory; None means the demo bundle.
     """
-    bench = commands.add_parser("bench", help="measure how fast it is here", allow_abbrev=False)
+    bench = commands.add_parser("bench", help="measure the speed on this machine", allow_abbrev=False)
     kinds = bench.add_subparsers(metavar="WHAT", required=True)
 
-    decoder = kinds.add_parser("decoder", help="the engine alone; DECODER_* variables count", allow_abbrev=False)
+    decoder = kinds.add_parser("decoder", help="the engine alone; DECODER_* variables apply", allow_abbrev=False)
     _shared(decoder, _decoder, open_bundle)
     _drawn(decoder)
-    decoder.add_argument("--prompts", type=counts, metavar="N,N", help="lengths of the prompts that are only read")
-    decoder.add_argument("--streams", type=counts, metavar="N,N", help="how many requests write at once")
+    decoder.add_argument("--prompts", type=counts, metavar="N,N", help="lengths of the prompts that are only prefilled")
+    decoder.add_argument("--streams", type=counts, metavar="N,N", help="numbers of concurrent requests")
     decoder.add_argument("--prompt-tokens", type=positive, metavar="N", help="length of a stream's prompt")
     decoder.add_argument("--new-tokens", type=positive, metavar="N", help="length of a stream's answer")
     decoder.add_argument("--arrivals", type=positive, metavar="N", help="requests of the mixed workload")
-    decoder.add_argument("--arrival-seconds", type=float, metavar="S", help="mean time between two of them")
-    decoder.add_argument("--stall-prompt", type=positive, metavar="N", help="length of the prompt that interrupts")
+    decoder.add_argument("--arrival-seconds", type=float, metavar="S", help="mean time between two requests")
+    decoder.add_argument(
+        "--stall-prompt", type=positive, metavar="N", help="length of a prompt prefilled during decode"
+    )
 
     vision = kinds.add_parser("vision", help="the encoder alone", allow_abbrev=False)
     _shared(vision, _vision, open_bundle)
 
-    system = kinds.add_parser("system", help="everything, through the gateway", allow_abbrev=False)
+    system = kinds.add_parser("system", help="the whole system, through the gateway", allow_abbrev=False)
     _shared(system, _system, open_bundle)
     _drawn(system)
-    system.add_argument("--address", metavar="HOST:PORT", help="of a running gateway (default: start one)")
+    system.add_argument("--address", metavar="HOST:PORT", help="address of a running gateway (default: start one)")
     system.add_argument("--sizes", type=counts, metavar="N,N", help="edges of the pictures, in pixels")
-    system.add_argument("--streams", type=counts, metavar="N,N", help="how many conversations run at once")
+    system.add_argument("--streams", type=counts, metavar="N,N", help="numbers of concurrent conversations")
     system.add_argument("--stream-size", type=positive, metavar="N", help="edge of their pictures")
     system.add_argument("--new-tokens", type=positive, metavar="N", help="length of their answers")
 
@@ -60,13 +62,13 @@ def _shared(
     open_bundle: Callable[[Path | None], Bundle],
 ) -> None:
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="the model (default: the demo model)")
-    parser.add_argument("--repeats", type=positive, metavar="N", help="how often each thing is measured")
+    parser.add_argument("--repeats", type=positive, metavar="N", help="number of measurements of each value")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(command=_run, measure=measure, open_bundle=open_bundle, picture=None)
 
 
 def _drawn(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--picture", type=Path, metavar="PATH", help="draw the curves, too (.png, .svg)")
+    parser.add_argument("--picture", type=Path, metavar="PATH", help="also draw the curves (.png, .svg)")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -84,7 +86,7 @@ def _bench(options: argparse.Namespace) -> None:
 
     if options.picture is not None:
         picture.check()
-    machine = Machine.here()  # before there is load of our own making
+    machine = Machine.here()  # before the benchmark itself causes load
     report = options.measure(options)
     print(json.dumps(report.document(machine), ensure_ascii=False) if options.json else report.text(machine))  # noqa: T201
     if options.picture is not None:
@@ -92,7 +94,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _given(options: argparse.Namespace, plan: type[Any]) -> dict[str, Any]:
-    """What the command line says of a plan; the rest is as the plan has it."""
+    """The fields of a plan that the command line sets."""
     names = plan.__dataclass_fields__
     return {name: value for name, value in vars(options).items() if name in names and value is not None}
 

@@ -1,4 +1,4 @@
-"""`triptych demo`: the whole system looks at pictures and a clip, answers, and stops."""
+"""`triptych demo`: starts the system, asks about pictures and a clip, and stops it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(bundle: Path) -> None:
 
     Raises:
         launcher.LaunchError: The services cannot start.
-        ServiceError: They cannot answer.
+        ServiceError: A request fails.
     """
     print("starting the vision service, the decoder service and the gateway …", flush=True)  # noqa: T201
     plan = launcher.Plan(bundle=bundle, grpc_port=0, http_port=0)
@@ -59,7 +59,7 @@ def open_example(name: str) -> Image | Video:
 def _summary(event: Finished) -> str:
     usage, timings = event.usage, event.timings
     return (
-        f"[{usage.prompt_tokens} prompt tokens, {usage.media_tokens} of them for what is shown; first token after "
+        f"[{usage.prompt_tokens} prompt tokens, {usage.media_tokens} of them for media; first token after "
         f"{timings.time_to_first_token_seconds * 1000:.0f} ms, {usage.completion_tokens} tokens in "
         f"{timings.decode_seconds * 1000:.0f} ms more]"
     )

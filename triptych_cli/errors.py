@@ -1,5 +1,5 @@
-"""What goes wrong on the command line."""
+"""The error of a command."""
 
 
 class CommandError(Exception):
-    """The command failed: one sentence for stderr; none where a service said it already."""
+    """The command failed. The message is one sentence for stderr, or empty if a service has printed the cause."""

@@ -1,6 +1,6 @@
 """The command line: `triptych up`, `ask`, `export`, `demo`, `bench`.
 
-Exit codes: 0 done; 2 wrong usage; 1 anything else, with one clear line on stderr.
+Exit codes: 0 success; 2 wrong usage; 1 any other error, with one line on stderr.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from triptych_cli.errors import CommandError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong usage is one line on stderr and exit code 2; the commands' parsers are of this class, too."""
+    """A parser that reports wrong usage in one line on stderr, with exit code 2; also used for the commands."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -34,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Words after the program's name; None takes the process's own.
+        arguments: Arguments after the program's name; None takes the process's own.
 
     Returns:
         The exit code.
     """
     options = _parser().parse_args(arguments)
-    # An export that is terminated cleans up like one that is interrupted. `up` sets its own handlers.
+    # An export cleans up after SIGTERM as after SIGINT. `up` sets its own handlers.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options.command(options)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted")
     except BrokenPipeError:
-        # The reader went away (`triptych ask … | head`): nothing more can be said, and the flush at exit must not try.
+        # The reader has closed the pipe (`triptych ask … | head`), so the flush at exit must not write.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-smoothing",
         dest="smooth",
         action="store_false",
-        help="round outlier channels as they are instead of evening them out before",
+        help="quantize without smoothing outlier channels before",
     )
     calibration = export.add_mutually_exclusive_group()
     calibration.add_argument(
@@ -133,14 +133,14 @@ def _parser() -> argparse.ArgumentParser:
         "--no-measuring",
         dest="measure",
         action="store_false",
-        help="do not measure what an encoder in bfloat16 or int8 costs; int8 is then used only if a setting names it",
+        help="do not measure the accuracy of a bfloat16 or int8 encoder; int8 then needs a setting",
     )
     export.add_argument("--model-id", metavar="NAME", help="name that clients see (default: the checkpoint's)")
-    export.add_argument("--revision", help="of a Hugging Face repository")
-    export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR where it exists")
+    export.add_argument("--revision", help="revision of a Hugging Face repository")
+    export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR if it exists")
     export.set_defaults(command=_export)
 
-    demo = commands.add_parser("demo", help="start the demo, ask it about a picture, stop", allow_abbrev=False)
+    demo = commands.add_parser("demo", help="start the demo, ask about its example files, stop", allow_abbrev=False)
     demo.set_defaults(command=_demo)
 
     bench.add_parser(commands, _bundle)
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def port_number(text: str) -> int:
-    """A port, from the command line."""
+    """A port number."""
     port = int(text)
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{port} is not a port (0 to 65535)")
@@ -156,7 +156,7 @@ def port_number(text: str) -> int:
 
 
 def phases(text: str) -> tuple[str, ...]:
-    """The graphs of a bundle, from the command line."""
+    """The graphs of a bundle."""
     chosen = tuple(text.split(","))
     if sorted(chosen) not in (["int4"], ["int4", "int8"]):
         raise argparse.ArgumentTypeError(f"{text!r} must be int4 or int4,int8")
@@ -185,7 +185,7 @@ def _bundle(given: Path | None) -> Bundle:
 
 
 def _export(options: argparse.Namespace) -> None:
-    import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; the other commands need neither
+    import exporter  # noqa: PLC0415  # takes seconds to import, and other commands do not need it
 
     try:
         bundle = exporter.export(
@@ -209,6 +209,6 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _demo(_: argparse.Namespace) -> None:
-    from triptych_cli import demo  # noqa: PLC0415  # draws with Pillow, which a client need not have
+    from triptych_cli import demo  # noqa: PLC0415  # imports Pillow, which a client need not have
 
     demo.run(_bundle(None).root)

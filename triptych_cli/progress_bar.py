@@ -1,4 +1,4 @@
-"""A line on a terminal that shows how far a request is, and is gone when there is something else to show."""
+"""A progress bar of one line on a terminal, erased before other output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self, TextIO
 
 _TICK_SECONDS = 1.0
 _CELLS = 20
-_ERASE = "\r\x1b[K"  # the cursor to the first column, and the line's text away
+_ERASE = "\r\x1b[K"  # moves the cursor to the first column and erases the line
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -19,14 +19,13 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 class ProgressBar:
-    """A progress bar of one line: what is being done, how much of it is done, and the seconds since the start.
+    """A progress bar of one line: the activity, its progress, and the seconds since the start.
 
-    It is drawn anew at each change and once a second, and erased by `close` and at the end of a `with` block, however
-    that ends.
+    It is drawn at each change and once a second, and erased by `close` and at the end of a `with` block.
 
     Args:
-        stream: Where it is drawn.
-        enabled: False draws nothing.
+        stream: The terminal.
+        enabled: Whether to draw.
     """
 
     def __init__(self, stream: TextIO, *, enabled: bool) -> None:
@@ -36,17 +35,17 @@ class ProgressBar:
         self._what = ""
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        # Not tqdm: it redraws only when it is called, so it would need this thread as well, and it would become a
-        # dependency of the base package, which every image installs.
+        # Not tqdm: it redraws only when it is called, so it would also need this thread, and it would be a dependency
+        # of the base package, which every image installs.
         self._ticking = threading.Thread(target=self._tick, daemon=True)
 
     def show(self, what: str, done: int = 0, total: int = 0) -> None:
         """Show another state.
 
         Args:
-            what: What is being done.
-            done: How much of it is done.
-            total: How much there is to do; 0 where it cannot be told.
+            what: The activity.
+            done: Finished units of it.
+            total: All units of it; 0 if unknown.
         """
         if not self._enabled or self._closed.is_set():
             return
@@ -57,10 +56,10 @@ class ProgressBar:
             self._ticking.start()
 
     def close(self) -> None:
-        """Erase the line; nothing is drawn after that."""
+        """Erase the line and stop drawing."""
         self._closed.set()
         with self._lock:
-            if self._what:  # drawn, and not erased by an earlier call
+            if self._what:  # drawn, and not erased yet
                 self._write(_ERASE)
                 self._what = ""
 
@@ -72,11 +71,11 @@ class ProgressBar:
     def _draw(self) -> None:
         if not self._closed.is_set():
             line = f"{self._what} {time.monotonic() - self._start:.0f} s"
-            self._write(_ERASE + line[: self._columns() - 1])  # a line that wraps could not be erased
+            self._write(_ERASE + line[: self._columns() - 1])  # a wrapped line could not be erased
 
     def _columns(self) -> int:
         try:
-            return os.get_terminal_size(self._stream.fileno()).columns or 80  # 0: the terminal does not know
+            return os.get_terminal_size(self._stream.fileno()).columns or 80  # 0: unknown
         except OSError:
             return 80
 

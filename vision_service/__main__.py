@@ -8,7 +8,7 @@ from vision_service.settings import VisionSettings
 
 
 def make(settings: VisionSettings) -> Service:
-    """The service; imported late, since PyTorch takes seconds to load."""
+    """Make the service; imported late, since PyTorch takes seconds to load."""
     from vision_service.service import VisionService  # noqa: PLC0415
 
     return VisionService(settings)

@@ -1,4 +1,4 @@
-"""Feature maps that were computed before, kept by what they are features of, bounded in bytes."""
+"""Cache of computed features, with a limit in bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vision_service.media import Grid, Kind, Options, PreparedMedium
 
 
 class Key(NamedTuple):
-    """Names a feature map: equal keys, equal features, as long as the process and with it the encoder is the same."""
+    """The key of features: equal keys mean equal features, within one process with its encoder."""
 
     digest: str
     kind: Kind
@@ -23,15 +23,15 @@ class Key(NamedTuple):
         """The key of a medium.
 
         Args:
-            digest: Of the file's bytes.
-            kind: What they are.
-            options: How they become pixels; those that say nothing about this kind make no difference.
+            digest: Digest of the file.
+            kind: Image or video.
+            options: Preprocessing options; those of the other kind are ignored.
         """
         return cls(digest, kind, options.that_matter(kind))
 
 
 class Layout(NamedTuple):
-    """What is known of a medium before it is encoded, as `PreparedMedium` has it."""
+    """The layout of a medium, known before it is encoded; fields as in `PreparedMedium`."""
 
     grid: Grid
     timestamps: tuple[float, ...] = ()
@@ -49,8 +49,8 @@ class Encoded:
     """A medium's features and their layout.
 
     Attributes:
-        layout: The medium's.
-        features: [tokens, feature width], in memory of its own. Never written to.
+        layout: The medium's layout.
+        features: [tokens, feature width], in its own memory; must not be changed.
     """
 
     layout: Layout
@@ -58,15 +58,15 @@ class Encoded:
 
     @property
     def nbytes(self) -> int:
-        """The memory that the features take. The few hundred bytes around them are not counted."""
+        """Bytes of the features. The few hundred bytes around them are not counted."""
         return self.features.untyped_storage().nbytes()
 
 
 class FeatureCache(Recent[Key, Encoded]):
-    """Keeps what was used last.
+    """LRU cache of features.
 
     Args:
-        max_bytes: Most that the features may take together; 0 keeps nothing.
+        max_bytes: Most bytes of all features; 0 disables the cache.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -1,7 +1,7 @@
-"""What encoding a medium costs, computed from its grid: for estimates, never for results.
+"""The cost of encoding a medium, computed from its grid, for estimates of time.
 
-A patch costs the same in every linear layer; in attention it costs as much again for each patch of its frame, which is
-what makes a large picture slow.
+In linear layers the cost is proportional to the number of patches; in attention, to its square within each frame, which
+makes large pictures slow.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _ATTENTION_WEIGHT: Mapping[torch.dtype, float] = {
     torch.float16: 2.9,
     torch.int8: 5.8,
 }
-"""How much longer an operation of attention takes than one of a linear layer. Measured on 2 cores of an AMD EPYC with
+"""Time of an operation of attention relative to one of a linear layer. Measured on 2 cores of an AMD EPYC with
 AVX-512 BF16: 150 against 215 GFLOPS in float32, 145 against 425 in bfloat16, against 850 in int8."""
 
 _OWN_ATTENTION_WEIGHT: Mapping[torch.dtype, float] = {torch.bfloat16: 1.3, torch.int8: 2.4}
-"""The same with our attention: 400 against 490 and 900 GFLOPS of one of these cores, 300 against 425 and 810 of both
-when others use them, too."""
+"""The same with our attention: 400 against 490 and 900 GFLOPS on one of these cores, 300 against 425 and 810 on both
+while other processes use them as well."""
 
 
 class Cost:
@@ -33,7 +33,7 @@ class Cost:
     Args:
         linear: Multiplications of all linear layers for one patch.
         attention: Sum of the layers' hidden sizes: a pair of patches takes twice as many multiplications.
-        dtype: What its linear layers compute in.
+        dtype: Type in which its linear layers compute.
         own_attention: Whether attention is computed by our operators.
     """
 
@@ -43,15 +43,15 @@ class Cost:
         self._attention = 4.0 * attention * weight
 
     def frame(self, patches: int) -> float:
-        """One frame of so many patches."""
+        """Cost of a frame of `patches` patches."""
         return float(patches * (self._linear + patches * self._attention))
 
     def medium(self, grid: Grid) -> float:
-        """A whole medium."""
+        """Cost of a medium."""
         return grid.t * self.frame(grid.h * grid.w)
 
     def largest_frame(self, cost: float) -> int:
-        """The most patches of a frame that costs at most so much."""
+        """Most patches of a frame within a cost."""
         # patches x linear + patches² x attention = cost
         root: float = math.sqrt(self._linear**2 + 4 * self._attention * max(cost, 0.0))
         return int((root - self._linear) / (2 * self._attention))

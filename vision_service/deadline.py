@@ -1,4 +1,4 @@
-"""Refuses media that would not be encoded before their deadline, while that can still be mended."""
+"""Refuses media that would not be encoded before their deadline, before they are encoded."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from vision_service.media import PATH, Kind, PreparedMedium
 from vision_service.scheduler import Estimate, Scheduler
 
 _MARGIN, _UNPROVEN_MARGIN = 1.2, 3.0
-"""How much longer than the time that is left an estimate must be for a refusal. Estimates are a fifth off at times, and
-further where the speed is known from the start alone: something else may have had the processor."""
+"""Ratio of estimate to remaining time from which on a medium is refused. Estimates are sometimes off by a fifth, and
+more if the speed is known only from the start, when other processes may have used the cores."""
 
 _SHARE = 0.6
-"""How much of the time that is left a medium may take that is recommended: the prompt and the answer take time, too."""
+"""Share of the remaining time for the recommended size: prefill and decode take time as well."""
 
 
 class DeadlineCheck:
-    """Compares what encoding would take, by the measured speed, with the time that is left.
+    """Compares the estimated time of encoding with the remaining time.
 
     Args:
-        scheduler: Has the speed and what is encoded before.
-        preprocessor: For the pixels of patches.
+        scheduler: Estimates the time, including the queue.
+        preprocessor: Converts patches to pixels.
     """
 
     def __init__(self, scheduler: Scheduler, preprocessor: Preprocessor) -> None:
@@ -28,15 +28,15 @@ class DeadlineCheck:
         self._preprocessor = preprocessor
 
     def __call__(self, medium: PreparedMedium, left: float) -> None:
-        """Check a medium that would be encoded next.
+        """Check a medium before it is encoded.
 
         Args:
             medium: The medium.
             left: Seconds until the request's deadline.
 
         Raises:
-            ServiceError: RESOURCE_EXHAUSTED with reason ENCODING_TOO_SLOW and how many pixels would be encoded in time,
-                or with reason ENCODER_BUSY and a delay where it is what comes before that takes too long.
+            ServiceError: RESOURCE_EXHAUSTED with reason ENCODING_TOO_SLOW and the number of pixels that would be
+                encoded in time, or with reason ENCODER_BUSY and a retry delay if only the queue is too long.
         """
         estimate = self._scheduler.estimate(medium)
         patience = (_MARGIN if self._scheduler.proven else _UNPROVEN_MARGIN) * left
@@ -46,7 +46,7 @@ class DeadlineCheck:
         affordable = self._scheduler.affordable_patches(seconds, medium.grid.t)
         pixels = self._preprocessor.pixels(medium.kind, affordable)
         description = _describe(medium.kind, medium.grid.patches, estimate, left)
-        if estimate.own <= patience:  # it is the queue that is too long
+        if estimate.own <= patience:  # the queue is too long
             raise field_failure(
                 Reason.ENCODER_BUSY,
                 PATH,

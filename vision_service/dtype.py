@@ -1,7 +1,7 @@
-"""The type that the encoder computes in, where no setting names one.
+"""Selects the type in which the encoder computes, if no setting does.
 
-The device and the bundle decide, never a timing: replicas on processors of one kind choose alike. Decision 24 has what
-bfloat16 costs and gains, decision 26 what int8 does and how the export measures both.
+The selection depends on the device and the bundle, not on timings, so that replicas on equal processors select the same
+type. Decision 24 has the accuracy and speed of bfloat16, decision 26 those of int8, and how the export measures them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from serving.bundle_error import BundleError
 from vision_service.operators import find_operators
 
 if TYPE_CHECKING:
-    from serving.bundle import EncoderType  # it needs pydantic, which a machine that only checks its GPU may lack
+    from serving.bundle import EncoderType  # needs pydantic, which a GPU test machine may lack
 
 MOST_DIVERGENCE = 0.005
-"""Nats of the next token's distribution that a type may cost for `auto` to take it.
+"""Highest divergence, in nats of the next-token distribution, of a type that `auto` selects.
 
-It is what the INT4 decoder costs the demo model on the pictures it was trained on, and a quarter of that on others: a
-type within it does not add what one could tell from the decoder's own rounding. bfloat16 and int8 were at 0.0009 at
-most; int8 with outliers that are not evened out was above it on every kind of picture.
+It equals the divergence of the INT4 decoder of the demo model on its training pictures, and a quarter of that on
+others: the error of such a type is not distinguishable from that of the INT4 decoder. bfloat16 and int8 were at 0.0009
+at most; int8 without smoothing of outliers was above the limit on every kind of picture.
 """
 
 _ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-"""Variables that keep oneDNN from instructions that the processor has."""
+"""Environment variables that limit the instruction sets that oneDNN uses."""
 
 
 class Choice(NamedTuple):
-    """A type to compute in.
+    """A selected type.
 
     Attributes:
         dtype: The type.
-        reason: Why, for the log.
+        reason: The reason, for the log.
     """
 
     dtype: torch.dtype
@@ -52,23 +52,23 @@ def choose_dtype(
     measured: Mapping[str, EncoderType] | None = None,
     operators: bool = True,
 ) -> Choice:
-    """The type that a setting names.
+    """Select the type for a setting.
 
-    `auto` on a CPU is the fastest type that the processor has instructions for and that was measured to cost little. On
-    a GPU, and where nothing was measured, it is bfloat16 if the device multiplies it and the weights are stored in it.
+    `auto` on a CPU is the fastest type that the processor has instructions for and whose measured divergence is small.
+    On a GPU, and without measurements, it is bfloat16 if the device multiplies it and the weights are stored in it.
 
     Args:
         name: auto, float32, bfloat16, float16 or int8.
-        device: Where the encoder runs.
+        device: Device of the encoder.
         folder: A bundle's `vision` directory.
-        measured: What the bundle says that types cost.
-        operators: Whether our own may be used.
+        measured: The measured accuracy of types, from the bundle.
+        operators: Whether our own operators may be used.
 
     Raises:
         BundleError: The weights cannot be read.
     """
     if name != "auto":
-        return Choice(getattr(torch, name), "the setting names it")
+        return Choice(getattr(torch, name), "the setting selects it")
     if not multiplies_bfloat16(device):
         return Choice(torch.float32, "the device has no instructions that multiply bfloat16")
     if measured is not None and device.type == "cpu":
@@ -80,7 +80,7 @@ def choose_dtype(
 
 
 def _by_cost(measured: Mapping[str, EncoderType], device: torch.device, *, operators: bool) -> Choice:
-    """The fastest type within the bound, on a CPU that multiplies bfloat16."""
+    """The fastest type within the limit, on a CPU that multiplies bfloat16."""
     passed_over = []
     for name in ("int8", "bfloat16"):  # the fastest first
         cost = measured.get(name)
@@ -89,11 +89,11 @@ def _by_cost(measured: Mapping[str, EncoderType], device: torch.device, *, opera
         elif cost is None:
             passed_over.append(f"{name} was not measured")
         elif cost.divergence > MOST_DIVERGENCE:
-            passed_over.append(f"{name} was measured to cost {_nats(cost)}")
+            passed_over.append(f"{name} has a measured divergence of {_nats(cost)}")
         else:
             return Choice(
                 getattr(torch, name),
-                "; ".join([f"it was measured to cost {_nats(cost)}, and is fast here", *passed_over]),
+                "; ".join([f"its measured divergence is {_nats(cost)}, and it is fast here", *passed_over]),
             )
     return Choice(torch.float32, "; ".join(passed_over))
 
@@ -105,15 +105,15 @@ def _nats(cost: EncoderType) -> str:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions that multiply bfloat16, so that it is faster than float32.
 
-    On a CPU these are AVX-512 BF16 and AMX, unless a variable limits what oneDNN uses. Without them oneDNN computes
-    bfloat16 all the same, by way of float32 and more slowly. Other processors than x86 are not asked.
+    On a CPU these are AVX-512 BF16 and AMX, unless an environment variable limits oneDNN. Without them oneDNN computes
+    bfloat16 via float32, and more slowly. On processors other than x86 the result is False.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or any(os.environ.get(name) for name in _ONEDNN_LIMITS):
         return False
-    # They are not public: PyTorch is pinned, and a build for another processor may lack them.
+    # Not public: PyTorch is pinned, and a build for another processor may lack them.
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return torch.backends.mkldnn.is_available() and any(probe() for probe in probes if probe is not None)  # type: ignore[no-untyped-call]
 
@@ -129,7 +129,7 @@ def stored_types(folder: Path) -> set[str]:
     """
     try:
         with safe_open(folder / "model.safetensors", framework="pt") as file:
-            types = {str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  # it is a file
+            types = {str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  # a file, not a mapping
     except (OSError, SafetensorError) as error:
         raise BundleError(f"The encoder in {folder} cannot be read ({error}): export the bundle again.") from error
     return {name for name in types if name.startswith(("F", "BF"))}

@@ -1,4 +1,4 @@
-"""Shares features between requests: each medium is encoded once, however many requests ask for it at the same time.
+"""Shares features between requests: a medium is encoded once, even if several requests ask for it at the same time.
 
 Independent of gRPC.
 """
@@ -21,21 +21,21 @@ from vision_service.scheduler import Meter, Scheduler
 T = TypeVar("T")
 
 Source = Literal["cache", "shared", "encoder"]
-"""Where features come from: kept from before, from a request that had asked for the same, or made for this one."""
+"""Source of features: the cache, another request's running encoding, or a new one."""
 
 SOURCES = Counter(
-    "triptych_features_total", "Media whose features were asked for, by where they came from.", ["source"]
+    "triptych_features_total", "Media whose features were requested, by the source of the features.", ["source"]
 )
-CACHE_BYTES = Gauge("triptych_feature_cache_bytes", "Memory that the cached features take.")
+CACHE_BYTES = Gauge("triptych_feature_cache_bytes", "Bytes of cached features.")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """Features that are there, or are being made.
+    """Features that are cached or being computed.
 
     Attributes:
-        source: Where they come from.
-        meter: How far their encoding is.
+        source: Source of the features.
+        meter: Progress of the encoding.
     """
 
     source: Source
@@ -44,20 +44,20 @@ class Encoding:
     _encoded: asyncio.Future[Encoded]
 
     async def layout(self) -> Layout:
-        """The medium's layout, as soon as it is known.
+        """Wait for the medium's layout.
 
         Raises:
-            ServiceError: As `Preprocessor.prepare`.
+            ServiceError: Errors of `Preprocessor.prepare`.
         """
-        # Waiting so, and not for the futures themselves, leaves them alone where this waiter alone is cancelled.
+        # `asyncio.wait` does not cancel the futures if only this waiter is cancelled.
         await asyncio.wait((self._layout, self._encoded), return_when=asyncio.FIRST_COMPLETED)
         return self._layout.result() if self._layout.done() else self._encoded.result().layout
 
     async def encoded(self) -> Encoded:
-        """The features.
+        """Wait for the features.
 
         Raises:
-            ServiceError: As `Scheduler.enqueue`'s result.
+            ServiceError: Errors of `Scheduler.enqueue`'s result.
         """
         await asyncio.wait((self._encoded,))
         return self._encoded.result()
@@ -65,22 +65,22 @@ class Encoding:
 
 @dataclass(eq=False)
 class _InFlight:
-    """A medium that is being encoded, and how many requests use it."""
+    """A medium that is being encoded, with the number of requests that use it."""
 
     layout: asyncio.Future[Layout]
     task: asyncio.Task[Encoded]
     meter: Meter
-    until: float  # by the loop's clock: the latest deadline of its requests
+    until: float  # the latest deadline of its requests, by the loop's clock
     users: int = field(default=0)
 
 
 class Encodings:
-    """Gives features from the cache, from an encoding in flight, or from a new one. For the event loop's thread.
+    """Returns features from the cache, from a running encoding, or from a new one. For the event loop's thread.
 
     Args:
-        scheduler: Makes them.
-        cache: Keeps them.
-        check: Called with a medium that is about to be encoded and the seconds left for it; may raise to refuse it.
+        scheduler: Encodes media.
+        cache: Caches features.
+        check: Called with a medium before it is encoded, and the seconds left for it; may raise to refuse it.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Encodings:
 
     @contextlib.asynccontextmanager
     async def acquire(self, key: Key, data: bytes, left: float = math.inf) -> AsyncIterator[Encoding]:
-        """Hold a medium's features until the end of the block. An encoding that no request holds any more is cancelled.
+        """Use a medium's features within the block. An encoding that no request uses any more is cancelled.
 
         Args:
-            key: Names them.
+            key: Their key.
             data: The file's bytes, from which `key` was made.
-            left: Seconds after which they are of no use.
+            left: Seconds until the request's deadline.
         """
         kept = self._cache.get(key)
         if kept is not None:
@@ -122,7 +122,7 @@ class Encodings:
         finally:
             work.users -= 1
             if not work.users and not work.task.done():
-                self._forget(key, work)  # a request that comes now must not join work that is being cancelled
+                self._forget(key, work)  # a new request must not join work that is being cancelled
                 work.task.cancel()
                 await asyncio.wait((work.task,))
 
@@ -130,11 +130,11 @@ class Encodings:
         """A medium's layout, without encoding it.
 
         Args:
-            key: Names the medium.
+            key: Key of the medium.
             data: The file's bytes.
 
         Raises:
-            ServiceError: As `Preprocessor.prepare`.
+            ServiceError: Errors of `Preprocessor.prepare`.
         """
         kept = self._cache.get(key)
         if kept is not None:
@@ -151,7 +151,7 @@ class Encodings:
         def done(task: asyncio.Task[Encoded]) -> None:
             self._forget(key, work)
             if not task.cancelled():
-                task.exception()  # its requests have seen it, or are cancelled
+                task.exception()  # its requests have received it, or are cancelled
 
         work.task.add_done_callback(done)
         return work
@@ -162,7 +162,7 @@ class Encodings:
 
     async def _make(self, key: Key, data: bytes, layout: asyncio.Future[Layout], meter: Meter) -> Encoded:
         medium = await self._scheduler.prepare(key.kind, data, key.options)
-        # Before it enters the queue: a forward pass that has begun can be left only between its layers.
+        # Before it enters the queue: a running forward pass can be cancelled only between its layers.
         self._check(medium, self._in_flight[key].until - asyncio.get_running_loop().time())
         layout.set_result(Layout.of(medium))
         with self._scheduler.enqueue(medium, meter) as pending:

@@ -1,4 +1,4 @@
-"""What the vision service needs of a model family; `vision_service.families` has the families."""
+"""The interface of a model family in the vision service; `vision_service.families` has the families."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vision_service.video import VideoLimits
 
 @dataclass(frozen=True)
 class PreprocessLimits:
-    """What a medium may be at most.
+    """Limits of media.
 
     Attributes:
-        image_pixels: An image's pixels before it is resized.
-        video: A video's limits before it is resized.
-        patches: Patches after resizing, of either.
+        image_pixels: Most pixels of an image before resizing.
+        video: Limits of a video before resizing.
+        patches: Most patches of a medium after resizing.
     """
 
     image_pixels: int
@@ -32,54 +32,54 @@ class PreprocessLimits:
 
 
 class Preprocessor(Protocol):
-    """Turns files into patches, as the family's processors in transformers do. Several threads call it at once."""
+    """Converts files to patches, as the family's processors in transformers do. Several threads call it at once."""
 
     @property
     def published(self) -> Options:
-        """The checkpoint's own settings, all of them."""
+        """All of the checkpoint's own settings."""
 
     def prepare(self, kind: Kind, data: bytes, options: Options, cancelled: Cancelled = ..., /) -> PreparedMedium:
-        """Decode, resize and cut one medium.
+        """Decode one medium, resize it and split it into patches.
 
         Args:
-            kind: What the bytes are.
+            kind: Image or video.
             data: The file's bytes.
-            options: How they become pixels.
-            cancelled: Called now and then; True stops the work.
+            options: Preprocessing options.
+            cancelled: Called repeatedly; True stops the work.
 
         Raises:
-            ServiceError: The medium is refused; `data` or an option is named, with a stable reason.
+            ServiceError: The medium is refused; names `data` or an option, with a stable reason.
             WorkCancelledError: `cancelled` returned True.
         """
 
     def token_count(self, grid: Grid) -> int:
-        """Rows of features, and so tokens of the prompt, of a medium."""
+        """Number of feature rows, and so of prompt tokens, of a medium."""
 
     def size_used(self, grid: Grid) -> tuple[int, int]:
         """Width and height in pixels of a medium's resized frames."""
 
     def pixels(self, kind: Kind, patches: int) -> int:
-        """Pixels of a resized medium of so many patches; of a video, those of all its frames."""
+        """Pixels of a resized medium of `patches` patches; of a video, of all its frames."""
 
 
 class Encoder(Protocol):
-    """Patches in, features out. One thread at a time uses it."""
+    """Computes features from patches. For one thread at a time."""
 
     @property
     def cost(self) -> Cost:
-        """What encoding costs, for estimates."""
+        """The cost of encoding, for estimates."""
 
     @property
     def feature_width(self) -> int:
-        """Columns of the features, as the bundle's decoder takes them."""
+        """Width of a feature row, as expected by the bundle's decoder."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the encoder."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in; int8 where its layers do."""
+        """Type in which it computes; int8 if its layers are in 8 bits."""
 
     @property
     def own_attention(self) -> bool:
@@ -90,7 +90,7 @@ class Encoder(Protocol):
         """Type of the features."""
 
     def blank(self, side: int = ...) -> PreparedMedium:
-        """An empty image of `side` x `side` tokens: for warming up, and for measuring the speed."""
+        """An empty image of `side` x `side` tokens, for warm-up and for measuring the speed."""
 
     def encode(
         self, media: Sequence[PreparedMedium], cancelled: Cancelled = ..., advance: Advance = ..., /
@@ -100,10 +100,10 @@ class Encoder(Protocol):
         Args:
             media: At least one.
             cancelled: Called before each layer; True stops the work.
-            advance: Called after each layer with the share that is done.
+            advance: Called after each layer with the finished share.
 
         Returns:
-            For each medium [tokens, feature_width] in `out_dtype` on the CPU, in memory of its own.
+            For each medium [tokens, feature_width] in `out_dtype` on the CPU, in its own memory.
 
         Raises:
             WorkCancelledError: `cancelled` returned True.
@@ -116,18 +116,18 @@ class LoadEncoder(Protocol):
     def __call__(
         self, folder: Path, /, *, device: torch.device, dtype: torch.dtype, out_dtype: torch.dtype, operators: bool
     ) -> Encoder:
-        """Load it.
+        """Load the encoder.
 
         Args:
             folder: Holds config.json and model.safetensors.
-            device: Where it runs.
-            dtype: What it computes in; int8: its layers in 8 bits, by our operators.
+            device: Device of the encoder.
+            dtype: Type in which it computes; int8: layers in 8 bits, by our operators.
             out_dtype: Type of the features.
-            operators: Whether our own may be used, where they can be.
+            operators: Whether our own operators may be used, if the processor supports them.
 
         Raises:
             BundleError: A file is missing or damaged, or the weights are not those of the config.
-            OperatorsError: It is to compute in int8, and the operators cannot be used.
+            OperatorsError: The type is int8, and the operators cannot be used.
         """
 
 
@@ -137,10 +137,9 @@ class Family:
 
     Attributes:
         load_encoder: Loads the encoder of a bundle.
-        make_preprocessor: Reads a bundle's preprocessor settings. Raises BundleError where a file is missing or asks
-            for what is not done here.
-        fit_picture: An image as the encoder of a bundle takes it, resized to the nearest size that whole patches fill
-            and to no other limit: for measuring.
+        make_preprocessor: Reads a bundle's preprocessor settings. Raises BundleError if a file is missing or has
+            unsupported settings.
+        fit_picture: Prepares an image in the nearest size of whole patches, without limits on pixels, for measurements.
     """
 
     load_encoder: LoadEncoder

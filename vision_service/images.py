@@ -1,4 +1,4 @@
-"""An image file becomes RGB pixels, or a refusal that says why it cannot."""
+"""Decodes image files to RGB pixels, or raises an error with the cause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.errors import Reason, ServiceError, invalid, too_large
 from vision_service.media import PATH
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if features.check("avif") else []))
-"""What is opened. Pillow knows some forty formats more, each of them a parser that strangers' bytes would reach."""
+"""Supported formats. Pillow has some forty more, each with a parser that would get untrusted bytes."""
 
 MAX_ASPECT_RATIO = 200
 """Longest side over shortest, as in transformers' `smart_resize`."""
@@ -21,27 +21,27 @@ MAX_ASPECT_RATIO = 200
 _BAND_ROWS = 256
 
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
-"""What every PNG begins with; its width and height follow."""
+"""The first bytes of every PNG; width and height follow."""
 
 # The limit that is checked here is a setting, and stricter. Pillow's own would also write a warning to stderr for
-# images which that setting allows.
+# images that the setting allows.
 Image.MAX_IMAGE_PIXELS = None
 
-# What Pillow's parsers raise on damaged files, found by feeding them such: the format's parser decides.
+# Exceptions of Pillow's parsers for damaged files, found by tests with such files; they depend on the format.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
 
 
 def decode_image(data: bytes, *, max_pixels: int, check: Callable[[int, int], None] | None = None) -> Image.Image:
-    """Decode an image upright in RGB: of an animated file, the first frame.
+    """Decode an image upright in RGB; of an animated file, the first frame.
 
-    Transparency is laid on white, as transformers does it. 16-bit greyscale keeps its upper 8 bits, as Pillow does
-    for 16-bit colour.
+    Transparent pixels are blended with white, as in transformers. 16-bit greyscale keeps its upper 8 bits, as Pillow
+    does for 16-bit colour.
 
     Args:
         data: The file's bytes.
-        max_pixels: Most pixels it may have by its header; nothing is decoded before that is checked.
-        check: Called with width and height before the pixels are decoded; may raise to refuse them. The two are
-            exchanged where the file says that it lies on its side.
+        max_pixels: Most pixels in its header; checked before anything is decoded.
+        check: Called with width and height before the pixels are decoded; may raise to refuse them. The two are swapped
+            if the file's orientation is rotated by 90 degrees.
 
     Raises:
         ServiceError: INVALID_ARGUMENT with reason IMAGE_UNREADABLE, IMAGE_TRUNCATED, IMAGE_ASPECT_RATIO or
@@ -87,7 +87,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         if data.startswith(_PNG_HEAD) and len(data) >= len(_PNG_HEAD) + 8:
-            # Pillow reads on to the first pixels before it says anything: the size alone may tell why there are none.
+            # Pillow reads up to the first pixels before it fails: check the size first, which may be the cause.
             width, height = struct.unpack_from(">II", data, len(_PNG_HEAD))
             _check_size(width, height, max_pixels)
             raise _breaks_off() from error
@@ -106,7 +106,7 @@ def _load(image: Image.Image) -> None:
 
 
 def _damaged(error: BaseException) -> ServiceError:
-    # Pillow has one exception for every failure of a decoder; most of its decoders call this one by its name.
+    # Pillow has one exception for every failure of a decoder; most of its decoders name this one in the text.
     if "truncated" in str(error).lower():
         return _breaks_off()
     return invalid(PATH, "is an image that is damaged or cut off", reason=Reason.IMAGE_UNREADABLE)
@@ -122,12 +122,12 @@ def _turn_upright(image: Image.Image) -> None:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             ImageOps.exif_transpose(image, in_place=True)
     except _DAMAGE:
-        return  # a damaged note on how the camera was held is no reason to refuse the picture
+        return  # a damaged EXIF orientation is no reason to refuse the picture
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
-        # 32-bit integers and floats have no agreed white: whatever scale was chosen here would be a guess.
+        # No white level is defined for 32-bit integers and floats, so any scale would be a guess.
         raise ValueError(image.mode)
     if image.mode.startswith("I;16"):
         image = _from_16_bits(image)
@@ -137,21 +137,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)  # in the machine's byte order, whatever the file's was
+    values = np.asarray(image)  # in the machine's byte order
     grey = Image.fromarray((values >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # the one grey value that is not painted
+    if isinstance(transparent, int):  # the one transparent grey value
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Lay transparency on white as transformers' `convert_to_rgb` does, in bands: it takes a third of the memory."""
+    """Blend with white as transformers' `convert_to_rgb` does, in bands, with a third of the memory."""
     rgb = Image.new("RGB", image.size)
     for top in range(0, image.height, _BAND_ROWS):
         box = (0, top, image.width, min(top + _BAND_ROWS, image.height))
         band = image.crop(box)
-        band.info = image.info  # a palette's transparency is kept there
+        band.info = image.info  # holds a palette's transparency
         band = band.convert("RGBA")
         white = Image.new("RGBA", band.size, (255, 255, 255, 255))
         rgb.paste(Image.alpha_composite(white, band).convert("RGB"), box)

@@ -1,54 +1,54 @@
-"""Linear layers in floats and in 8 bits, with what is before and after them done in the same pass where that can be."""
+"""Linear layers in floats and in 8 bits, fused with the operations before and after them where possible."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # as everybody calls it
+import torch.nn.functional as F  # noqa: N812  # the usual name
 from torch import Tensor, nn
 
 from vision_service.operators import After, Operators, RoundedWeights
 
 Gelu = Literal["none", "tanh"]
-"""Kinds of GELU, as PyTorch names them: exact, or by tanh."""
+"""Kinds of GELU, with PyTorch's names: exact, or by tanh."""
 
 _ONEDNN: Any = torch.ops.mkldnn
-"""PyTorch's own operators over oneDNN, which `torch.compile` uses, too. They are not public: PyTorch is pinned."""
+"""PyTorch's operators over oneDNN, which `torch.compile` also uses. They are not public, but PyTorch is pinned."""
 
-_FEWEST = 2.0  # octaves, a factor of four: a column within it is left as the training made it
-_MOST = 10.0  # octaves: a column of zeros asks for an infinite factor
+_FEWEST = 2.0  # octaves, a factor of four: a column within it is not changed
+_MOST = 10.0  # octaves: a column of zeros would need an infinite factor
 
 
 class Layer(Protocol):
-    """y = x W^T + b, of rows that may be normalized before."""
+    """y = x W^T + b, with optional normalization of the rows of x before."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, in] to [rows, out]."""
 
     def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
-        """GELU of the outcome."""
+        """GELU of the result."""
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
-        """The outcome and `other` [rows, out] added."""
+        """The result plus `other` [rows, out]."""
 
 
 class MakeLayer(Protocol):
-    """Makes a layer of its weights."""
+    """Makes a layer from its weights."""
 
     def __call__(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None, /) -> Layer:
-        """Of weights [out, in], a bias [out] and the normalization before it."""
+        """Make a layer from weights [out, in], a bias [out] and the normalization before it."""
 
 
 class Linear:
     """A layer in the type of its weights.
 
-    On a CPU the weights are kept in the order in which oneDNN multiplies them.
+    On a CPU the weights are stored in oneDNN's packed layout.
 
     Args:
         weight: [out, in].
         bias: [out].
-        norm: What is computed of its rows first.
+        norm: Normalization of the rows before.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> None:
@@ -65,14 +65,14 @@ class Linear:
         return F.linear(x, self._weight, self._bias)
 
     def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
-        """GELU of the outcome."""
+        """GELU of the result."""
         x = self._normal(x)
         if self._packed:
             return self._onednn(x, "gelu", approximate)
         return F.gelu(F.linear(x, self._weight, self._bias), approximate=approximate)
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
-        """The outcome and `other` [rows, out] added."""
+        """The result plus `other` [rows, out]."""
         x = self._normal(x)
         if self._packed:
             added: Tensor = _ONEDNN._linear_pointwise.binary(x, other, self._weight, self._bias, "add")
@@ -94,18 +94,18 @@ def _can_pack(dtype: torch.dtype) -> bool:
 
 
 class Int8Linear:
-    """A layer in 8 bits, with a scale for each output and for each row; rows and outcome are bfloat16.
+    """A layer in 8 bits, with a scale for each output and for each row; input and output rows are bfloat16.
 
-    Channels whose activations are many times as large as the others' would take the digits from all others of their
-    row. Where the columns that read them are as many times smaller, the factor is moved from the activations to the
-    weights: what is rounded is the row divided by it. As in the exporter (decision 16), the weights alone decide, and
-    factors are powers of two.
+    Channels whose activations are many times as large as the others' would reduce the precision of all others in their
+    row. If the weight columns of these channels are smaller by the same factor, the factor is moved from the
+    activations to the weights: the row is divided by it before it is quantized. As in the exporter (decision 16), the
+    factors depend only on the weights, and are powers of two.
 
     Args:
-        operators: What computes it.
+        operators: Our own operators, which compute it.
         weight: [out, in].
         bias: [out].
-        norm: What is computed of its rows first.
+        norm: Normalization of the rows before.
     """
 
     def __init__(self, operators: Operators, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> None:
@@ -124,22 +124,22 @@ class Int8Linear:
         return self._operators.linear(x, self._weights, After.NOTHING)
 
     def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
-        """GELU of the outcome."""
+        """GELU of the result."""
         return self._operators.linear(x, self._weights, After.GELU if approximate == "none" else After.TANH_GELU)
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
-        """The outcome and `other` [rows, out] added."""
+        """The result plus `other` [rows, out]."""
         return self._operators.linear(x, self._weights, After.ADD, other)
 
 
 def column_factors(weight: Tensor) -> Tensor:
-    """How much larger than usual each column is, as a power of two.
+    """The magnitude of each column relative to the median, as a power of two.
 
     Args:
         weight: float32 [out, in].
 
     Returns:
-        [in]: the root mean square of a column over the median of all columns', rounded to a power of two; 1 where it is
+        [in]: the root mean square of a column over the median of all columns, rounded to a power of two; 1 if it is
         within a factor of four.
     """
     squares = weight.square().sum(dim=0)

@@ -1,4 +1,4 @@
-"""The values that pass between the stages: what is asked of a medium, and what it has become."""
+"""The values that pass between the stages: preprocessing options and prepared media."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 Kind = Literal["image", "video"]
 
 Cancelled = Callable[[], bool]
-"""Called now and then by long work: True where its result is no longer needed."""
+"""Called repeatedly by long work; True if its result is no longer needed."""
 
 Advance = Callable[[float], None]
-"""Called now and then by long work with the share of it that is done, from 0 to 1."""
+"""Called repeatedly by long work with the finished share, from 0 to 1."""
 
 PATH = "data"
 """Path of the media bytes in the request, for errors."""
 
 
 class WorkCancelledError(Exception):
-    """Work stopped half-way because its result is no longer needed."""
+    """Work was cancelled because its result is no longer needed."""
 
 
 class Grid(NamedTuple):
@@ -34,22 +34,22 @@ class Grid(NamedTuple):
 
     @property
     def patches(self) -> int:
-        """How many patches there are."""
+        """Number of patches."""
         return self.t * self.h * self.w
 
 
 @dataclass(frozen=True)
 class Options:
-    """How media become pixels. None takes the checkpoint's own preprocessor setting.
+    """Preprocessing options. None takes the checkpoint's own setting.
 
     Attributes:
         min_pixels: Least area of a resized image, in pixels.
-        max_pixels: Greatest area of a resized image, in pixels.
+        max_pixels: Largest area of a resized image, in pixels.
         fps: Frames sampled from a second of video.
-        min_frames: Fewest frames sampled from a video, where it has so many.
+        min_frames: Fewest frames sampled from a video, if it has that many.
         max_frames: Most frames sampled from a video.
         min_video_pixels: Least volume of a resized video, in pixels (frames x height x width).
-        max_video_pixels: Greatest volume of a resized video, in pixels.
+        max_video_pixels: Largest volume of a resized video, in pixels.
     """
 
     min_pixels: int | None = None
@@ -61,7 +61,7 @@ class Options:
     max_video_pixels: int | None = None
 
     def that_matter(self, kind: Kind) -> Options:
-        """The options without those that say nothing about media of this kind: equal ones give equal pixels."""
+        """The options that affect media of this kind: equal ones give equal pixels."""
         if kind == "image":
             return Options(min_pixels=self.min_pixels, max_pixels=self.max_pixels)
         return replace(self, min_pixels=None, max_pixels=None)
@@ -74,10 +74,10 @@ class Range(NamedTuple):
     high: int
 
     def override(self, low: int | None, high: int | None) -> Range:
-        """Replace the bounds that are given.
+        """Replace the bounds that are not None.
 
-        A bound given alone moves the other out of its way: a request for at most 50,000 pixels must not get 65,536
-        because that is the checkpoint's least.
+        A single bound also moves the other one if they conflict: a request for at most 50,000 pixels must not get
+        65,536 because that is the checkpoint's least.
         """
         if low is None and high is None:
             return self
@@ -93,10 +93,10 @@ class PreparedMedium:
     """An image or a video, ready to be encoded.
 
     Attributes:
-        kind: Which of the two.
+        kind: Image or video.
         grid: Its extent in patches.
-        patches: [grid.patches, channels, temporal patch, patch, patch], uint8: a quarter of what float32 takes while
-            it waits. Patches are in the order in which the encoder merges them: by blocks of merge x merge.
+        patches: [grid.patches, channels, temporal patch, patch, patch], uint8, which takes a quarter of the memory
+            of float32. Patches are in the order in which the encoder merges them: by blocks of merge x merge.
         levels: [channels, 256], float32: the encoder's input for each pixel value.
         size_given: Width and height of the picture or of the video's frames, upright, before resizing.
         timestamps: Of a video, the time of each temporal patch in seconds; empty for an image.
@@ -112,11 +112,11 @@ class PreparedMedium:
     frame_times: tuple[float, ...] = ()
 
     def frames(self, first: int, count: int) -> PreparedMedium:
-        """Some of its frames as a medium: the encoder looks at each frame alone. Shares the patches.
+        """Some of its frames as a medium; frames are independent in the encoder. Shares the patches.
 
         Args:
-            first: The first of them, in temporal patches.
-            count: How many.
+            first: The first frame, in temporal patches.
+            count: Number of frames.
         """
         grid = self.grid._replace(t=count)
         size = grid.h * grid.w

@@ -1,8 +1,8 @@
-"""Between the calls and the encoder: a bounded number of requests, a pool that preprocesses, one thread that encodes.
+"""Schedules the encoder: a bounded number of requests, a thread pool for preprocessing, one thread for encoding.
 
-Preprocessing of some requests goes on while others are encoded. What waits is encoded together, in order of arrival,
-up to a number of patches. A video that is larger than that is encoded some frames at a time, and between them it goes
-to the end of the queue, so that a medium never waits for the whole of another's video. Independent of gRPC.
+Preprocessing of some requests overlaps with the encoding of others. Waiting media are encoded in one batch, in order of
+arrival, up to a number of patches. A larger video is encoded some frames at a time, and returns to the end of the queue
+after each batch, so that no medium waits for a whole video of another request. Independent of gRPC.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from vision_service.family import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
 Prepare = Callable[[Kind, bytes, Options, Cancelled], PreparedMedium]
-"""As `Preprocessor.prepare`."""
+"""The signature of `Preprocessor.prepare`."""
 
 log = structlog.get_logger()
 
-# Bounds of the delay that a refused client is given before it tries again, in seconds.
+# Bounds of the retry delay of refused requests, in seconds.
 _LEAST_RETRY, _GREATEST_RETRY = 0.5, 30.0
 
-# Weight of the newest batch in the encoder's measured speed, where it is as large as what is measured at the start. A
-# smaller one counts less: most of its time is not spent on patches.
+# Weight of the newest batch in the moving average of the speed, if it is as large as the one measured at the start. A
+# smaller batch counts less: most of its time does not depend on patches.
 _NEWEST = 0.3
 
 _MEASURED_SIDE = 8
-"""Tokens along each side of the image whose encoding is timed at the start."""
+"""Tokens along each side of the image that is timed at the start."""
 
 _TIMED, _TIMING_SECONDS = 3, 1.0
-"""How often it is timed at most, the fastest counting, and after how long no other time is begun."""
+"""Most timed runs, of which the fastest counts, and the seconds after which no further run starts."""
 
 
 @dataclass(eq=False)
 class Meter:
-    """How far the encoding of one medium is, in patches.
+    """Progress of the encoding of one medium, in patches.
 
     Attributes:
         total: Patches of the medium; 0 while it is being decoded.
-        done: Patches that are encoded; within a forward pass, those that its layers amount to.
+        done: Encoded patches; within a forward pass, in proportion to its finished layers.
     """
 
     total: int = 0
@@ -58,10 +58,10 @@ class Meter:
 
 
 class Estimate(NamedTuple):
-    """How long a medium will take, in seconds.
+    """The estimated time of encoding a medium, in seconds.
 
     Attributes:
-        ahead: What is encoded before it.
+        ahead: The media before it.
         own: The medium itself.
     """
 
@@ -71,17 +71,17 @@ class Estimate(NamedTuple):
 
 @dataclass(eq=False)
 class _Job:
-    """A medium that waits or is being encoded.
+    """A medium that is waiting or being encoded.
 
-    `abandoned` is read by the encoder's thread, which writes `features` and the meter.
+    The encoder's thread reads `abandoned`, and writes `features` and the meter.
     """
 
     medium: PreparedMedium
     result: asyncio.Future[torch.Tensor]
     meter: Meter
     abandoned: bool = field(default=False)
-    taken: int = field(default=0)  # frames that have gone to the encoder
-    encoded: int = field(default=0)  # frames whose features are there
+    taken: int = field(default=0)  # frames that were passed to the encoder
+    encoded: int = field(default=0)  # frames whose features are computed
     features: torch.Tensor | None = field(default=None)
 
     @property
@@ -98,7 +98,7 @@ class _Job:
         return piece
 
     def keep(self, features: torch.Tensor, frames: int) -> None:
-        """Put the features of the next frames where they belong."""
+        """Store the features of the next frames."""
         total = self.medium.grid.t
         if frames == total:
             self.features = features
@@ -111,7 +111,7 @@ class _Job:
         self.advance(0.0, 0)
 
     def advance(self, share: float, frames: int) -> None:
-        """So much of the next frames is done."""
+        """Record that a share of the next frames is done."""
         self.meter.done = round(self.frame_patches * (self.encoded + share * frames))
 
 
@@ -123,14 +123,14 @@ class _Piece(NamedTuple):
 
 
 class Scheduler:
-    """Decides what the encoder does next. All methods are for the event loop's thread.
+    """Selects the batches of the encoder. All methods are for the event loop's thread.
 
     Args:
-        prepare: Turns bytes into a medium; called from several threads at once.
-        encoder: Used by one thread of this scheduler alone.
-        max_queue: Requests held at once.
-        max_batch_patches: Media are encoded together up to this many patches; a larger frame goes alone.
-        workers: Media that are preprocessed at once.
+        prepare: Preprocesses a medium; called from several threads at once.
+        encoder: Used only by one thread of this scheduler.
+        max_queue: Most requests held at once.
+        max_batch_patches: Media are encoded together up to this many patches; a larger frame is encoded alone.
+        workers: Most media that are preprocessed at once.
         threads: CPU threads of the encoder.
     """
 
@@ -155,22 +155,22 @@ class Scheduler:
         self._held = 0
         self._waiting: deque[_Job] = deque()
         self._running: Sequence[_Piece] = ()
-        self._running_share = 0.0  # how much of it is done; written by the encoder's thread
+        self._running_share = 0.0  # finished share of it; written by the encoder's thread
         self._arrived = asyncio.Event()
         self._measured = encoder.cost.medium(encoder.blank(_MEASURED_SIDE).grid)
-        self._rate: float | None = None  # of `encoder.cost`, a second
+        self._rate: float | None = None  # of `encoder.cost`, per second
         self.proven = False
-        """Whether the speed is known from media of ordinary size, and not from the start alone."""
+        """Whether the speed is known from media of ordinary size, and not only from the start."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Warm the encoder up, time it, and begin to take work."""
+        """Warm up the encoder, measure its speed, and start to process media."""
         self._learn(self._measured, await asyncio.get_running_loop().run_in_executor(self._thread, self._time))
         self._task = asyncio.create_task(self._run(), name="encode")
 
     def _time(self) -> float:
-        """Seconds of an image of ordinary size. In the encoder's thread."""
-        self._encoder.encode([self._encoder.blank()])  # the first pass allocates
+        """Time an image of ordinary size, in seconds. In the encoder's thread."""
+        self._encoder.encode([self._encoder.blank()])  # the first pass allocates memory
         image = self._encoder.blank(_MEASURED_SIDE)
         began, fastest = time.monotonic(), math.inf
         for _ in range(_TIMED):
@@ -182,7 +182,7 @@ class Scheduler:
         return fastest
 
     async def stop(self) -> None:
-        """Refuse what still waits, stop what runs, and give the threads back."""
+        """Refuse waiting media, cancel the running batch, and end the threads."""
         for job in {*self._waiting, *(piece.job for piece in self._running)}:
             job.abandoned = True
             if not job.result.done():
@@ -197,12 +197,12 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Media that wait for the encoder."""
+        """Number of media that wait for the encoder."""
         return len(self._waiting)
 
     @property
     def held(self) -> int:
-        """Requests held now."""
+        """Number of requests held now."""
         return self._held
 
     @contextlib.contextmanager
@@ -210,7 +210,7 @@ class Scheduler:
         """Hold a place for one request, from its arrival until its features are sent: they take memory until then.
 
         Raises:
-            ServiceError: RESOURCE_EXHAUSTED with reason QUEUE_FULL and a delay for another try.
+            ServiceError: RESOURCE_EXHAUSTED with reason QUEUE_FULL and a retry delay.
         """
         if self._held >= self._max_queue:
             raise overloaded(
@@ -228,7 +228,7 @@ class Scheduler:
         """Preprocess one medium in the pool.
 
         Raises:
-            ServiceError: As `Preprocessor.prepare`.
+            ServiceError: Errors of `Preprocessor.prepare`.
         """
         abandoned = threading.Event()
         try:
@@ -236,18 +236,18 @@ class Scheduler:
                 self._pool, self._prepare, kind, data, options, abandoned.is_set
             )
         finally:
-            abandoned.set()  # where this was cancelled, the pool's thread stops, too
+            abandoned.set()  # on cancellation, also stops the pool's thread
 
     @contextlib.contextmanager
     def enqueue(self, medium: PreparedMedium, meter: Meter | None = None) -> Iterator[asyncio.Future[torch.Tensor]]:
-        """Have a medium encoded. Leaving the context takes it out of the queue, or stops its encoding.
+        """Enqueue a medium. Leaving the context removes it from the queue, or cancels its encoding.
 
         Args:
             medium: The medium.
-            meter: Set to how far it is.
+            meter: Receives its progress.
 
         Yields:
-            What its features will be: [tokens, feature width].
+            The future of its features: [tokens, feature width].
         """
         meter = Meter() if meter is None else meter
         meter.total = medium.grid.patches
@@ -261,20 +261,21 @@ class Scheduler:
             self._drop(job)
 
     def estimate(self, medium: PreparedMedium) -> Estimate | None:
-        """How long a medium that came now would take, by the measured speed; None before anything was measured."""
+        """Estimate the time of a medium that arrives now, by the measured speed; None if none was measured."""
         if self._rate is None:
             return None
         cost, grid = self._encoder.cost, medium.grid
         turns = math.ceil(grid.t / self._frames_per_turn(grid.h * grid.w))
         ahead = self._running_cost()
         for job in self._waiting:
-            # A video that is longer than a turn goes to the end of the queue after each: others take turns with it.
+            # A video longer than one turn returns to the end of the queue after each turn, so it alternates with
+            # others.
             frames = min(job.frames_left, turns * self._frames_per_turn(job.frame_patches))
             ahead += frames * cost.frame(job.frame_patches)
         return Estimate(ahead / self._rate, cost.medium(grid) / self._rate)
 
     def affordable_patches(self, seconds: float, frames: int = 1) -> int:
-        """The most patches that a medium of so many frames may have to be encoded within so many seconds."""
+        """Most patches of a medium of `frames` frames that can be encoded within `seconds`."""
         if self._rate is None:
             return 0
         return frames * self._encoder.cost.largest_frame(seconds * self._rate / frames)
@@ -283,7 +284,7 @@ class Scheduler:
         return max(1, self._max_batch_patches // frame_patches)
 
     def _running_cost(self) -> float:
-        """What is left of the batch that is being encoded."""
+        """Remaining cost of the running batch."""
         cost = sum(self._encoder.cost.medium(piece.medium.grid) for piece in self._running)
         return cost * (1.0 - self._running_share)
 
@@ -298,7 +299,7 @@ class Scheduler:
             self._running = ()
 
     def _take(self) -> list[_Piece]:
-        """The next batch: what has waited longest, and as much of what came after it as there is room for."""
+        """Take the next batch: the media that have waited longest, as many as there is room for."""
         batch: list[_Piece] = []
         room, again = self._max_batch_patches, []
         while self._waiting:
@@ -307,7 +308,7 @@ class Scheduler:
             if not frames:
                 if batch:
                     break
-                frames = 1  # larger than any batch
+                frames = 1  # larger than a batch
             self._waiting.popleft()
             batch.append(job.take(frames))
             room -= frames * job.frame_patches
@@ -317,7 +318,7 @@ class Scheduler:
         return batch
 
     def _drop(self, job: _Job) -> None:
-        """Leave out a job that was cancelled or has failed."""
+        """Remove a job that was cancelled or has failed."""
         job.abandoned = True
         with contextlib.suppress(ValueError):  # it is no longer waiting
             self._waiting.remove(job)
@@ -327,8 +328,8 @@ class Scheduler:
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
         except WorkCancelledError:
-            return  # every call that waited for it was cancelled
-        except Exception as error:  # noqa: BLE001  # it is handed to the calls that wait for it
+            return  # all its calls were cancelled
+        except Exception as error:  # noqa: BLE001  # passed to the calls that wait for it
             await self._encode_failed(batch, error)
             return
         for job in (piece.job for piece in batch):
@@ -342,7 +343,7 @@ class Scheduler:
         log.debug("encoded", media=len(batch), patches=patches, seconds=round(seconds, 4))
 
     def _forward(self, batch: Sequence[_Piece]) -> None:
-        """In the encoder's thread."""
+        """Run the forward pass. In the encoder's thread."""
 
         def cancelled() -> bool:
             return all(piece.job.abandoned for piece in batch)
@@ -357,7 +358,7 @@ class Scheduler:
             piece.job.keep(one, piece.medium.grid.t)
 
     async def _encode_failed(self, batch: Sequence[_Piece], error: Exception) -> None:
-        """One medium must not take those down that were packed with it: each is tried alone."""
+        """Handle a failed batch: encode each medium alone, so that one medium does not fail the others."""
         if len(batch) > 1:
             log.warning("a batch failed and is encoded one by one", media=len(batch), error=str(error))
             for piece in batch:
@@ -380,7 +381,7 @@ class Scheduler:
         self._rate = rate if self._rate is None else (1 - weight) * self._rate + weight * rate
 
     def _retry_after(self) -> float:
-        """Half of the time that the work at hand will take: by then there is room again."""
+        """Half of the time of the current work, after which there is room again."""
         if self._rate is None:
             return _LEAST_RETRY
         cost = self._running_cost()

@@ -1,4 +1,4 @@
-"""The vision service's life: load, warm up, serve, stop."""
+"""The life cycle of the vision service: load, warm up, serve, stop."""
 
 from __future__ import annotations
 
@@ -29,20 +29,19 @@ from vlm.v1 import vision_pb2, vision_pb2_grpc
 
 log = structlog.get_logger()
 
-# On a CPU one image of ordinary size fills the cores. Measured with the 4B's encoder: packing seven images of 36
-# patches makes them a third faster; beyond some 250 patches packing gains nothing and only makes the first wait for the
-# last.
+# On a CPU one image of ordinary size uses all cores. Measured with the 4B's encoder: packing seven images of 36 patches
+# makes them a third faster; beyond some 250 patches packing has no gain and only delays the first image.
 _CPU_BATCH_PATCHES, _GPU_BATCH_PATCHES = 256, 16_384
 
 _CACHED_ROWS = 16_384
-"""Rows of features that are kept unless a setting says otherwise: the largest picture of the published limits."""
+"""Default size of the feature cache in rows: the largest picture of the published limits."""
 
 
 class VisionService(Service):
     """Serves the encoder of one bundle.
 
     Args:
-        settings: What to serve, and how.
+        settings: The settings.
     """
 
     name = "vision_service"
@@ -54,7 +53,7 @@ class VisionService(Service):
         self._servicer: VisionServicer | None = None
 
     async def start(self, set_serving: Callable[[bool], None]) -> None:
-        """Load the bundle's encoder and encode something small."""
+        """Load the bundle's encoder and warm it up."""
         device = choose_device(self._settings.device)
         threads = self._settings.threads or usable_cores()
         try:
@@ -71,7 +70,7 @@ class VisionService(Service):
             threads=threads,
         )
         await self._scheduler.start()
-        release_freed_memory()  # of loading and warming up: for the 2B in int8 1.2 of 2.1 GB
+        release_freed_memory()  # used while loading: for the 2B in int8 1.2 of 2.1 GB
         cache_bytes = self._settings.feature_cache_bytes
         if cache_bytes is None:
             cache_bytes = _CACHED_ROWS * encoder.feature_width * encoder.out_dtype.itemsize
@@ -116,7 +115,7 @@ class VisionService(Service):
         vision_pb2_grpc.add_VisionEncoderServicer_to_server(self._servicer, server)
 
     async def stop(self) -> None:
-        """Give the threads back."""
+        """End the threads."""
         if self._scheduler is not None:
             await self._scheduler.stop()
 
@@ -162,13 +161,13 @@ class VisionService(Service):
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a setting names.
+    """The device that a setting selects.
 
     Args:
         name: auto, cpu, cuda or cuda:N.
 
     Raises:
-        StartError: It is not there.
+        StartError: The device does not exist.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

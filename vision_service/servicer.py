@@ -1,4 +1,4 @@
-"""The wire of the vision service: messages to plain values and back."""
+"""The gRPC servicer of the vision service; converts messages to values and back."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _KINDS: dict[int, Kind] = {media_pb2.MEDIA_KIND_IMAGE: "image", media_pb2.MEDIA_
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 _PROGRESS_SECONDS = 1.0
-"""Between two messages of progress."""
+"""Seconds between two progress messages."""
 
 
 class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
-    """Answers calls with what the encoder makes of them, or has made before.
+    """Serves calls with new or cached features.
 
     Args:
-        bundle: Whose encoder is served.
-        preprocessor: For the tokens and the size of a medium.
-        encoder: For the type and the width of its features.
-        info: As `describe`.
+        bundle: The bundle of the encoder.
+        preprocessor: Computes the tokens and the size of a medium.
+        encoder: Gives the type and the width of features.
+        info: The message from `describe`.
         scheduler: Admits the calls.
-        encodings: Does the work.
+        encodings: Returns the features.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
     async def Encode(
         self, request: vision_pb2.EncodeRequest, context: _Context
     ) -> AsyncIterator[vision_pb2.EncodeResponse]:
-        """Header as soon as the grid is known, then the features; progress while either is waited for."""
+        """Send the header when the grid is known, then the features; progress while waiting for either."""
         with self._scheduler.admit():
             key = await self._key(request)
             left = context.time_remaining()
-            # None without a deadline, which the stubs do not know.
+            # None without a deadline, contrary to the stubs.
             seconds = math.inf if left is None else left  # type: ignore[redundant-expr]
             async with self._encodings.acquire(key, request.data, seconds) as encoding:
                 structlog.contextvars.bind_contextvars(features=encoding.source)
@@ -92,13 +92,13 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
                 yield vision_pb2.EncodeResponse(chunk=chunk)
 
     async def Describe(self, request: vision_pb2.EncodeRequest, context: _Context) -> media_pb2.MediaLayout:
-        """The layout alone. The medium is decoded for it, so that what is described can also be encoded."""
+        """Return the layout. The medium is decoded for it, so that its encoding will not fail on the file."""
         with self._scheduler.admit():
             key = await self._key(request)
             return self._layout(request, key, await self._encodings.layout(key, request.data))
 
     async def GetEncoder(self, request: vision_pb2.GetEncoderRequest, context: _Context) -> vision_pb2.EncoderInfo:
-        """What is loaded."""
+        """Return the description of the encoder."""
         return self._info
 
     async def _key(self, request: vision_pb2.EncodeRequest) -> Key:
@@ -155,10 +155,10 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
 def describe(
     bundle: Bundle, encoder: Encoder, *, default: media_pb2.MediaOptions, published: media_pb2.MediaOptions
 ) -> vision_pb2.EncoderInfo:
-    """What is loaded and how it is set.
+    """The description of the encoder and its settings.
 
     Args:
-        bundle: Whose encoder is served.
+        bundle: The bundle of the encoder.
         encoder: The encoder.
         default: The default budget.
         published: The checkpoint's own limits.
@@ -177,18 +177,18 @@ def describe(
 
 
 def feature_bytes(features: torch.Tensor) -> memoryview:
-    """The bytes of features as they go on the wire, little-endian, without a copy. bfloat16 has no numpy type."""
+    """The bytes of features, little-endian, without a copy. numpy has no bfloat16."""
     return features.contiguous().view(torch.uint8).reshape(-1).numpy().data
 
 
 def _settings(info: vision_pb2.EncoderInfo) -> str:
-    """What replicas must agree on, in words."""
+    """The settings that replicas must share, as text."""
     bounds = ", ".join(f"{name} {getattr(info.default_media, name)}" for name in BUDGET_FIELDS)
     return f"dtype {dtype_name(info.dtype)}, {bounds}"
 
 
 async def _until(result: Coroutine[Any, Any, Any], meter: Meter) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
-    """Progress until the result is there. The caller asks for the result itself, or its failure, again."""
+    """Yield progress until the result is ready. The caller awaits the result, or its error, itself."""
     waiting = asyncio.ensure_future(result)
     try:
         while not (await asyncio.wait((waiting,), timeout=_PROGRESS_SECONDS))[0]:

@@ -13,7 +13,7 @@ from serving.settings import ServerSettings
 
 
 def _bound(most: int) -> BeforeValidator:
-    """One sentence for whatever is neither a number up to `most` nor `published`."""
+    """Validates a bound; one message for all invalid values."""
 
     def check(value: object) -> object:
         if value in (None, "published") or (str(value).isdecimal() and 1 <= int(str(value)) <= most):
@@ -25,7 +25,7 @@ def _bound(most: int) -> BeforeValidator:
 
 PixelBound = Annotated[Annotated[int, Field(ge=1, le=MAX_PIXELS)] | Literal["published"] | None, _bound(MAX_PIXELS)]
 FrameBound = Annotated[Annotated[int, Field(ge=1, le=MAX_FRAMES)] | Literal["published"] | None, _bound(MAX_FRAMES)]
-"""Bounds of the default budget: a number, the checkpoint's own, or None for the device's."""
+"""A bound of the default budget: a number, the checkpoint's own, or None for the device's."""
 
 
 class VisionSettings(ServerSettings):
@@ -34,30 +34,30 @@ class VisionSettings(ServerSettings):
     model_config = SettingsConfigDict(env_prefix="VISION_", cli_prog_name="vision_service")
 
     port: int = Field(50061, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    bundle: Path = Field(description="Directory of the bundle that holds the encoder.")
+    bundle: Path = Field(description="Directory of the bundle.")
     verify: bool = Field(False, description="Compare the bundle's files with their digests before loading.")
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
-        description="Type to compute in; auto, on a CPU: the fastest of int8 (AVX-512 BF16, no AMX), bfloat16 (AVX-512 "
-        "BF16, AMX) and float32 that the export has measured to cost little. On a GPU, and where nothing was measured: "
-        "bfloat16 where the bundle's encoder is stored in it and the device multiplies it, else float32. int8 rounds "
-        "the encoder's layers to 8 bits, on a CPU with AVX-512 BF16.",
+        description="Type in which the encoder computes. auto, on a CPU: the fastest of int8 (AVX-512 BF16, no AMX), "
+        "bfloat16 (AVX-512 BF16, AMX) and float32 whose divergence, measured by the export, is small. On a GPU, and "
+        "without measurements: bfloat16 if the encoder is stored in it and the device multiplies it, else float32. "
+        "int8 quantizes the encoder's layers to 8 bits and needs a CPU with AVX-512 BF16.",
     )
     wire_dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="Type that features are sent in; the halves save bandwidth and lose digits."
+        "float32", description="Type in which features are sent; 16-bit types save bandwidth and lose precision."
     )
     operators: bool = Field(
         True,
-        description="Compute attention in bfloat16 with Triptych's own operators, where the CPU has AVX-512 BF16 and "
-        "no AMX; the log tells whether they are used. Otherwise PyTorch's are. int8 cannot do without them.",
+        description="Compute attention in bfloat16 with Triptych's own operators, if the CPU has AVX-512 BF16 and no "
+        "AMX; the log shows whether they are used. Otherwise PyTorch's are used. int8 requires them.",
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the encoder; 0: every core it may use.")
-    preprocess_workers: int = Field(2, ge=1, le=64, description="Media that are decoded at once.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the encoder; 0: all cores that it may use.")
+    preprocess_workers: int = Field(2, ge=1, le=64, description="Most media that are decoded at once.")
 
     max_queue: int = Field(
-        64, ge=1, description="Requests held at once, from arrival until their features are sent; more are refused."
+        64, ge=1, description="Most requests at once, from arrival until their features are sent; more are refused."
     )
     max_batch_patches: int = Field(
         0,
@@ -67,43 +67,43 @@ class VisionSettings(ServerSettings):
     feature_cache_bytes: int | None = Field(
         None,
         ge=0,
-        description="Features kept for the next request with the same medium and options; 0: none; not set: 16384 "
-        "rows, whatever their width.",
+        description="Size of the cache of features for later requests with the same medium and options; 0: off; not "
+        "set: 16384 rows.",
     )
     default_max_pixels: PixelBound = Field(
         None,
-        description="Greatest area of a resized image, in pixels, where a request names none; not set: 1048576 on a "
+        description="Largest area of a resized image, in pixels, if a request sets none; not set: 1048576 on a "
         "CPU (1024 tokens), published on a GPU. All replicas must agree.",
     )
     default_max_video_pixels: PixelBound = Field(
         None,
-        description="Greatest volume of a resized video, in pixels of all its frames, where a request names none; not "
+        description="Largest volume of a resized video, in pixels of all its frames, if a request sets none; not "
         "set: 2097152 on a CPU, published on a GPU. All replicas must agree.",
     )
     default_max_frames: FrameBound = Field(
         None,
-        description="Most frames sampled from a video where a request names none; not set: 32 on a CPU, published on a "
+        description="Most frames sampled from a video if a request sets none; not set: 32 on a CPU, published on a "
         "GPU. All replicas must agree.",
     )
     max_patches: int = Field(
-        # What the published preprocessor settings give at most (4096 x 4096 pixels).
+        # The most patches with the published preprocessor settings (4096 x 4096 pixels).
         65_536,
         ge=4,
-        description="Most patches that one image or video may have once it is resized.",
+        description="Most patches of an image or video after resizing.",
     )
 
     max_image_pixels: int = Field(
         # 134 million: a 108-megapixel phone passes. Decoded, that is 512 MiB for each preprocessing worker.
         1 << 27,
         ge=1,
-        description="Most pixels of an image, told from its header before it is decoded.",
+        description="Most pixels of an image, read from its header before it is decoded.",
     )
     max_video_seconds: float = Field(1800.0, gt=0, description="Longest video.")
     max_video_frames: int = Field(
         108_000, ge=1, description="Most frames of a video file, sampled or not: each must be decoded."
     )
     max_sampled_frames: int = Field(
-        # What the published preprocessor settings sample at most.
+        # The most frames with the published preprocessor settings.
         768,
         ge=1,
         description="Most frames sampled from a video.",

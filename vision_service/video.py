@@ -1,4 +1,4 @@
-"""A video file becomes a few frames in RGB, or a refusal that says why it cannot."""
+"""Decodes sampled frames of video files to RGB, or raises an error with the cause."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from serving.errors import Reason, ServiceError, invalid, too_large
 from vision_service.media import PATH, Cancelled, WorkCancelledError
 
 FORMATS = ("mov", "matroska", "avi")
-"""FFmpeg's names of the containers that are opened: MP4 and MOV, MKV and WebM, AVI.
+"""FFmpeg's names of the supported containers: MP4 and MOV, MKV and WebM, AVI.
 
-The others stay shut. Some of them (HLS, DASH, concat) name files and addresses that FFmpeg would then read.
+Others are refused. Some of them (HLS, DASH, concat) refer to files and addresses that FFmpeg would read.
 """
 
 DEFAULT_FPS = 24.0
-"""Taken where the file does not tell, as transformers does."""
+"""Frames per second if the file has none, as in transformers."""
 
 TargetSize = Callable[[int, int, int], tuple[int, int]]
-"""Frames, height and width of a video to the height and width that its frames are resized to."""
+"""Function from frames, height and width of a video to the height and width of its resized frames."""
 
 SampleFrames = Callable[[int, float], list[int]]
-"""Number of frames of a video and its frames per second to the indices of those to keep, ascending, at least one."""
+"""Function from the number of frames and the fps of a video to the sampled indices, ascending, at least one."""
 
 _ROTATIONS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
-# A video with fewer frames than its header says has lost some on purpose (an edit list hides them) or is cut off. The
-# second, where its last frame comes this much before the end that the header gives, in seconds and as a share.
+# A video with fewer frames than in its header is either complete (an edit list hides some) or truncated. It counts as
+# truncated if its last frame is this much before the end in the header, in seconds and as a share.
 _MISSING_SECONDS = 1.0
 _MISSING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What a video may be at most.
+    """Limits of a video.
 
     Attributes:
-        seconds: Its length.
-        frames: Its frames, sampled or not: each must be decoded.
-        sampled: The frames that are sampled from it.
-        pixels: A frame's pixels.
+        seconds: Longest duration.
+        frames: Most frames, sampled or not: each must be decoded.
+        sampled: Most sampled frames.
+        pixels: Most pixels of a frame.
     """
 
     seconds: float
@@ -60,11 +60,11 @@ class VideoLimits:
 
 @dataclass(frozen=True)
 class Clip:
-    """The frames that were looked at.
+    """The sampled frames of a video.
 
     Attributes:
         frames: [frames, height, width, 3], uint8, resized.
-        indices: Where each lies in the video.
+        indices: Index of each in the video.
         fps: The video's frames per second.
         size_given: Width and height of its frames, upright, before resizing.
     """
@@ -77,7 +77,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class _Header:
-    """What the container says. None where it does not."""
+    """The values in the container's header; None if missing."""
 
     frames: int | None
     fps: float
@@ -85,7 +85,7 @@ class _Header:
 
 
 class _FrameCountError(Exception):
-    """The file has another number of frames than it says."""
+    """The file has another number of frames than its header states."""
 
     def __init__(self, frames: int) -> None:
         super().__init__(frames)
@@ -97,22 +97,22 @@ def read_clip(
 ) -> Clip:
     """Decode a video and keep the sampled frames, upright and resized.
 
-    Frames are counted as transformers' PyAV reader counts them, by the container; where it does not tell, or not the
-    truth, by decoding. Frames are resized with Pillow's bicubic filter like images, where transformers' video
-    processor uses torchvision's: the two differ by a rounding of single pixel values.
+    The number of frames is taken from the container, as in transformers' PyAV reader; if it is missing or wrong, by
+    decoding. Frames are resized with Pillow's bicubic filter like images; transformers' video processor uses
+    torchvision's, which differs in the rounding of single pixel values.
 
     Args:
         data: The file's bytes.
-        sample: Chooses the frames.
-        limits: What is refused.
-        target_size: Tells the size of the frames to keep; may raise.
-        cancelled: Asked at each frame.
+        sample: Selects the frames.
+        limits: Limits of a video.
+        target_size: Returns the size of the resized frames; may raise.
+        cancelled: Called at each frame.
 
     Raises:
         ServiceError: INVALID_ARGUMENT with reason VIDEO_UNREADABLE, VIDEO_TRUNCATED, or VIDEO_WITHOUT_PICTURES;
-            RESOURCE_EXHAUSTED with reason VIDEO_TOO_LONG, VIDEO_TOO_LARGE or VIDEO_TOO_MANY_FRAMES; and what
-            `target_size` raises.
-        WorkCancelledError: `cancelled` said so.
+            RESOURCE_EXHAUSTED with reason VIDEO_TOO_LONG, VIDEO_TOO_LARGE or VIDEO_TOO_MANY_FRAMES; errors of
+            `target_size`.
+        WorkCancelledError: `cancelled` returned True.
     """
     reader = _Reader(data, limits, cancelled)
     try:
@@ -122,14 +122,14 @@ def read_clip(
             return reader.read(total, header, sample, target_size)
         except _FrameCountError as error:
             return reader.read(error.frames, header, sample, target_size)
-    except _FrameCountError as error:  # twice: a file that decodes differently each time
+    except _FrameCountError as error:  # a second time: the file decodes differently each time
         raise invalid(PATH, "is a video that cannot be decoded to its end", reason=Reason.VIDEO_UNREADABLE) from error
     except av.error.FFmpegError as error:
         raise invalid(PATH, "is a video that is damaged or cut off", reason=Reason.VIDEO_UNREADABLE) from error
 
 
 class _Reader:
-    """Reads one file, as often as is needed."""
+    """Reads one file, possibly several times."""
 
     def __init__(self, data: bytes, limits: VideoLimits, cancelled: Cancelled) -> None:
         self._data = data
@@ -161,7 +161,7 @@ class _Reader:
         return stream
 
     def header(self) -> _Header:
-        """What the container says of the video, checked against the limits."""
+        """Read the container's header, and check it against the limits."""
         with self._open() as container:
             stream = self._stream(container)
             self._check_pixels(stream.width, stream.height)
@@ -169,7 +169,7 @@ class _Reader:
             if stream.duration is not None and stream.time_base is not None:
                 seconds = float(stream.duration * stream.time_base)
             elif container.duration is not None and len(container.streams) == 1:
-                seconds = container.duration / av.time_base  # of all streams: only this one's if it is alone
+                seconds = container.duration / av.time_base  # of all streams: this one's only if there is no other
             header = _Header(
                 frames=stream.frames or None, fps=float(stream.average_rate or DEFAULT_FPS), seconds=seconds
             )
@@ -188,10 +188,10 @@ class _Reader:
         return count
 
     def read(self, total: int, header: _Header, sample: SampleFrames, target_size: TargetSize) -> Clip:
-        """Keep the frames to look at.
+        """Decode and keep the sampled frames.
 
         Raises:
-            _FrameCountError: There are fewer frames than `total`, though the video is whole.
+            _FrameCountError: There are fewer frames than `total`, although the video is complete.
         """
         indices = sample(total, header.fps)
         if len(indices) > self._limits.sampled:
@@ -209,7 +209,7 @@ class _Reader:
         size_given = (0, 0)
         count, seconds = 0, 0.0
         with contextlib.closing(self._decode(header.fps)) as frames:
-            for frame, seconds in frames:  # noqa: B007  # how far the file went is asked after the loop
+            for frame, seconds in frames:  # noqa: B007  # the last values are used after the loop
                 count += 1
                 if count - 1 == following:
                     picture = _upright(frame)
@@ -226,7 +226,7 @@ class _Reader:
         return Clip(np.stack(kept), tuple(indices), header.fps, size_given)
 
     def _decode(self, fps: float) -> Generator[tuple[av.VideoFrame, float]]:
-        """Every frame in order and its time after the first, checked against the limits as it comes."""
+        """Yield every frame in order with its time after the first, checked against the limits."""
         with self._open() as container:
             stream = self._stream(container)
             stream.codec_context.options = {"max_pixels": str(self._limits.pixels)}
@@ -243,7 +243,7 @@ class _Reader:
                 yield frame, time - first
 
     def _check_whole(self, frames: int, seconds: float, header: _Header) -> None:
-        """Refuse a video of which fewer frames came than were announced because the rest of the file is missing."""
+        """Raise an error if there are fewer frames than in the header because the file is truncated."""
         if frames == 0:
             raise _without_frames()
         if header.seconds is None:
@@ -288,7 +288,7 @@ class _Reader:
 
 
 def _refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoReturn:
-    """A video is the bytes that were sent: nothing else is opened for it."""
+    """Raise an error if a video refers to another file or address."""
     raise PermissionError(f"a video asked for {url!r}")
 
 
@@ -297,7 +297,7 @@ def _without_frames() -> ServiceError:
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
-    """The frame in RGB, turned as the file asks."""
+    """The frame in RGB, rotated by the file's orientation."""
     picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
     turn = _ROTATIONS.get(round(frame.rotation) % 360)
     return picture if turn is None else picture.transpose(turn)

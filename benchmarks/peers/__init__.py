@@ -1,1 +1,1 @@
-"""Other engines, and this one, raced on the same weights and the same prompts."""
+"""Comparison of this engine with others, on the same weights and prompts."""

@@ -1,4 +1,4 @@
-"""Clips of nothing, each unlike all others: a view that moves over noise made large."""
+"""Generated clips, all different: a view that moves over enlarged noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pan:
         self.width = self.height = self._photo.height
 
     def frame(self, time: float) -> Image.Image:
-        """The picture at a time."""
+        """The frame at a time, in seconds."""
         left = round(time * (self._photo.width - self.width))
         return self._photo.crop((left, 0, left + self.width, self.height))
 

@@ -1,4 +1,4 @@
-"""The command line of what writes one checkpoint from another."""
+"""The command line of checkpoint converters."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks.errors import BenchError
 
 
 def run(words: Sequence[str] | None, make: Callable[[Path, Path], object], *, module: str, description: str) -> None:
-    """Write a checkpoint; exits with 1 and a line on stderr where it cannot be written.
+    """Write a checkpoint; exits with 1 and a line on stderr if it cannot be written.
 
     Args:
         words: The arguments, source and target; None takes the process's own.
-        make: Writes the target from the source. Raises BenchError where it cannot.
-        module: What `python -m` runs, for the usage line.
+        make: Writes the target from the source. Raises BenchError if it cannot.
+        module: Name of the module, for the usage line.
         description: For the help.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)

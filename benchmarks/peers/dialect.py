@@ -1,7 +1,7 @@
-"""A Qwen3-VL checkpoint in the words of transformers 4.57: `python -m benchmarks.peers.dialect FROM TO`.
+"""A Qwen3-VL checkpoint with the config of transformers 4.57: `python -m benchmarks.peers.dialect FROM TO`.
 
-transformers 5 renamed what describes the rotation. It understands both dialects; optimum-intel only the
-older one, in which the published checkpoints are written.
+transformers 5 renamed the fields of the rotary embedding. It reads both forms; optimum-intel reads only the older one,
+which the published checkpoints have.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from benchmarks.peers import convert
 
 
 def make(source: Path, target: Path) -> Path:
-    """Write a directory with that config and with links to all other files; there is all of it or nothing.
+    """Write a directory with that config and with links to all other files, completely or not at all.
 
     Args:
-        source: A Qwen3-VL checkpoint in either dialect.
-        target: Where; it must not exist.
+        source: A Qwen3-VL checkpoint in either form.
+        target: Target directory; it must not exist.
 
     Returns:
         `target`.
 
     Raises:
-        BenchError: `source` is no such checkpoint, or `target` exists.
+        BenchError: `source` is not such a checkpoint, or `target` exists.
     """
     if target.exists():
         raise BenchError(f"{target} exists: name another directory")
@@ -48,10 +48,10 @@ def make(source: Path, target: Path) -> Path:
 
 
 def older(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint in the older dialect.
+    """Convert a config to the older form.
 
     Raises:
-        KeyError: It is not of a Qwen3-VL.
+        KeyError: It is not the config of a Qwen3-VL.
     """
     text, vision = dict(config["text_config"]), dict(config["vision_config"])
     if rope := text.pop("rope_parameters", None):
@@ -63,9 +63,9 @@ def older(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Write one, from the command line."""
+    """Convert a checkpoint, from the command line."""
     convert.run(
-        words, make, module="benchmarks.peers.dialect", description="A checkpoint in transformers 4.57's words."
+        words, make, module="benchmarks.peers.dialect", description="Converts a config to that of transformers 4.57."
     )
 
 

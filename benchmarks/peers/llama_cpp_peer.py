@@ -1,4 +1,4 @@
-"""llama.cpp as a peer, by llama-cpp-python's low-level interface: many sequences in one batch, as its server does."""
+"""llama.cpp as a peer, with llama-cpp-python's low-level interface: many sequences in one batch, as in its server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.peers.protocol import Options, serve
 
-_BATCH = 2048  # llama.cpp's own default: what is longer is read in pieces
+_BATCH = 2048  # llama.cpp's own default: longer prompts are split
 _Row = tuple[int, int, int, bool]
 
 
@@ -18,7 +18,7 @@ class LlamaCppPeer:
     """A GGUF file in one context with a sequence for each stream.
 
     Args:
-        options: How it is opened.
+        options: Options of the model.
     """
 
     def __init__(self, options: Options) -> None:
@@ -58,7 +58,7 @@ class LlamaCppPeer:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """Read prompts; the likeliest first token of each."""
+        """Prefill prompts; returns the likeliest first token of each."""
         rows = [
             (token, position, n, position == len(prompt) - 1)
             for n, prompt in enumerate(prompts)
@@ -70,7 +70,7 @@ class LlamaCppPeer:
         return firsts
 
     def _decode(self, rows: Sequence[_Row]) -> list[int]:
-        """One batch of (token, position, sequence, whether logits are wanted); the likeliest tokens where they are."""
+        """Run a batch of (token, position, sequence, whether logits are needed); returns the likeliest tokens."""
         batch = self._batch
         batch.n_tokens = len(rows)
         for i, (token, position, sequence, wanted) in enumerate(rows):

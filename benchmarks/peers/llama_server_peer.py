@@ -1,7 +1,7 @@
-"""llama.cpp as a peer that sees: its server. Loads a GGUF file.
+"""llama.cpp's server as a peer with pictures. Loads a GGUF file.
 
 `LLAMA_SERVER` names the program. It reads `LLAMA_ARG_*` variables itself: `LLAMA_ARG_MMPROJ` is the encoder's GGUF
-file, `LLAMA_ARG_VIDEO_FPS` how often it looks at a clip in a second, `LLAMA_ARG_VIDEO_FFMPEG_DIR` where ffmpeg is.
+file, `LLAMA_ARG_VIDEO_FPS` the frames sampled per second, `LLAMA_ARG_VIDEO_FFMPEG_DIR` the directory of ffmpeg.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 from benchmarks.peers.protocol import CannotError, Counts, Options, Question, serve
 from benchmarks.peers.server import ServedModel, free_port
 
-_OWN_FPS = "4.0"  # where the variable is not set
+_OWN_FPS = "4.0"  # if the variable is not set
 
 
 class LlamaServer(ServedModel):
     """A server with a slot for each stream. See `PictureModel`.
 
     Args:
-        options: How it is opened.
+        options: Options of the model.
 
     Raises:
-        RuntimeError: No program is named, or it ended before it was ready.
+        RuntimeError: No program is named, or it exited before it was ready.
     """
 
     def __init__(self, options: Options) -> None:
@@ -38,25 +38,25 @@ class LlamaServer(ServedModel):
             "port": port,
             "threads": options.threads,
             "parallel": options.streams,
-            # Shared out among the slots.
+            # Divided between the slots.
             "ctx-size": options.streams * options.context,
             # Its own limits would make small pictures larger and large ones smaller.
             "image-min-tokens": 1,
             "image-max-tokens": options.context,
-            # A time after the first frame would leave it without a second one: two frames become one patch.
+            # A later start would leave only one frame, and a patch needs two.
             "video-timestamp-interval": 0,
-            # What a slot has read is not copied elsewhere when another conversation takes the slot.
+            # The cache of a slot is not copied when another conversation takes the slot.
             "cache-ram": 0,
         }
         flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        told = subprocess.run(  # noqa: S603  # from the race's file
+        result = subprocess.run(  # noqa: S603  # from the race's file
             [program, "--version"], capture_output=True, text=True, check=True
         )
         super().__init__(
             [program, *flags, "--no-webui"],
             port,
             health="/health",
-            versions={"llama.cpp": version(told.stdout + told.stderr)},
+            versions={"llama.cpp": version(result.stdout + result.stderr)},
             environment={},
             fields={"ignore_eos": True},
             streams=options.streams,
@@ -70,29 +70,29 @@ class LlamaServer(ServedModel):
         return super().ask(questions, new_tokens)
 
 
-def version(told: str) -> str:
-    """What `--version` tells, without its label and the compiler.
+def version(output: str) -> str:
+    """The version in the output of `--version`, without its label and the compiler.
 
     Raises:
-        ValueError: It tells no version.
+        ValueError: There is none.
     """
-    for line in told.splitlines():
+    for line in output.splitlines():
         label, _, rest = line.partition(":")
         if label == "version":
             return rest.strip()
-    raise ValueError(f"llama-server tells no version: {told.strip()!r}")
+    raise ValueError(f"llama-server prints no version: {output.strip()!r}")
 
 
 def refusal(question: Question, environment: Mapping[str, str]) -> str | None:
-    """Why a server with these variables cannot be asked this, or None: it decodes clips with ffmpeg, at one rate."""
+    """The reason why a server with these variables cannot answer a question, or None: it decodes clips at one rate."""
     if question.clip is None:
         return None
     where = environment.get("LLAMA_ARG_VIDEO_FFMPEG_DIR") or environment.get("PATH", os.defpath)
     if not all(shutil.which(name, path=where) for name in ("ffmpeg", "ffprobe")):
-        return "it takes a video only where ffmpeg and ffprobe are"
+        return "it needs ffmpeg and ffprobe for a video"
     fps = float(environment.get("LLAMA_ARG_VIDEO_FPS", _OWN_FPS))
     if fps != question.fps:
-        return f"it looks at {fps:g} frames of a second, not {question.fps:g}"
+        return f"it samples {fps:g} frames per second, not {question.fps:g}"
     return None
 
 

@@ -13,17 +13,17 @@ from benchmarks.peers.protocol import Options, serve
 
 
 class OpenVinoPeer:
-    """A directory that optimum-intel exported.
+    """A model exported by optimum-intel.
 
     Args:
-        options: How it is opened.
+        options: Options of the model.
     """
 
     def __init__(self, options: Options) -> None:
         self.versions = {"openvino": openvino.__version__, "openvino_genai": openvino_genai.__version__}
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_seqs = options.streams
-        # Its default of 256 cuts prompts into pieces, which costs it speed where nobody is kept waiting by them.
+        # Its default of 256 splits prompts, which is slower if no other request waits.
         scheduler.max_num_batched_tokens = options.streams * options.context
         scheduler.enable_prefix_caching = False
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(
@@ -32,7 +32,7 @@ class OpenVinoPeer:
         self._numbers = itertools.count()
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """See `Model`. One token is drawn, which costs nothing beside it."""
+        """See `TextModel`. One token is sampled, at negligible cost."""
         self.generate([prompt], 1)
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:

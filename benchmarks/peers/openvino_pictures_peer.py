@@ -1,4 +1,4 @@
-"""OpenVINO GenAI as a peer that sees: its VLMPipeline, and its continuous batching for questions at the same time."""
+"""OpenVINO GenAI as a peer with pictures: its VLMPipeline, and its continuous batching for concurrent questions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from benchmarks.peers.protocol import CannotError, Counts, Options, Question, se
 
 
 class OpenVinoPictures:
-    """A directory that optimum-intel exported. See `PictureModel`.
+    """A model exported by optimum-intel. See `PictureModel`.
 
     Args:
-        options: How it is opened.
+        options: Options of the model.
     """
 
     def __init__(self, options: Options) -> None:
@@ -31,7 +31,7 @@ class OpenVinoPictures:
         if options.streams > 1:
             scheduler = openvino_genai.SchedulerConfig()
             scheduler.max_num_seqs = options.streams
-            # Its default of 256 cuts prompts into pieces, which costs it speed where nobody is kept waiting by them.
+            # Its default of 256 splits prompts, which is slower if no other request waits.
             scheduler.max_num_batched_tokens = options.streams * options.context
             self._batches = openvino_genai.ContinuousBatchingPipeline(
                 options.model, scheduler, "CPU", threads, {}, threads
@@ -42,7 +42,7 @@ class OpenVinoPictures:
         config = _exactly(new_tokens)
         if len(questions) > 1:
             if any(question.clip for question in questions):
-                raise CannotError("it is not asked about clips at the same time")
+                raise CannotError("concurrent questions about clips are not measured")
             texts = [question.text for question in questions]
             pictures = [_media(question)["images"] for question in questions]
             configs = [config] * len(questions)
@@ -70,20 +70,20 @@ def _exactly(new_tokens: int) -> Any:
 
 
 def _media(question: Question) -> dict[str, list[Any]]:
-    """As its calls take them."""
+    """The media as arguments of its calls."""
     pictures = [np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))[None] for picture in question.pictures]
     media = {"images": [openvino.Tensor(picture) for picture in pictures]}
     if question.clip is not None:
-        told = openvino_genai.VideoMetadata()
-        told.fps = question.fps
-        told.frames_indices = list(range(question.frames))  # or else it takes only some of them
+        metadata = openvino_genai.VideoMetadata()
+        metadata.fps = question.fps
+        metadata.frames_indices = list(range(question.frames))  # otherwise it samples only some of them
         media["videos"] = [openvino.Tensor(_frames(question.clip, question.frames))]
-        media["videos_metadata"] = [told]
+        media["videos_metadata"] = [metadata]
     return media
 
 
 def _frames(clip: bytes, count: int) -> np.ndarray[Any, Any]:
-    """Frames evenly from the first to the last, as transformers takes them; [count, height, width, 3]."""
+    """Frames sampled evenly from the first to the last, as in transformers; [count, height, width, 3]."""
     with av.open(io.BytesIO(clip), "r") as file:
         frames = list(file.decode(video=0))
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
@@ -92,7 +92,7 @@ def _frames(clip: bytes, count: int) -> np.ndarray[Any, Any]:
 
 def _counts(results: Sequence[Any]) -> Counts:
     metrics = [result.perf_metrics for result in results]
-    # Each of those that ran together tells the new tokens of all, and its own prompt's.
+    # Each of the concurrent results has the new tokens of all, and its own prompt tokens.
     return Counts(metrics[0].get_num_generated_tokens(), sum(one.get_num_input_tokens() for one in metrics))
 
 

@@ -16,18 +16,18 @@ from benchmarks.peers.turns import Count, Heat, Race, Result, Results, Toml
 from benchmarks.photo import Photos
 from benchmarks.report import Table
 
-_CELL = 32  # pixels along the edge of what becomes one token
+_CELL = 32  # pixels along the edge of one token
 _TEXT_TOKENS = 256  # room for questions, the template and a clip's times
 _FIRST_ANSWER = 16
 _QUESTION = "Describe it in detail."
 _SECOND = "What is in its middle?"
 
-# Of whole tokens, so that every engine encodes as many pixels as there are.
+# In whole tokens, so that every engine encodes all pixels.
 Edge = Annotated[int, Field(ge=_CELL, multiple_of=_CELL)]
 
 
 class Clip(Toml):
-    """A clip with square frames, looked at `fps` times a second."""
+    """A clip with square frames, sampled at `fps` frames per second."""
 
     seconds: Annotated[float, Field(gt=0)]
     edge: Edge
@@ -35,12 +35,12 @@ class Clip(Toml):
 
     @property
     def frames(self) -> int:
-        """How many are looked at: an even number, since two become one patch."""
+        """Number of sampled frames: even, since two become one patch."""
         return max(2, 2 * round(self.seconds * self.fps / 2))
 
     @property
     def tokens(self) -> int:
-        """What it takes of a prompt, without times."""
+        """Its tokens in the prompt, without timestamps."""
         return self.frames // 2 * _tokens(self.edge)
 
 
@@ -52,7 +52,7 @@ class Album(Toml):
 
 
 class Crowd(Toml):
-    """Questions at the same time, each about a square picture of its own, and answers of so many tokens."""
+    """Concurrent questions, each about its own square picture, with answers of `new` tokens."""
 
     streams: Count
     edge: Edge
@@ -60,14 +60,14 @@ class Crowd(Toml):
 
 
 class PictureRace(Race):
-    """The whole race. What is measured is the time to the first token, but for crowds: there the whole run.
+    """The whole race. It measures the TTFT, and for crowds the whole run.
 
     Attributes:
         sizes: Edges of single square pictures, in pixels.
         clips: Clips.
         albums: Several pictures in one question.
         crowds: Several questions at once.
-        seen: Edges of square pictures about which a second question is asked; the first is not measured.
+        seen: Edges of square pictures with a second question, which is measured.
     """
 
     sizes: tuple[Edge, ...] = (256, 512, 1024, 2048)
@@ -114,7 +114,7 @@ class PictureRace(Race):
             yield Heat(f"second question, {_square(edge)}", second, before=first, media_tokens=_tokens(edge))
 
     def warm_up(self) -> Iterator[dict[str, Any]]:
-        """Small media of each kind that is in a heat, in none of them."""
+        """Small media of each kind, which are in no heat."""
         yield _ask(4, self._picture(-1, 256))
         if self.clips:
             yield _ask(1, self._clip(-1, Clip(seconds=1, edge=128)))
@@ -130,13 +130,13 @@ class PictureRace(Race):
         return Question(_QUESTION, clip=drawn, frames=clip.frames, fps=clip.fps)
 
     def _seed(self, turn: int, *what: int) -> int:
-        """One for each thing that is drawn, so that a heat's files do not depend on which others are asked."""
+        """A seed for each file, so that a heat's files do not depend on the other heats of a run."""
         words = [self.seed, turn + 1, *(word + 1 for word in what)]
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def _tokens(edge: int) -> int:
-    """Of a square picture."""
+    """Tokens of a square picture."""
     return (edge // _CELL) ** 2
 
 
@@ -149,7 +149,7 @@ def _ask(new_tokens: int, *questions: Question) -> dict[str, Any]:
 
 
 def tables(race: PictureRace, results: Results) -> list[Table]:
-    """Seconds, tokens of the prompts, and what is to be said of them: a column for each peer."""
+    """Seconds, tokens of the prompts, and notes: a column for each peer."""
     names = [peer.name for peer in race.peers]
     media = {heat.name: heat.media_tokens for heat in race.heats(0)}
     found = {(result.heat, result.peer): result for result in results.results}
@@ -160,11 +160,9 @@ def tables(race: PictureRace, results: Results) -> list[Table]:
         [result.heat, result.peer, note] for result in results.results if (note := _note(result, media[result.heat]))
     ]
     return [
-        Table(
-            "Seconds to the first token, or of the whole run where answers are longer, medians", ["", *names], seconds
-        ),
+        Table("TTFT in seconds, or duration of the whole run if answers are longer, medians", ["", *names], seconds),
         Table("Tokens of the prompts", ["", "media alone", *names], prompts),
-        *([Table("To be said", ["", "peer", ""], notes)] if notes else []),
+        *([Table("Notes", ["", "peer", ""], notes)] if notes else []),
     ]
 
 
@@ -179,19 +177,19 @@ def _prompt_tokens(result: Result | None) -> object:
 
 
 def _note(result: Result, media_tokens: int | None) -> str | None:
-    """What the seconds alone do not say."""
+    """A note on a result that the seconds do not show."""
     if result.cannot:
         return result.cannot
     if result.prompt_tokens is None or media_tokens is None:
         return None
     if result.prompt_tokens < media_tokens:
-        return "it made what it was shown smaller"
+        return "it made the media smaller"
     # Questions and times take fewer tokens than that.
-    return "it made what it was shown larger" if result.prompt_tokens > 1.5 * media_tokens + _TEXT_TOKENS else None
+    return "it made the media larger" if result.prompt_tokens > 1.5 * media_tokens + _TEXT_TOKENS else None
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a race from the command line; 0 when it was run."""
+    """Run a race from the command line; returns the exit code."""
     return turns.main(PictureRace, tables, words, module="benchmarks.peers.pictures")
 
 

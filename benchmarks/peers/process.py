@@ -1,4 +1,4 @@
-"""An engine in a process and an environment of its own."""
+"""An engine in its own process and environment."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _END_SECONDS = 30.0
 
 
 class Peer:
-    """A running one. Made by `started`.
+    """A running engine. Made by `started`.
 
     Args:
-        name: What the race calls it.
+        name: Its name in the race.
         process: Its process.
-        seconds: Longest wait for an answer.
+        seconds: Timeout of an answer.
     """
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, seconds: float) -> None:
@@ -32,43 +32,43 @@ class Peer:
         self._process = process
         self._seconds = seconds
         self.versions: dict[str, str] = {}
-        """Of its libraries."""
+        """Versions of its libraries."""
         self.load_seconds = 0.0
-        """What loading took."""
+        """Load time in seconds."""
 
     async def ready(self) -> None:
         """Wait until it has loaded.
 
         Raises:
-            BenchError: It cannot.
+            BenchError: It cannot load.
         """
-        answer = await self._hear()
+        answer = await self._receive()
         self.versions, self.load_seconds = answer["ready"], answer["seconds"]
 
     async def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Have something done.
+        """Send a request, and wait for the answer.
 
         Returns:
-            Its answer; where it cannot do that at all, the reason is in `cannot`.
+            The answer; if the engine does not support the request, `cannot` has the reason.
 
         Raises:
             BenchError: It failed, ended or took too long.
         """
-        assert self._process.stdin is not None  # noqa: S101  # it was made with a pipe
-        with contextlib.suppress(ConnectionError):  # it has ended, which `_hear` tells
+        assert self._process.stdin is not None  # noqa: S101  # made with a pipe
+        with contextlib.suppress(ConnectionError):  # it has exited, which `_receive` reports
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             await self._process.stdin.drain()
-        return await self._hear()
+        return await self._receive()
 
-    async def _hear(self) -> dict[str, Any]:
-        assert self._process.stdout is not None  # noqa: S101  # it was made with a pipe
+    async def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None  # noqa: S101  # made with a pipe
         try:
             async with asyncio.timeout(self._seconds):
                 line = await self._process.stdout.readline()
         except TimeoutError as error:
             raise BenchError(f"{self._name} did not answer within {self._seconds:g} seconds") from error
         if not line:
-            raise BenchError(f"{self._name} ended with code {await self._process.wait()}; it has said why above")
+            raise BenchError(f"{self._name} ended with code {await self._process.wait()}; its output is above")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise BenchError(f"{self._name} failed: {answer['error']}")
@@ -85,20 +85,20 @@ async def started(
     environment: Mapping[str, str],
     seconds: float,
 ) -> AsyncIterator[Peer]:
-    """A peer that has loaded, for as long as the block runs.
+    """Start a peer, and run it within the block.
 
     Args:
-        name: What the race calls it.
+        name: Its name in the race.
         python: The interpreter of its environment.
-        module: What that runs.
+        module: The module to run.
         arguments: Its arguments.
-        environment: More variables than this process has.
-        seconds: Longest wait for an answer.
+        environment: Additional environment variables.
+        seconds: Timeout of an answer.
 
     Raises:
         BenchError: It cannot be started or cannot load.
     """
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "protos")))  # its environment does not hold this project
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "protos")))  # this project is not installed in its environment
     try:
         process = await asyncio.create_subprocess_exec(
             python,
@@ -119,15 +119,15 @@ async def started(
         yield peer
         await _left_to_end(process)
     finally:
-        # And what it has started: memory and cores are wanted for the next.
+        # Also its child processes: the next peer needs memory and cores.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 
 async def _left_to_end(process: asyncio.subprocess.Process) -> None:
-    """Let it stop the servers that it has started."""
-    assert process.stdin is not None  # noqa: S101  # it was made with a pipe
+    """Let the process stop the servers that it has started."""
+    assert process.stdin is not None  # noqa: S101  # made with a pipe
     process.stdin.close()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), _END_SECONDS)

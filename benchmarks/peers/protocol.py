@@ -1,7 +1,7 @@
-"""What a race and an engine's process say to each other: one JSON object a line.
+"""The protocol between a race and an engine's process: one JSON object per line.
 
-A peer runs in an environment of its own, so this module needs nothing but Python. It tells that it is ready, then
-answers each question with one line, until its standard input ends. Those of a text race:
+A peer runs in its own environment, so this module needs only Python. It reports that it is ready, then answers each
+request with one line, until its standard input ends. Requests of a text race:
 
     < {"ready": {"openvino": "2026.4"}, "seconds": 12.3}
     > {"do": "prefill", "prompt": [1, 2, 3]}
@@ -9,14 +9,14 @@ answers each question with one line, until its standard input ends. Those of a t
     > {"do": "generate", "prompts": [[1, 2, 3], [4, 5, 6]], "new_tokens": 16}
     < {"seconds": 4.2, "new_tokens": 32}
 
-Those of a race over pictures, whose files are in base64:
+Requests of a race with pictures, whose files are in base64:
 
     > {"do": "ask", "questions": [{"text": "What is it?", "pictures": ["…"]}], "new_tokens": 1}
     < {"seconds": 1.5, "new_tokens": 1, "prompt_tokens": 80}
     > {"do": "follow", "text": "And on the left?", "new_tokens": 1}
     < {"seconds": 0.2, "new_tokens": 1, "prompt_tokens": 95}
 
-What goes wrong is `{"error": "…"}`, what the engine cannot do at all `{"cannot": "…"}`.
+Errors are `{"error": "…"}`; requests that the engine does not support, `{"cannot": "…"}`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from typing import Any, Protocol
 
 
 class CannotError(Exception):
-    """An engine has no way to do what it is asked: the reason, in a few words."""
+    """An engine does not support a request. The message is the reason, in a few words."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a peer is opened.
+    """Options of a peer.
 
     Attributes:
-        model: What it loads.
-        threads: Threads that it may use.
+        model: Path of the model.
+        threads: Most threads.
         context: Most tokens of a prompt and its answer.
         streams: Most prompts at once.
     """
@@ -55,14 +55,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Question:
-    """What somebody asks about media, which come before the text.
+    """A question about media, which are before the text.
 
     Attributes:
         text: The question.
         pictures: JPEG files, each to be encoded with as many pixels as it has.
         clip: An MP4 file, or None.
-        frames: How many frames of the clip are looked at, evenly from its first to its last.
-        fps: How many of a second these are.
+        frames: Number of sampled frames of the clip, evenly from its first to its last.
+        fps: Sampled frames per second.
     """
 
     text: str
@@ -72,7 +72,7 @@ class Question:
     fps: float = 0.0
 
     def to_wire(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """Convert it to JSON."""
         wire: dict[str, Any] = {"text": self.text, "pictures": [_base64(one) for one in self.pictures]}
         if self.clip is not None:
             wire |= {"clip": _base64(self.clip), "frames": self.frames, "fps": self.fps}
@@ -80,7 +80,7 @@ class Question:
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Question:
-        """What `to_wire` made."""
+        """The inverse of `to_wire`."""
         clip = base64.b64decode(wire["clip"]) if "clip" in wire else None
         pictures = tuple(base64.b64decode(one) for one in wire["pictures"])
         return cls(wire["text"], pictures, clip, wire.get("frames", 0), wire.get("fps", 0.0))
@@ -92,11 +92,11 @@ def _base64(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Counts:
-    """What an engine says of answers, all of them together.
+    """Token counts of answers, added up.
 
     Attributes:
-        new_tokens: Tokens that it wrote.
-        prompt_tokens: Tokens of the prompts, of which pictures are a part.
+        new_tokens: Generated tokens.
+        prompt_tokens: Tokens of the prompts, including pictures.
     """
 
     new_tokens: int
@@ -104,47 +104,47 @@ class Counts:
 
 
 class TextModel(Protocol):
-    """An engine with a language model. Nothing is remembered from one call to the next."""
+    """An engine with a language model. Calls are independent."""
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the libraries that matter."""
+        """Versions of the relevant libraries."""
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """Read a prompt, to the logits of its last position."""
+        """Prefill a prompt, to the logits of its last position."""
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
-        """Continue prompts at the same time, greedily, by exactly so many tokens each.
+        """Continue prompts concurrently and greedily, by exactly `new_tokens` tokens each.
 
         Returns:
-            The new tokens of all of them.
+            The number of all new tokens.
         """
 
 
 class PictureModel(Protocol):
-    """An engine that sees."""
+    """An engine with pictures."""
 
     @property
     def versions(self) -> Mapping[str, str]:
-        """Of the libraries that matter."""
+        """Versions of the relevant libraries."""
 
     def ask(self, questions: Sequence[Question], new_tokens: int) -> Counts:
-        """Answer questions at the same time, greedily, by exactly so many tokens each; each begins a conversation.
+        """Answer questions concurrently and greedily, with `new_tokens` tokens each; each starts a conversation.
 
         Raises:
-            CannotError: The engine does not take such media.
+            CannotError: The engine does not support such media.
         """
 
     def follow(self, text: str, new_tokens: int) -> Counts:
-        """Answer another question in the conversation that the last call of `ask` began, which asked one.
+        """Answer another question in the conversation of the last call of `ask`, which had one question.
 
         Raises:
-            CannotError: The engine has no conversations.
+            CannotError: The engine does not support conversations.
         """
 
 
 def serve(open_model: Callable[[Options], TextModel | PictureModel]) -> None:
-    """The whole life of a peer's process: open, answer, end.
+    """Run a peer's process: load the engine, answer requests, exit.
 
     Args:
         open_model: Loads the engine.
@@ -154,7 +154,7 @@ def serve(open_model: Callable[[Options], TextModel | PictureModel]) -> None:
     for name in ("threads", "context", "streams"):
         parser.add_argument(f"--{name}", type=int, required=True)
     options = Options(**vars(parser.parse_args()))
-    # Libraries write what they like to standard output, also from C: the answers have a descriptor of their own.
+    # Libraries write to standard output, also from C: the answers use a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -165,7 +165,7 @@ def serve(open_model: Callable[[Options], TextModel | PictureModel]) -> None:
     began = time.perf_counter()
     try:
         model = open_model(options)
-    except Exception as error:  # noqa: BLE001  # the race tells which peer it was
+    except Exception as error:  # noqa: BLE001  # the race reports the peer's name
         answer({"error": f"{type(error).__name__}: {error}"})
         return
     answer({"ready": dict(model.versions), "seconds": time.perf_counter() - began})
@@ -179,13 +179,13 @@ def serve(open_model: Callable[[Options], TextModel | PictureModel]) -> None:
 
 
 def _done(model: Any, question: Mapping[str, Any]) -> Mapping[str, Any]:
-    deed = _deed(model, question)  # files are decoded from base64 before the clock starts
+    action = _action(model, question)  # files are decoded from base64 before the clock starts
     began = time.perf_counter()
-    told = deed()
-    return {"seconds": time.perf_counter() - began, **told}
+    result = action()
+    return {"seconds": time.perf_counter() - began, **result}
 
 
-def _deed(model: Any, question: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]]:
+def _action(model: Any, question: Mapping[str, Any]) -> Callable[[], Mapping[str, Any]]:
     match question:
         case {"do": "prefill", "prompt": prompt}:
             return lambda: model.prefill(prompt) or {}

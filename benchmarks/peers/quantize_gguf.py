@@ -12,7 +12,7 @@ TYPES = {"q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "q4_k_m": llama_cpp.LLAMA_FT
 
 
 def main() -> int:
-    """Do it; 0 when it is done."""
+    """Quantize a file; returns 0."""
     parser = argparse.ArgumentParser(description="Quantize a GGUF file.")
     parser.add_argument("source", help="a GGUF file in f16, bf16 or f32")
     parser.add_argument("target")

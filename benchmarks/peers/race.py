@@ -14,7 +14,7 @@ from benchmarks.report import Table
 
 
 class Run(Toml):
-    """Prompts that are continued at the same time."""
+    """Prompts that are continued concurrently."""
 
     streams: Count
     prompt: Count
@@ -25,9 +25,9 @@ class TextRace(Race):
     """The whole race.
 
     Attributes:
-        tokens: The prompts' ids are from here up to there: those of ordinary text in every peer's tokenizer.
-        prefill: Lengths of the prompts that are only read.
-        runs: What is continued.
+        tokens: Range of the prompts' ids: ordinary text in every peer's tokenizer.
+        prefill: Lengths of the prompts that are only prefilled.
+        runs: Prompts that are continued.
     """
 
     tokens: tuple[int, int] = (1000, 100_000)
@@ -66,16 +66,16 @@ class TextRace(Race):
 
 
 def tables(race: TextRace, results: Results) -> list[Table]:
-    """Tokens a second: a row for each thing, a column for each peer."""
+    """Tokens per second: a row for each heat, a column for each peer."""
     names = [peer.name for peer in race.peers]
     rates = {(result.heat, result.peer): result.tokens_per_second for result in results.results}
     rows = dict.fromkeys(result.heat for result in results.results)
     shown = [[row, *(rates.get((row, name)) for name in names)] for row in rows]
-    return [Table("Tokens a second, medians", ["", *names], shown)]
+    return [Table("Tokens per second, medians", ["", *names], shown)]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a race from the command line; 0 when it was run."""
+    """Run a race from the command line; returns the exit code."""
     return turns.main(TextRace, tables, words, module="benchmarks.peers.race")
 
 

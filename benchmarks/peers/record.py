@@ -1,4 +1,4 @@
-"""What a race has measured, in memory and in a file of one JSON object a line."""
+"""The measurements of a race, in memory and in a file with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from benchmarks.errors import BenchError
 
 @dataclass(frozen=True)
 class Measured:
-    """What one peer took for one heat in one turn.
+    """The measurement of one peer for one heat in one turn.
 
     Attributes:
-        peer: Who.
-        heat: What.
-        turn: When, counted from 0.
-        seconds: How long; None where it cannot do it.
-        prompt_tokens: Of all prompts, as the peer counts them; None where it does not.
-        cannot: Why it cannot; None where it can.
+        peer: Name of the peer.
+        heat: Name of the heat.
+        turn: Index of the turn.
+        seconds: Duration; None if the peer does not support the heat.
+        prompt_tokens: Tokens of all prompts, as counted by the peer; None if it does not count them.
+        cannot: The reason why the peer does not support the heat, or None.
     """
 
     peer: str
@@ -33,34 +33,34 @@ class Measured:
 
 
 class Record:
-    """Everything that was measured of one race, also in earlier runs of it.
+    """All measurements of one race, including earlier runs of it.
 
     Args:
-        plan: What is asked.
-        path: File that keeps it; None: nothing is kept.
+        plan: The requests of the race.
+        path: File of the measurements; None: they are not stored.
 
     Raises:
-        BenchError: The file is of a race in which something else is asked, or cannot be read or written.
+        BenchError: The file belongs to a race with other requests, or cannot be read or written.
     """
 
     def __init__(self, plan: Mapping[str, Any], path: Path | None = None) -> None:
         self._path = path
         self._measured: list[Measured] = []
         self.versions: dict[str, dict[str, str]] = {}
-        """Of each peer's libraries, the last time."""
+        """Versions of each peer's libraries in the last run."""
         self.load_seconds: dict[str, float] = {}
-        """What loading took each peer, the last time."""
+        """Load time of each peer in the last run."""
         if path is not None and path.exists():
             self._read(path, plan)
         else:
             self._write({"plan": plan})
 
     def has(self, peer: str, heat: str, turn: int) -> bool:
-        """Whether this was measured, or cannot be."""
+        """Whether there is a result, or the reason why there is none."""
         return any((one.peer, one.heat, one.turn) == (peer, heat, turn) for one in self._measured)
 
     def of(self, peer: str, heat: str) -> list[Measured]:
-        """What one peer took for one heat, in all turns."""
+        """The measurements of one peer for one heat, of all turns."""
         return [one for one in self._measured if (one.peer, one.heat) == (peer, heat)]
 
     def loaded(self, peer: str, versions: dict[str, str], seconds: float) -> None:
@@ -77,7 +77,7 @@ class Record:
         try:
             first, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
             if first["plan"] != plan:
-                raise BenchError(f"{path} is the record of another race: something else is asked in it")
+                raise BenchError(f"{path} is the record of another race, with other requests")
             for line in lines:
                 if "loaded" in line:
                     self.versions[line["loaded"]] = line["versions"]

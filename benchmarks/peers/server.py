@@ -1,4 +1,4 @@
-"""Peers that are servers: started by their process, and asked through OpenAI's API. Needs nothing but Python."""
+"""Peers that are servers: started by their process, and called through OpenAI's API. Needs only Python."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from benchmarks.peers.protocol import Counts, Question
 
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.1
-# Another proxy than none leads away from this machine.
+# Do not use a proxy for this machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 Json = dict[str, Any]
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -37,16 +37,16 @@ class ServedModel:
     """See `PictureModel`. The server ends with this process.
 
     Args:
-        command: Starts it.
-        port: Where the command makes it listen.
-        health: Path that answers 200 when it is ready.
-        versions: Of the libraries that matter.
-        environment: More variables than this process has.
-        fields: What every request says beside the conversation, its length and that it is greedy.
-        streams: Most questions at once.
+        command: Command that starts the server.
+        port: Port of the server.
+        health: Path that returns 200 when the server is ready.
+        versions: Versions of the relevant libraries.
+        environment: Additional environment variables.
+        fields: Additional fields of every request.
+        streams: Most concurrent questions.
 
     Raises:
-        RuntimeError: It ended before it was ready.
+        RuntimeError: It exited before it was ready.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ServedModel:
 
     def _call(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(  # noqa: S310  # of this machine
+        request = urllib.request.Request(  # noqa: S310  # on this machine
             self._root + path, data, {"content-type": "application/json"}
         )
         try:
@@ -101,15 +101,15 @@ class ServedModel:
 
     def _until_healthy(self, path: str) -> None:
         while self._process.poll() is None:
-            with contextlib.suppress(OSError):  # of which refused connections and other answers than 200 are kinds
+            with contextlib.suppress(OSError):  # includes refused connections and other statuses than 200
                 _DIRECT.open(self._root + path).close()
                 return
             time.sleep(_POLL_SECONDS)
-        raise RuntimeError(f"the server ended with code {self._process.returncode}; it has said why above")
+        raise RuntimeError(f"the server ended with code {self._process.returncode}; its output is above")
 
     def _stop(self) -> None:
         self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # whoever started this process ends the rest
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the parent of this process kills what is left
             self._process.wait(_STOP_SECONDS)
 
 

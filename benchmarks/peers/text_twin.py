@@ -1,7 +1,7 @@
 """The language model of a Qwen3-VL checkpoint as a Qwen3 one: `python -m benchmarks.peers.text_twin FROM TO`.
 
-On text the two are one function: the three M-RoPE positions of a text token are equal, which makes them RoPE, and
-without pictures nothing is added to any layer. Every engine knows Qwen3, so the race is over the same weights for all.
+On text both models compute the same: the three M-RoPE positions of a text token are equal, which is RoPE, and without
+pictures nothing is added to any layer. Every engine supports Qwen3, so all can be compared on the same weights.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _KEPT = (
 
 
 def make(source: Path, target: Path) -> Path:
-    """Write the twin, tensor by tensor of each shard; there is all of it or nothing.
+    """Write the twin, tensor by tensor of each shard, completely or not at all.
 
     Args:
         source: A Qwen3-VL checkpoint.
-        target: Where; it must not exist.
+        target: Target directory; it must not exist.
 
     Returns:
         `target`.
 
     Raises:
-        BenchError: `source` is no such checkpoint, or `target` exists.
+        BenchError: `source` is not such a checkpoint, or `target` exists.
     """
     if target.exists():
         raise BenchError(f"{target} exists: name another directory")
@@ -75,9 +75,9 @@ def make(source: Path, target: Path) -> Path:
 
 
 def _config(config: dict[str, Any]) -> dict[str, Any]:
-    """In the words of transformers 4.57, which 5 understands and optimum-intel wants."""
+    """The config in the form of transformers 4.57, which 5 reads and optimum-intel requires."""
     text = config["text_config"]
-    rope = text.get("rope_parameters") or text  # 5 has it in an object of its own, 4.57 beside the rest
+    rope = text.get("rope_parameters") or text  # 5 has it in an object of its own, 4.57 at the top level
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -95,7 +95,7 @@ def _write_weights(shards: Sequence[Path], target: Path) -> None:
     for shard in shards:
         tensors = {}
         with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # it is no mapping
+            for name in file.keys():  # noqa: SIM118  # not a mapping
                 if name.startswith(_TEXT):
                     tensors[f"model.{name.removeprefix(_TEXT)}"] = file.get_tensor(name)
                 elif name == _HEAD:
@@ -112,7 +112,7 @@ def _write_weights(shards: Sequence[Path], target: Path) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Write one, from the command line."""
+    """Convert a checkpoint, from the command line."""
     convert.run(words, make, module="benchmarks.peers.text_twin", description="A Qwen3 of a Qwen3-VL.")
 
 

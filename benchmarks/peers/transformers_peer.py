@@ -1,4 +1,4 @@
-"""transformers in float32 as a peer: the reference, not a rival. Loads a text twin."""
+"""transformers in float32 as a peer, for reference. Loads a text twin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TransformersPeer:
     """A causal language model.
 
     Args:
-        options: How it is opened.
+        options: Options of the model.
     """
 
     def __init__(self, options: Options) -> None:
@@ -30,7 +30,7 @@ class TransformersPeer:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
-        """See `Model`. The prompts are of one length, so there is nothing to pad."""
+        """See `Model`. The prompts have equal lengths, so no padding is needed."""
         ids = torch.tensor(prompts)
         whole = self._model.generate(
             ids,

@@ -1,4 +1,4 @@
-"""Triptych's own engine as a peer. `DECODER_*` variables count, as in `triptych bench decoder`."""
+"""Triptych's own engine as a peer. `DECODER_*` variables apply, as in `triptych bench decoder`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from serving.bundle import Bundle
 
 
 class TriptychPeer:
-    """The engine, on an event loop that runs while something is asked of it.
+    """The engine, on an event loop that runs during calls.
 
     Args:
-        options: How it is opened.
+        options: Options of the model.
     """
 
     def __init__(self, options: Options) -> None:
@@ -34,7 +34,7 @@ class TriptychPeer:
         self._engine = self._runner.run(self._stack.enter_async_context(opening)).engine
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """See `Model`. One token is drawn, which costs nothing beside it."""
+        """See `TextModel`. One token is sampled, at negligible cost."""
         self.generate([prompt], 1)
 
     def generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""Triptych as a peer that sees: `triptych up`, through the gateway. `VISION_*` and `DECODER_*` variables count."""
+"""Triptych as a peer with pictures: `triptych up`, through the gateway. `VISION_*` and `DECODER_*` variables apply."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BUDGET = "VISION_DEFAULT_MAX_PIXELS", "VISION_DEFAULT_MAX_VIDEO_PIXELS", "VISIO
 
 
 def opened(options: Options) -> ServedModel:
-    """The whole system on a bundle. Nothing ends an answer, and pictures are as large as the checkpoint admits."""
+    """The whole system on a bundle. Answers have no stop tokens, and pictures the checkpoint's own limits."""
     port = free_port()
     ports = ["--grpc-port", "0", "--http-port", str(port)]
     threads = dict.fromkeys(("VISION_THREADS", "DECODER_THREADS"), str(options.threads))

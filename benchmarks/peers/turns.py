@@ -1,4 +1,4 @@
-"""What all races have in common: who takes part, turns, medians, a record of what was measured, the command line."""
+"""Common to all races: entrants, turns, medians, the record of measurements, the command line."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Toml(BaseModel):
-    """A table of a race's file."""
+    """Base of the tables of a race's file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Entrant(Toml):
-    """Who takes part.
+    """An engine that takes part.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         python: Interpreter of its environment.
-        module: What that runs.
-        model: What it loads.
-        environment: Variables for it.
+        module: The module to run.
+        model: Path of the model.
+        environment: Its environment variables.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Entrant(Toml):
 
 @dataclass(frozen=True)
 class Heat:
-    """One thing that every peer is asked.
+    """One request to every peer.
 
     Attributes:
-        name: For people.
-        question: As the peers understand it.
-        tokens: Those that it is about: read, or new ones. None where only the seconds matter.
-        before: What is asked right before it and not measured, or None.
-        media_tokens: Of the prompts, where nobody makes a picture smaller; None where there are no pictures.
+        name: Name for people.
+        question: The request.
+        tokens: Number of tokens for the rate: prefilled or generated. None if only the seconds count.
+        before: A request right before it that is not measured, or None.
+        media_tokens: Tokens of media if no peer resizes them; None without pictures.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Race(Toml, abc.ABC):
     """A whole race.
 
     Attributes:
-        peers: Who takes part.
-        threads: Threads that each may use.
-        repeats: How many turns each has.
-        seed: Of what is drawn.
-        seconds: Longest wait for one answer.
+        peers: The engines.
+        threads: Most threads of each.
+        repeats: Number of turns.
+        seed: Seed of generated prompts and files.
+        seconds: Timeout of an answer.
     """
 
     peers: list[Entrant] = Field(min_length=1)
@@ -99,18 +99,18 @@ class Race(Toml, abc.ABC):
 
     @abc.abstractmethod
     def heats(self, turn: int) -> Iterator[Heat]:
-        """What is asked in one turn: the same of every peer, and something new in each, so that no cache helps."""
+        """The requests of one turn: the same for every peer, and new in each turn, so that no cache has them."""
 
     @abc.abstractmethod
     def warm_up(self) -> Iterator[dict[str, Any]]:
-        """What is asked before: whatever happens only once happens there."""
+        """The requests before each turn, for warm-up."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read it from a file.
+        """Read a race's file.
 
         Raises:
-            BenchError: It is not there, or not such a race.
+            BenchError: The file does not exist or is invalid.
         """
         try:
             return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -124,7 +124,7 @@ class Race(Toml, abc.ABC):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What is asked, whoever is asked and how often."""
+        """The requests, independent of the peers and the number of turns."""
         return self.model_dump(mode="json", exclude={"peers", "repeats", "seconds"})
 
 
@@ -133,13 +133,13 @@ R = TypeVar("R", bound=Race)
 
 @dataclass(frozen=True)
 class Part(Generic[R]):
-    """A race, or a part of one: the whole may take hours.
+    """A race, or a part of one: a whole race may take hours.
 
     Attributes:
-        race: The whole.
-        peers: Who is asked; empty: all.
-        heats: What; empty: everything.
-        turns: When, counted from 1; empty: in all.
+        race: The whole race.
+        peers: Names of the peers; empty: all.
+        heats: Names of the heats; empty: all.
+        turns: Numbers of the turns, from 1; empty: all.
 
     Raises:
         BenchError: The race has no such peer, heat or turn.
@@ -156,14 +156,14 @@ class Part(Generic[R]):
         _known("turn", self.turns, range(1, self.race.repeats + 1))
 
     def rounds(self) -> Iterator[tuple[int, Entrant]]:
-        """Turns, and who has them, in an order that changes from turn to turn."""
+        """The turns with their peers, in an order that rotates from turn to turn."""
         for turn in range(self.race.repeats):
             for entrant in _rotated(self.race.peers, turn):
                 if (not self.turns or turn + 1 in self.turns) and (not self.peers or entrant.name in self.peers):
                     yield turn, entrant
 
     def asked(self, turn: int) -> Iterator[Heat]:
-        """What is asked in a turn."""
+        """The requests of a turn."""
         return (heat for heat in self.race.heats(turn) if not self.heats or heat.name in self.heats)
 
 
@@ -180,15 +180,15 @@ def _rotated(peers: Sequence[Entrant], turn: int) -> Iterator[Entrant]:
 
 @dataclass(frozen=True)
 class Result:
-    """What one peer took for one thing. Seconds are the peer's own.
+    """The result of one peer for one heat. Seconds are measured by the peer.
 
     Attributes:
-        peer: Who.
-        heat: What.
-        seconds: How long; None where it cannot do it.
-        tokens_per_second: In the median, of the tokens that the heat is about.
-        prompt_tokens: Of all prompts, as the peer counts them.
-        cannot: Why it cannot.
+        peer: Name of the peer.
+        heat: Name of the heat.
+        seconds: Durations; None if the peer does not support the heat.
+        tokens_per_second: Median rate of the heat's tokens.
+        prompt_tokens: Tokens of all prompts, as counted by the peer.
+        cannot: The reason why the peer does not support the heat.
     """
 
     peer: str
@@ -201,12 +201,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """All of it.
+    """All results.
 
     Attributes:
-        versions: Of each peer's libraries.
-        load_seconds: What loading took each of them, the last time.
-        results: One for each peer and each thing, but for those that were not asked.
+        versions: Versions of each peer's libraries.
+        load_seconds: Load time of each peer in the last run.
+        results: One for each measured peer and heat.
     """
 
     versions: dict[str, dict[str, str]]
@@ -214,25 +214,25 @@ class Results:
     results: list[Result]
 
 
-async def run(part: Part[R], record: Record, tell: Callable[[str], None]) -> Results:
-    """Run what the record does not have yet: in each turn every peer, one after the other.
+async def run(part: Part[R], record: Record, report: Callable[[str], None]) -> Results:
+    """Measure what the record does not have yet: in each turn every peer, one after the other.
 
-    A peer's process lives for its turn alone: memory and cores are the next one's then.
+    A peer's process ends with its turn, so that the next one has all memory and cores.
 
     Args:
-        part: Who, and what.
-        record: What was measured before; what is measured now is added.
-        tell: Told what goes on.
+        part: The part of the race to run.
+        record: Earlier measurements; new ones are added.
+        report: Called with a line for each turn.
 
     Raises:
-        BenchError: A peer fails, or does less than it was asked.
+        BenchError: A peer fails, or generates fewer tokens than requested.
     """
     race = part.race
     for turn, entrant in part.rounds():
         heats = [heat for heat in part.asked(turn) if not record.has(entrant.name, heat.name, turn)]
         if not heats:
             continue
-        tell(f"turn {turn + 1} of {race.repeats}: {entrant.name}")
+        report(f"turn {turn + 1} of {race.repeats}: {entrant.name}")
         async with _opened(entrant, race) as peer:
             record.loaded(entrant.name, peer.versions, peer.load_seconds)
             for question in race.warm_up():
@@ -265,7 +265,7 @@ async def _measured(peer: Peer, name: str, heat: Heat, turn: int) -> Measured:
         if "new_tokens" in question:
             asked = question["new_tokens"] * len(question.get("questions") or question.get("prompts") or [None])
             if answer["new_tokens"] != asked:
-                raise BenchError(f"{name} wrote {answer['new_tokens']} tokens of {asked}")
+                raise BenchError(f"{name} generated {answer['new_tokens']} tokens of {asked}")
     return Measured(name, heat.name, turn, seconds=answer["seconds"], prompt_tokens=answer.get("prompt_tokens"))
 
 
@@ -290,13 +290,13 @@ def _result(heat: Heat, measured: Sequence[Measured]) -> Result:
 def main(
     kind: type[R], tables: Callable[[R, Results], Sequence[Table]], words: Sequence[str] | None, *, module: str
 ) -> int:
-    """Run a race from the command line; 0 when it was run.
+    """Run a race from the command line; returns the exit code.
 
     Args:
-        kind: The race.
-        tables: Its results for people.
-        words: The command line; None: that of this process.
-        module: What is run.
+        kind: The kind of race.
+        tables: Makes tables of its results.
+        words: The arguments; None takes the process's own.
+        module: Name of the module, for the usage line.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Race engines.")
     parser.add_argument("race", type=Path, help="a file like those in benchmarks/peers")
@@ -307,7 +307,7 @@ def main(
         "--record",
         type=Path,
         metavar="FILE",
-        help="keep what is measured there; what it has is not measured again, and tables are of all that it has",
+        help="file of measurements; those in it are not repeated, and tables show all of them",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args(words)

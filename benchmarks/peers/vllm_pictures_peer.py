@@ -1,4 +1,4 @@
-"""vLLM on a CPU as a peer that sees: `vllm serve`, in bfloat16. Loads a checkpoint; `VLLM_*` variables count."""
+"""vLLM on a CPU as a peer with pictures: `vllm serve`, in bfloat16. Loads a checkpoint; `VLLM_*` variables apply."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def opened(options: Options) -> ServedModel:
     }
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return ServedModel(
-        # Without the last flag it encodes the largest picture that there is before it starts: minutes on a CPU.
+        # Without the last flag it encodes the largest possible picture before it starts: minutes on a CPU.
         [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", options.model, *flags, "--skip-mm-profiling"],
         port,
         health="/health",

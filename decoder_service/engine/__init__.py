@@ -1,13 +1,14 @@
-"""Engines: token ids and features in, token ids out. They know nothing of text and nothing of gRPC."""
+"""Engines: token ids and features in, token ids out. They do not depend on text or gRPC."""
 
 import os
 
-# ONNX Runtime reports its use to its makers unless it is told otherwise before it is imported.
+# ONNX Runtime sends telemetry unless it is disabled before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from decoder_service.engine.features import FeatureRows
 from decoder_service.engine.interface import (
     MAX_LOGPROBS,
+    Constraint,
     Engine,
     EngineError,
     EngineEvent,
@@ -25,6 +26,7 @@ from decoder_service.engine.media import Span
 
 __all__ = [
     "MAX_LOGPROBS",
+    "Constraint",
     "Engine",
     "EngineError",
     "EngineEvent",

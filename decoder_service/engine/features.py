@@ -1,4 +1,4 @@
-"""A request's rows of features, which may come one medium after another while its prompt is already read."""
+"""A request's feature rows, which may arrive one medium after another while its prompt is already prefilled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 class FeatureRows:
     """Rows of features in several arrays, in the order of the prompt's media.
 
-    One thread puts arrays, each once; another may read meanwhile, what it knows to be there.
+    One thread puts each array once; another may read the available rows meanwhile.
 
     Args:
         counts: Rows of each array.
@@ -25,7 +25,7 @@ class FeatureRows:
 
     @classmethod
     def of(cls, *arrays: NDArray[np.float32]) -> FeatureRows:
-        """Rows that are all there, float32 [rows, width] each."""
+        """Complete rows, from arrays of float32 [rows, width]."""
         rows = cls(len(array) for array in arrays)
         for index, array in enumerate(arrays):
             rows.put(index, array)
@@ -33,34 +33,34 @@ class FeatureRows:
 
     @property
     def count(self) -> int:
-        """How many rows there will be."""
+        """Number of rows in total."""
         return self._ends[-1]
 
     @property
     def available(self) -> int:
-        """How many there are from the first one on, without a gap."""
+        """Number of rows that have arrived, from the first one on without a gap."""
         gap = next((index for index, array in enumerate(self._arrays) if array is None), len(self._arrays))
         return self._ends[gap]
 
     @property
     def complete(self) -> bool:
-        """Whether all are there."""
+        """Whether all rows have arrived."""
         return self.available == self.count
 
     @property
     def arrays(self) -> tuple[NDArray[np.float32], ...]:
-        """All of them. When `complete`."""
+        """All arrays. Only when `complete`."""
         return tuple(array for array in self._arrays if array is not None)
 
     def when_put(self, tell: Callable[[], None]) -> None:
-        """Have somebody told, in the thread that puts, of each array that comes from now on."""
+        """Call a function for each later array, in the thread that puts it."""
         self._tell = tell
 
     def put(self, index: int, array: NDArray[np.float32]) -> None:
-        """An array comes, float32 [rows, width]. It is not copied, and not to be written to.
+        """Add an array, float32 [rows, width]. It is not copied and must not change afterwards.
 
         Raises:
-            ValueError: It has another number of rows, or has come before.
+            ValueError: It has another number of rows, or was put before.
         """
         expected = self._ends[index + 1] - self._ends[index]
         if len(array) != expected or self._arrays[index] is not None:
@@ -69,11 +69,11 @@ class FeatureRows:
         self._tell()
 
     def rows(self, start: int, stop: int, width: int) -> NDArray[np.float32]:
-        """A piece of them, float32 [stop - start, width].
+        """The rows from `start` to `stop`, float32 [stop - start, width].
 
         Raises:
-            ValueError: One is missing, or has another width, or a number in it is not finite: that would spoil more
-                than this request's answer.
+            ValueError: A row is missing, has another width, or holds a number that is not finite, which would affect
+                other requests of the run.
         """
         found = [np.empty((0, width), np.float32)]
         for array, begin in zip(self._arrays, self._ends, strict=False):

@@ -1,4 +1,4 @@
-"""What every engine does."""
+"""The interface of all engines."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from decoder_service.engine.features import FeatureRows
 from decoder_service.engine.media import Span
 
 MAX_LOGPROBS = 20
-"""Most alternatives that can be asked for beside a token."""
+"""Most alternatives that a request may ask for with each token."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one token is chosen.
+    """Sampling parameters of one request.
 
-    The logits are changed by the penalties, in the order in which they stand here, and by the bias; then divided by
-    `temperature`; of the tokens `top_k` are kept, of these `top_p`, of these `min_p`; one of the rest is drawn.
+    The penalties change the logits in the order given here, then the bias is added, then they are divided by
+    `temperature`. `top_k`, `top_p` and `min_p` then filter the tokens, in this order; one of the rest is sampled.
 
     Attributes:
-        temperature: 0 takes the likeliest token (greedy), and `top_p`, `top_k`, `min_p` and `seed` are of no account.
-        top_p: The likeliest tokens whose probabilities reach this sum; 1 keeps all.
-        top_k: The k likeliest tokens; 0 keeps all.
+        temperature: 0 takes the likeliest token (greedy) and ignores `top_p`, `top_k`, `min_p` and `seed`.
+        top_p: Keeps the likeliest tokens whose probabilities reach this sum; 1 keeps all.
+        top_k: Keeps the k likeliest tokens; 0 keeps all.
         seed: The same seed draws the same tokens from the same logits.
-        min_p: Only tokens at least this many times as probable as the likeliest one; 0 keeps all.
-        repetition_penalty: Logits of tokens of prompt and answer are divided by it where positive, else multiplied, as
-            transformers does; 1 leaves them.
-        presence_penalty: Taken from the logit of each token that the answer has.
-        frequency_penalty: Taken from it once for each time that the answer has it.
+        min_p: Keeps tokens at least this many times as probable as the likeliest one; 0 keeps all.
+        repetition_penalty: Divides positive logits of tokens of prompt and answer, and multiplies negative ones, as
+            transformers does; 1 disables it.
+        presence_penalty: Subtracted from the logit of each token that the answer contains.
+        frequency_penalty: Subtracted from it once for each occurrence.
         logit_bias: Added to the logits of these tokens.
-        logprobs: How many alternatives to report beside each token, 0 to `MAX_LOGPROBS`; None: no log probabilities.
+        logprobs: Number of alternatives to report with each token, 0 to `MAX_LOGPROBS`; None: no log probabilities.
     """
 
     temperature: float = 0.0
@@ -50,13 +50,27 @@ class SamplingParams:
     logprobs: int | None = None
 
 
+class Constraint(Protocol):
+    """Which tokens of one answer may be drawn. Its state moves with every token. For the engine's thread."""
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Tokens that may follow, bool [vocabulary]; at least one. Waits until it is computed.
+
+        Raises:
+            ConstraintError: It can go no further.
+        """
+
+    def advance(self, token: int) -> None:
+        """A token was drawn. Returns at once: what may follow it is computed beside the engine."""
+
+
 class FinishReason(enum.Enum):
     """Why an answer ended."""
 
     STOP = "stop"
-    """One of the stop tokens was drawn; it is the last token."""
+    """One of the stop tokens was sampled; it is the last token."""
     LENGTH = "length"
-    """As many tokens as were asked for."""
+    """`max_new_tokens` tokens were generated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,18 +79,19 @@ class EngineRequest:
 
     Attributes:
         request_id: For logs.
-        token_ids: The prompt, int32 [n], as the graphs take it.
-        positions: Of each token and of the one after them, int64 [axes, n + 1]; an answer goes on from there by one on
-            every axis.
-        features: Rows for the tokens of media, in order, float32 [rows, width] each. One array may come twice. Those
-            that are missing are put there while the engine has the request.
-        media: Which tokens take a row of features, in order. A medium without a key is found in no cache, nor is what
-            follows it.
-        sampling: How tokens are chosen.
-        max_new_tokens: Most tokens to write, at least 1. `n + max_new_tokens` must not pass the context.
+        token_ids: The prompt, int32 [n], as input of the graphs.
+        positions: Positions of each token and of the one after them, int64 [axes, n + 1]; each token of the answer is
+            one further on every axis.
+        features: Feature rows for the media tokens, in order, arrays of float32 [rows, width]. An array may be there
+            twice. Missing ones are put while the engine has the request.
+        media: The spans of tokens that take feature rows, in order. The prefix cache holds nothing from the first
+            medium without a key on.
+        sampling: Sampling parameters.
+        max_new_tokens: Most tokens to generate, at least 1. `n + max_new_tokens` must not exceed the context.
         stop_token_ids: Tokens that end the answer.
-        inputs: What an engine that computes positions itself takes instead of them: arrays by the names of its inputs.
-        report_progress: Ask for `Prefilling` events.
+        inputs: For an engine that computes positions itself: arrays by the names of its inputs.
+        report_progress: Whether to send `Prefilling` events.
+        constraint: Which tokens may be drawn; None: all. Not for every engine (see `EngineInfo.constraints`).
     """
 
     request_id: str
@@ -89,14 +104,15 @@ class EngineRequest:
     stop_token_ids: frozenset[int]
     inputs: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     report_progress: bool = False
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
 class Prefilling:
-    """A part of the prompt has been read. Before `Prefilled`, where the request asks for it; not from every engine.
+    """Progress of the prefill. Before `Prefilled`, if the request asks for it; not sent by every engine.
 
     Attributes:
-        done: Tokens of the prompt that are computed or were found in a cache.
+        done: Tokens of the prompt that are computed or were found in the prefix cache.
         total: Tokens of the prompt.
     """
 
@@ -106,12 +122,12 @@ class Prefilling:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The prompt has been read; the first token follows.
+    """The prefill has finished; the first token follows.
 
     Attributes:
         queue_seconds: From `generate` to the start of the prefill, without waiting for features.
         prefill_seconds: From there to the logits of the last position, without waiting for features.
-        cached_tokens: Tokens of the prompt that needed no computing.
+        cached_tokens: Tokens of the prompt that were found in the prefix cache.
     """
 
     queue_seconds: float
@@ -121,7 +137,7 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token and its log probability, by the model's own logits: before temperature, penalties and bias."""
+    """A token and its log probability by the model's logits, before temperature, penalties and bias."""
 
     token_id: int
     logprob: float
@@ -132,9 +148,9 @@ class TokenDrawn:
     """One more token.
 
     Attributes:
-        token_id: Which.
-        logprob: Its log probability, as in `TokenLogprob`; None where none was asked for.
-        alternatives: The likeliest tokens, likeliest first, as many as were asked for; the one drawn may be among them.
+        token_id: Id of the token.
+        logprob: Its log probability, as in `TokenLogprob`; None if not requested.
+        alternatives: The likeliest tokens, likeliest first, as many as requested; may contain the sampled one.
     """
 
     token_id: int
@@ -154,14 +170,15 @@ EngineEvent = Prefilling | Prefilled | TokenDrawn | EngineFinished
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine is.
+    """Description of an engine.
 
     Attributes:
         name: `batch` or `genai`.
         provider: Execution provider, as in `cpu`.
-        threads: Threads for one operator.
-        slots: How many requests run at once; more wait.
-        max_tokens: Most tokens of one prompt and its answer that its memory holds; None: no limit of its own.
+        threads: Threads per operator.
+        slots: Most requests that run at once; more wait.
+        max_tokens: Most tokens of a prompt and its answer that fit its memory; None: no limit of its own.
+        constraints: Whether it supports a request's constraint.
     """
 
     name: str
@@ -169,6 +186,7 @@ class EngineInfo:
     threads: int
     slots: int
     max_tokens: int | None = None
+    constraints: bool = False
 
 
 class Engine(Protocol):
@@ -176,39 +194,40 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo:
-        """What it is."""
+        """Description of the engine."""
 
     @property
     def ready(self) -> bool:
-        """Whether a request made now would be taken up."""
+        """Whether a new request would be accepted."""
 
     async def start(self, set_ready: Callable[[bool], None]) -> None:
         """Load and warm up. Returns when it is ready.
 
         Args:
-            set_ready: Told, from the event loop, when it ceases to be ready and when it is so again.
+            set_ready: Called on the event loop when the engine stops being ready and when it is ready again.
 
         Raises:
-            EngineError: It cannot.
+            EngineError: It cannot be loaded.
         """
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Continue a prompt: `Prefilled`, tokens, `EngineFinished`.
 
-        The prompt may be read as far as its features are there; one whose features are missing is in nobody's way.
+        The prompt may be prefilled as far as its features have arrived; a request that waits for features does not
+        block others.
 
-        The request takes its place in the queue, first come first served, when the first event is asked for. The queue
-        has no limit of its own; who calls bounds it. Closing the generator (or cancelling who waits on it) takes the
-        request out of the queue, or ends it within one step: a token, or the prefill that is running.
+        The request enters the queue, first come first served, when the first event is awaited. The queue has no limit
+        of its own; the caller bounds it. Closing the generator, or cancelling the task that waits for it, removes the
+        request from the queue, or ends it within one step: a token, or the running prefill.
 
         Raises:
-            ServiceError: UNAVAILABLE where the engine is not ready or was lost while it worked on this request;
-                INTERNAL where this request failed and the engine goes on.
+            ServiceError: UNAVAILABLE if the engine is not ready or fails during this request; INTERNAL if only this
+                request fails.
         """
 
     async def stop(self) -> None:
-        """Give everything back. Requests that are left fail with UNAVAILABLE."""
+        """Stop and free all resources. Unfinished requests fail with UNAVAILABLE."""
 
 
 class EngineError(Exception):
-    """An engine cannot start: one sentence."""
+    """An engine cannot start. The message is one sentence."""

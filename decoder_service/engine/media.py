@@ -1,4 +1,4 @@
-"""Where the media of a prompt lie, and how its tokens and the rows of features correspond."""
+"""The spans of media in a prompt, and how its tokens correspond to feature rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """The tokens of one medium in a prompt, or of one part of it: each takes a row of features, in order.
+    """The tokens of one medium in a prompt, or of a part of it: each takes a feature row, in order.
 
     Attributes:
         start: Its first token.
         stop: The token after its last.
-        shape: What the positions of its tokens depend on, beside their number.
-        key: What names its content exactly: equal keys mean equal features. Empty: nobody knows.
+        shape: What the positions of its tokens depend on, besides their number.
+        key: Identifies its content: equal keys mean equal features. Empty: unknown.
     """
 
     start: int
@@ -24,15 +24,16 @@ class Span:
 
 
 def check_spans(length: int, spans: Sequence[Span], rows: int) -> None:
-    """Check media against their prompt and their features.
+    """Check the spans against the prompt and the features.
 
     Args:
         length: Tokens of the prompt.
         spans: Its media.
-        rows: Rows of features.
+        rows: Number of feature rows.
 
     Raises:
-        ValueError: A medium is empty, out of order or outside the prompt, or there are other rows than tokens of media.
+        ValueError: A span is empty, out of order or outside the prompt, or the number of rows is not that of media
+            tokens.
     """
     place = 0
     for span in spans:
@@ -44,17 +45,17 @@ def check_spans(length: int, spans: Sequence[Span], rows: int) -> None:
 
 
 def rows_before(token: int, spans: Sequence[Span]) -> int:
-    """How many rows of features the tokens before this one take."""
+    """Number of feature rows that the tokens before this one take."""
     return sum(min(max(token - span.start, 0), span.stop - span.start) for span in spans)
 
 
-def readable(length: int, spans: Sequence[Span], rows: int) -> int:
-    """How many tokens of a prompt, from the first on, can be read with so many rows of features.
+def prefillable(length: int, spans: Sequence[Span], rows: int) -> int:
+    """Number of tokens of a prompt, from the first on, that can be prefilled with the first `rows` feature rows.
 
     Args:
         length: Tokens of the prompt.
         spans: Its media.
-        rows: Rows that are there, from the first on.
+        rows: Feature rows that have arrived, from the first on.
     """
     for span in spans:
         size = span.stop - span.start

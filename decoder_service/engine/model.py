@@ -1,4 +1,4 @@
-"""What computes, as those see it who decide what is to be computed."""
+"""The interface between the scheduler and what runs the graphs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Piece:
     """A chunk of one request's prompt.
 
     Attributes:
-        slot: Where the request lies.
-        start: How many of its tokens are computed.
+        slot: Index of the request's slot.
+        start: Number of its computed tokens.
         token_ids: The next ones, int32 [s].
-        features: A row for each media token among them, float32 [f, width].
+        features: The feature rows of the media tokens among them, float32 [f, width].
         positions: int64 [axes, s].
     """
 
@@ -30,11 +30,11 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One token of each of several answers.
+    """A decode step: one token of each of several requests.
 
     Attributes:
-        first_slot: Where the first request lies; the others lie in the slots after it.
-        lengths: How many tokens of each are computed, int64 [n].
+        first_slot: Index of the first request's slot; the others have the slots after it.
+        lengths: Number of computed tokens of each, int64 [n].
         token_ids: The next token of each, int32 [n].
         positions: Its position, the same on every axis, int64 [n].
     """
@@ -47,12 +47,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a request must agree with.
+    """Sizes of the model, against which requests are checked.
 
     Attributes:
-        vocabulary: Token ids that the model knows: those below.
-        feature_width: Numbers in a row of features.
-        axes: Positions of one token.
+        vocabulary: Size of the vocabulary; token ids are below it.
+        feature_width: Width of a feature row.
+        axes: Number of position axes.
     """
 
     vocabulary: int
@@ -61,12 +61,12 @@ class Shape:
 
 
 class Model(Protocol):
-    """Computes on one of its graphs, over keys and values that it keeps."""
+    """Runs graphs over a KV cache."""
 
     def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Compute a step of answers, a chunk, or both in one run.
+        """Run a decode step, a prefill chunk, or both in one run.
 
         Returns:
-            For the caller to keep, float32 [n, vocab]: the logits after each answer's token, in their order, and after
-            them those after the chunk's last token.
+            Logits, float32 [n, vocab], owned by the caller: of each token of the step, in order, then of the chunk's
+            last token.
         """

@@ -1,11 +1,11 @@
-"""Tokens from logits, for all rows of a step at once.
+"""Samples tokens from logits, for all rows of a step at once.
 
-Our own instead of onnxruntime-genai's: with `top_k=0` the nucleus of genai 0.18 is not the one that `top_p` describes
-(of 600 draws 559 lay outside it), and every engine is to draw alike.
+Our own sampler instead of onnxruntime-genai's: with `top_k=0`, genai 0.18 does not sample from the nucleus that `top_p`
+describes (559 of 600 tokens were outside it), and both engines must sample alike.
 
-What a row draws depends on its own logits, parameters and random numbers alone. Candidates stand likeliest first, ties
-by id, and the draw walks down them until it has passed its random share of their weight. So how many candidates are
-looked at changes nothing, and mostly a short head of the vocabulary will do: sorting all of it takes 20 ms.
+The token of a row depends only on its own logits, parameters and random numbers. Candidates are sorted by probability,
+ties by id, and the sampler takes the first whose cumulative weight exceeds a random share of the total. So the number
+of sorted candidates does not change the result, and mostly a few are enough: sorting the whole vocabulary takes 20 ms.
 """
 
 from __future__ import annotations
@@ -17,45 +17,51 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.engine.interface import SamplingParams, TokenDrawn, TokenLogprob
+from decoder_service.engine.interface import Constraint, SamplingParams, TokenDrawn, TokenLogprob
 
-# How many candidates are looked at first, and how many times more where those were not enough.
+# Number of candidates sorted first, and the factor by which it grows if they were not enough.
 _HEAD = 1024
 _GROWTH = 8
 
 
 class Sampler:
-    """The state of one answer: its parameters, its random numbers, and which tokens it has seen.
+    """The sampling state of one request: its parameters, random numbers, and counts of tokens.
 
     Args:
-        params: How its tokens are chosen.
+        params: Sampling parameters.
         prompt: The prompt's tokens, int32 [n], for the repetition penalty.
+        constraint: Which tokens may be drawn; None: all.
     """
 
-    def __init__(self, params: SamplingParams, prompt: NDArray[np.int32]) -> None:
+    def __init__(self, params: SamplingParams, prompt: NDArray[np.int32], constraint: Constraint | None = None) -> None:
         self.params = params
+        self._constraint = constraint
         self._random = np.random.Generator(np.random.PCG64(params.seed))
         self._bias_ids = np.array(list(params.logit_bias), np.intp)
         self._bias = np.array(list(params.logit_bias.values()), np.float32)
-        # Ids seen anywhere, and how often the answer has each: kept only where a penalty asks for it.
+        # Ids of prompt and answer, and counts of those in the answer: kept only if a penalty needs them.
         self._seen = np.unique(prompt).astype(np.intp) if params.repetition_penalty != 1 else np.empty(0, np.intp)
         self._counts: dict[int, int] = {}
 
     @property
     def greedy(self) -> bool:
-        """Whether it takes the likeliest token, whatever the random numbers say."""
+        """Whether it takes the likeliest token."""
         return self.params.temperature == 0 or self.params.top_k == 1
 
     @property
     def adjusts(self) -> bool:
-        """Whether `adjust` does anything."""
+        """Whether `adjust` changes the logits."""
         params = self.params
         return bool(
-            params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty or self._bias.size
+            self._constraint is not None
+            or params.repetition_penalty != 1
+            or params.presence_penalty
+            or params.frequency_penalty
+            or self._bias.size
         )
 
     def adjust(self, logits: NDArray[np.float32]) -> None:
-        """Penalties and bias, in place. `logits`: float32 [vocab]."""
+        """Apply penalties, bias and the constraint's mask in place. `logits`: float32 [vocab]."""
         params = self.params
         if params.repetition_penalty != 1:
             values = logits[self._seen]
@@ -67,6 +73,8 @@ class Sampler:
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
         logits[self._bias_ids] += self._bias
+        if self._constraint is not None:
+            np.copyto(logits, -np.inf, where=~self._constraint.mask())
 
     def share(self) -> float:
         """The next random number, in [0, 1)."""
@@ -74,6 +82,8 @@ class Sampler:
 
     def remember(self, token: int) -> None:
         """Count a token of the answer."""
+        if self._constraint is not None:
+            self._constraint.advance(token)
         if not self.adjusts:
             return
         self._counts[token] = self._counts.get(token, 0) + 1
@@ -83,27 +93,27 @@ class Sampler:
 
 @dataclass(frozen=True)
 class NotDrawn:
-    """A row has no token.
+    """No token could be sampled for a row.
 
     Attributes:
-        why: For the log.
+        why: The reason, for the log.
     """
 
     why: str
 
 
 def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[TokenDrawn | NotDrawn]:
-    """Choose a token for each row, and remember it. A row that fails fails alone.
+    """Sample a token for each row, and count it. A row that fails does not affect others.
 
     Args:
-        samplers: One for each row.
-        logits: float32 [rows, vocab]; penalties are written into it.
+        samplers: The sampler of each row.
+        logits: float32 [rows, vocab]; penalties are applied in place.
 
     Returns:
-        For each row its token, or why it has none: its logits are not finite, from a broken model or broken features,
-        or its sampler raised.
+        For each row its token, or why it has none: its logits are not finite, because of an invalid model or invalid
+        features, or its sampler raised an exception.
     """
-    likeliest = logits.argmax(axis=1)  # of equals the first; NaN counts as greatest
+    likeliest = logits.argmax(axis=1)  # the first of equal ones; NaN counts as greatest
     finite = np.isfinite(np.take_along_axis(logits, likeliest[:, None], axis=1)[:, 0])
     failed = {int(row): NotDrawn("the model's logits are not finite") for row in np.flatnonzero(~finite)}
     reports = {
@@ -115,7 +125,7 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
         if row not in failed and sampler.adjusts:
             try:
                 sampler.adjust(logits[row])
-            except Exception:  # noqa: BLE001  # one request's failure is its own
+            except Exception:  # noqa: BLE001  # a failure of one request must not affect others
                 failed[row] = NotDrawn(traceback.format_exc())
             else:
                 likeliest[row] = logits[row].argmax()
@@ -140,7 +150,7 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
 
 
 class _Report:
-    """Log probabilities of one row, taken before anything is changed in it."""
+    """Log probabilities of one row, computed before its logits are changed."""
 
     def __init__(self, logits: NDArray[np.float32], alternatives: int) -> None:
         greatest = float(logits.max())
@@ -156,7 +166,7 @@ class _Report:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Parameters of the rows that draw, one number for each, and what is computed of whole rows."""
+    """Parameters of the sampled rows as arrays, and values computed over whole rows."""
 
     temperature: NDArray[np.float64]
     top_p: NDArray[np.float64]
@@ -170,13 +180,13 @@ class _Rows:
 
 
 def _sample(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Draw for every row of `logits`, float32 [rows, vocab]; none of `samplers` is greedy."""
+    """Sample every row of `logits`, float32 [rows, vocab]; none of `samplers` is greedy."""
     vocabulary = logits.shape[1]
     params = [sampler.params for sampler in samplers]
     temperature = np.array([p.temperature for p in params])
     top_k = np.array([p.top_k if 0 < p.top_k < vocabulary else vocabulary for p in params])
-    # Without top_k the weight of all tokens is the measure. float64, and relative to the greatest: exp neither
-    # overflows nor makes all of them 0.
+    # Without top_k the total weight of all tokens is needed. float64, and relative to the greatest logit, so that exp
+    # neither overflows nor underflows for all of them.
     total = np.full(len(params), np.nan)
     for row in np.flatnonzero(top_k == vocabulary):
         shifted = (logits[row].astype(np.float64) - float(logits[row].max())) / temperature[row]
@@ -201,10 +211,10 @@ def _sample(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> NDArray
 
 
 def _walk(rows: _Rows, logits: NDArray[np.float32], size: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Draw from the `size` likeliest tokens of each row.
+    """Sample from the `size` likeliest tokens of each row.
 
     Returns:
-        The tokens, and whether those looked at were enough to say so.
+        The tokens, and whether `size` candidates were enough to determine each.
     """
     ids = _likeliest(logits, size)
     kept = np.take_along_axis(logits, ids, axis=1).astype(np.float64)
@@ -212,13 +222,13 @@ def _walk(rows: _Rows, logits: NDArray[np.float32], size: int) -> tuple[NDArray[
     weights[np.arange(size)[None] >= rows.top_k[:, None]] = 0
     cumulative = np.cumsum(weights, axis=1)
     total = np.where(np.isnan(rows.total), cumulative[:, -1], rows.total)
-    # A token is kept while those ahead of it have not reached top_p; the likeliest always is.
+    # A token is kept while the tokens before it have not reached top_p; the likeliest always is.
     ahead = cumulative - weights
     inside = (ahead < (rows.top_p * total)[:, None]) & (weights >= rows.min_p[:, None]) & (weights > 0)
     inside[:, 0] = True
     count = inside.sum(axis=1)
     last = cumulative[np.arange(len(ids)), count - 1]
-    # Where something is cut off within those looked at, or top_k is, the weight of what is kept is known.
+    # If the cut is within the candidates, or top_k is, the weight of the kept tokens is known.
     cut = count < np.minimum(size, rows.top_k)
     complete = cut | (size >= rows.top_k)
     kept_weight = np.where(cut, last, total)
@@ -234,7 +244,7 @@ def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     vocabulary = logits.shape[1]
     if count >= vocabulary:
         return np.argsort(-logits, axis=1, kind="stable")
-    # Of those equal to the least of them a partition takes any; the ones with the least ids are wanted.
+    # A partition takes any of the tokens equal to the least kept one; take those with the smallest ids.
     least = np.partition(logits, vocabulary - count, axis=1)[:, vocabulary - count]
     ids = np.empty((len(logits), count), np.intp)
     for row, bound in enumerate(least):

@@ -1,4 +1,4 @@
-"""What both engines do around what they compute: start, tell whether they are ready, come back, hand events over."""
+"""Common to both engines: start, readiness, restart after a failure, and delivery of events."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LAST_BACKOFF_SECONDS = 30.0
 
 
 def not_ready(retry_after: float = 1.0) -> ServiceError:
-    """What a request gets while no engine is there."""
+    """The error of a request while no engine is ready."""
     return unavailable(Reason.ENGINE_NOT_READY, "the engine is being started again", retry_after=retry_after)
 
 
 def failed() -> ServiceError:
-    """What a request gets that failed by itself."""
-    return failure(Reason.ENGINE_FAILED, "the engine failed on this request; the log says more")
+    """The error of a request that failed by itself."""
+    return failure(Reason.ENGINE_FAILED, "the engine failed on this request; the log has the details")
 
 
 async def events_of(queue: asyncio.Queue[EngineEvent | ServiceError]) -> AsyncGenerator[EngineEvent, None]:
-    """A request's events up to the last one. An error among them is raised."""
+    """Yield a request's events up to the last one. An error among them is raised."""
     while True:
         event = await queue.get()
         if isinstance(event, ServiceError):
@@ -39,12 +39,12 @@ async def events_of(queue: asyncio.Queue[EngineEvent | ServiceError]) -> AsyncGe
 
 
 class Supervisor:
-    """Loads what computes, and loads it anew when it is lost, ever more slowly. Belongs to one event loop.
+    """Loads an engine, and reloads it after a failure with growing delays. Belongs to one event loop.
 
     Args:
-        load: Loads it. Raises EngineError where it cannot.
-        on_ready: Told each time when it is ready.
-        on_failure: Told each time when it could not be loaded again.
+        load: Loads the engine. Raises EngineError if it cannot be loaded.
+        on_ready: Called each time the engine is ready.
+        on_failure: Called each time a reload fails.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class Supervisor:
         self._set_ready: Callable[[bool], None] = lambda _: None
         self._reviving: asyncio.Task[None] | None = None
         self.ready = False
-        """Whether a request made now would be taken up."""
+        """Whether a new request would be accepted."""
         self.stopping = False
-        """Whether it is not to come back."""
+        """Whether `stop` was called."""
         self.backoff = FIRST_BACKOFF_SECONDS
-        """Seconds to the next try."""
+        """Seconds until the next try."""
 
     async def start(self, set_ready: Callable[[bool], None]) -> None:
-        """Load it for the first time.
+        """Load the engine for the first time.
 
         Args:
-            set_ready: Told of later changes.
+            set_ready: Called with later changes of readiness.
 
         Raises:
             EngineError: It cannot be loaded.
@@ -84,19 +84,19 @@ class Supervisor:
         self._on_ready()
 
     def proven(self) -> None:
-        """It works: the next loss begins with the shortest wait."""
+        """Reset the delay: the engine works."""
         self.backoff = FIRST_BACKOFF_SECONDS
 
     def unready(self) -> None:
-        """It is lost: no more requests."""
+        """Mark the engine as failed: new requests are refused."""
         self.ready = False
         self._set_ready(False)
 
     def revive(self, clean_up: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Load it until it loads, in the background.
+        """Reload the engine in the background until it succeeds.
 
         Args:
-            clean_up: To be done before.
+            clean_up: Awaited before the first try.
         """
         self._reviving = asyncio.get_running_loop().create_task(self._revive(clean_up))
 
@@ -116,7 +116,7 @@ class Supervisor:
                 return
 
     async def stop(self) -> None:
-        """Take no more requests, and do not come back."""
+        """Refuse new requests, and end reloads."""
         self.stopping = True
         self.ready = False
         if self._reviving is not None:

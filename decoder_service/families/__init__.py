@@ -1,1 +1,1 @@
-"""What the decoder service knows of a model family: how its prompts are laid out."""
+"""The parts of the decoder service that depend on the model family: layout and positions of prompts."""

@@ -1,4 +1,4 @@
-"""What the decoder service asks of a model family."""
+"""The interface of a model family in the decoder service."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from decoder_service.chat import Layout, MediaKind
 from decoder_service.engine import Span
 
 Encode = Callable[[str], Sequence[int]]
-"""Token ids of a text, without any that the tokenizer would add."""
+"""Function that returns the token ids of a text, without special tokens that the tokenizer adds."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A prompt, laid out.
+    """A complete prompt.
 
     Attributes:
-        token_ids: As transformers' processor gives them.
-        engine_token_ids: The same as the graphs take them, int32 [n].
-        positions: Of each token and of the one after them, int64 [axes, n + 1].
-        media: Where the rows of features go, in order.
-        inputs: What a whole model beside the graphs takes of this family; see `EngineRequest.inputs`.
-        media_tokens: How many of the tokens are rows of features.
+        token_ids: Token ids as transformers' processor returns them.
+        engine_token_ids: Token ids as input of the graphs, int32 [n].
+        positions: Positions of each token and of the one after them, int64 [axes, n + 1].
+        media: The spans of tokens that take feature rows, in order.
+        inputs: Inputs for an engine that computes positions itself; see `EngineRequest.inputs`.
+        media_tokens: Number of tokens that take feature rows.
     """
 
     token_ids: tuple[int, ...]
@@ -38,31 +38,31 @@ class Prompt:
 
 
 class Family(Protocol):
-    """Lays out prompts of one model family. Pure, and safe to call from several threads."""
+    """Lays out prompts of one model family. Without side effects; safe to call from several threads."""
 
     @property
     def placeholders(self) -> Mapping[int, MediaKind]:
-        """The tokens of which the chat template writes one for each medium."""
+        """The placeholder tokens, of which the chat template writes one for each medium."""
 
     def length(self, layout: Layout, encode: Encode) -> int:
-        """Tokens that a medium takes in the place of its placeholder.
+        """Number of tokens that replace a medium's placeholder.
 
         Args:
-            layout: Of the medium.
-            encode: Tokenizes text that the family writes itself.
+            layout: Layout of the medium.
+            encode: Tokenizes text that the family inserts.
         """
 
     def lay_out(
         self, token_ids: Sequence[int], layouts: Sequence[Layout], encode: Encode, keys: Sequence[str] = ()
     ) -> Prompt:
-        """Give every medium its tokens, and every token its position.
+        """Replace each placeholder by the medium's tokens, and compute the position of each token.
 
         Args:
             token_ids: The conversation, with one placeholder for each medium.
             layouts: One for each medium, in order.
-            encode: Tokenizes text that the family writes itself.
-            keys: What names the features of each medium exactly, in order; none: nobody knows.
+            encode: Tokenizes text that the family inserts.
+            keys: Key of each medium's features, in order; empty if unknown.
 
         Raises:
-            ValueError: A layout does not agree with itself, or there are not as many as placeholders.
+            ValueError: A layout is inconsistent, or the number of layouts is not that of placeholders.
         """

@@ -1,4 +1,4 @@
-"""The model families that the decoder service knows, by the name that a bundle has for them."""
+"""The model families of the decoder service, by their names in bundles."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _FAMILIES: dict[str, Callable[[Bundle], Family]] = {
 
 
 def family_of(bundle: Bundle) -> Family:
-    """The family of a bundle's model.
+    """Make the family of a bundle's model.
 
     Raises:
-        ValueError: It is not known here.
+        ValueError: The decoder service does not support it.
     """
     make = _FAMILIES.get(bundle.model.family)
     if make is None:

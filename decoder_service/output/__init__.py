@@ -1,1 +1,1 @@
-"""From tokens to what the client sees."""
+"""From tokens to the deltas that are sent."""

@@ -1,4 +1,4 @@
-"""From token ids to text, as they come: whole characters only."""
+"""Incremental detokenization, in whole characters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 
 def _byte_of_letter() -> dict[str, int]:
-    """The letters with which byte-level BPE writes the 256 bytes: printable ones as themselves, others from U+0100."""
+    """The letters that byte-level BPE uses for the 256 bytes: printable ones as themselves, others from U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]
@@ -19,7 +19,7 @@ _BYTE_OF_LETTER = _byte_of_letter()
 
 
 class TokenBytes:
-    """The bytes of every token of a byte-level BPE tokenizer, looked up when they are first asked for.
+    """The bytes of the tokens of a byte-level BPE tokenizer, computed at first use.
 
     Args:
         tokenizer: The tokenizer.
@@ -33,7 +33,7 @@ class TokenBytes:
         }
 
     def __getitem__(self, token_id: int) -> bytes:
-        """Bytes of a token. None for special tokens and for ids that the model has and the tokenizer does not."""
+        """Bytes of a token. None for special tokens and for ids that are not in the tokenizer."""
         known = self._known.get(token_id)
         if known is None:
             letters = self._tokenizer.id_to_token(token_id) or ""
@@ -42,7 +42,7 @@ class TokenBytes:
         return known
 
     def text(self, token_id: int) -> str:
-        """A token by itself: its text, a control token's name, or nothing where its bytes are no whole characters."""
+        """Text of a single token; a control token's name; empty if its bytes are not whole characters."""
         raw = self[token_id]
         if not raw:
             return self._tokenizer.id_to_token(token_id) or ""
@@ -53,7 +53,7 @@ class TokenBytes:
 
 
 class Detokenizer:
-    """Text of one answer. Bytes that are no UTF-8 become U+FFFD, as in `Tokenizer.decode`.
+    """Text of one answer. Bytes that are not UTF-8 become U+FFFD, as in `Tokenizer.decode`.
 
     Args:
         tokens: Bytes of the tokens.
@@ -68,5 +68,5 @@ class Detokenizer:
         return self._decoder.decode(self._tokens[token_id])
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed."""
+        """The rest at the end: U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""Log probabilities as they are told: tokens with their text."""
+"""Log probabilities with the text of their tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ScoredToken:
 
     Attributes:
         token_id: The token.
-        text: Its text; the name of a control token; empty where its bytes are no whole characters.
+        text: Its text; the name of a control token; empty if its bytes are not whole characters.
         raw: Its bytes in the answer; none for a control token.
         logprob: Natural logarithm of its probability.
     """
@@ -27,17 +27,17 @@ class ScoredToken:
 
 @dataclass(frozen=True)
 class Position:
-    """The token that was drawn, and the likeliest ones, most likely first."""
+    """The sampled token, and the likeliest ones, most likely first."""
 
     chosen: ScoredToken
     top: tuple[ScoredToken, ...]
 
 
 def positions(drawn: TokenDrawn, tokens: TokenBytes) -> tuple[Position, ...]:
-    """One position for the token that was drawn; none where its log probability was not asked for.
+    """One position for the sampled token; none if its log probability was not requested.
 
     Args:
-        drawn: What the engine says.
+        drawn: The engine's event.
         tokens: Bytes and names of the tokens.
     """
     if drawn.logprob is None:

@@ -1,8 +1,8 @@
-"""What the client is shown of an answer: tokens, then text, then text without stop strings, then events.
+"""The output pipeline of an answer: tokens, text, text without stop strings, events.
 
     TokenDrawn ──▶ Detokenizer ──▶ StopStrings ──▶ Delta
 
-A parser of tool calls or of reasoning is a stage after the stop strings: it turns text into events of its own.
+A parser of tool calls or of reasoning is a stage after the stop strings: it turns text into its own events.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from decoder_service.output.stop_strings import StopStrings
 
 @dataclass(frozen=True)
 class Delta:
-    """More of the answer: whole characters, and the tokens drawn since the last delta.
+    """More of the answer: whole characters, and the tokens sampled since the last delta.
 
-    The two need not meet: text that is held back comes with a later token, or with none.
+    Text and tokens need not correspond: withheld text is sent with a later token, or with none.
 
     Attributes:
         text: Whole characters.
         token_ids: Tokens.
-        logprobs: One for each of the tokens, where they were asked for.
+        logprobs: One for each of the tokens, if requested.
     """
 
     text: str
@@ -34,11 +34,11 @@ class Delta:
 
 
 class Output:
-    """One answer.
+    """The pipeline of one answer.
 
     Args:
         tokens: Bytes of the tokens.
-        end_tokens: Tokens that end the turn; they are no text.
+        end_tokens: Tokens that end the turn; they produce no text.
         stop: Strings before which the answer ends.
     """
 
@@ -50,16 +50,16 @@ class Output:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has come. Nothing may be pushed after."""
+        """Whether a stop string was found. Nothing may be pushed afterwards."""
         return self._stops.hit
 
     def push(self, drawn: TokenDrawn) -> Iterator[Delta]:
-        """What can be told after one more token."""
+        """Add a token, and yield the delta that can be sent."""
         text = self._detokenizer.push(drawn.token_id) if drawn.token_id not in self._end_tokens else ""
         yield Delta(self._stops.push(text), (drawn.token_id,), positions(drawn, self._tokens))
 
     def finish(self) -> Iterator[Delta]:
-        """What was held back, now that no token follows. To be called once, stopped or not."""
+        """Yield the withheld text at the end. To be called once, stopped or not."""
         if self.stopped:
             return
         text = self._stops.push(self._detokenizer.flush())

@@ -1,4 +1,4 @@
-"""Ends an answer before a stop string: none of it is ever shown."""
+"""Ends an answer before a stop string, no part of which is sent."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Ends an answer before the stop string that is complete first, and holds back what may be the beginning of one.
+    """Ends an answer before the first complete stop string, and withholds text that may be the beginning of one.
 
-    The result does not depend on how the text is cut into pieces.
+    The result does not depend on how the text is split.
 
     Args:
         stops: The strings, none of them empty.
@@ -18,10 +18,10 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self.hit = False
-        """Whether a stop string has come. Nothing may be pushed after."""
+        """Whether a stop string was found. Nothing may be pushed afterwards."""
 
     def push(self, text: str) -> str:
-        """The text that may be shown now."""
+        """Add text, and return the text that may be sent."""
         if not self._stops:
             return text
         text = self._held + text
@@ -36,13 +36,13 @@ class StopStrings:
         return text[:shown]
 
     def flush(self) -> str:
-        """What was held back, now that nothing follows."""
+        """The withheld text at the end."""
         held, self._held = self._held, ""
         return held
 
     @staticmethod
     def _beginning(text: str, stop: str) -> int:
-        """Length of the longest end of `text` that is a beginning of `stop`."""
+        """Length of the longest suffix of `text` that is a prefix of `stop`."""
         for length in range(min(len(stop) - 1, len(text)), 0, -1):
             if text.endswith(stop[:length]):
                 return length

@@ -1,1 +1,1 @@
-"""One request, from its opening to its last event."""
+"""The life of one request, from its opening to its last event."""

@@ -1,4 +1,4 @@
-"""What one request may take, and all of them together."""
+"""Limits of one request, and admission under the limits of all requests together."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _WEIGHT = 0.2
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may take.
+    """Limits of one request.
 
     Attributes:
         context_length: Most tokens of a prompt and its answer.
-        default_max_tokens: Length of an answer where the request names none.
+        default_max_tokens: Most tokens of an answer if the request does not set it.
         max_prompt_media: Images and videos in one conversation.
         max_text_bytes: Text of one conversation, in UTF-8 bytes.
         max_feature_bytes: Features, in bytes of float32.
-        media_timeout: Seconds to wait for all features.
+        media_timeout: Seconds to wait for the next message about features.
     """
 
     context_length: int
@@ -37,31 +37,31 @@ class Limits:
 
 
 class Place:
-    """What one request has been granted."""
+    """The admission of one request: its place, and its bytes of features."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._bytes = 0
 
     def hold_bytes(self, count: int) -> None:
-        """Change what its features take to `count` bytes.
+        """Change the bytes held for its features to `count`.
 
         Raises:
-            ServiceError: RESOURCE_EXHAUSTED where all requests together would take too much.
+            ServiceError: RESOURCE_EXHAUSTED if all requests together would exceed the limit.
         """
         self._admission.add_bytes(count - self._bytes)
         self._bytes = count
 
 
 class Admission:
-    """Lets so many requests in, and so many bytes of features; the rest are refused with a time to come again.
+    """Admits a limited number of requests and bytes of features, and refuses others with a retry delay.
 
-    A request holds its place from its opening to its end, also while it waits for features.
+    A request holds its place from its opening to its end, including the time in which it waits for features.
 
     Args:
-        places: How many requests may be inside.
-        running: How many of them the engine works on at once.
-        max_bytes: How many bytes of features they may hold together.
+        places: Most admitted requests.
+        running: Most requests that the engine processes at once.
+        max_bytes: Most bytes of features of all requests together.
     """
 
     def __init__(self, places: int, *, running: int, max_bytes: int) -> None:
@@ -74,24 +74,24 @@ class Admission:
 
     @property
     def inside(self) -> int:
-        """How many requests are inside."""
+        """Number of admitted requests."""
         return self._inside
 
     @property
     def held_bytes(self) -> int:
-        """How many bytes of features they hold."""
+        """Bytes of features that they hold."""
         return self._bytes
 
     def _retry_after(self) -> float:
-        # About when the next of those inside will have gone.
+        # The expected time until the next admitted request ends.
         return min(max(self._mean_seconds / self._running, _SHORTEST_RETRY), _LONGEST_RETRY)
 
     @contextlib.contextmanager
     def enter(self) -> Iterator[Place]:
-        """Take a place for as long as the block runs.
+        """Hold a place while the block runs.
 
         Raises:
-            ServiceError: RESOURCE_EXHAUSTED where there is none.
+            ServiceError: RESOURCE_EXHAUSTED if there is no free place.
         """
         if self._inside >= self._places:
             raise overloaded(
@@ -110,10 +110,10 @@ class Admission:
             self._mean_seconds += _WEIGHT * (time.monotonic() - entered - self._mean_seconds)
 
     def add_bytes(self, count: int) -> None:
-        """Take bytes, or give them back where `count` is negative.
+        """Reserve bytes, or release them if `count` is negative.
 
         Raises:
-            ServiceError: RESOURCE_EXHAUSTED where there are not so many.
+            ServiceError: RESOURCE_EXHAUSTED if there are not enough.
         """
         if count > 0 and self._bytes + count > self._max_bytes:
             raise overloaded(
@@ -126,19 +126,19 @@ class Admission:
 
 
 def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
-    """Check that prompt and answer fit the context.
+    """Check that prompt and answer fit in the context.
 
     Args:
-        prompt_tokens: Tokens of the prompt, as far as they are known.
-        max_tokens: Length of the answer, where the request names it.
+        prompt_tokens: Tokens of the prompt that are known so far.
+        max_tokens: Most tokens of the answer, if the request sets it.
         context_length: Most tokens of both.
 
     Returns:
-        The tokens that the context leaves free.
+        The free tokens of the context.
 
     Raises:
-        ServiceError: RESOURCE_EXHAUSTED for `messages` where no token is free; INVALID_ARGUMENT for
-            `generation.max_tokens` where more are asked for than are free.
+        ServiceError: RESOURCE_EXHAUSTED for `messages` if no token is free; INVALID_ARGUMENT for
+            `generation.max_tokens` if it is more than the free tokens.
     """
     free = context_length - prompt_tokens
     if free < 1:

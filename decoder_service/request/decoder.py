@@ -1,4 +1,4 @@
-"""What is loaded, and what can be done with it that needs no stream."""
+"""The loaded model, and the operations on it that need no stream."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from decoder_service.chat import Layout, Message
 from decoder_service.engine import Engine
+from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
 from decoder_service.request.admission import Admission, Limits, check_room
 from decoder_service.request.feature_store import FeatureStore
@@ -17,17 +18,17 @@ from decoder_service.request.prompt import PromptBuilder
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a request is checked against.
+    """The properties of the model against which requests are checked.
 
     Attributes:
         id: The model's name.
         family: The name of its family.
-        precision: Of the decoder's weights.
+        precision: Precision of the decoder's weights.
         merge_size: Patches along one edge of a token.
-        feature_width: Numbers in a row of features.
-        encoder_fingerprint: Of the encoder whose features it was trained with.
+        feature_width: Width of a feature row.
+        encoder_fingerprint: Fingerprint of the encoder whose features it was trained with.
         end_tokens: Tokens that end a turn.
-        vocab_size: Token ids that it knows: those below.
+        vocab_size: Size of the vocabulary; token ids are below it.
     """
 
     id: str
@@ -42,7 +43,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Decoder:
-    """All that answering takes."""
+    """The loaded model with all that requests share."""
 
     model: ModelFacts
     prompts: PromptBuilder
@@ -52,6 +53,7 @@ class Decoder:
     limits: Limits
     defaults: GenerationDefaults
     features: FeatureStore
+    constraints: Constraints
 
     async def count(self, messages: Sequence[Message], layouts: Sequence[Layout], *, ids: bool) -> PromptCount:
         """Count the tokens of a prompt, which may be longer than the context.
@@ -59,7 +61,7 @@ class Decoder:
         Args:
             messages: The conversation.
             layouts: One for each medium, in order.
-            ids: Whether the ids are wanted, too; then it must fit.
+            ids: Whether to return the ids; then the prompt must fit.
 
         Raises:
             ServiceError: The template refuses the conversation, or it does not fit.
@@ -80,8 +82,8 @@ class PromptCount:
 
     Attributes:
         prompt_tokens: All tokens.
-        media_tokens: Rows of features among them.
-        token_ids: The ids, where they were asked for.
+        media_tokens: Tokens of media among them.
+        token_ids: The ids, if requested.
     """
 
     prompt_tokens: int

@@ -1,4 +1,4 @@
-"""Features of media that were asked about lately, so that a second question about a picture costs no encode."""
+"""Cache of recently used features, so that a second question about a picture needs no encoding."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from vlm.v1 import tensor_pb2
 
 
 def media_key(medium: Medium, encoder: str) -> str:
-    """Name a feature map by all that it depends on: equal keys mean equal features.
+    """The cache key of a medium's features: equal keys mean equal features.
 
     Args:
-        medium: The file, by its digest, what it was taken for, and how it became pixels.
-        encoder: Which encoder made the features, as `encoder_name`.
+        medium: Kind, digest and preprocessing options.
+        encoder: Name of the encoder, from `encoder_name`.
     """
     named = (medium.kind.value, medium.digest, medium.options.hex(), encoder)
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
 def encoder_name(fingerprint: str, dtype: tensor_pb2.DataType.ValueType) -> str:
-    """Name an encoder by its weights and the type that it computes in.
+    """The name of an encoder, from its weights and the type in which it computes.
 
     Args:
-        fingerprint: Of the weights.
-        dtype: The type; unspecified where the caller does not tell.
+        fingerprint: Fingerprint of the weights.
+        dtype: The type; unspecified if the caller does not know it.
     """
     return f"{fingerprint}:{dtype}"
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """The features of one medium, whole.
+    """The complete features of one medium.
 
     Attributes:
-        layout: Its place in a prompt.
-        prompt_tokens: Tokens that it takes there.
-        rows: float32 [layout.token_count, width], not to be written to.
+        layout: Its layout.
+        prompt_tokens: Number of its tokens in the prompt.
+        rows: float32 [layout.token_count, width]; must not be changed.
     """
 
     layout: Layout
@@ -50,10 +50,10 @@ class Features:
 
 
 class FeatureStore(Recent[str, Features]):
-    """Keeps the features that were used last. Belongs to one event loop.
+    """LRU cache of features. Belongs to one event loop.
 
     Args:
-        max_bytes: Most bytes of all rows together; 0 keeps nothing.
+        max_bytes: Most bytes of all rows together; 0 disables the cache.
     """
 
     def __init__(self, max_bytes: int) -> None:

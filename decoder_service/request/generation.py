@@ -1,4 +1,4 @@
-"""How an answer is drawn, and what the checkpoint says where the request is silent."""
+"""Generation options of a request, and the checkpoint's defaults."""
 
 from __future__ import annotations
 
@@ -8,45 +8,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decoder_service.engine import SamplingParams
+from decoder_service.output.constraint import Form
 
 MAX_TEMPERATURE = 2.0
-MAX_TOP_K = 1024
-MAX_SEED = (1 << 31) - 1
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256
 MAX_PENALTY = 2.0
 MAX_LOGIT_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
+MAX_FORM_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How one answer is drawn.
+    """Checked generation options of one request.
 
     Attributes:
-        sampling: How a token is chosen.
-        max_tokens: Most tokens to write; None takes the server's default, cut to what the context leaves free.
+        sampling: Sampling parameters.
+        max_tokens: Most tokens to generate; None: the server's default, at most the free tokens of the context.
         stop: Strings before which the answer ends.
         return_prompt_token_ids: Whether the client wants the prompt's ids.
+        form: The form that the answer must have, if any.
     """
 
     sampling: SamplingParams
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     return_prompt_token_ids: bool = False
+    form: Form | None = None
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What generation_config.json of the checkpoint says of sampling.
+    """Sampling defaults from the checkpoint's generation_config.json.
 
-    Its temperature is not among them: an answer is greedy unless the request asks for another.
+    Its temperature is not used: sampling is greedy unless the request sets a temperature.
 
     Attributes:
         top_p: The checkpoint's, else 1.
         top_k: The checkpoint's, else 0.
         min_p: The checkpoint's, else 0.
-        repetition_penalty: The checkpoint's, else 1. It is applied to greedy answers, too, as transformers does.
+        repetition_penalty: The checkpoint's, else 1. It also applies to greedy sampling, as in transformers.
     """
 
     top_p: float = 1.0
@@ -56,7 +58,7 @@ class GenerationDefaults:
 
     @classmethod
     def load(cls, path: Path) -> GenerationDefaults:
-        """Read generation_config.json; a file that is not there says nothing.
+        """Read generation_config.json; a missing file gives the fixed defaults.
 
         Raises:
             ValueError: A value is out of range, or the file is not JSON.

@@ -24,7 +24,7 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True, eq=False)
 class _Arrival:
-    """One medium's features, on their way."""
+    """Features of one medium that are being received."""
 
     layout: Layout
     prompt_tokens: int
@@ -32,24 +32,24 @@ class _Arrival:
 
 
 class FeatureIntake:
-    """Takes in headers and chunks of the media that are needed, in any interleaving. Belongs to one event loop.
+    """Receives headers and chunks of the needed media, in any interleaving. Belongs to one event loop.
 
-    A medium whose last byte has come is whole: it goes to the engine and into the store at once. Should a header come
-    for it again, because whoever sent it could not tell, what follows is passed over: it has the same content.
+    A medium whose last byte has arrived is passed to the engine and to the feature store at once. If its header arrives
+    again, because the sender could not know that, the repeated chunks are ignored: they have the same content.
 
-    Media whose features the decoder has kept are not needed. Their bytes are counted as if they had been sent: the
-    store may drop them while this request still holds them.
+    Media whose features are in the store are not needed. Their bytes are counted as if they had been sent: the store
+    may evict them while this request still holds them.
 
     Args:
         decoder: What is loaded.
         rendered: The conversation.
-        encoder_dtype: Type that the encoder computes in, as `Opening.encoder_dtype`.
-        max_tokens: Length of the answer, where the request names it.
-        place: What the request has been granted; bytes are taken from it.
+        encoder_dtype: Type in which the encoder computes, as in `Opening.encoder_dtype`.
+        max_tokens: Most tokens of the answer, if the request sets it.
+        place: The request's admission, which counts the bytes.
 
     Raises:
-        ServiceError: RESOURCE_EXHAUSTED or INVALID_ARGUMENT where what is known already does not fit the context or
-            the memory.
+        ServiceError: RESOURCE_EXHAUSTED or INVALID_ARGUMENT if the prompt as known so far does not fit in the context
+            or the memory.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FeatureIntake:
         self._place = place
         distinct = first_of_each(rendered.media)
         self.encoder = encoder_name(decoder.model.encoder_fingerprint, encoder_dtype)
-        """Which encoder the features come from, as `feature_store.encoder_name`."""
+        """The encoder of the features, from `feature_store.encoder_name`."""
         self._keys = {index: media_key(rendered.media[index], self.encoder) for index in distinct}
         self._kept = {
             index: features for index, key in self._keys.items() if (features := decoder.features.get(key)) is not None
@@ -75,9 +75,9 @@ class FeatureIntake:
         self.needed = tuple(index for index in distinct if index not in self._kept)
         """Indices of the media to send, each distinct medium once."""
         self._arrivals: dict[int, _Arrival] = {}
-        self._again: set[int] = set()  # whole media that are being sent once more
-        self._fixed: tuple[Layout, ...] | None = None  # once the prompt is laid out
-        self._rows: FeatureRows | None = None  # from then on
+        self._again: set[int] = set()  # complete media that are being sent again
+        self._fixed: tuple[Layout, ...] | None = None  # set when the prompt is laid out
+        self._rows: FeatureRows | None = None  # likewise
         self._check_room()
         if self._kept:
             self._hold("messages")
@@ -89,16 +89,16 @@ class FeatureIntake:
 
     @property
     def complete(self) -> bool:
-        """Whether all features have come."""
+        """Whether all features have arrived."""
         return not self.missing
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The media whose features have not all come."""
+        """Indices of the media whose features are incomplete."""
         return tuple(i for i in self.needed if i not in self._kept)
 
     async def header(self, index: int, header: vision_pb2.EncodeHeader) -> None:
-        """The features of a medium begin, or begin anew.
+        """Handle a header: the features of a medium start, or start again.
 
         Raises:
             ServiceError: It does not fit the medium, the model, the context or the memory.
@@ -107,7 +107,7 @@ class FeatureIntake:
         if index in self._kept:
             self._again.add(index)
             return
-        # The old features go first: were they kept, a restart would need room for both.
+        # Release the old features first: otherwise a restart would need room for both.
         self._arrivals.pop(index, None)
         model = self._decoder.model
         if header.encoder_fingerprint != model.encoder_fingerprint:
@@ -132,7 +132,7 @@ class FeatureIntake:
         )
         if self._fixed is not None and layout not in self._fixed:
             raise invalid("header.layout", "is not the one that the prompt was laid out with")
-        # Before a video's times are tokenized: its rows alone may be too many.
+        # Before the timestamps of a video are tokenized: its feature rows alone may be too many.
         self._check_room(index, layout.token_count)
         tokens = layout.token_count
         if layout.medium.kind is MediaKind.VIDEO:
@@ -146,10 +146,10 @@ class FeatureIntake:
         self._arrivals[index] = _Arrival(layout, tokens, tensor)
 
     async def chunk(self, index: int, chunk: tensor_pb2.TensorChunk) -> None:
-        """The features of a medium go on.
+        """Handle a chunk of features.
 
         Raises:
-            ServiceError: No header came before, or it leaves a gap or runs over the end.
+            ServiceError: There was no header, or the chunk leaves a gap or exceeds the size.
         """
         self._check_index("chunk.media_index", index)
         if index in self._again:
@@ -164,16 +164,16 @@ class FeatureIntake:
             await self._keep(index, arrival)
 
     def layouts(self) -> tuple[Layout, ...]:
-        """A layout for each medium of the conversation, in order. When `laid_out`; from then on they are fixed."""
+        """The layout of each medium of the conversation, in order. Only when `laid_out`; fixes the layouts."""
         if self._fixed is None:
             by_medium = {known.layout.medium: known.layout for known in self._known.values()}
             self._fixed = tuple(by_medium[medium] for medium in self._rendered.media)
         return self._fixed
 
     def rows(self) -> FeatureRows:
-        """Features of each medium of the conversation, in order: those that are there, and the others as they come.
+        """Features of each medium of the conversation, in order; missing ones are added when they arrive.
 
-        When `laid_out`.
+        Only when `laid_out`.
         """
         if self._rows is None:
             self._rows = FeatureRows(layout.token_count for layout in self.layouts())
@@ -182,8 +182,8 @@ class FeatureIntake:
         return self._rows
 
     async def _keep(self, index: int, arrival: _Arrival) -> None:
-        """The last byte of a medium has come."""
-        rows = await asyncio.to_thread(arrival.tensor.array)  # it may have to convert them
+        """Handle the last byte of a medium."""
+        rows = await asyncio.to_thread(arrival.tensor.array)  # may convert the type
         rows.flags.writeable = False
         features = Features(arrival.layout, arrival.prompt_tokens, rows)
         del self._arrivals[index]
@@ -192,7 +192,7 @@ class FeatureIntake:
         self._hand_over(features)
 
     def _hand_over(self, features: Features) -> None:
-        """Give the engine a medium's features, wherever in the conversation it is."""
+        """Pass a medium's features to the engine, for each of its occurrences in the conversation."""
         if self._rows is not None:
             for place, medium in enumerate(self._rendered.media):
                 if medium == features.layout.medium:
@@ -200,11 +200,11 @@ class FeatureIntake:
 
     @property
     def _known(self) -> dict[int, Features | _Arrival]:
-        """The media whose layout is known."""
+        """The media whose layout is known, by index."""
         return {**self._kept, **self._arrivals}
 
     def _hold(self, path: str, more: int = 0) -> None:
-        """Take the bytes of all features that are known, and of so many rows more."""
+        """Reserve the bytes of all known features, and of `more` further rows."""
         rows = more + sum(known.layout.token_count for known in self._known.values())
         size = rows * self._decoder.model.feature_width * _FLOAT_BYTES
         limit = self._decoder.limits.max_feature_bytes
@@ -222,11 +222,11 @@ class FeatureIntake:
             raise invalid(path, f"is {index}; features are needed of {list(self.needed)}")
 
     def _check_room(self, index: int | None = None, tokens: int = 0) -> None:
-        """Check the prompt as far as it is known, with `tokens` for the medium whose header has just come."""
+        """Check the prompt as known so far, with `tokens` for the medium whose header has just arrived."""
         known = {i: medium.prompt_tokens for i, medium in self._known.items()}
         if index is not None:
             known[index] = tokens
         of_medium = {self._rendered.media[i]: count for i, count in known.items()}
-        # A medium that is not known yet counts as its placeholder.
+        # A medium without a header counts as its placeholder.
         total = len(self._rendered.token_ids) + sum(of_medium.get(m, 1) - 1 for m in self._rendered.media)
         check_room(total, self._max_tokens, self._decoder.limits.context_length)

@@ -1,4 +1,4 @@
-"""Checks the layout of a medium, which comes with its features or with a question about a prompt's length."""
+"""Checks the layout of a medium, from a header of features or a request to count a prompt's tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from serving.media import MAX_FRAMES
 from vlm.v1 import media_pb2
 
 MAX_TIMESTAMP = 1e7
-"""Seconds: about four months. A time is written into the prompt, so its digits are bounded."""
+"""In seconds, about four months. Timestamps are part of the prompt, so their length is bounded."""
 
 WIRE_KINDS = {MediaKind.IMAGE: media_pb2.MEDIA_KIND_IMAGE, MediaKind.VIDEO: media_pb2.MEDIA_KIND_VIDEO}
 
@@ -17,8 +17,8 @@ def checked_layout(sent: media_pb2.MediaLayout, medium: Medium, *, merge_size: i
     """Check the layout of a medium.
 
     Args:
-        sent: As sent.
-        medium: The medium that it must be the layout of.
+        sent: The message.
+        medium: The medium to which it must belong.
         merge_size: Patches along one edge of a token.
         path: Path of the layout in the request.
 

@@ -1,4 +1,4 @@
-"""A request to answer a conversation."""
+"""The checked opening of a `Generate` request."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vlm.v1 import tensor_pb2
 
 @dataclass(frozen=True)
 class Opening:
-    """A request to answer a conversation, checked.
+    """The checked opening of a `Generate` request.
 
     Attributes:
         request_id: For logs and traces.
         messages: The conversation.
-        generation: How the answer is drawn.
-        encoder_dtype: Type that the encoder computes in; unspecified where the caller does not tell.
-        report_progress: Whether the client wants to know how far the request is.
+        generation: Its generation options.
+        encoder_dtype: Type in which the encoder computes; unspecified if the caller does not know it.
+        report_progress: Whether to send progress events.
     """
 
     request_id: str

@@ -1,8 +1,8 @@
-"""From a conversation to token ids: the checkpoint's chat template, then a row for every feature.
+"""From a conversation to token ids: the checkpoint's chat template, then a token for every feature row.
 
-The text that a person wrote can never become a control token: transformers marks the control tokens in it before the
-template runs and encodes them as plain text after (`sanitize_control_tokens`). Placeholders are multiplied as ids,
-after tokenization, so that what is counted and what is expanded is what the template wrote and nothing else.
+User text can never become a control token: transformers marks the control tokens in it before the template runs and
+encodes them as plain text afterwards (`sanitize_control_tokens`). Placeholders are expanded as ids, after tokenization,
+so that only placeholders written by the template are counted and expanded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from decoder_service.chat import Layout, Medium, Message, Text, media_of
+from decoder_service.chat import Layout, Medium, Message, Role, Text, media_of
 from decoder_service.families.family import Family, Prompt
 from serving.errors import Reason, failure, invalid
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as the template wrote it, with one placeholder for each medium.
+    """A tokenized conversation with one placeholder for each medium.
 
     Attributes:
-        token_ids: Ids, media still as single placeholders.
+        token_ids: Token ids, with one placeholder for each medium.
         media: The media, one for each placeholder, in order.
     """
 
@@ -39,33 +39,34 @@ class Rendered:
 
 
 class PromptBuilder:
-    """Lays out prompts. Its methods compute; call them off the event loop. Safe to call from several threads.
+    """Builds prompts. Its methods block, so call them off the event loop. Safe to call from several threads.
 
     Args:
-        tokenizer: The checkpoint's, with its chat template. It is told to treat all its added tokens as control tokens.
-        family: Lays its media out.
+        tokenizer: The checkpoint's, with its chat template. All its added tokens are set to be control tokens.
+        family: Lays out the media.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, family: Family) -> None:
         self._tokenizer = tokenizer
         self._family = family
         self._kinds = family.placeholders
-        # Encoding passes through settings that the tokenizer holds, so callers take turns.
+        # Encoding changes settings of the tokenizer, so calls are serialized.
         self._lock = threading.Lock()
-        # It would warn of prompts that are long for its own setting; the context is the service's affair.
+        # Disables its warning about long prompts; the service checks the context itself.
         tokenizer.model_max_length = sys.maxsize
-        # Left to itself transformers guards special tokens and those that the template names. A model may have learned
-        # others (`<think>`): no text that came from outside may hold any.
+        # By default transformers sanitizes special tokens and those named in the template. A model may have learned
+        # others (`<think>`), which user text must not contain either.
         tokenizer.chat_control_tokens = [
             token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()
         ]
+        self._system_anywhere = _writes_system_anywhere(tokenizer)
 
     @classmethod
     def load(cls, directory: Path, family: Family) -> PromptBuilder:
         """Read tokenizer and chat template from a bundle's decoder directory."""
-        from transformers import AutoTokenizer  # noqa: PLC0415  # a second to import; only who loads one pays
+        from transformers import AutoTokenizer  # noqa: PLC0415  # takes a second to import
 
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(directory, local_files_only=True)  # type: ignore[assignment]  # checkpoints have no others
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(directory, local_files_only=True)  # type: ignore[assignment]  # checkpoints have no other type
         return cls(tokenizer, family)
 
     @property
@@ -74,23 +75,28 @@ class PromptBuilder:
         return self._tokenizer
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """Apply the chat template and tokenize; the answer begins where it ends.
+        """Apply the chat template, with its generation prompt, and tokenize.
+
+        If the last message is the assistant's, the answer continues it: the turn stays open. System messages may be
+        anywhere (see `_placed`).
 
         Raises:
-            ServiceError: INVALID_ARGUMENT where the template refuses the conversation; INTERNAL where it does not write
-                one placeholder for each medium.
+            ServiceError: INVALID_ARGUMENT if the template refuses the conversation; INTERNAL if it does not write one
+                placeholder for each medium.
         """
-        conversation = [_as_template_sees(message) for message in messages]
+        conversation = [_template_message(message) for message in self._placed(messages)]
+        continues = messages[-1].role is Role.ASSISTANT
         try:
             with self._lock:
-                ids: list[int] = self._tokenizer.apply_chat_template(  # type: ignore[assignment]  # no dict was asked for
+                ids: list[int] = self._tokenizer.apply_chat_template(  # type: ignore[assignment]  # return_dict is not set
                     conversation,
                     tokenize=True,
                     return_dict=False,
-                    add_generation_prompt=True,
+                    add_generation_prompt=not continues,
+                    continue_final_message=continues,
                     sanitize_control_tokens=True,
                 )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ValueError) as error:  # the latter where the last message cannot be gone on with
             raise invalid(
                 "messages", f"the model's chat template refuses them: {error}", reason=Reason.TEMPLATE_REFUSES
             ) from error
@@ -103,17 +109,33 @@ class PromptBuilder:
             )
         return Rendered(tuple(ids), media)
 
+    def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages, with system messages at places that the template supports.
+
+        Those at the front are joined. Later ones stay in place if the template supports that. Most templates refuse or
+        drop them, so they are then appended to the first one.
+        """
+        front = list(itertools.takewhile(lambda message: message.role is Role.SYSTEM, messages))
+        rest = messages[len(front) :]
+        if not self._system_anywhere:
+            front += [message for message in rest if message.role is Role.SYSTEM]
+            rest = [message for message in rest if message.role is not Role.SYSTEM]
+        if len(front) < 2:  # nothing to join
+            return [*front, *rest]
+        texts = ("".join(part.text for part in message.parts if isinstance(part, Text)) for message in front)
+        return [Message(Role.SYSTEM, (Text("\n\n".join(texts)),)), *rest]
+
     def length(self, layout: Layout) -> int:
-        """Tokens that a medium takes in the place of its placeholder."""
+        """Number of tokens that replace a medium's placeholder."""
         return self._family.length(layout, self._encode)
 
     def expand(self, rendered: Rendered, layouts: Sequence[Layout], keys: Sequence[str] = ()) -> Prompt:
-        """Give every medium its tokens.
+        """Replace each placeholder by the medium's tokens.
 
         Args:
             rendered: The conversation.
             layouts: One for each medium, in order.
-            keys: What names the features of each medium exactly, in order; none: nobody knows.
+            keys: Key of each medium's features, in order; empty if unknown.
         """
         return self._family.lay_out(rendered.token_ids, layouts, self._encode, keys)
 
@@ -123,11 +145,24 @@ class PromptBuilder:
         return ids
 
 
-def _as_template_sees(message: Message) -> dict[str, Any]:
-    """A message as chat templates read it.
+def _writes_system_anywhere(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template writes a system message after another message in its place."""
+    roles = (Role.USER, Role.SYSTEM, Role.USER)
+    marks = [f"probe-{number}" for number in range(len(roles))]
+    probe = [{"role": role.value, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    try:
+        text = str(tokenizer.apply_chat_template(probe, tokenize=False))
+    except jinja2.TemplateError:
+        return False
+    places = [text.find(mark) for mark in marks]
+    return -1 not in places and places == sorted(places)
 
-    Neighbouring texts become one: cut in two, the name of a control token would escape the guard and be joined by the
-    template. Where nothing is shown the content is a plain string, which templates of every age understand.
+
+def _template_message(message: Message) -> dict[str, Any]:
+    """A message in the form of chat templates.
+
+    Adjacent texts are joined: otherwise the name of a control token, split in two, would not be sanitized, and the
+    template would join it. The content of a message without media is a plain string, which all templates support.
     """
     content: list[dict[str, str]] = []
     for is_text, run in itertools.groupby(message.parts, key=lambda part: isinstance(part, Text)):

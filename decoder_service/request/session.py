@@ -1,7 +1,7 @@
-"""One request, from its opening to its last event. Knows nothing of gRPC.
+"""One request, from its opening to its last event. Independent of gRPC.
 
-opened ── needed ──▶ headers ── laid out: started ──▶ features ──▶ answering ──▶ finished
-                                                          └ the prompt is read as far as they have come
+opened ── needed ──▶ headers ── laid out: started ──▶ features ──▶ decoding ──▶ finished
+                                                          └ the prompt is prefilled as far as they have arrived
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from decoder_service.chat import Layout
-from decoder_service.engine import EngineFinished, EngineRequest, FinishReason, Prefilled, Prefilling, TokenDrawn
+from decoder_service.engine import (
+    Constraint,
+    EngineFinished,
+    EngineRequest,
+    FinishReason,
+    Prefilled,
+    Prefilling,
+    TokenDrawn,
+)
 from decoder_service.engine.supervisor import not_ready
 from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
+from decoder_service.output.constraint import Form, FormError
 from decoder_service.output.pipeline import Delta, Output
 from decoder_service.request.admission import check_room
 from decoder_service.request.decoder import Decoder
@@ -25,7 +34,10 @@ from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import Rendered
+from serving.errors import Reason, invalid, unimplemented
 from serving.tasks import beside
+
+_FORM = "generation.response_format"
 
 
 @dataclass(frozen=True)
@@ -36,9 +48,9 @@ class Started:
         request_id: The request's id.
         model: Name of the model.
         prompt_tokens: All tokens of the prompt.
-        media_tokens: Rows of features among them.
-        prompt_token_ids: The ids, where they were asked for.
-        layouts: One for each medium, in order.
+        media_tokens: Tokens of media among them.
+        prompt_token_ids: The ids, if requested.
+        layouts: The layout of each medium, in order.
     """
 
     request_id: str
@@ -50,7 +62,7 @@ class Started:
 
 
 class Stage(enum.Enum):
-    """What a request is doing before its first token."""
+    """The stage of a request before its first token."""
 
     QUEUED = "queued"
     PREFILL = "prefill"
@@ -58,12 +70,12 @@ class Stage(enum.Enum):
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far a request is, where it asks.
+    """Progress before the first token, if the request asks for it.
 
     Attributes:
-        stage: What is being done.
-        done: How much of it.
-        total: Of how much; 0 where it cannot be told.
+        stage: The current stage.
+        done: Finished units of it.
+        total: All units of it; 0 if unknown.
     """
 
     stage: Stage
@@ -73,7 +85,7 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class Usage:
-    """What was counted, in tokens."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -83,7 +95,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, in seconds. What encoding took is for the caller to say."""
+    """Durations in seconds. The caller adds the encoding time."""
 
     queue: float
     prefill: float
@@ -107,12 +119,13 @@ class Session:
     """One request. Made by `open_session`; `intake`, `start` and `events` once it is laid out.
 
     Args:
-        decoder: What is loaded.
+        decoder: The loaded model.
         opening: The request.
-        rendered: Its conversation.
-        intake: Takes in the features.
-        arrived: When the request came, by `time.perf_counter`.
-        progress: Counts it.
+        rendered: Its tokenized conversation.
+        intake: Receives its features.
+        arrived: When the request arrived, by `time.perf_counter`.
+        progress: Its metrics.
+        constraint: Which tokens may be drawn; None: all.
     """
 
     def __init__(
@@ -124,21 +137,23 @@ class Session:
         *,
         arrived: float,
         progress: Progress,
+        constraint: Constraint | None = None,
     ) -> None:
         self._decoder = decoder
         self._opening = opening
         self._rendered = rendered
         self._arrived = arrived
         self._progress = progress
+        self._constraint = constraint
         self.intake = intake
         self._prompt: Prompt | None = None
         self._max_tokens = 0
 
     async def start(self) -> Started:
-        """Lay the prompt out. Once `intake` has all layouts, be the features there or not.
+        """Lay out the prompt. After `intake` has all layouts, with or without the features.
 
         Raises:
-            ServiceError: It leaves no room for the answer.
+            ServiceError: The prompt leaves no room for the answer.
         """
         decoder, generation = self._decoder, self._opening.generation
         layouts = self.intake.layouts()
@@ -156,21 +171,21 @@ class Session:
         )
 
     async def events(self, arriving: asyncio.Task[None] | None = None) -> AsyncGenerator[Event, None]:
-        """The answer. After `start`. Closing the generator frees the engine.
+        """Generate the answer. After `start`. Closing the generator frees the engine.
 
         Args:
-            arriving: Whoever feeds `intake`, where it is not complete; done when it is.
+            arriving: The task that feeds `intake`, if it is not complete; done when it is.
 
         Raises:
-            ServiceError: From the engine, or what `arriving` raises.
+            ServiceError: From the engine, or from `arriving`.
         """
         decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
         if prompt is None:
             raise RuntimeError("start comes before events")
         output = Output(decoder.token_bytes, end_tokens=decoder.model.end_tokens, stop=generation.stop)
         tally = _Tally(prompt, self._progress, self._arrived)
-        queued = self._opening.report_progress  # where nobody asks, nobody need know
-        # Leaving the block, for whatever reason, frees the engine: also where a stop string ends the answer.
+        queued = self._opening.report_progress  # sent at most once, and only if requested
+        # Leaving the block frees the engine, also when a stop string ends the answer.
         async with (
             contextlib.aclosing(decoder.engine.generate(self._engine_request(prompt))) as engine_events,
             contextlib.aclosing(beside(engine_events, arriving)) as events,
@@ -210,16 +225,17 @@ class Session:
             stop_token_ids=self._decoder.model.end_tokens,
             inputs=prompt.inputs,
             report_progress=self._opening.report_progress,
+            constraint=self._constraint,
         )
 
 
 class _Tally:
-    """Counts and times one answer.
+    """Counts and durations of one answer.
 
     Args:
         prompt: Its prompt.
-        progress: Is told of it.
-        arrived: When the request came, by `time.perf_counter`.
+        progress: Its metrics.
+        arrived: When the request arrived, by `time.perf_counter`.
     """
 
     def __init__(self, prompt: Prompt, progress: Progress, arrived: float) -> None:
@@ -231,12 +247,12 @@ class _Tally:
         self.reason = FinishReason.LENGTH
 
     def prefill(self, prefilled: Prefilled) -> None:
-        """The prompt has been read."""
+        """Record the end of the prefill."""
         self._prefilled = prefilled
         self._progress.prefilled(len(self._prompt.token_ids), prefilled.cached_tokens, prefilled.queue_seconds)
 
     def token(self) -> None:
-        """A token has come."""
+        """Record a token."""
         self._last = time.perf_counter()
         if self._drawn == 0:
             self._first = self._last
@@ -245,7 +261,7 @@ class _Tally:
         self._progress.token()
 
     def finish(self) -> Finished:
-        """The answer is whole."""
+        """Record the end of the answer, and return the last event."""
         decode_seconds = self._last - self._first
         self._progress.finished(self._drawn, decode_seconds)
         prefilled, prompt = self._prefilled, self._prompt
@@ -258,20 +274,33 @@ class _Tally:
 
 @contextlib.asynccontextmanager
 async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) -> AsyncIterator[Session]:
-    """Take a place and lay the text out.
+    """Admit a request, and apply the chat template.
 
     Args:
-        decoder: What is loaded.
+        decoder: The loaded model.
         opening: The request.
-        arrived: When it came, by `time.perf_counter`.
+        arrived: When it arrived, by `time.perf_counter`.
 
     Raises:
-        ServiceError: RESOURCE_EXHAUSTED where the queue is full or the text alone is too long; UNAVAILABLE where the
-            engine is down; what `PromptBuilder.render` raises.
+        ServiceError: RESOURCE_EXHAUSTED if the queue is full or the text alone is too long; UNAVAILABLE if the engine
+            is not ready; errors of `PromptBuilder.render` and
+            `Constraints.compile`.
     """
     if not decoder.engine.ready:
         raise not_ready()
     with decoder.admission.enter() as place, Progress() as progress:
         rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
+        constraint = await _constraint(decoder, opening.generation.form)
         intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
-        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress)
+        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress, constraint=constraint)
+
+
+async def _constraint(decoder: Decoder, form: Form | None) -> Constraint | None:
+    if form is None:
+        return None
+    if not decoder.engine.info.constraints:
+        raise unimplemented(_FORM, "leave it unset, or serve the model with --engine batch")
+    try:
+        return await asyncio.to_thread(decoder.constraints.compile, form)
+    except FormError as error:
+        raise invalid(f"{_FORM}.{form.kind}", f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error

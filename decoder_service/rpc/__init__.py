@@ -1,1 +1,1 @@
-"""The Decoder service on the wire."""
+"""The gRPC interface of the decoder service."""

@@ -1,23 +1,26 @@
-"""From the wire to values of the core. Whatever is wrong is named by the path of its field; nothing is ignored."""
+"""Converts messages to values of the core. Errors name the path of the field; no invalid field is ignored."""
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text, media_of
 from decoder_service.engine import MAX_LOGPROBS, SamplingParams
+from decoder_service.output.constraint import Form
 from decoder_service.request.admission import Limits
 from decoder_service.request.generation import (
     MAX_BIASED_TOKENS,
+    MAX_FORM_BYTES,
     MAX_LOGIT_BIAS,
     MAX_PENALTY,
-    MAX_SEED,
     MAX_STOP_LENGTH,
     MAX_STOPS,
     MAX_TEMPERATURE,
-    MAX_TOP_K,
     Generation,
     GenerationDefaults,
 )
@@ -31,6 +34,8 @@ from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 MAX_MESSAGES = 1024
 MAX_PARTS = 16384
 
+_SEED_BITS = 63
+
 _ROLES = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
     chat_pb2.ROLE_USER: Role.USER,
@@ -41,14 +46,14 @@ _ROLES = {
 def opening(
     request: decoder_pb2.GenerateOpen, *, model: str, vocab_size: int, defaults: GenerationDefaults, limits: Limits
 ) -> Opening:
-    """Check the opening of a `Generate`.
+    """Check the opening of a `Generate` call.
 
     Args:
-        request: As sent.
-        model: Name of the model that is served.
-        vocab_size: Token ids that it knows: those below.
-        defaults: What the checkpoint says where the request is silent.
-        limits: What a request may take.
+        request: The message.
+        model: Name of the served model.
+        vocab_size: Size of the vocabulary; token ids are below it.
+        defaults: The checkpoint's defaults for options that are not set.
+        limits: Limits of one request.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED, NOT_FOUND or RESOURCE_EXHAUSTED, with the field's path.
@@ -70,7 +75,7 @@ def opening(
 
 
 def check_model(name: str, model: str) -> None:
-    """Check that the model asked for is the one that is served.
+    """Check that the requested model is the served one.
 
     Raises:
         ServiceError: NOT_FOUND.
@@ -85,9 +90,9 @@ def conversation(
     """Check a conversation.
 
     Args:
-        messages: As sent, media named by digest.
-        limits: What a request may take.
-        media: How media become pixels, where they do not say so themselves.
+        messages: The messages, with media named by digest.
+        limits: Limits of one request.
+        media: Options of media that have no own options.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED, with the field's path.
@@ -111,8 +116,6 @@ def conversation(
         )
     media = media_pb2.MediaOptions() if media is None else media
     checked = tuple(_message(message, index, media) for index, message in enumerate(messages))
-    if checked[-1].role is Role.ASSISTANT:
-        raise invalid(f"messages[{len(checked) - 1}].role", "is ROLE_ASSISTANT; the last message must be the user's")
     count = len(media_of(checked))
     if count > limits.max_prompt_media:
         raise too_large(
@@ -145,8 +148,6 @@ def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOption
             f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2) or ROLE_ASSISTANT (3)",
             reason=Reason.ROLE_UNKNOWN,
         )
-    if role is Role.SYSTEM and index > 0:
-        raise invalid(f"{path}.role", "is ROLE_SYSTEM, which only the first message may have")
     if not message.parts:
         raise invalid(f"{path}.parts", "is empty; send at least one part")
     parts = tuple(_part(part, role, media, f"{path}.parts[{n}]") for n, part in enumerate(message.parts))
@@ -182,18 +183,16 @@ def _medium(sent: media_pb2.Media, kind: MediaKind, role: Role, request: media_p
 
 
 def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults, *, vocab_size: int) -> Generation:
-    """Check how an answer is to be drawn.
+    """Check generation options.
 
     Args:
-        options: As sent.
-        defaults: What the checkpoint says where the request is silent.
-        vocab_size: Token ids that the model knows: those below.
+        options: The message.
+        defaults: The checkpoint's defaults for options that are not set.
+        vocab_size: Size of the vocabulary; token ids are below it.
 
     Raises:
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
     """
-    if options.HasField("response_format"):
-        raise unimplemented("generation.response_format", "leave it unset")
     if options.HasField("max_tokens") and options.max_tokens < 1:
         raise invalid("generation.max_tokens", "is 0 and must be at least 1")
     temperature, top_p, top_k = 0.0, defaults.top_p, defaults.top_k
@@ -205,7 +204,6 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         _check(0 < top_p <= 1, "top_p", top_p, "greater than 0 and at most 1")
     if options.HasField("top_k"):
         top_k = options.top_k
-        _check(top_k <= MAX_TOP_K, "top_k", top_k, f"at most {MAX_TOP_K}")
     min_p, repetition_penalty = defaults.min_p, defaults.repetition_penalty
     if options.HasField("min_p"):
         min_p = options.min_p
@@ -217,8 +215,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         penalty = getattr(options, name)
         _check(-MAX_PENALTY <= penalty <= MAX_PENALTY, name, penalty, f"from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
     _check(options.logprobs <= MAX_LOGPROBS, "logprobs", options.logprobs, f"from 0 to {MAX_LOGPROBS}")
-    seed = options.seed if options.HasField("seed") else secrets.randbelow(MAX_SEED + 1)
-    _check(seed <= MAX_SEED, "seed", seed, f"at most {MAX_SEED}")
+    seed = options.seed if options.HasField("seed") else secrets.randbits(_SEED_BITS)
     return Generation(
         sampling=SamplingParams(
             temperature=temperature,
@@ -235,7 +232,28 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
+        form=_form(options.response_format) if options.HasField("response_format") else None,
     )
+
+
+def _form(sent: chat_pb2.ResponseFormat) -> Form:
+    path = "generation.response_format"
+    match sent.WhichOneof("format"):
+        case "json_object":
+            if not sent.json_object:
+                raise invalid(f"{path}.json_object", "is false; leave response_format unset for text of any form")
+            return Form("json_schema", '{"type": "object"}')
+        case "choice":
+            if not sent.choice.values or not all(sent.choice.values):
+                raise invalid(f"{path}.choice.values", "has no string or an empty one; send those to choose from")
+            form = Form("choice", json.dumps(list(sent.choice.values)))
+        case "json_schema" | "regex" | "grammar" as kind:
+            form = Form(kind, getattr(sent, kind))
+        case _:
+            raise invalid(path, "has no format; set json_schema, json_object, regex, grammar or choice")
+    if (size := len(form.text.encode())) > MAX_FORM_BYTES:
+        raise invalid(f"{path}.{form.kind}", f"has {size} bytes and may have {MAX_FORM_BYTES}")
+    return form
 
 
 def _stops(stops: Sequence[str]) -> tuple[str, ...]:
@@ -261,6 +279,8 @@ def _logit_bias(sent: Mapping[int, float], vocab_size: int) -> dict[int, float]:
 
 
 def _check(holds: bool, name: str, value: float, must_be: str) -> None:
-    """Every comparison with NaN is false, so NaN is refused wherever a range is."""
+    """Raise an error unless `holds`. Comparisons with NaN are false, so a range check refuses NaN."""
     if not holds:
-        raise invalid(f"generation.{name}", f"is {value:g} and must be {must_be}")
+        # The wire's numbers are float32: written as float64 they would show digits that nobody sent.
+        shown = value if isinstance(value, int) else np.float32(value)
+        raise invalid(f"generation.{name}", f"is {shown} and must be {must_be}")

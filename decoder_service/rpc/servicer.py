@@ -1,4 +1,4 @@
-"""The Decoder service on the wire: it translates, the core works."""
+"""The gRPC servicer of the decoder service."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
-    """Answers calls with what is loaded.
+    """Serves calls with the loaded model.
 
     Args:
-        decoder: What is loaded.
+        decoder: The loaded model.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -37,11 +37,11 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
     async def Generate(
         self, request_iterator: AsyncIterator[decoder_pb2.GenerateRequest], context: _Context
     ) -> AsyncIterator[decoder_pb2.GenerateResponse]:
-        """Answer one conversation.
+        """Generate an answer to one conversation.
 
-        From `media_needed` to the last header only the caller has something to say. Then `started` comes, and features
-        are read while the prompt is, as far as they have come. A deadline or a client that leaves cancels this
-        coroutine, wherever it is, and leaving the blocks gives back the place and the engine.
+        From `media_needed` to the last header only the caller sends messages. Then `started` is sent, and features are
+        received while the prompt is prefilled as far as they have arrived. A deadline, or a client that disconnects,
+        cancels this coroutine; leaving the blocks releases the place and the engine.
         """
         arrived = time.perf_counter()
         requests = aiter(request_iterator)
@@ -87,7 +87,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
                 case "chunk":
                     await intake.chunk(request.chunk.media_index, request.chunk.chunk)
                 case "progress":
-                    pass  # that it came is all that it says here
+                    pass  # it only restarts the timeout
                 case "open":
                     raise invalid("open", "comes once, as the first message of the stream")
                 case _:
@@ -96,7 +96,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
     async def _next(
         self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake
     ) -> decoder_pb2.GenerateRequest | None:
-        """The caller's next message, None after the last. A caller that is silent for too long is let go."""
+        """The caller's next message, None after the last. Raises an error if none arrives within the timeout."""
         timeout = self._decoder.limits.media_timeout
         try:
             async with asyncio.timeout(timeout):
@@ -124,5 +124,5 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         return to_wire.count(await self._decoder.count(messages, layouts, ids=request.return_token_ids))
 
     async def GetModel(self, request: decoder_pb2.GetModelRequest, context: _Context) -> chat_pb2.Model:
-        """Tell what is loaded."""
+        """Return the loaded model."""
         return to_wire.model(self._decoder)

@@ -1,4 +1,4 @@
-"""From values of the core to the wire."""
+"""Converts values of the core to messages."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _STAGES = {Stage.QUEUED: chat_pb2.STAGE_QUEUED, Stage.PREFILL: chat_pb2.STAGE_PR
 
 
 def media_needed(indices: tuple[int, ...]) -> decoder_pb2.GenerateResponse:
-    """What must be encoded."""
+    """The message that requests features."""
     return decoder_pb2.GenerateResponse(media_needed=decoder_pb2.MediaNeeded(media_indices=indices))
 
 
 def event(value: Event) -> decoder_pb2.GenerateResponse:
-    """One step of an answer."""
+    """The message of one event."""
     return decoder_pb2.GenerateResponse(event=_chat_event(value))
 
 
@@ -91,14 +91,14 @@ def _scored(token: ScoredToken) -> chat_pb2.TokenLogprob:
 
 
 def count(value: PromptCount) -> decoder_pb2.CountPromptTokensResponse:
-    """Size of a prompt."""
+    """The message of a prompt's size."""
     return decoder_pb2.CountPromptTokensResponse(
         prompt_tokens=value.prompt_tokens, media_tokens=value.media_tokens, token_ids=value.token_ids
     )
 
 
 def model(decoder: Decoder) -> chat_pb2.Model:
-    """What is loaded."""
+    """The message of the loaded model."""
     return chat_pb2.Model(
         id=decoder.model.id,
         family=decoder.model.family,

@@ -1,4 +1,4 @@
-"""What a skill is: one thing that the model can do, its phrasings, its examples, and how an answer is judged."""
+"""The interface of skills: phrasings, examples, and the check of an answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AFTER = ("", "", " Thanks!", " Thank you.", " Please.", " Answer in one sentence
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and the one right answer to it; `skill` says who judges other wordings of that answer."""
+    """A question and its answer; `skill` checks other wordings of that answer."""
 
     skill: str
     question: str

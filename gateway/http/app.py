@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -13,13 +17,24 @@ from gateway.conductor import Conductor
 from gateway.http.chat import ChatCompletions
 from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
+from gateway.http.ignored import IGNORED_HEADER
 from gateway.http.stream import Pace
 from gateway.retry import Deadline
+from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Reason, ServiceError, failure, unexpected
+from vlm.v1 import chat_pb2
+
+_PREFLIGHT_SECONDS = 600
 
 
 def create_app(
-    conductor: Conductor, *, seconds: float, max_body_bytes: int, max_requests: int, pace: Pace | None = None
+    conductor: Conductor,
+    *,
+    seconds: float,
+    max_body_bytes: int,
+    max_requests: int,
+    pace: Pace | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
     """The application.
 
@@ -29,33 +44,53 @@ def create_app(
         max_body_bytes: Longest body.
         max_requests: Most requests at once.
         pace: How long a stream may be silent.
+        cors_origins: Origins of web pages that may call the API from a browser; `*` allows all.
     """
 
     async def healthz(request: Request) -> Response:
         return JSONResponse({"status": "serving"})
 
     async def models(request: Request) -> Response:
-        listed = [
-            {
-                "id": model.id,
-                "object": "model",
-                "created": 0,
-                "owned_by": "triptych",
-                "max_model_len": model.context_length,
-            }
-            for model in await conductor.models(deadline=Deadline(seconds))
-        ]
+        listed = [_described(model) for model in await conductor.models(deadline=Deadline(seconds))]
         return JSONResponse({"object": "list", "data": listed})
+
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        for served in await conductor.models(deadline=Deadline(seconds)):
+            if served.id == name:
+                return JSONResponse(_described(served))
+        raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; /v1/models lists those that are")
 
     completions = ChatCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace or Pace())
     routes = [
         Route("/healthz", healthz),
+        Route("/health", healthz),
         Route("/v1/models", models),
+        Route("/v1/models/{name:path}", model),
         Route("/v1/chat/completions", completions, methods=["POST"]),
     ]
     handlers = {ServiceError: _failed, HTTPException: _not_served, Exception: _unexpected}
-    app = Starlette(routes=routes, exception_handlers=handlers)
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    if cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after"],
+            max_age=_PREFLIGHT_SECONDS,
+        )
     return Guard(app, paths={route.path for route in routes}, max_requests=max_requests)
+
+
+def _described(model: chat_pb2.Model) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": "triptych",
+        "max_model_len": model.context_length,
+    }
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -13,13 +13,16 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.conductor import Conductor
 from gateway.errors import renamed
+from gateway.http.body import read_body
 from gateway.http.completions import Completion
 from gateway.http.errors import status_of
+from gateway.http.ignored import IgnoredFields
 from gateway.http.schema import CompletionRequest
 from gateway.http.stream import EventStream, Pace
 from gateway.http.translate import JsonNames, parse, to_chat
+from gateway.http.unserved import ignored_fields
 from gateway.retry import Deadline
-from serving.errors import Reason, ServiceError, too_large
+from serving.errors import ServiceError
 from serving.tasks import run_until
 from vlm.v1 import chat_pb2, gateway_pb2
 
@@ -42,43 +45,31 @@ class ChatCompletions:
         self._seconds = seconds
         self._max_body_bytes = max_body_bytes
         self._pace = pace
+        self._ignored = IgnoredFields()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         deadline = Deadline(self._seconds)
         try:
-            body = await self._body(Request(scope, receive))
+            body = await read_body(Request(scope, receive), limit=self._max_body_bytes)
         except ClientDisconnect:
             return
 
         if len(body) <= _INLINE_BYTES:
-            request, chat = _read(body, scope["request_id"])
+            request, chat, ignored = _read(body, scope["request_id"])
         else:
-            request, chat = await asyncio.to_thread(_read, body, scope["request_id"])
+            request, chat, ignored = await asyncio.to_thread(_read, body, scope["request_id"])
+        send = self._ignored.named(ignored, send)
         events = self._conductor.chat(chat, request_id=chat.request_id, deadline=deadline)
         answer = _Answer(request, events, self._pace)
         del body, request, chat  # they hold the files, in base64 and without
         await run_until(answer.send(scope, receive, send), _gone(receive))
 
-    async def _body(self, request: Request) -> bytes:
-        limit = self._max_body_bytes
-        body = bytearray()
-        announced = request.headers.get("content-length", "")
-        length = int(announced) if announced.isdecimal() else 0
-        if length <= limit:
-            async for piece in request.stream():
-                body += piece
-                if len(body) > limit:
-                    break
-        if max(length, len(body)) > limit:
-            description = f"is longer than the limit of {limit} bytes (max_message_bytes)"
-            raise too_large("body", description, reason=Reason.BODY_TOO_LARGE, limit=limit)
-        return bytes(body)
 
-
-def _read(body: bytes, request_id: str) -> tuple[CompletionRequest, gateway_pb2.ChatRequest]:
+def _read(body: bytes, request_id: str) -> tuple[CompletionRequest, gateway_pb2.ChatRequest, list[str]]:
     request = parse(body)
-    return request, to_chat(request, request_id)
+    ignored = ignored_fields(request)
+    return request, to_chat(request, request_id), ignored
 
 
 class _Answer:
@@ -88,7 +79,7 @@ class _Answer:
         self, request: CompletionRequest, events: AsyncGenerator[chat_pb2.ChatEvent, None], pace: Pace
     ) -> None:
         self._stream = bool(request.stream)
-        self._include_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._logprobs = bool(request.logprobs)
         self._names = JsonNames(request)
         self._events = events

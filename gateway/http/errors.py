@@ -16,11 +16,13 @@ _STATUS = {
     Code.FAILED_PRECONDITION: 503,
     Code.DEADLINE_EXCEEDED: 504,
     Code.CANCELLED: 499,
-    Code.UNIMPLEMENTED: 501,
+    Code.UNIMPLEMENTED: 400,  # SDKs send what got a 5xx again, and routers take the server out
     Code.UNAVAILABLE: 503,
     Code.INTERNAL: 500,
 }
 
+
+_LEAST_SERVER_ERROR = 500
 
 # What OpenAI's clients look for when a prompt is too long.
 _CODES = {Reason.PROMPT_TOO_LONG.name: "context_length_exceeded"}
@@ -39,7 +41,7 @@ def body_of(error: ServiceError) -> dict[str, Any]:
     """The JSON of an error."""
     status = status_of(error)
     kind = {404: "not_found_error", 429: "rate_limit_error"}.get(
-        status, "invalid_request_error" if status in (400, 413, 501) else "server_error"
+        status, "invalid_request_error" if status in (400, 413, 415) else "server_error"
     )
     return {
         "error": {
@@ -53,8 +55,13 @@ def body_of(error: ServiceError) -> dict[str, Any]:
 
 def response_of(error: ServiceError) -> JSONResponse:
     """The whole answer to a request that failed before any of it was answered."""
-    headers = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
-    return JSONResponse(body_of(error), status_of(error), headers)
+    status = status_of(error)
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    elif status < _LEAST_SERVER_ERROR:
+        headers["x-should-retry"] = "false"  # OpenAI's SDKs go by it
+    return JSONResponse(body_of(error), status, headers)
 
 
 def event_of(error: ServiceError) -> bytes:

@@ -35,7 +35,7 @@ class Guard:
         method = f"{scope['method']} {scope['path']}" if scope["path"] in self._paths else "HTTP other"
         request_id = ""
         # Health checks come every few seconds and say nothing about the work.
-        with observe(method, "gone", quiet=scope["path"] == "/healthz") as call:
+        with observe(method, "gone", quiet=scope["path"] in ("/healthz", "/health")) as call:
 
             async def send_with_id(message: Message) -> None:
                 if message["type"] == "http.response.start":

@@ -1,88 +1,48 @@
 """The JSON of `POST /v1/chat/completions`, as OpenAI defines it and as far as it is served.
 
-A field that OpenAI does not know is refused by name, as OpenAI does. A field that OpenAI knows and Triptych does not is
-in `NEUTRAL`: it may be sent with a value that asks for nothing, and is refused by name with any other. `user`,
-`safety_identifier`, `prompt_cache_key` and `metadata` ask nothing of the answer by OpenAI's own definition: they are
-accepted and not used.
+A field that is not declared here is kept aside: `gateway.http.unserved` decides whether it is ignored or refused. So a
+client of OpenAI, vLLM, SGLang or llama.cpp can send what it always sends, and nothing that would change the answer is
+dropped silently.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StrictBool, StrictStr, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictStr,
+    Tag,
+)
 from pydantic_core import PydanticCustomError
-
-_ANY_BOOL = (None, True, False)
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "function_call": (None, "none", "auto"),
-    "functions": (None, []),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "parallel_tool_calls": _ANY_BOOL,
-    "prediction": (None,),
-    "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
-"""What OpenAI's API (and vLLM's additions to it) know and Triptych does not, with the values that ask for nothing."""
-
-NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "annotations": (None, []),
-    "audio": (None,),
-    "function_call": (None,),
-    "name": (None,),
-    "refusal": (None,),
-    "tool_call_id": (None,),
-    "tool_calls": (None, []),
-}
-"""The same for a message: an answer of the model may be sent back as it came."""
-
-NEUTRAL_IN_PROCESSOR: dict[str, tuple[Any, ...]] = {
-    "do_convert_rgb": (None, True),
-    "do_normalize": (None, True),
-    "do_rescale": (None, True),
-    "do_resize": (None, True),
-    "do_sample_frames": (None, True),
-    "image_mean": (None,),
-    "image_std": (None,),
-    "merge_size": (None,),
-    "num_frames": (None,),
-    "patch_size": (None,),
-    "resample": (None,),
-    "rescale_factor": (None,),
-    "temporal_patch_size": (None,),
-}
-"""The same for `mm_processor_kwargs`, whose names are those of transformers' processors."""
-
-NEUTRAL_IN_SIZE: dict[str, tuple[Any, ...]] = {
-    "height": (None,),
-    "max_height": (None,),
-    "max_width": (None,),
-    "width": (None,),
-}
-"""The same for `mm_processor_kwargs.size`."""
-
-NEUTRAL_IN_MEDIA_IO: dict[str, tuple[Any, ...]] = {"audio": (None, {}), "image": (None, {})}
-"""The same for `media_io_kwargs`."""
-
-NEUTRAL_IN_VIDEO_IO: dict[str, tuple[Any, ...]] = {
-    "frame_recovery": (None, False),
-    "max_duration": (None,),
-    "video_backend": (None,),
-}
-"""The same for `media_io_kwargs.video`."""
 
 
 class _Json(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 16.0 is 16."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Integer = Annotated[int, BeforeValidator(_whole), Field(strict=True)]
+_Count = Annotated[_Integer, Field(ge=0, lt=1 << 32)]
+_Rate = Annotated[float, Field(strict=True, ge=0)]
+
+
+def _none_if_negative(value: int) -> int | None:
+    return None if value < 0 else value
+
+
+_Limit = Annotated[_Integer, Field(ge=-1, lt=1 << 32), AfterValidator(_none_if_negative)]
+"""Where -1 means that there is no limit, as vLLM and llama.cpp have it: None here."""
 
 
 class Address(_Json):
@@ -90,6 +50,14 @@ class Address(_Json):
 
     url: StrictStr
     detail: Literal["auto", "high", "low", "original"] | None = None
+
+
+def _address(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
+# OpenAI's API wants an object here; clients written for Ollama send the URL itself.
+_Address = Annotated[Address, BeforeValidator(_address)]
 
 
 class TextPart(_Json):
@@ -103,14 +71,21 @@ class ImagePart(_Json):
     """A picture."""
 
     type: Literal["image_url"]
-    image_url: Address
+    image_url: _Address
 
 
 class VideoPart(_Json):
     """A video; not in OpenAI's API, but in vLLM's and others'."""
 
     type: Literal["video_url"]
-    video_url: Address
+    video_url: _Address
+
+
+class RefusalPart(_Json):
+    """What an assistant said instead of an answer, sent back."""
+
+    type: Literal["refusal"]
+    refusal: StrictStr
 
 
 def _field(value: object, name: str) -> object:
@@ -120,12 +95,14 @@ def _field(value: object, name: str) -> object:
 # The tags are in the place of an error, where they are no part of the client's JSON: angle brackets set them apart.
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")]
+    | Annotated[RefusalPart, Tag("<refusal>")]
     | Annotated[ImagePart, Tag("<image_url>")]
     | Annotated[VideoPart, Tag("<video_url>")],
     Discriminator(
         lambda value: f"<{_field(value, 'type')}>",
         custom_error_type="part_type",
-        custom_error_message="`type` must be text, image_url or video_url",
+        custom_error_message="`type` must be text, image_url or video_url; send a file as "
+        '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}',
     ),
 ]
 Content = Annotated[
@@ -152,25 +129,13 @@ class Message(_Json):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
-
-    annotations: Any = None
-    audio: Any = None
-    function_call: Any = None
-    name: Any = None
-    refusal: Any = None
-    tool_call_id: Any = None
-    tool_calls: Any = None
+    refusal: StrictStr | None = None  # an assistant's, in the place of its content
 
 
 class StreamOptions(_Json):
     """What a stream holds beside the answer."""
 
-    include_usage: StrictBool = False
-    include_obfuscation: Literal[False] | None = None
-
-
-_Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 32)]
-_Rate = Annotated[float, Field(strict=True, ge=0)]
+    include_usage: StrictBool | None = None
 
 
 def _rate_or_unset(rate: float) -> float | None:
@@ -185,11 +150,6 @@ class Size(_Json):
     shortest_edge: _Count | None = None
     longest_edge: _Count | None = None
 
-    height: Any = None
-    max_height: Any = None
-    max_width: Any = None
-    width: Any = None
-
 
 class MmProcessorKwargs(_Json):
     """How media become pixels: vLLM's addition, and the bounds of a video's volume beside it."""
@@ -203,35 +163,12 @@ class MmProcessorKwargs(_Json):
     max_video_pixels: _Count | None = None
     size: Size | None = None
 
-    do_convert_rgb: Any = None
-    do_normalize: Any = None
-    do_rescale: Any = None
-    do_resize: Any = None
-    do_sample_frames: Any = None
-    image_mean: Any = None
-    image_std: Any = None
-    merge_size: Any = None
-    num_frames: Any = None
-    patch_size: Any = None
-    resample: Any = None
-    rescale_factor: Any = None
-    temporal_patch_size: Any = None
-
 
 class VideoIoKwargs(_Json):
     """How a video is sampled. -1, vLLM's way to say that there is no bound, is None here."""
 
     fps: Annotated[float, Field(strict=True), AfterValidator(_rate_or_unset)] | None = None
-    num_frames: (
-        Annotated[
-            int, Field(strict=True, ge=-1, lt=1 << 32), AfterValidator(lambda count: None if count == -1 else count)
-        ]
-        | None
-    ) = None
-
-    frame_recovery: Any = None
-    max_duration: Any = None
-    video_backend: Any = None
+    num_frames: _Limit | None = None
 
 
 class MediaIoKwargs(_Json):
@@ -239,52 +176,47 @@ class MediaIoKwargs(_Json):
 
     video: VideoIoKwargs | None = None
 
-    audio: Any = None
-    image: Any = None
+
+def _seed(seed: int) -> int | None:
+    """-1 is unset by convention of vLLM and llama.cpp; other negative ones are read as 64 bits without a sign."""
+    return None if seed == -1 else seed & ((1 << 64) - 1)
 
 
 class CompletionRequest(_Json):
     """The body of a request. Ranges are the conductor's and the decoder's to check."""
 
-    model: StrictStr = ""
+    model: StrictStr | None = None
     messages: list[Message]
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(strict=True, ge=0, lt=1 << 32)] | None = None
-    max_completion_tokens: Annotated[int, Field(strict=True, ge=0, lt=1 << 32)] | None = None
+    max_tokens: _Limit | None = None
+    max_completion_tokens: _Limit | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: Annotated[int, Field(strict=True, ge=-1, lt=1 << 32)] | None = None
-    seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 64)] | None = None
+    top_k: Annotated[_Integer, Field(ge=-1, lt=1 << 32)] | None = None
+    seed: Annotated[_Integer, Field(ge=-(1 << 63), lt=1 << 63), AfterValidator(_seed)] | None = None
     stop: Strings | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[Annotated[int, Field(ge=0, lt=1 << 32)], float] | None = None
     logprobs: StrictBool | None = None
-    top_logprobs: Annotated[int, Field(strict=True, ge=0, lt=1 << 32)] | None = None
+    top_logprobs: _Count | None = None
     # vLLM's additions, beside top_k.
     min_p: float | None = None
     repetition_penalty: float | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None
     media_io_kwargs: MediaIoKwargs | None = None
-
-    user: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    metadata: Any = None
-
-    audio: Any = None
-    function_call: Any = None
-    functions: Any = None
-    modalities: Any = None
-    n: Any = None
-    parallel_tool_calls: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    response_format: Any = None
-    service_tier: Any = None
-    store: Any = None
-    tool_choice: Any = None
-    tools: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
+    # Structured output: OpenAI's field; vLLM's, old and new; SGLang's and llama.cpp's. See gateway.http.formats.
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | StrictStr | None = None
+    guided_regex: StrictStr | None = None
+    guided_choice: list[StrictStr] | None = None
+    guided_grammar: StrictStr | None = None
+    regex: StrictStr | None = None
+    ebnf: StrictStr | None = None
+    grammar: StrictStr | None = None
+    json_schema: dict[str, Any] | None = None
+    # vLLM's and transformers' way to say that the last message, the assistant's, is to be gone on with.
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
+import codecs
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from gateway.http import data_url
+from gateway.http.formats import form_of
 from gateway.http.media import options_of
 from gateway.http.schema import (
-    NEUTRAL,
-    NEUTRAL_IN_MEDIA_IO,
-    NEUTRAL_IN_MESSAGE,
-    NEUTRAL_IN_PROCESSOR,
-    NEUTRAL_IN_SIZE,
-    NEUTRAL_IN_VIDEO_IO,
     Address,
     CompletionRequest,
     ImagePart,
     Message,
+    RefusalPart,
     TextPart,
     VideoPart,
 )
-from serving.errors import Reason, ServiceError, invalid, unimplemented
+from serving.errors import ServiceError, invalid, unimplemented
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 _ROLES = {
@@ -37,7 +31,7 @@ _ROLES = {
 _DETAILS = {"low": media_pb2.DETAIL_LOW, "original": media_pb2.DETAIL_ORIGINAL}
 """Others are the request's own options, or the default."""
 
-_TRANSLATED = {"max_tokens", "top_k", "logprobs", "stop", "response_format"}
+_TRANSLATED = {"max_tokens", "top_k", "top_p", "logprobs", "stop", "response_format"}
 """Options that JSON and wire have by one name with different meanings or types, or that are refused."""
 
 _SAME_OPTIONS = sorted(
@@ -45,34 +39,38 @@ _SAME_OPTIONS = sorted(
 )
 """Options that JSON and wire have by one name and with one meaning; unset is None in the JSON."""
 
-_DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
-_SLICE_CHARACTERS = 1 << 20  # a multiple of 4
+_LEAST_TOP_P = 1e-6
+"""`top_p` 0 means the likeliest token to every OpenAI client; the wire wants a nucleus that is not empty."""
 
 
 def parse(body: bytes) -> CompletionRequest:
     """Read the body of a request.
 
     Raises:
-        ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED that names the field as the JSON does.
+        ServiceError: INVALID_ARGUMENT that names the field as the JSON does.
     """
     try:
-        request = CompletionRequest.model_validate_json(body)
+        request = CompletionRequest.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise _invalid(error) from error
-    _check_neutral(request, NEUTRAL, "")
-    for i, message in enumerate(request.messages):
-        _check_neutral(message, NEUTRAL_IN_MESSAGE, f"messages[{i}].")
-    if processor := request.mm_processor_kwargs:
-        _check_neutral(processor, NEUTRAL_IN_PROCESSOR, "mm_processor_kwargs.")
-        if processor.size:
-            _check_neutral(processor.size, NEUTRAL_IN_SIZE, "mm_processor_kwargs.size.")
-    if files := request.media_io_kwargs:
-        _check_neutral(files, NEUTRAL_IN_MEDIA_IO, "media_io_kwargs.")
-        if files.video:
-            _check_neutral(files.video, NEUTRAL_IN_VIDEO_IO, "media_io_kwargs.video.")
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "is only allowed where logprobs is true")
+    _check_continuation(request)
     return request
+
+
+def _check_continuation(request: CompletionRequest) -> None:
+    """An answer goes on with the last message where that is the assistant's, and begins anew where it is not."""
+    goes_on = bool(request.messages) and request.messages[-1].role == "assistant"
+    if request.continue_final_message not in (None, goes_on):
+        description = (
+            "is false and the last message is the assistant's, which the answer goes on with; end with a user's message"
+            if goes_on
+            else "is true and the last message is not the assistant's; end with the message to go on with"
+        )
+        raise invalid("continue_final_message", description)
+    if request.add_generation_prompt is False and not goes_on:
+        raise unimplemented("add_generation_prompt", "leave it out, or end with an assistant's message to go on with")
 
 
 def _invalid(error: ValidationError) -> ServiceError:
@@ -84,18 +82,8 @@ def _invalid(error: ValidationError) -> ServiceError:
             path += f"[{step}]"
         elif not step.startswith(("<", "[")):  # "[key]" says that a key is at fault, whose name stands before it
             path += f".{step}" if path else step
-    if detail["type"] == "extra_forbidden":
-        return invalid(path, "is not known here", reason=Reason.UNKNOWN_FIELD)
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return invalid(path or "body", message)
-
-
-def _check_neutral(json: BaseModel, neutral: Mapping[str, tuple[Any, ...]], prefix: str) -> None:
-    for name, values in neutral.items():
-        value = getattr(json, name)
-        # True == 1, but it is another value in JSON.
-        if not any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in values):
-            raise unimplemented(f"{prefix}{name}", "leave it out")
 
 
 def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequest:
@@ -108,8 +96,13 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
     """
     generation = chat_pb2.GenerationOptions(
         **{name: getattr(request, name) for name in _SAME_OPTIONS},
-        stop=[request.stop] if isinstance(request.stop, str) else request.stop,
+        # An empty string would end an answer before it begins: clients send it where no stop string was entered.
+        stop=[stop for stop in ([request.stop] if isinstance(request.stop, str) else request.stop or ()) if stop],
     )
+    if (asked := form_of(request)) is not None:
+        generation.response_format.CopyFrom(asked.form)
+    if request.top_p is not None:
+        generation.top_p = request.top_p or _LEAST_TOP_P
     if request.logprobs:
         generation.logprobs = request.top_logprobs or 0
     if request.top_k is not None:
@@ -119,7 +112,7 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         generation.max_tokens = limit
     media = {field: option.value for field, option in options_of(request).items()}
     return gateway_pb2.ChatRequest(
-        model=request.model,
+        model=request.model or "",
         messages=[_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)],
         generation=generation,
         media=media_pb2.MediaOptions(**media) if media else None,  # type: ignore[arg-type]  # each of its field's type
@@ -132,18 +125,23 @@ def _message(message: Message, path: str) -> chat_pb2.Message:
     role = _ROLES.get(message.role)
     if role is None:
         raise unimplemented(f"{path}.role", "use system, user or assistant")
-    if message.content is None:
+    content = message.content
+    if message.role == "assistant" and not content:  # it may have said nothing, or why it would not
+        content = message.refusal or ("" if content is None else content)
+    if content is None:
         raise invalid(f"{path}.content", "is missing")
-    if isinstance(message.content, str):
-        return chat_pb2.Message(role=role, parts=[chat_pb2.Part(text=message.content)])
-    parts = [_part(part, f"{path}.content[{j}]") for j, part in enumerate(message.content)]
+    if isinstance(content, str):
+        return chat_pb2.Message(role=role, parts=[chat_pb2.Part(text=content)])
+    parts = [_part(part, f"{path}.content[{j}]") for j, part in enumerate(content)]
     return chat_pb2.Message(role=role, parts=parts)
 
 
-def _part(part: TextPart | ImagePart | VideoPart, path: str) -> chat_pb2.Part:
+def _part(part: TextPart | RefusalPart | ImagePart | VideoPart, path: str) -> chat_pb2.Part:
     match part:
         case TextPart():
             return chat_pb2.Part(text=part.text)
+        case RefusalPart():
+            return chat_pb2.Part(text=part.refusal)
         case ImagePart():
             return chat_pb2.Part(image=_media(part.image_url, f"{path}.image_url"))
         case VideoPart():
@@ -151,27 +149,19 @@ def _part(part: TextPart | ImagePart | VideoPart, path: str) -> chat_pb2.Part:
 
 
 def _media(address: Address, path: str) -> media_pb2.Media:
-    if re.match("https?:", address.url, re.IGNORECASE):
+    if re.match(r"\s*https?:", address.url, re.IGNORECASE):
         raise unimplemented(f"{path}.url", "put the file into a data: URL (data:image/png;base64,…)")
-    head = _DATA_URL.match(address.url)
-    if head is None:
+    if not data_url.is_data_url(address.url):
         raise invalid(f"{path}.url", "must be a data: URL with base64 (data:image/png;base64,…)")
+    try:
+        data = data_url.decode(address.url)
+    except ValueError as error:
+        raise invalid(f"{path}.url", "is not valid base64") from error
     detail = _DETAILS.get(address.detail or "auto")
     return media_pb2.Media(
-        data=_base64(address.url, head.end(), f"{path}.url"),
+        data=data,
         options=None if detail is None else media_pb2.MediaOptions(detail=detail),
     )
-
-
-def _base64(text: str, begin: int, path: str) -> bytes:
-    """Decode in slices, so that other threads come to their turn in between."""
-    out = bytearray()
-    try:
-        for at in range(begin, len(text), _SLICE_CHARACTERS):
-            out += base64.b64decode(text[at : at + _SLICE_CHARACTERS], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise invalid(path, "is not valid base64") from error
-    return bytes(out)
 
 
 class JsonNames:
@@ -182,19 +172,18 @@ class JsonNames:
     """
 
     def __init__(self, request: CompletionRequest) -> None:
-        self._strings = [isinstance(message.content, str) for message in request.messages]
+        self._strings = [not isinstance(message.content, list) for message in request.messages]
         self._max_tokens = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        asked = form_of(request)
+        self._form = "response_format" if asked is None else asked.name
         self._media = {f"media.{field}": option.name for field, option in options_of(request).items()}
 
     def __call__(self, path: str) -> str:
         """The name in the JSON; a path that is in it already stays as it is."""
-        if path == "generation.max_tokens":
-            return self._max_tokens
-        if path == "generation.logprobs":  # on the wire it is how many, in the JSON whether
-            return "top_logprobs"
+        if path.startswith("generation."):
+            return self._option(path.removeprefix("generation."))
         if re.match(r"media\b", path):
             return self._media.get(path, f"mm_processor_kwargs{path.removeprefix('media')}")
-        path = path.removeprefix("generation.")
         match = re.match(r"(messages\[(\d+)\])\.parts(\[\d+\])?", path)
         if match is None:
             return path
@@ -204,3 +193,9 @@ class JsonNames:
         rest = re.sub(r"^\.(image|video)\b", r".\1_url", path[match.end() :])
         rest = re.sub(r"\.options\b.*", ".detail", rest)  # a medium's own options come from nothing else
         return f"{match[1]}.content{match[3] or ''}{rest}"
+
+    def _option(self, name: str) -> str:
+        if name.startswith("response_format"):
+            return self._form
+        # On the wire `logprobs` is how many, in the JSON whether.
+        return {"max_tokens": self._max_tokens, "logprobs": "top_logprobs"}.get(name, name)

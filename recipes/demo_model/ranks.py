@@ -21,7 +21,7 @@ _LOST_AFTER = 5.0  # seconds in which a process that is ending ends
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; one alone needs nobody."""
+    """This process among those that train together; a single one does not communicate."""
 
     rank: int = 0
     world_size: int = 1

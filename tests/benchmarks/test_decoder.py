@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import decoder
-from benchmarks.decoder import DecoderPlan, waits, while_all_write
+from benchmarks.decoder import DecoderPlan, waits, while_all_decode
 from benchmarks.errors import BenchError
 from benchmarks.stream import Prompts, Stream, all_of
 from decoder_service.engine import (
@@ -141,11 +141,11 @@ async def test_a_failure_ends_the_others(tiny: Bundle) -> None:
     assert engine.running == 0
 
 
-def test_the_rate_while_all_write() -> None:
+def test_the_rate_while_all_decode() -> None:
     """Only tokens count that came while every stream was writing."""
-    assert while_all_write([[0.0, 1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]]) == 4 / 2.0
-    assert while_all_write([[0.0, 1.0], [2.0, 3.0]]) is None
-    assert while_all_write([[1.0, 2.0, 3.0]]) == 1.0
+    assert while_all_decode([[0.0, 1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0]]) == 4 / 2.0
+    assert while_all_decode([[0.0, 1.0], [2.0, 3.0]]) is None
+    assert while_all_decode([[1.0, 2.0, 3.0]]) == 1.0
 
 
 def test_the_longest_wait_is_of_what_ran_meanwhile() -> None:

@@ -79,7 +79,7 @@ def test_all_peers_are_asked_the_same_and_never_twice() -> None:
         (entrant("p", "cannot load"), "p failed: ValueError: no such model"),
         (entrant("p", "fails"), "p failed: RuntimeError: out of order"),
         (entrant("p", "dies"), "p ended with code 7"),
-        (entrant("p", "lazy"), "p wrote 9 tokens of 10"),
+        (entrant("p", "lazy"), "p generated 9 tokens of 10"),
         (entrant("p") | {"module": "tests.benchmarks.no_such_module"}, "p ended with code 1"),
         (entrant("p") | {"python": "/no/such/python"}, "p cannot be started with /no/such/python"),
     ],
@@ -104,7 +104,7 @@ def test_a_race_is_run_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
     assert document["plan"]["prefill"] == [4]
     assert [result["heat"] for result in document["results"]["results"]] == ["prefill 4"]
     assert race.main([str(file)]) == 0
-    assert "Tokens a second, medians" in capsys.readouterr().out
+    assert "Tokens per second, medians" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

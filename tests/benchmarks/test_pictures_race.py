@@ -114,15 +114,15 @@ def test_a_picture_that_is_made_smaller_or_larger_is_told() -> None:
     given = small(entrant("p", "near-sighted"), sizes=[1024, 1056], clips=[], albums=[], crowds=[], seen=[64])
     *_, notes = pictures.tables(given, raced(given))
     assert notes.rows == [
-        ["1024 x 1024", "p", "it made what it was shown smaller"],
-        ["1056 x 1056", "p", "it made what it was shown smaller"],
-        ["second question, 64 x 64", "p", "it made what it was shown larger"],
+        ["1024 x 1024", "p", "it made the media smaller"],
+        ["1056 x 1056", "p", "it made the media smaller"],
+        ["second question, 64 x 64", "p", "it made the media larger"],
     ]
 
 
 def test_fewer_tokens_than_asked_are_an_error() -> None:
     """Also of questions at the same time."""
-    with pytest.raises(BenchError, match="p wrote 5 tokens of 6"):
+    with pytest.raises(BenchError, match="p generated 5 tokens of 6"):
         raced(small(entrant("p", "lazy")))
 
 
@@ -181,10 +181,10 @@ def test_a_server_that_does_not_start() -> None:
         (Question("?", (b"jpeg",)), "4", (), None),
         (Question("?", clip=b"mp4", fps=2.0), "2", ("ffmpeg", "ffprobe"), None),
         (Question("?", clip=b"mp4", fps=4.0), None, ("ffmpeg", "ffprobe"), None),
-        (Question("?", clip=b"mp4", fps=2.0), "2", (), "it takes a video only where ffmpeg and ffprobe are"),
-        (Question("?", clip=b"mp4", fps=2.0), "2", ("ffmpeg",), "it takes a video only where ffmpeg and ffprobe are"),
-        (Question("?", clip=b"mp4", fps=2.5), "2", ("ffmpeg", "ffprobe"), "it looks at 2 frames of a second, not 2.5"),
-        (Question("?", clip=b"mp4", fps=2.0), None, ("ffmpeg", "ffprobe"), "it looks at 4 frames of a second, not 2"),
+        (Question("?", clip=b"mp4", fps=2.0), "2", (), "it needs ffmpeg and ffprobe for a video"),
+        (Question("?", clip=b"mp4", fps=2.0), "2", ("ffmpeg",), "it needs ffmpeg and ffprobe for a video"),
+        (Question("?", clip=b"mp4", fps=2.5), "2", ("ffmpeg", "ffprobe"), "it samples 2 frames per second, not 2.5"),
+        (Question("?", clip=b"mp4", fps=2.0), None, ("ffmpeg", "ffprobe"), "it samples 4 frames per second, not 2"),
     ],
 )
 def test_what_llama_cpp_cannot_be_asked(
@@ -200,10 +200,10 @@ def test_what_llama_cpp_cannot_be_asked(
 
 
 def test_the_version_of_llama_cpp() -> None:
-    """The program tells it among other lines; one that tells none is not taken for it."""
+    """The version is found among other lines; an output without one raises an error."""
     told = "load_backend: loaded CPU\nversion: 0.5.0-dev (build 1, commit 0c1e570)\nbuilt with GNU 12.2.0 for Linux\n"
     assert llama_server_peer.version(told) == "0.5.0-dev (build 1, commit 0c1e570)"
-    with pytest.raises(ValueError, match="tells no version: 'usage: something'"):
+    with pytest.raises(ValueError, match="prints no version: 'usage: something'"):
         llama_server_peer.version("usage: something\n")
 
 

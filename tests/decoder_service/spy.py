@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from decoder_service.engine.genai.engine import GenaiEngine, _Child
-from decoder_service.engine.genai.messages import Ended, PromptRead, Token, ToParent
+from decoder_service.engine.genai.messages import Ended, PromptPrefilled, Token, ToParent
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Heard:
 
     def prompts_read(self) -> set[int]:
         """The requests whose prefill was done."""
-        return {m.job for m in self.messages if isinstance(m, PromptRead)}
+        return {m.job for m in self.messages if isinstance(m, PromptPrefilled)}
 
     def left_off(self) -> set[int]:
         """The requests that ended without a reason: called off, before or while they ran."""

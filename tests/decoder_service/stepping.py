@@ -119,14 +119,14 @@ class Stepping:
         rows = slots + (caches or 0)
         self.cache = KvCache(
             layers=text.num_hidden_layers,
-            rows=rows,
+            slots=rows,
             heads=text.num_key_value_heads,
             length=2048,
             width=text.head_dim,
             dtype=runner.cache_dtype,
         )
         runner.use(self.cache.buffers)
-        self.slots = Slots(self.cache, rows=rows, running=slots, budget=budget, caching=caches is not None)
+        self.slots = Slots(self.cache, slots=rows, running=slots, budget=budget, caching=caches is not None)
         self.model = Watched(runner)
         self._shape = runner.shape
         self.answers: dict[Job, Answer] = {}

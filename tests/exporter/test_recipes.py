@@ -10,18 +10,18 @@ import pytest
 import exporter
 from exporter import RECIPES, ExportError, Recipe, RecipeName
 from exporter.families.registry import open_checkpoint
-from exporter.recipe import LAYER_KINDS, Kind
+from exporter.recipe import LAYER_KINDS, Bits, Kind, block_of
 from serving.bundle import Bundle
 from triptych_cli import main as cli
 
 _MIXED = Recipe("mixed", finer=frozenset({"v", "head"}), partly_finer=frozenset({"down"}))
 
 
-def _bits(bundle: Bundle) -> dict[str, int]:
-    """Bits of each matmul of the INT4 graph, by its node."""
+def _bits(bundle: Bundle, attribute: str = "bits") -> dict[str, int]:
+    """Bits of each matmul of the INT4 graph, or another attribute, by its node."""
     graph = onnx.load(bundle.graph_path("int4"), load_external_data=False).graph
     return {
-        node.name.removesuffix("NBits"): next(a.i for a in node.attribute if a.name == "bits")
+        node.name.removesuffix("NBits"): next(a.i for a in node.attribute if a.name == attribute)
         for node in graph.node
         if node.op_type == "MatMulNBits"
     }
@@ -54,6 +54,15 @@ def test_about_half_of_the_layers() -> None:
     assert {recipe.bits("up", layer, 36) for layer in range(36)} == {4}
 
 
+@pytest.mark.parametrize(
+    ("bits", "block", "inputs", "expected"),
+    [(4, 32, 192, 32), (8, 32, 192, 64), (8, 32, 96, 32), (8, 128, 512, 256), (8, 256, 512, 256), (8, 32, 80, 32)],
+)
+def test_blocks_of_8_bits_are_twice_as_long(bits: Bits, block: int, inputs: int, expected: int) -> None:
+    """Where whole ones fill the matrix, and operators can compute them."""
+    assert block_of(bits, block, inputs) == expected
+
+
 def test_the_graph_is_the_recipes(checkpoint: Path, int4_bundle: Bundle, tmp_path: Path) -> None:
     """Each matmul has the bits that the recipe and the bundle say, and the INT8 graph is the same with any."""
     bundle = exporter.export(checkpoint, tmp_path / "mixed", recipe=_MIXED)
@@ -71,6 +80,8 @@ def test_the_graph_is_the_recipes(checkpoint: Path, int4_bundle: Bundle, tmp_pat
         layer = int(where.removeprefix("layers."))
         assert bits == told.bits[kind][layer] == _MIXED.bits(kind, layer, layers), name
     assert set(Counter(found.values())) == {4, 8}
+    blocks = _bits(bundle, "block_size")
+    assert {(bits, blocks[name]) for name, bits in found.items()} == {(4, 32), (8, 64)}
     int8 = "decoder/int8/model.onnx.data"
     assert bundle.files[int8] == int4_bundle.files[int8]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import math
 from collections.abc import AsyncIterator
@@ -155,7 +156,7 @@ async def test_messages_and_options_become_those_of_the_wire(http: httpx.AsyncCl
             {"role": "assistant", "content": "I see.", "refusal": None, "tool_calls": [], "annotations": []},
             {"role": "user", "content": "And?"},
         ],
-        "max_completion_tokens": 9,
+        "max_completion_tokens": 9.0,
         "temperature": 0.5,
         "top_p": 0.25,
         "top_k": 3,
@@ -331,20 +332,30 @@ async def test_what_asks_for_nothing_may_be_sent(http: httpx.AsyncClient) -> Non
         ("n", 2),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
         ("functions", [{}]),
+        ("reasoning_effort", "low"),
+        ("ignore_eos", True),
+        ("ignore_eos", 1),
+        ("stop_token_ids", [5]),
+        ("add_generation_prompt", False),
+        ("stream_options.continuous_usage_stats", True),
+        ("messages[0].tool_calls", [{"id": "1"}]),
     ],
 )
 async def test_what_is_not_served_is_refused_by_name(field: str, value: Any, http: httpx.AsyncClient) -> None:
-    """A field that would do nothing is never ignored."""
-    response = await http.post(PATH, json={**HELLO, field: value})
-    assert error(response) == (501, "invalid_request_error", field, "field_unimplemented")
+    """A field that would change the answer is never ignored; no SDK sends the request again."""
+    body: dict[str, Any] = copy.deepcopy(HELLO)
+    owner, _, name = field.rpartition(".")
+    holder = {"": body, "messages[0]": body["messages"][0]}.get(owner) or body.setdefault(owner, {})
+    holder[name] = value
+    response = await http.post(PATH, json=body)
+    assert error(response) == (400, "invalid_request_error", field, "field_unimplemented")
+    assert response.headers["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({**HELLO, "colour": 1}, "colour"),
         ({}, "messages"),
         ({"messages": "Hello"}, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
@@ -357,7 +368,9 @@ async def test_what_is_not_served_is_refused_by_name(field: str, value: Any, htt
             "messages[0].content[0].image_url.url",
         ),
         ({**HELLO, "temperature": "hot"}, "temperature"),
-        ({**HELLO, "seed": -1}, "seed"),
+        ({**HELLO, "seed": 1 << 63}, "seed"),
+        ({**HELLO, "seed": 1.5}, "seed"),
+        ({**HELLO, "continue_final_message": True}, "continue_final_message"),
         ({**HELLO, "max_tokens": 1.5}, "max_tokens"),
         ({**HELLO, "stop": [1]}, "stop"),
         ({**HELLO, "min_p": "some"}, "min_p"),
@@ -388,11 +401,12 @@ async def test_what_is_not_json_is_refused(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("url", "status", "code"),
     [
-        ("https://example.org/cat.png", 501, "field_unimplemented"),
+        ("https://example.org/cat.png", 400, "field_unimplemented"),
+        (" HTTPS://example.org/cat.png", 400, "field_unimplemented"),
         ("file:///etc/passwd", 400, "field_invalid"),
-        ("data:image/png,abc", 400, "field_invalid"),
+        ("data:image/png;base64", 400, "field_invalid"),
         ("data:image/png;base64,!!!!", 400, "field_invalid"),
-        ("data:image/png;base64,abc", 400, "field_invalid"),
+        ("data:image/png;base64,abcde", 400, "field_invalid"),
     ],
 )
 async def test_urls_that_are_not_served(url: str, status: int, code: str, http: httpx.AsyncClient) -> None:
@@ -457,7 +471,7 @@ async def test_a_body_over_its_limit(announced: bool, wire: httpx.AsyncClient) -
         (overloaded(Reason.QUEUE_FULL, "x", retry_after=1.2), (429, "rate_limit_error", "2")),
         (ServiceError(Code.RESOURCE_EXHAUSTED, "X", "x"), (413, "invalid_request_error", None)),
         (ServiceError(Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG", "x"), (400, "invalid_request_error", None)),
-        (ServiceError(Code.UNIMPLEMENTED, "X", "x"), (501, "invalid_request_error", None)),
+        (ServiceError(Code.UNIMPLEMENTED, "X", "x"), (400, "invalid_request_error", None)),
         (ServiceError(Code.INTERNAL, "X", "x"), (500, "server_error", None)),
         (ServiceError(Code.FAILED_PRECONDITION, "X", "x"), (503, "server_error", None)),
         (down(), (503, "server_error", "1")),
@@ -475,6 +489,8 @@ async def test_statuses(
     decoder.hook = hook
     response = await http.post(PATH, json={**HELLO, "stream": True})
     assert (*error(response)[:2], response.headers.get("retry-after")) == expected
+    # OpenAI's SDKs send again what they got 429 or 5xx for, unless they are told not to.
+    assert response.headers.get("x-should-retry") == ("false" if expected[0] in (400, 404, 413) else None)
 
 
 async def test_a_stream_that_fails_midway_says_so(wire: httpx.AsyncClient, decoder: FakeDecoder) -> None:

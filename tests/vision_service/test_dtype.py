@@ -102,8 +102,12 @@ def _cost(**divergences: float) -> dict[str, EncoderType]:
     [
         ((True, True), _cost(int8=6e-4, bfloat16=2e-4), (torch.int8, "6.0e-04 nats of at most 5.0e-03")),
         ((True, True), _cost(int8=5e-3, bfloat16=2e-4), (torch.int8, "5.0e-03 nats")),
-        ((True, True), _cost(int8=6e-3, bfloat16=2e-4), (torch.bfloat16, "int8 was measured to cost 6.0e-03")),
-        ((True, True), _cost(int8=6e-3, bfloat16=6e-3), (torch.float32, "bfloat16 was measured to cost 6.0e-03")),
+        ((True, True), _cost(int8=6e-3, bfloat16=2e-4), (torch.bfloat16, "int8 has a measured divergence of 6.0e-03")),
+        (
+            (True, True),
+            _cost(int8=6e-3, bfloat16=6e-3),
+            (torch.float32, "bfloat16 has a measured divergence of 6.0e-03"),
+        ),
         ((True, True), _cost(bfloat16=2e-4), (torch.bfloat16, "int8 was not measured")),
         ((True, True), _cost(int8=6e-3), (torch.float32, "bfloat16 was not measured")),
         ((True, True), {}, (torch.float32, "int8 was not measured; bfloat16 was not measured")),

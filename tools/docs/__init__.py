@@ -1,1 +1,1 @@
-"""Writes the generated parts of the pages from the code: `python -m tools.docs`; `--check` looks for drift."""
+"""Writes the generated parts of the pages from the code: `python -m tools.docs`; `--check` detects differences."""

@@ -1,4 +1,4 @@
-"""`python -m tools.docs` writes the generated parts of the pages anew; `--check` fails where they differ.
+"""`python -m tools.docs` writes the generated parts of the pages; `--check` fails if they differ.
 
 `--run` runs the commands of the quick start and writes their outputs into it; that takes half a minute.
 """
@@ -12,13 +12,13 @@ from tools.docs.pages import stale, write
 
 
 def main(arguments: list[str]) -> int:
-    """Run it.
+    """Run the command.
 
     Args:
-        arguments: Nothing, `--check` or `--run`.
+        arguments: Empty, `--check` or `--run`.
 
     Returns:
-        The exit code: 0 done or fresh, 1 stale, 2 wrong usage.
+        The exit code: 0 success, 1 stale, 2 wrong usage.
     """
     if arguments == ["--check"]:
         names = stale()

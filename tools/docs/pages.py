@@ -1,4 +1,4 @@
-"""Pages with generated parts. A part stands between two comments that name it; all else is written by hand."""
+"""Pages with generated parts. A part is between two comments with its name; the rest is written by hand."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "export_errors": sentences.export_errors,
     "bundle_errors": sentences.bundle_errors,
 }
-"""What makes each part, by the name in its comments: `<!-- generated: wire -->` … `<!-- end of wire -->`."""
+"""The generator of each part, by the name in its comments: `<!-- generated: wire -->` … `<!-- end of wire -->`."""
 
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
 def write() -> None:
-    """Bring every page up to date. A page that is so already is not touched."""
+    """Update every page. Pages that are up to date are not written."""
     for page in _pages():
         old, new = _both(page)
         if old != new:
@@ -46,6 +46,6 @@ def _pages() -> list[Path]:
 
 
 def _both(page: Path) -> tuple[str, str]:
-    """A page as it is, and as it must be."""
+    """The current and the expected text of a page."""
     old = page.read_text(encoding="utf-8")
     return old, _PART.sub(lambda match: f"{match[1]}\n{PARTS[match[2]]().strip()}\n\n{match[3]}", old)

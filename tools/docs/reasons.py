@@ -8,7 +8,7 @@ from tools.docs.tables import table
 
 
 def markdown() -> str:
-    """Both tables: what clients see, and what passes between the services only."""
+    """Both tables: reasons for clients, and reasons only between the services."""
     clients = [
         (_name(reason), reason.code.value, _status(reason), info.raised_by, info.meaning, info.advice)
         for reason in Reason

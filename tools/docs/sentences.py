@@ -1,4 +1,4 @@
-"""The sentences with which an export or the opening of a bundle fails, as they stand in the code, and what helps."""
+"""The error messages of exports and bundles, read from the code, with their remedies."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ EXPORT: Mapping[str, str] = {
     "write it in UTF-8": "`prompts.jsonl` is in another encoding, or may not be read.",
     "add it, or take it out of": "`prompts.jsonl` names a file that is not in the directory.",
     "replace it, or take it out": "The picture of the calibration data is damaged or too large.",
-    "There are no phases": "Python only; the command line says it in its own words. INT4 cannot be left out.",
+    "There are no phases": "Python only; the command line has its own message. INT4 cannot be left out.",
     "There is no recipe": "Python only; the command line offers no other.",
-    "There is no block size": "32 is the default. Smaller blocks keep more digits and take more room.",
+    "There is no block size": "32 is the default. Smaller blocks are more accurate and larger.",
     "There is no accuracy level": "4 is the default. 1 is slower and computes in float32.",
-    "There is no directory …: name": "A typing mistake, or an id without its owner.",
+    "There is no directory …: name": "A typing error, or an id without its owner.",
     "is a file: name the checkpoint's": "Name the directory, not the weights in it.",
     "gives … only to accounts": "Once for each account.",
     "has no revision": "Look at the branches and tags on the model's page.",
-    "and no model … on Hugging Face": "A typing mistake, or a model that needs an account.",
+    "and no model … on Hugging Face": "A typing error, or a model that needs an account.",
     "could not be reached": "Copy the checkpoint from a machine that can reach it and name its directory.",
-    "could not be stored in Hugging Face's cache": "The download needs the room of the whole checkpoint.",
+    "could not be stored in Hugging Face's cache": "The download needs space for the whole checkpoint.",
     "The checkpoint … has no …: download it again": "A file of the checkpoint was not copied.",
     "cannot be read (…): download it again.": "The file is damaged or is not JSON.",
     "does not hold a JSON object": "The file is damaged.",
     "holds …: only": "Mixture-of-experts models, Qwen2.5-VL and other families are not supported.",
     "is quantized already": "Take the repository without AWQ, GPTQ, FP8 or the like in its name.",
     "is not a valid Qwen3-VL config": "Compare it with the config of the model that yours was made from.",
-    "the encoder gives features of width": "Encoder and language model are of two sizes: two checkpoints were mixed.",
+    "the encoder gives features of width": "Encoder and language model differ in size: two checkpoints were mixed.",
     "lies outside the vocabulary": "The vocabulary was cut, or the config is of another model.",
     "rotary embeddings: only": "YaRN and the like: remove it from the config and stay within the original context.",
     "does not divide half of head_dim": "Compare `mrope_section` and `head_dim` with the original config.",
@@ -47,70 +47,70 @@ EXPORT: Mapping[str, str] = {
     "has no chat template": "Base models have none. See also [troubleshooting](troubleshooting.md#gibberish).",
     "has no preprocessor_config.json": "Copy it from the model that yours was made from.",
     "does not say which token ends": "Copy `generation_config.json` from the model that yours was made from.",
-    "cannot be built": "The graph builder does not know something in the config; the rest of the sentence says what.",
+    "cannot be built": "The graph builder does not support something in the config; the rest of the message names it.",
     "has no weights": "`.bin` checkpoints: save them again with transformers, which writes safetensors.",
     "cannot be read (…): download the checkpoint again": "`model.safetensors.index.json` is damaged.",
     "its index lists": "A shard was not copied.",
-    "is not a readable safetensors file": "The download broke off, or it is a Git LFS pointer.",
-    "is truncated": "The download broke off.",
-    "ended early while it was read": "Wait until the training run or the copy has ended.",
-    "lacks …": "Merge adapters (LoRA) into the model first; a prefix that a trainer added must go.",
+    "is not a readable safetensors file": "The download is incomplete, or it is a Git LFS pointer.",
+    "is truncated": "The download is incomplete.",
+    "ended early while it was read": "Wait until the training run or the copy has finished.",
+    "lacks …": "Merge adapters (LoRA) into the model first; remove prefixes that a trainer added.",
     "the config and the weights are not of the same model": "Two checkpoints were mixed, or the vocabulary resized.",
     "is stored as": "FP8 and integer weights are refused.",
     "is a file or a link": "The bundle is a directory.",
-    "has other files in it": "Nothing but a bundle is ever replaced.",
+    "has other files in it": "Only bundles are replaced.",
     "holds a bundle already": "The old one stays until the new one is complete.",
     "The bundle needs about": "Checked before any long work.",
     "The disk became full": "Something else wrote to the same disk.",
-    "could not be written, and nothing was kept": "Permissions, or a disk that fails: the rest of the sentence says.",
+    "could not be written, and nothing was kept": "Permissions, or a failing disk: see the rest of the message.",
 }
-"""What helps, by words of the sentence."""
+"""Remedies, by words of the message."""
 
 OPENING: Mapping[str, str] = {
-    "There is no bundle at": "A typing mistake, or the mount is missing in the container.",
-    "is not a bundle, or only a part of one": "The copy broke off, or it is the checkpoint.",
-    "cannot be read (…).": "Permissions: the service runs as a user that may not read it.",
+    "There is no bundle at": "A typing error, or the mount is missing in the container.",
+    "is not a bundle, or only a part of one": "The copy is incomplete, or it is the checkpoint.",
+    "cannot be read (…).": "Permissions: the service's user may not read it.",
     "cannot be read (…): export the bundle again.": "The file is damaged or was edited.",
-    "does not describe a Triptych bundle": "It is a `bundle.json` of something else.",
-    "has bundle format": "The bundle and the service are of different versions.",
+    "does not describe a Triptych bundle": "It is a `bundle.json` of another program.",
+    "has bundle format": "The bundle and the service have different versions.",
     "is not valid": "`bundle.json` was edited.",
-    "is incomplete, … is missing": "The copy broke off.",
+    "is incomplete, … is missing": "The copy is incomplete.",
     "is not among its files": "`bundle.json` was edited.",
-    "has … bytes instead of": "The copy broke off.",
-    "does not match its digest": "Said only with `--verify`, which reads every byte.",
-    "names a file outside": "Somebody made this bundle on purpose: do not use it.",
+    "has … bytes instead of": "The copy is incomplete.",
+    "does not match its digest": "Only with `--verify`, which reads every byte.",
+    "names a file outside": "The bundle was manipulated: do not use it.",
     "has no … graph": "Export with that precision.",
-    "are not those of its config.json": "The files are of two models.",
-    "gives features": "The files are of two models.",
-    "The encoder in … cannot be served": "Its config asks for an activation that Triptych does not compute.",
+    "are not those of its config.json": "The files belong to two models.",
+    "gives features": "The files belong to two models.",
+    "The encoder in … cannot be served": "Its config has an activation that Triptych does not support.",
     "for which the vision service encodes": "The service is older than the exporter, or the family has no media.",
-    "where only … can be served": "The preprocessor settings ask for something that Triptych does not do.",
+    "where only … can be served": "Triptych does not support these preprocessor settings.",
 }
-"""The same for bundles."""
+"""Remedies for messages about bundles."""
 
 
 def of_export() -> list[str]:
-    """What `exporter` says when it fails."""
-    return _said("ExportError", ("exporter",))
+    """The error messages of `exporter`."""
+    return _messages("ExportError", ("exporter",))
 
 
 def of_opening() -> list[str]:
-    """What the services say of a bundle that they cannot use."""
-    return _said("BundleError", ("serving", "vision_service", "decoder_service"))
+    """The error messages of the services about a bundle."""
+    return _messages("BundleError", ("serving", "vision_service", "decoder_service"))
 
 
 def export_errors() -> str:
     """The table for `triptych export`."""
-    return table(("It says", "What helps"), [(sentence, _help(sentence, EXPORT)) for sentence in of_export()])
+    return table(("Message", "What to do"), [(sentence, _help(sentence, EXPORT)) for sentence in of_export()])
 
 
 def bundle_errors() -> str:
     """The table for bundles."""
-    return table(("It says", "What helps"), [(sentence, _help(sentence, OPENING)) for sentence in of_opening()])
+    return table(("Message", "What to do"), [(sentence, _help(sentence, OPENING)) for sentence in of_opening()])
 
 
 def keys(sentence: str, advice: Mapping[str, str]) -> list[str]:
-    """The keys of `advice` that are in a sentence."""
+    """The keys of `advice` that are in a message."""
     return [key for key in advice if key in sentence]
 
 
@@ -118,8 +118,8 @@ def _help(sentence: str, advice: Mapping[str, str]) -> str:
     return " ".join(advice[key] for key in keys(sentence, advice))
 
 
-def _said(error: str, packages: Sequence[str]) -> list[str]:
-    """The sentences of an exception, `…` where something is filled in; each once, in the order of the files."""
+def _messages(error: str, packages: Sequence[str]) -> list[str]:
+    """The messages of an exception, with `…` for inserted values; each once, in the order of the files."""
     sentences = [
         _text(call.args[0])
         for package in packages

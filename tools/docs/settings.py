@@ -20,18 +20,18 @@ SERVICES: tuple[tuple[str, type[ServerSettings]], ...] = (
     ("decoder_service", DecoderSettings),
     ("gateway", GatewaySettings),
 )
-"""Modules to run, and what they are told."""
+"""Modules of the services, and their settings."""
 
 _HEAD = ("Flag", "Variable", "Default", "Allowed", "Meaning")
 
 
 def markdown() -> str:
-    """A table for what all services share, and one for each service."""
+    """A table of the common settings, and one for each service."""
     prefixes = " ".join(f"`{settings.model_config.get('env_prefix')}`" for _, settings in SERVICES)
     shared = [name for name in ServerSettings.model_fields if name != "port"]
     blocks = [
         "### All three",
-        f"The variables begin with the prefix of the service: {prefixes}.",
+        f"The variables start with the prefix of the service: {prefixes}.",
         table(_HEAD, [_row(name, ServerSettings.model_fields[name], "…") for name in shared]),
     ]
     for module, settings in SERVICES:
@@ -73,7 +73,7 @@ def _allowed(field: FieldInfo) -> str:
 
 
 def _allowed_type(kind: Any) -> str:
-    """What one member of a union allows; nothing for a member without bounds."""
+    """The allowed values of one member of a union; empty for a member without bounds."""
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if get_origin(kind) is Annotated:

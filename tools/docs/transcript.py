@@ -1,6 +1,6 @@
-"""The outputs on the quick start, from running what stands there: `python -m tools.docs --run`.
+"""The outputs in the quick start, from running its commands: `python -m tools.docs --run`.
 
-The demo model answers, so a page that was not written anew after another training shows answers that nobody gets.
+The answers are those of the demo model, so the page must be written again after a new training.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ _JSON = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class _System:
-    """Where a running system answers, and where the page says that it does."""
+    """The addresses of a running system, and those in the page."""
 
     grpc: str
     http: str
 
     def named(self, output: str) -> str:
-        """The output with the addresses of the page."""
+        """The output with the page's addresses."""
         return output.replace(self.grpc, "127.0.0.1:50051").replace(self.http, "127.0.0.1:8080")
 
 
 def write() -> None:
-    """Run everything and write the page anew."""
+    """Run all commands and write the page."""
     parts = run()
     old = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(_PART.sub(lambda m: f"{m[1]}\n{parts[m[2]]}\n\n{m[3]}", old), encoding="utf-8")
 
 
 def shown() -> dict[str, str]:
-    """The parts as they are on the page."""
+    """The current parts of the page."""
     page = PAGE.read_text(encoding="utf-8")
     return {m[2]: m[0].removeprefix(m[1]).removesuffix(m[3]).strip() for m in _PART.finditer(page)}
 
 
 def steady(text: str) -> str:
-    """A part without what differs from run to run: ports, times, ids."""
+    """A part without values that vary between runs: ports, times, ids."""
     text = re.sub(r"\d+ ms|127\.0\.0\.1:\d+|chatcmpl-\w+", "…", text)
     return re.sub(r'"created":\d+', '"created":…', text)
 
 
 def run() -> dict[str, str]:
-    """Run the commands of the page; each part with its fence."""
+    """Run the commands of the page; returns each part with its fence."""
     demo = _output("demo")
     with _up() as system:
         asked = _output("ask", QUESTION, "--image", PICTURE, "--address", system.grpc)
@@ -100,7 +100,7 @@ def _up() -> Iterator[_System]:
             line = process.stdout.readline() if process.stdout is not None else ""
             found = _READY.fullmatch(line)
             if found is None:
-                raise RuntimeError(f"the system does not start, it said {line!r}")
+                raise RuntimeError(f"the system does not start, its output is {line!r}")
             yield _System(found[1], found[2])
         finally:
             process.send_signal(signal.SIGTERM)
@@ -113,7 +113,7 @@ def _output(*words: str) -> str:
 
 
 def _program(system: _System) -> str:
-    """What the page's Python program prints."""
+    """The output of the page's Python program."""
     found = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     if found is None:
         raise RuntimeError("the page has no Python")
@@ -132,7 +132,7 @@ def _question() -> dict[str, object]:
 
 def _http(system: _System, path: str, body: dict[str, object] | None = None) -> str:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{system.http}{path}", data, _JSON)  # it is our own server
+    request = urllib.request.Request(f"http://{system.http}{path}", data, _JSON)  # our own server
     try:
         with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
             return str(response.read().decode())

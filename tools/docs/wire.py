@@ -1,4 +1,4 @@
-"""The wire as a page: services, messages and enums with the comments that stand in the protos."""
+"""The protocol as a page: services, messages and enums with the comments of the protos."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tools.docs.tables import table
 
 PROTOS = Path(__file__).parents[2] / "protos"
 FILES = ("gateway", "chat", "media", "vision", "decoder", "tensor")
-"""In the order in which a reader meets them."""
+"""The files in the order of the page."""
 
 _PACKAGE = ".vlm.v1."
 
-# Numbers of fields in descriptor.proto: a comment's place is a path of them.
+# Numbers of fields in descriptor.proto: a comment's location is a path of them.
 _MESSAGES, _ENUMS, _SERVICES = 4, 5, 6
 _OF_MESSAGE_FIELDS, _OF_MESSAGE_ONEOFS = 2, 8
 _OF_ENUM_VALUES = 2
@@ -35,10 +35,10 @@ _Path = tuple[int, ...]
 
 
 def descriptors() -> FileDescriptorSet:
-    """What protoc knows of the protos, comments included.
+    """The descriptors of the protos, with comments.
 
     Raises:
-        RuntimeError: They do not compile; protoc has said why on stderr.
+        RuntimeError: They do not compile; protoc has printed the cause on stderr.
     """
     from grpc_tools import protoc  # type: ignore[import-untyped]  # noqa: PLC0415  # only needed to write the page
 
@@ -53,7 +53,7 @@ def descriptors() -> FileDescriptorSet:
 
 
 def markdown() -> str:
-    """Every file of the wire."""
+    """The page's text for all files."""
     files = {Path(file.name).stem: file for file in descriptors().file}
     return "\n\n".join(block for name in FILES for block in _File(files[name]).blocks())
 
@@ -82,7 +82,7 @@ class _File:
             yield from self._enum(enum, (_ENUMS, index))
 
     def _comment(self, path: _Path) -> str:
-        """A comment as paragraphs, each in one line."""
+        """A comment as paragraphs, one line each."""
         paragraphs = self._comments.get(path, "").strip().split("\n\n")
         return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
@@ -117,7 +117,7 @@ class _File:
                 for field in message.field
                 if field.HasField("oneof_index") and field.oneof_index == index and not field.proto3_optional
             ]
-            if members:  # an optional field has a oneof of its own behind the scenes
+            if members:  # an optional field has an implicit oneof
                 comment = self._comment((*path, _OF_MESSAGE_ONEOFS, index))
                 yield f"`oneof {oneof.name}`: {', '.join(members)}. {comment}".strip()
 
@@ -132,7 +132,7 @@ class _File:
 
 
 def _link(full_name: str) -> str:
-    """The name of a type, linked where it is one of ours."""
+    """The name of a type, with a link if it is one of ours."""
     if not full_name.startswith(_PACKAGE):
         return f"`{full_name.removeprefix('.')}`"
     name = full_name.removeprefix(_PACKAGE)
@@ -146,7 +146,7 @@ def _signature(method: MethodDescriptorProto) -> str:
 
 
 def _type(field: FieldDescriptorProto, message: DescriptorProto) -> str:
-    """A field's type as the proto has it."""
+    """A field's type in the form of the proto."""
     entries = {nested.name: nested for nested in message.nested_type if nested.options.map_entry}
     entry = entries.get(field.type_name.rpartition(".")[2])
     if entry is not None:

@@ -1,1 +1,1 @@
-"""The model families whose encoders are served: a package for each."""
+"""The supported model families: a package for each."""

@@ -1,4 +1,4 @@
-"""The families that are served, by the name that bundles give them. A new one takes a line here."""
+"""The supported families, by their names in bundles. A new family adds a line here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Operators of our own for the encoder, for x86 processors with AVX-512 BF16: whether they can be used; their calls.
+"""Our own operators for the encoder, for x86 processors with AVX-512 BF16: detection and calls.
 
-Each `.cc` file says what it computes and how; `hatch_build.py`, beside pyproject.toml, compiles them.
+Each `.cc` file describes its operator; `hatch_build.py`, next to pyproject.toml, compiles them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # as everybody calls it
+import torch.nn.functional as F  # noqa: N812  # the usual name
 from torch import Tensor
 
 from serving.cores import cpu_flags
 
 _LIBRARY = Path(__file__).with_name("operators.so")
-# What the compiler was told that it may use.
+# The instruction sets that the compiler may use.
 _FLAGS = {
     *("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"),
     *("avx2", "bmi2", "f16c", "fma"),
@@ -31,7 +31,7 @@ _MOST_INPUTS = 65_536
 
 
 class OperatorsError(RuntimeError):
-    """The operators cannot be used here; its text says why."""
+    """The operators cannot be used here. The message gives the cause."""
 
 
 class _Attention(ctypes.Structure):
@@ -74,7 +74,7 @@ class _Linear(ctypes.Structure):
 
 
 class After(enum.IntEnum):
-    """What follows a linear layer in the same pass, as in linear.cc."""
+    """The operation after a linear layer in the same pass, as in linear.cc."""
 
     NOTHING = 0
     TANH_GELU = 1
@@ -84,17 +84,17 @@ class After(enum.IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class RoundedWeights:
-    """A linear layer's weights in 8 bits, and what its rows are before they are rounded.
+    """A linear layer's weights in 8 bits, and the factors of its rows before they are quantized.
 
     Attributes:
-        packed: uint8 [panels, inputs / 4, 32, 4]: each output's weights with a scale of their own, 128 too large.
-            Inputs and outputs are filled up.
+        packed: uint8 [panels, inputs / 4, 32, 4]: the weights with a scale for each output, offset by 128. Inputs and
+            outputs are padded.
         scales: float32 [panels x 32].
         bias: float32 [panels x 32].
-        factors: float32 [inputs]: what the columns of the rows are multiplied by.
-        shift: float32 [inputs]: what is added then, where they are normalized.
-        epsilon: Of the normalization before that; -1 without one.
-        outputs: How many there are.
+        factors: float32 [inputs]: factors of the columns of the rows.
+        shift: float32 [inputs]: added afterwards, if the rows are normalized.
+        epsilon: Epsilon of the normalization before; -1 without one.
+        outputs: Number of outputs.
     """
 
     packed: Tensor
@@ -109,14 +109,14 @@ class RoundedWeights:
     def of(
         cls, weight: Tensor, bias: Tensor, *, factors: Tensor, shift: Tensor, epsilon: float | None = None
     ) -> RoundedWeights:
-        """Round weights.
+        """Quantize weights.
 
         Args:
             weight: float32 [outputs, inputs].
             bias: [outputs].
             factors: As above.
             shift: As above.
-            epsilon: Of the normalization before; None without one.
+            epsilon: Epsilon of the normalization before; None without one.
         """
         outputs, inputs = weight.shape
         if inputs > _MOST_INPUTS:
@@ -137,12 +137,13 @@ class RoundedWeights:
 
 
 class Operators:
-    """The compiled operators, on PyTorch's threads: as many as `torch.set_num_threads` said in the thread that calls.
+    """The compiled operators, on PyTorch's threads, as many as `torch.set_num_threads` has set in the calling thread.
 
     Several threads may use them at once.
 
     Raises:
-        OperatorsError: They were not compiled, the processor lacks instructions, or PyTorch has other threads.
+        OperatorsError: They were not compiled, the processor lacks instructions, or PyTorch uses another OpenMP
+            library.
     """
 
     def __init__(self) -> None:
@@ -159,14 +160,14 @@ class Operators:
         self._attend.argtypes, self._attend.restype = [ctypes.POINTER(_Attention), ctypes.c_void_p], None
 
     def attend(self, qkv: Tensor, turns: Tensor, runs: Sequence[tuple[int, int]], heads: int) -> Tensor:
-        """Attention of frames that lie one after another; each row attends to all rows of its frame.
+        """Attention of concatenated frames; each row attends to all rows of its frame.
 
         Args:
-            qkv: bfloat16 [rows, 3 x heads x width]: queries, keys and values. The two numbers of a query or key that a
-                rotation turns lie side by side.
-            turns: complex64 [rows, width / 2]: what the pairs of queries and keys are multiplied by.
-            runs: Rows of a frame, and how many such frames follow one another.
-            heads: As many heads there are; their width is even and at most 128.
+            qkv: bfloat16 [rows, 3 x heads x width]: queries, keys and values. The two numbers of each rotated pair are
+                adjacent.
+            turns: complex64 [rows, width / 2]: rotations of the pairs of queries and keys.
+            runs: Rows of a frame, and the number of consecutive frames of that size.
+            heads: Number of heads; their width is even and at most 128.
 
         Returns:
             bfloat16 [rows, heads x width].
@@ -203,8 +204,8 @@ class Operators:
         Args:
             x: bfloat16 [rows, inputs].
             weights: Its weights.
-            after: What is computed of the outcome.
-            other: bfloat16 [rows, outputs]: what is added.
+            after: The operation on the result.
+            other: bfloat16 [rows, outputs]: the summand.
 
         Returns:
             bfloat16 [rows, outputs].
@@ -241,16 +242,16 @@ class Operators:
 
 
 def find_operators(device: torch.device, *, needed: bool = False) -> Operators | None:
-    """The operators, where they can be used and attention is the faster for them.
+    """The operators; None if they cannot be used or PyTorch's attention is faster.
 
     Args:
-        device: Where the encoder runs.
-        needed: Whether it cannot do without them, faster or not.
+        device: Device of the encoder.
+        needed: Whether they are required, faster or not.
 
     Raises:
-        OperatorsError: They are needed and cannot be used.
+        OperatorsError: They are required and cannot be used.
     """
-    # PyTorch's attention uses AMX where the processor has it.
+    # PyTorch's attention uses AMX if the processor has it.
     if not needed and (device.type != "cpu" or "amx_bf16" in cpu_flags()):
         return None
     try:
@@ -264,7 +265,7 @@ def find_operators(device: torch.device, *, needed: bool = False) -> Operators |
 
 
 def attends(width: int) -> bool:
-    """Whether attention is computed for heads of this width."""
+    """Whether the operators support heads of this width."""
     return width % 2 == 0 and 2 <= width <= _WIDEST_HEAD
 
 
@@ -281,7 +282,7 @@ def _openmp() -> ctypes.c_void_p:
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """The operators read memory by address: a tensor of another kind must not reach them."""
+    """Raise ValueError for an unexpected tensor, since the operators read memory by address."""
     known = tensor.device.type == "cpu" and tensor.dtype is dtype and tensor.shape == shape and tensor.is_contiguous()
     if not known:
         raise ValueError(

@@ -1,1 +1,1 @@
-"""The engine that answers many requests at once: what is computed next, and where it lies."""
+"""The engine with continuous batching: scheduling, KV-cache slots and prefix cache."""

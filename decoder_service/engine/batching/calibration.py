@@ -1,4 +1,4 @@
-"""How fast the graphs are on this machine: a few steps and chunks of each, timed. And a first chunk, to warm up."""
+"""Measures the speed of the graphs on this machine with a few steps and chunks of each, and warms up."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from decoder_service.engine.batching.pace import Curve, Speed
 from decoder_service.engine.model import Piece, Step
 from decoder_service.engine.onnx.runner import Runner
 
-# Between and beyond these, lines are drawn.
+# Between and beyond these sizes, the curves are linear.
 CHUNKS = (2, 8, 32, 128)
 _CONTEXT = 32
 _ROUNDS = 4
-_EXTRA_SECONDS = 5.0  # for more rounds, where others used the cores in some
-_FEWEST_QUIET = 2  # rounds, for measurements that hold for later starts, too
+_EXTRA_SECONDS = 5.0  # for more rounds, if other processes used the cores in some
+_FEWEST_QUIET = 2  # undisturbed rounds, so that the measurements can be stored
 
 
 def widths(slots: int) -> tuple[int, ...]:
@@ -29,19 +29,19 @@ def widths(slots: int) -> tuple[int, ...]:
 def calibrate(
     runner: Runner, slots: int, room: int, disturbed: Callable[[], bool] = lambda: False
 ) -> tuple[dict[str, Speed], bool]:
-    """Time every graph. Writes over the KV cache.
+    """Time every graph. Overwrites the KV cache.
 
-    All graphs in each round: what disturbs the machine for a while disturbs all alike, and only that round. At the
-    start of the whole system the encoder warms up at the same time, so disturbed rounds are repeated, within limits.
+    Each round times all graphs, so a temporary disturbance affects all graphs alike, and only that round. When the
+    whole system starts, the encoder warms up at the same time, so disturbed rounds are repeated, within limits.
 
     Args:
         runner: The graphs.
         slots: Most requests in one step.
-        room: Tokens that a slot of the cache holds.
-        disturbed: Called after each round: whether other processes used the cores in it.
+        room: Tokens that a slot of the KV cache holds.
+        disturbed: Called after each round; returns whether other processes used the cores in it.
 
     Returns:
-        The speeds, and whether enough rounds were undisturbed for them to be kept.
+        The speeds, and whether enough rounds were undisturbed to store them.
     """
     steps, chunks = widths(slots), [size for size in CHUNKS if size <= room]
     timings = [_Timing(runner, graph, steps, chunks) for graph in runner.graphs]
@@ -49,7 +49,7 @@ def calibrate(
         timing.warm_up()
     rounds = quiet = 0
     last = math.inf
-    disturbed()  # looks from here on
+    disturbed()  # starts the first measurement
     while rounds < _ROUNDS or (quiet < _ROUNDS and time.perf_counter() < last):
         for timing in timings:
             timing.go_round()
@@ -61,7 +61,7 @@ def calibrate(
 
 
 class _Timing:
-    """What runs of a graph took so far."""
+    """Shortest times of a graph's runs so far."""
 
     def __init__(self, runner: Runner, graph: str, steps: Sequence[int], chunks: Sequence[int]) -> None:
         self._runner = runner
@@ -71,7 +71,7 @@ class _Timing:
         self._chunks = dict.fromkeys(chunks, math.inf)
 
     def warm_up(self) -> None:
-        """The first runs of all allocate."""
+        """Run every size once: the first runs allocate memory."""
         self._step(next(iter(self._steps)))
         self._chunk(next(iter(self._chunks)))
 
@@ -82,7 +82,7 @@ class _Timing:
                 best[size] = min(seconds, _timed(run, size))
 
     def speed(self) -> Speed:
-        """By the best of the rounds, since what disturbs a run only makes it longer."""
+        """The best of the rounds, since a disturbance only makes a run longer."""
         return Speed(_curve(self._steps), _curve(self._chunks))
 
     def _step(self, width: int) -> None:
@@ -94,14 +94,14 @@ class _Timing:
 
 
 def prefill(runner: Runner, graph: str, size: int) -> None:
-    """Prefill a chunk of so many tokens in the first row. The first large one of all allocates what later ones use."""
+    """Prefill a chunk of `size` tokens in the first slot. The first large chunk allocates memory for later ones."""
     positions = np.broadcast_to(np.arange(size), (runner.shape.axes, size))
     features = np.empty((0, runner.shape.feature_width), np.float32)
     runner.run(graph, piece=Piece(0, 0, np.zeros(size, np.int32), features, positions))
 
 
 def _curve(best: Mapping[int, float]) -> Curve:
-    """Less never takes longer than more: where it seems to, it was disturbed."""
+    """A curve that does not fall: where a smaller size took longer, it was disturbed."""
     seconds = np.minimum.accumulate([*best.values()][::-1])[::-1]
     return Curve(tuple(best), tuple(seconds.tolist()))
 

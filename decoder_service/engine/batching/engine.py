@@ -1,7 +1,7 @@
-"""The engine that answers many requests at once, on plain ONNX Runtime: the event loop's side.
+"""The event loop's side of the engine with continuous batching on plain ONNX Runtime.
 
-It computes in a thread of its own: `InferenceSession.run` releases the interpreter's lock, so the event loop, with its
-health checks and other streams, goes on beside it.
+The engine computes in its own thread: `InferenceSession.run` releases the interpreter's lock, so the event loop, with
+its health checks and other streams, runs at the same time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import structlog
 
-from decoder_service.engine.batching.worker import BatchConfig, Call, CallOff, Inbox, Supply, Worker
+from decoder_service.engine.batching.worker import BatchConfig, Call, Cancellation, Inbox, Supply, Worker
 from decoder_service.engine.interface import EngineError, EngineEvent, EngineInfo, EngineRequest
 from decoder_service.engine.supervisor import Supervisor, events_of, not_ready
 from serving.errors import Reason, too_large, unavailable
@@ -25,13 +25,13 @@ log = structlog.get_logger()
 
 
 class BatchEngine:
-    """Answers up to `slots` requests at once; more wait, first come first served.
+    """Processes up to `slots` requests at once; more wait, first come first served.
 
-    A request that fails fails alone. Should the thread itself break, by a mistake of ours, all requests that are here
-    are lost, and the engine is loaded anew.
+    A request that fails does not affect others. If the thread itself fails, by a bug, all running and waiting requests
+    fail, and the engine is loaded again.
 
     Args:
-        config: What it loads.
+        config: The model and its limits.
     """
 
     def __init__(self, config: BatchConfig) -> None:
@@ -44,22 +44,22 @@ class BatchEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What it is."""
-        return EngineInfo("batch", "cpu", self._config.threads, self._config.slots, self._max_tokens)
+        """Description of the engine."""
+        return EngineInfo("batch", "cpu", self._config.threads, self._config.slots, self._max_tokens, constraints=True)
 
     @property
     def ready(self) -> bool:
-        """Whether a request made now would be taken up."""
+        """Whether a new request would be accepted."""
         return self._supervisor.ready
 
     async def start(self, set_ready: Callable[[bool], None]) -> None:
         """Load the graphs, measure them and wait for requests.
 
         Args:
-            set_ready: Told of later changes.
+            set_ready: Called with later changes of readiness.
 
         Raises:
-            EngineError: It cannot load the model.
+            EngineError: The model cannot be loaded.
         """
         await self._supervisor.start(set_ready)
 
@@ -93,10 +93,10 @@ class BatchEngine:
                     yield event
         finally:
             self._calls.discard(call)
-            self._inbox.put(CallOff(call))
+            self._inbox.put(Cancellation(call))
 
     async def stop(self) -> None:
-        """End the thread and free the memory. Requests that are left fail with UNAVAILABLE."""
+        """End the thread and free the memory. Unfinished requests fail with UNAVAILABLE."""
         await self._supervisor.stop()
         if self._thread is not None:
             self._inbox.put(None)
@@ -110,28 +110,28 @@ class BatchEngine:
         self._calls.clear()
 
     def _break(self) -> None:
-        """The thread has ended by a fault of its own."""
+        """Handle a thread that ended by an error of its own."""
         self._supervisor.unready()
         self._lose("the engine failed while it worked on this request")
         if not self._supervisor.stopping:
-            self._supervisor.proven()  # it had loaded, and every loss begins with the shortest wait
+            self._supervisor.proven()  # it had loaded: the first retry uses the shortest delay
             self._supervisor.revive()
 
     # The thread
 
     def _work(self, inbox: Inbox, loop: asyncio.AbstractEventLoop, loaded: asyncio.Future[int]) -> None:
-        # RuntimeError: the loop is closed, and nobody is left to tell.
+        # RuntimeError: the event loop is closed, so no stream can receive the error.
         with contextlib.suppress(RuntimeError):
             try:
                 worker = Worker(self._config, inbox, loop)
-            except Exception as error:  # noqa: BLE001  # whoever starts it makes a sentence of it
+            except Exception as error:  # noqa: BLE001  # `start` reports it as an EngineError
                 sentence = f"the language model cannot be loaded: {error}"
                 loop.call_soon_threadsafe(_settle, loaded, EngineError(sentence))
                 return
             loop.call_soon_threadsafe(_settle, loaded, worker.max_tokens)
             try:
                 worker.run()
-            except Exception:  # noqa: BLE001  # health must turn, whatever it was
+            except Exception:  # noqa: BLE001  # the health status must change after any failure
                 log.critical("engine failed", traceback=traceback.format_exc())
                 loop.call_soon_threadsafe(self._break)
 

@@ -1,8 +1,8 @@
-"""Keys and values: one buffer per layer for all rows, of which memory is taken only where it is written.
+"""The KV cache: one buffer per layer for all slots. Memory is allocated only where it is written.
 
-A row is reserved for the longest request there may be, and costs nothing until then: the pages of an anonymous mapping
-are given by the kernel when they are first written, and are given back by `release`. Huge pages are declined: one of
-them holds 4,096 tokens of one head, so a short prompt would take the memory of a long one.
+A slot reserves address space for the longest request. The kernel allocates the pages of an anonymous mapping when they
+are first written, and `release` frees them. Huge pages are disabled: one huge page holds 4,096 tokens of one head, so a
+short prompt would take the memory of a long one.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-# The module names it from Python 3.13 on. Without it Linux may refuse to reserve more than there is.
+# Defined by the module from Python 3.13 on. Without it Linux may refuse to reserve more than the physical memory.
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class KvCache:
-    """Buffers [rows, heads, length, width], two for each layer: keys, then values.
+    """Buffers [slots, heads, length, width], two for each layer: keys, then values.
 
     Args:
         layers: Layers of the model.
-        rows: How many requests lie in it.
+        slots: Number of slots, one for each request or cached prefix.
         heads: Heads of keys and values.
         length: Most tokens of one request; rounded up to whole pages.
         width: Numbers per head.
-        dtype: Of each number.
+        dtype: Type of each number.
 
     Raises:
-        OSError: The address space cannot be had.
+        OSError: The address space cannot be reserved.
     """
 
-    def __init__(self, *, layers: int, rows: int, heads: int, length: int, width: int, dtype: DTypeLike) -> None:
+    def __init__(self, *, layers: int, slots: int, heads: int, length: int, width: int, dtype: DTypeLike) -> None:
         kind = np.dtype(dtype)
         token = width * kind.itemsize
         self.granule = granule(width, kind)
@@ -42,17 +42,17 @@ class KvCache:
         self._stretch = self.length * token
         self._heads = heads
         self._token = token
-        shape = (rows, heads, self.length, width)
-        self._maps = [_reserve(rows * heads * self._stretch) for _ in range(2 * layers)]
+        shape = (slots, heads, self.length, width)
+        self._maps = [_reserve(slots * heads * self._stretch) for _ in range(2 * layers)]
         self.buffers: list[NDArray[Any]] = [np.frombuffer(area, kind).reshape(shape) for area in self._maps]
 
     def copy(self, source: int, target: int, count: int) -> None:
-        """Copy the first `count` tokens of one row into another."""
+        """Copy the first `count` tokens of one slot to another."""
         for buffer in self.buffers:
             buffer[target, :, :count] = buffer[source, :, :count]
 
     def swap(self, one: int, other: int, *, lengths: tuple[int, int]) -> None:
-        """Exchange two rows, of which the first has `lengths[0]` tokens and the second `lengths[1]`."""
+        """Exchange two slots, which hold `lengths[0]` and `lengths[1]` tokens."""
         of_one, of_other = lengths
         for buffer in self.buffers:
             kept = buffer[other, :, :of_other].copy()
@@ -63,24 +63,24 @@ class KvCache:
         elif of_other > of_one:
             self.release(other, of_one)
 
-    def release(self, row: int, start: int = 0) -> None:
-        """Give back the memory of a row's tokens from `start` on, as far as whole pages hold nothing else."""
+    def release(self, slot: int, start: int = 0) -> None:
+        """Free the memory of a slot's tokens from `start` on, in whole pages that hold nothing else."""
         begin = -(-start // self.granule) * self.granule * self._token
         size = self._stretch - begin
         if size <= 0 or not hasattr(mmap, "MADV_DONTNEED"):
             return
         for area in self._maps:
             for head in range(self._heads):
-                area.madvise(mmap.MADV_DONTNEED, (row * self._heads + head) * self._stretch + begin, size)
+                area.madvise(mmap.MADV_DONTNEED, (slot * self._heads + head) * self._stretch + begin, size)
 
 
 def token_bytes(layers: int, heads: int, width: int, dtype: DTypeLike) -> int:
-    """Bytes that one token takes, keys and values of all layers together."""
+    """Bytes of one token: keys and values of all layers."""
     return 2 * layers * heads * width * np.dtype(dtype).itemsize
 
 
 def granule(width: int, dtype: DTypeLike) -> int:
-    """Tokens of one head that fill whole pages: memory is taken and given back in these."""
+    """Tokens of one head that fill whole pages: the unit in which memory is allocated and freed."""
     token = width * np.dtype(dtype).itemsize
     return int(np.lcm(mmap.PAGESIZE, token)) // token
 

@@ -1,7 +1,7 @@
-"""How long things take on this machine, and what follows: which graph runs a step, and how much of a prompt it reads.
+"""Selects the graph for a step, and how much of a prompt the step prefills, from measured speeds.
 
-Measured at start-up over widths and lengths, once for each bundle and machine. While the engine runs, what steps really
-take corrects it: longer contexts and other work on the machine slow both kinds of steps down.
+Speeds are measured at start-up over widths and lengths, once for each bundle and machine. The durations of real steps
+correct them: longer contexts and other work on the machine slow decode and prefill down.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from serving.cores import cpu_name
 
 log = structlog.get_logger()
 
-# How long a step that reads may take, in seconds: a request that comes, or is called off, waits for its end.
+# Longest step with prefill, in seconds: a new request, or the cancellation of one, waits for its end.
 READING_STEP = 1.0
-# How much the newest run counts in the running mean of how far its graph's measurements are off, and the other graphs';
-# and how far that may go.
+# Weights of the newest run in the moving averages of the correction factors, of its own graph and of the other graphs;
+# and the bound of these factors.
 _WEIGHT, _WEIGHT_OF_OTHERS = 0.2, 0.02
 _FACTORS = (0.25, 8.0)
-# Of runs: whether there are answers in them, and whether there is a chunk.
+# Kinds of runs: whether they decode, and whether they prefill a chunk.
 _KINDS = _ANSWERS, _CHUNK, _BOTH = ((True, False), (False, True), (True, True))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds over a size: straight lines between what was measured, and the last one beyond it.
+    """Seconds as a function of size: linear between the measurements, extrapolated beyond the last.
 
     Attributes:
-        sizes: Rising.
-        seconds: One for each.
+        sizes: Measured sizes, ascending.
+        seconds: Duration of each.
     """
 
     sizes: tuple[int, ...]
@@ -58,8 +58,8 @@ class Speed:
     """How fast one graph is.
 
     Attributes:
-        decode: Seconds of a step over how many requests are in it.
-        prefill: Seconds of a chunk over its tokens.
+        decode: Seconds of a decode step over the number of requests in it.
+        prefill: Seconds of a prefill chunk over its tokens.
     """
 
     decode: Curve
@@ -67,13 +67,12 @@ class Speed:
 
 
 class Pace:
-    """Chooses by speeds.
+    """Selects graphs and chunk sizes by speed.
 
     Args:
-        speeds: Of each graph.
-        chunk_tokens: Most tokens of a prompt to read in one step.
-        stall: While requests answer: how much longer a step may take because it also reads, in steps that only
-            answer, for each prompt that could be read.
+        speeds: Speed of each graph, by name.
+        chunk_tokens: Most prompt tokens to prefill in one step.
+        stall: Maximum slowdown of a decode step for each prompt being prefilled, as a fraction.
     """
 
     def __init__(self, speeds: Mapping[str, Speed], *, chunk_tokens: int, stall: float) -> None:
@@ -83,18 +82,18 @@ class Pace:
         self._factors = {(name, kind): 1.0 for name in speeds for kind in _KINDS}
 
     def graph(self, answers: int, tokens: int) -> str:
-        """The graph for a run of so many answers, and of a chunk of so many tokens."""
+        """The faster graph for a run that decodes `answers` requests and prefills `tokens` tokens."""
         return min(self._speeds, key=lambda name: self._expected(name, answers, tokens))
 
     def room(self, answering: int, prompts: int = 1) -> int:
-        """Tokens of prompts to read in this step: at least one, so that every prompt is read at last.
+        """Prompt tokens to prefill in this step: at least one, so that every prefill ends.
 
-        One prompt that comes must not be felt much by those who answer. Where many come at once, far more is lost by
-        steps of a few answers, each of which reads all weights, than by letting those few wait a little.
+        A single new prompt must not slow the running decodes much. When many prompts arrive at once, decode steps of a
+        few requests, each of which reads all weights, cost more than a short delay of these few.
 
         Args:
-            answering: How many requests have their step beside it.
-            prompts: How many could be read.
+            answering: Requests that decode in the same step.
+            prompts: Prompts that could be prefilled.
         """
         allowed = READING_STEP
         if answering:
@@ -103,13 +102,13 @@ class Pace:
         return max(1, bisect.bisect_right(sizes, allowed, key=lambda size: self._least(answering, size)))
 
     def took(self, graph: str, answers: int, tokens: int, seconds: float) -> None:
-        """A run of so many answers, and of a chunk of so many tokens, took so long on that graph.
+        """Correct the speeds by the duration of one run.
 
-        Answers, chunks, and both at once are corrected apart: if what answers and a chunk take longer were added to the
-        time of answers alone, a chunk that is too large would stay so. But while every run has a chunk, answers alone
-        are not measured, and another process may have taken a core. So when answers and a chunk become slower, answers
-        alone are taken to become slower by the same factor, until the next run of answers alone. A graph that is not
-        chosen would never be corrected: its factors slowly follow those of the chosen one, and so it is tried again.
+        Decode, prefill, and both in one run have separate factors: if the slowdown of a mixed run were added to decode
+        alone, a chunk that is too large would stay too large. But while every run has a chunk, decode alone is not
+        measured, and another process may have taken a core. So when mixed runs become slower, decode alone is assumed
+        to become slower by the same factor, until the next run of decode alone. A graph that is not chosen would never
+        be corrected: its factors slowly follow those of the chosen graph, so that it is tried again.
         """
         kind = _kind(answers, tokens)
         ratio = seconds / _seconds(self._speeds[graph], answers, tokens)
@@ -137,16 +136,16 @@ def _kind(answers: int, tokens: int) -> tuple[bool, bool]:
 
 
 def _seconds(speed: Speed, answers: int, tokens: int) -> float:
-    """A run of both takes as long as a chunk of them all: they go through the same matrices."""
+    """A mixed run takes as long as a chunk of all its tokens: they use the same matrices."""
     return speed.prefill.at(answers + tokens) if tokens else speed.decode.at(answers)
 
 
 class Measurements:
-    """What was measured before, kept in a file.
+    """Measurements of earlier starts, stored in a file.
 
     Args:
-        folders: Where to look and to write, the best first.
-        of: What the measurements hold for; another machine or another graph has another file.
+        folders: Directories to read from and write to, in order of preference.
+        of: What the measurements depend on, such as machine and graphs; it selects the file.
     """
 
     def __init__(self, folders: Iterable[Path], of: Mapping[str, object]) -> None:
@@ -155,7 +154,7 @@ class Measurements:
         self._paths = [folder / f"speeds-{name}.json" for folder in folders]
 
     def load(self) -> dict[str, Speed] | None:
-        """What was kept, or None."""
+        """The stored speeds; None if there are none."""
         for path in self._paths:
             try:
                 kept = json.loads(path.read_text(encoding="utf-8"))
@@ -166,11 +165,11 @@ class Measurements:
             except FileNotFoundError:
                 continue
             except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("measurements cannot be read and are made again", path=str(path), error=str(error))
+                log.warning("measurements cannot be read and are repeated", path=str(path), error=str(error))
         return None
 
     def keep(self, speeds: Mapping[str, Speed]) -> None:
-        """Write them down, whole or not at all."""
+        """Write the speeds atomically."""
         text = json.dumps({name: [vars(speed.decode), vars(speed.prefill)] for name, speed in speeds.items()})
         for path in self._paths:
             try:
@@ -181,4 +180,4 @@ class Measurements:
             except OSError:
                 continue
             return
-        log.info("measurements are not kept: no place for them can be written")
+        log.info("measurements are not stored: no directory is writable")

@@ -1,7 +1,7 @@
-"""What a row of keys and values stands for, and how far two of them are the same.
+"""The content of a KV-cache slot, and the common prefix of two contents.
 
 Keys and values of a token depend on all tokens before it and on nothing after it. Two prompts share them as far as
-their tokens are the same and their media have the same keys: a medium's tokens all look alike, so its key decides.
+their tokens and the keys of their media are equal: all tokens of a medium have the same id, so its key decides.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from decoder_service.engine.media import Span
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """Tokens in order, and which of them are rows of media.
+    """Tokens in order, and which of them take features of media.
 
     Attributes:
         token_ids: int32 [n].
-        media: Where media lie, and what they are.
+        media: The spans of media, with their keys.
     """
 
     token_ids: NDArray[np.int32]
@@ -31,17 +31,17 @@ class Content:
         return self.token_ids.size
 
     def followed_by(self, token_ids: list[int]) -> Content:
-        """With more text after it: a medium's token among it is text, as the model's own answer is."""
+        """This content with generated text after it: a media token in the text takes no features."""
         return Content(np.concatenate([self.token_ids, np.array(token_ids, np.int32)]), self.media)
 
     @property
     def comparable(self) -> int:
-        """How many of its tokens can be compared with others: all before the first medium without a key."""
+        """Number of tokens that can be compared with others: all before the first medium without a key."""
         return next((span.start for span in self.media if not span.key), len(self))
 
 
 def common_prefix(one: Content, other: Content) -> int:
-    """How many tokens two contents share from the beginning."""
+    """Number of tokens of the common prefix of two contents."""
     count = min(one.comparable, other.comparable)
     differs = one.token_ids[:count] != other.token_ids[:count]
     if differs.any():

@@ -1,15 +1,15 @@
-"""Who is worked on next. Pure: it knows slots and numbers of tokens, and runs nothing.
+"""Selects what is computed next. It manages slots and token counts, and runs nothing.
 
-waiting ── first come, first served ──▶ prefilling (its prompt, in chunks) ──▶ decoding (a token each step) ──▶ gone
+waiting ── first come, first served ──▶ prefilling (the prompt, in chunks) ──▶ decoding (a token each step) ──▶ finished
 
-A prompt is read to its end before the next one is begun, unless it is longer than a step has room for: then the next
-one is begun beside it, and chunks go in turns to the prompt with the fewest tokens left and to the oldest. So a short
-prompt behind a long one is read at once, and the long one still gets every second chunk. A request that does not fit
-yet holds up those behind it: small ones that overtook it again and again would keep it out for ever.
+A prompt is prefilled completely before the next one starts, unless it is longer than the room of a step: then the next
+prompt starts as well, and chunks alternate between the prompt with the fewest tokens left and the oldest. So a short
+prompt behind a long one is prefilled at once, and the long one still gets every second chunk. A request that does not
+fit yet blocks those behind it: otherwise a series of small requests could delay it for ever.
 
-A prompt whose features have not all come is read ahead, as far as they have, where that is wanted and there is a place.
-It holds up nobody: those behind it pass, and where one of them lacks a place, it gives its own up and waits again where
-it stood. What was computed of it stays as a cache while there is room.
+A prompt whose features are incomplete is prefilled as far as they have arrived, if `read_ahead` is set and a slot is
+free. It does not block others: those behind it pass it, and if one of them needs a slot, it gives up its own and
+returns to its place in the queue. What was computed of it stays in the prefix cache while there is room.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from decoder_service.engine.batching.prefix import Content, common_prefix
 from decoder_service.engine.batching.slots import SHORTEST_MATCH, Slot, Slots
 
 LEAST_AHEAD = 64
-"""Fewer tokens of a prompt that is not all there yet are not worth a run of their own: it reads all weights."""
+"""Least tokens of an incomplete prompt that are worth a run of their own, which reads all weights."""
 
 
 @dataclass(eq=False)
@@ -32,12 +32,12 @@ class Task:
     """A request as the scheduler sees it.
 
     Attributes:
-        prompt: What is to be read.
+        prompt: The prompt.
         need: Tokens of the prompt and the longest answer.
-        available: Tokens of the prompt, from the first on, that can be read; None: all.
-        slot: Where it lies, once it runs.
-        cached: Tokens of the prompt that were computed for others, once it has been begun.
-        read: Tokens of the prompt that were computed when it gave its slot up.
+        available: Tokens of the prompt, from the first on, whose features have arrived; None: all.
+        slot: Its slot, while it runs.
+        cached: Tokens of the prompt that were found in the prefix cache, once its prefill has started.
+        prefilled_before: Tokens of the prompt that were computed when it gave its slot up.
         number: Its place in the order of arrival.
     """
 
@@ -46,23 +46,23 @@ class Task:
     available: int | None = None
     slot: Slot | None = None
     cached: int | None = None
-    read: int = 0
+    prefilled_before: int = 0
     number: int = 0
 
     @property
     def place(self) -> Slot:
-        """Its slot, which it must have."""
+        """The slot of a running task."""
         assert self.slot is not None  # noqa: S101  # only the scheduler's own order could break this
         return self.slot
 
     @property
-    def unread(self) -> int:
-        """Tokens of the prompt that are not computed yet, once it runs."""
+    def remaining(self) -> int:
+        """Tokens of the prompt that are still to be prefilled, of a running task."""
         return len(self.prompt) - self.place.length
 
     @property
     def whole(self) -> bool:
-        """Whether all of the prompt can be read."""
+        """Whether all of the prompt can be prefilled."""
         return self.available is None or self.available == len(self.prompt)
 
 
@@ -71,10 +71,10 @@ T = TypeVar("T", bound=Task)
 
 @dataclass(frozen=True)
 class Chunk(Generic[T]):
-    """A piece of a prompt to be computed.
+    """A part of a prompt to be prefilled.
 
     Attributes:
-        task: Whose.
+        task: The task it belongs to.
         start: Its first token.
         stop: The token after its last.
     """
@@ -85,75 +85,77 @@ class Chunk(Generic[T]):
 
     @property
     def completes(self) -> bool:
-        """Whether the prompt ends with it."""
+        """Whether it is the last chunk of the prompt."""
         return self.stop == len(self.task.prompt)
 
 
 class Scheduler(Generic[T]):
-    """Requests, from their coming to their going.
+    """All requests in the engine, waiting, prefilling or decoding.
 
     Args:
-        slots: Where they lie.
-        read_ahead: Whether prompts are read that are not whole.
-        least_ahead: Tokens that are worth a chunk of such a prompt.
+        slots: The KV-cache slots.
+        read_ahead: Whether incomplete prompts are prefilled.
+        least_ahead: Least tokens of a chunk of an incomplete prompt.
     """
 
     def __init__(self, slots: Slots, *, read_ahead: bool, least_ahead: int = LEAST_AHEAD) -> None:
         self._slots = slots
         self._least_ahead = least_ahead
         self.read_ahead = read_ahead
-        """May be changed at any time."""
+        """Whether incomplete prompts are prefilled. May be changed at any time."""
         self._numbers = itertools.count()
-        self._waiting: list[T] = []  # in the order in which they came
+        self._waiting: list[T] = []  # in order of arrival
         self._prefilling: list[T] = []  # the oldest first
         self._shortest_next = True
         self._decoding: list[T] = []
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do until a request or features come."""
+        """Whether there is nothing to do until a request or features arrive."""
         return (
-            not self._decoding and not any(self.able(task) for task in self._prefilling) and self._next_begun() is None
+            not self._decoding
+            and not any(self.able(task) for task in self._prefilling)
+            and self._next_to_start() is None
         )
 
     @property
     def tasks(self) -> list[T]:
-        """All that are here."""
+        """All tasks."""
         return [*self._decoding, *self._prefilling, *self._waiting]
 
     @property
     def decoding(self) -> list[T]:
-        """Those that get a token in the next step."""
+        """Tasks that get a token in the next step."""
         return list(self._decoding)
 
     @property
-    def readable(self) -> int:
-        """How many have a prompt to be read and a place, or a place to come to."""
-        reading = sum(self.able(task) > 0 for task in self._prefilling)
-        places = self._slots.free + len(self._prefilling) - reading
-        return reading + min(sum(self.able(task) > 0 for task in self._waiting), places)
+    def prefillable(self) -> int:
+        """Number of tasks with tokens to prefill that have a slot or can get one."""
+        running = sum(self.able(task) > 0 for task in self._prefilling)
+        places = self._slots.free + len(self._prefilling) - running
+        return running + min(sum(self.able(task) > 0 for task in self._waiting), places)
 
     def able(self, task: T) -> int:
-        """Tokens of a prompt that can be read now and are worth it."""
+        """Tokens of a prompt that can be prefilled now; 0 if they are too few for a run."""
         if task.whole:
             return len(task.prompt) - (task.slot.length if task.slot is not None else 0)
-        able = (task.available or 0) - (task.slot.length if task.slot is not None else task.read)
+        able = (task.available or 0) - (task.slot.length if task.slot is not None else task.prefilled_before)
         return able if self.read_ahead and able >= self._least_ahead else 0
 
     def add(self, task: T) -> None:
-        """A request comes."""
+        """Add a new request."""
         task.number = next(self._numbers)
         self._waiting.append(task)
 
     def next_chunk(self, room: int) -> Chunk[T] | None:
-        """What to read next, or None where nobody can be read, nobody fits, or there is no room.
+        """The next chunk to prefill; None if no prompt can be prefilled, none fits, or there is no room.
 
         Args:
-            room: Most tokens to read.
+            room: Most tokens of the chunk.
         """
         if room < 1:
             return None
-        self._begin(room)
+        self._start_prefills(room)
         ready = [task for task in self._prefilling if self.able(task)]
         if not ready:
             return None
@@ -161,31 +163,31 @@ class Scheduler(Generic[T]):
         start = task.place.length
         return Chunk(task, start, start + min(self.able(task), room))
 
-    def _begin(self, room: int) -> None:
-        """Begin prompts, as long as all that have been begun are longer than there is room for."""
+    def _start_prefills(self, room: int) -> None:
+        """Start prefills, as long as all started prompts are longer than the room."""
         while all(self.able(task) > room for task in self._prefilling if self.able(task)):
-            task = self._next_begun()
+            task = self._next_to_start()
             if task is None:
                 return
             stalled = self._stalled
             while (slot := self._slots.take(task.prompt, task.need)) is None:
-                self._give_up(stalled.pop())
+                self._preempt(stalled.pop())
             task.slot = slot
             task.cached = min(slot.length, slot.length if task.cached is None else task.cached)
             self._waiting.remove(task)
             self._prefilling.append(task)
 
-    def _next_begun(self) -> T | None:
-        """Who is begun next: the first of those that wait, leaving out those that have not all features yet.
+    def _next_to_start(self) -> T | None:
+        """The waiting task whose prefill starts next: the first that can be prefilled; None if there is none.
 
-        Such a one is begun as well, but only where it need not wait for anything, and nobody gives anything up for it.
+        A task whose features are incomplete is next only if it fits without the slot of another task.
         """
         for task in self._waiting:
             if not self.able(task):
                 continue
-            # One that is whole does not wait for features that another one waits for.
+            # A complete prompt takes the slot of one that waits for features.
             before = [other for other in self._prefilling if self.able(other) or not task.whole]
-            held = any(_comes_after(other, task) for other in before)
+            held = any(_shares_prefix(other, task) for other in before)
             if task.whole:
                 fits = self._slots.fits(task.need, without=[other.place for other in self._stalled])
                 return task if fits and not held else None
@@ -195,52 +197,52 @@ class Scheduler(Generic[T]):
 
     @property
     def _stalled(self) -> list[T]:
-        """Those that have a place and wait for features; last the one of which least was read."""
+        """Tasks with a slot that wait for features; the one with the fewest computed tokens is last."""
         return sorted((task for task in self._prefilling if not self.able(task)), key=lambda task: -task.place.length)
 
-    def _give_up(self, task: T) -> None:
-        """Take a stalled prompt's place, and let it wait where it stood."""
+    def _preempt(self, task: T) -> None:
+        """Preempt a stalled task: free its slot, and return it to its place in the queue."""
         self._prefilling.remove(task)
-        task.read = task.place.length
+        task.prefilled_before = task.place.length
         self._slots.finish(task.place, task.prompt)
         task.slot = None
         bisect.insort(self._waiting, task, key=lambda waiting: waiting.number)
 
     def _next(self, ready: Sequence[T]) -> T:
-        """Whose chunk is next: in turns the prompt that is read soonest, and the oldest."""
-        oldest, shortest = ready[0], min(ready, key=lambda task: task.unread)
+        """The task of the next chunk: alternately the one with the fewest tokens left and the oldest."""
+        oldest, shortest = ready[0], min(ready, key=lambda task: task.remaining)
         if shortest is oldest:
             return oldest
         self._shortest_next = not self._shortest_next
         return oldest if self._shortest_next else shortest
 
     def decoded(self, tasks: Sequence[T]) -> None:
-        """A token of each of these answers has been computed."""
+        """Record that one token of each task has been computed."""
         for task in tasks:
             self._slots.extend(task.place, 1)
 
     def prefilled(self, chunk: Chunk[T]) -> None:
-        """A chunk has been computed. With its last one a task begins to answer."""
+        """Record that a chunk has been computed. After its last chunk a task decodes."""
         self._slots.extend(chunk.task.place, chunk.stop - chunk.start)
         if chunk.completes:
             self._prefilling.remove(chunk.task)
             self._decoding.append(chunk.task)
 
     def decode_order(self) -> tuple[int, list[T]]:
-        """Bring those that answer into neighbouring rows.
+        """Move the decoding tasks into adjacent slots.
 
         Returns:
-            The first row, and who lies there and in those after it.
+            The index of the first slot, and the tasks in the order of their slots.
         """
         first = self._slots.side_by_side([task.place for task in self._decoding])
-        return first, sorted(self._decoding, key=lambda task: task.place.row)
+        return first, sorted(self._decoding, key=lambda task: task.place.index)
 
     def remove(self, task: T, content: Content | None) -> None:
-        """A request goes, wherever it is.
+        """Remove a request in any state.
 
         Args:
-            task: Which. One that is not here is let go of silently: it may have ended a moment before.
-            content: What its computed tokens are, for those who come after; None where they are good for nothing.
+            task: The task. One that is not here is ignored: it may have ended a moment before.
+            content: The content of its computed tokens, for the prefix cache; None if they are not usable.
         """
         if task in self._prefilling:
             self._prefilling.remove(task)
@@ -253,7 +255,7 @@ class Scheduler(Generic[T]):
             task.slot = None
 
 
-def _comes_after(reading: Task, waiting: Task) -> bool:
-    """Whether a prompt begins like one that is being read, beyond what is read of it: it copies that later."""
-    shared = min(common_prefix(reading.prompt, waiting.prompt), len(waiting.prompt) - 1)
-    return shared >= SHORTEST_MATCH and shared > reading.place.length
+def _shares_prefix(running: Task, waiting: Task) -> bool:
+    """Whether a waiting prompt shares more tokens with a running prefill than are computed: it copies them later."""
+    shared = min(common_prefix(running.prompt, waiting.prompt), len(waiting.prompt) - 1)
+    return shared >= SHORTEST_MATCH and shared > running.place.length

@@ -1,11 +1,11 @@
-"""Who lies in which row of the keys and values, and how much memory they may take.
+"""KV-cache slot allocation, the prefix cache, and the memory budget of both.
 
-A running request has a slot whose memory is counted in full from the beginning: prompt and longest answer. So no
-request ever finds the memory gone in the middle of its answer. What a finished one leaves stays in its row as a cache,
-counted as it is, until the row or the memory is needed: the least recently used goes first.
+The memory of a running request is reserved in full at its start, for the prompt and the longest answer. So no request
+runs out of memory while it decodes. The keys and values of a finished request stay in its slot as a prefix cache,
+counted by their length, until the slot or the memory is needed: the least recently used is freed first.
 
-Rows of a decode step must lie side by side. Requests come and go, so now and then one is moved; that reads and writes
-its keys and values about twice, where each of its steps reads them once.
+The slots of a decode step must be adjacent. Requests start and end, so sometimes a slot is moved; that reads and writes
+its keys and values about twice, while each decode step reads them once.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from typing import Protocol
 
 from decoder_service.engine.batching.prefix import Content, common_prefix
 
-# Shorter matches save less than looking at them is worth: every chat prompt begins alike.
+# Shorter matches are not worth a copy: all chat prompts start with the same tokens.
 SHORTEST_MATCH = 16
 
 
 class Memory(Protocol):
-    """What the slots do with keys and values; see `KvCache`."""
+    """The operations on keys and values that slots need; see `KvCache`."""
 
     granule: int
 
     def copy(self, source: int, target: int, count: int) -> None:
-        """Copy the first `count` tokens of one row into another."""
+        """Copy the first `count` tokens of one slot to another."""
 
     def swap(self, one: int, other: int, *, lengths: tuple[int, int]) -> None:
-        """Exchange two rows, of which the first has `lengths[0]` tokens and the second `lengths[1]`."""
+        """Exchange two slots, which hold `lengths[0]` and `lengths[1]` tokens."""
 
-    def release(self, row: int, start: int = 0) -> None:
-        """Give back the memory of a row's tokens from `start` on."""
+    def release(self, slot: int, start: int = 0) -> None:
+        """Free the memory of a slot's tokens from `start` on."""
 
 
 @dataclass(eq=False)
 class Slot:
-    """A row and what is in it.
+    """A slot of the KV cache in use: by a running request, or as a prefix cache.
 
     Attributes:
-        row: Which row; changes when it is moved.
-        content: What it stands for, as far as it is known: a running request's prompt, a finished one's whole text.
-        length: Tokens of it that are computed. Only `Slots` changes it.
-        reserved: Tokens that may come to lie in it, while it runs; 0 when it is a cache.
-        used: When it was of use last.
+        index: Index in the KV cache; changes when the slot is moved.
+        content: Its known content: the prompt of a running request, the whole text of a finished one.
+        length: Number of computed tokens. Only `Slots` changes it.
+        reserved: Most tokens of the running request; 0 for a prefix cache.
+        used: Logical time of the last use.
     """
 
-    row: int
+    index: int
     content: Content
     length: int
     reserved: int
@@ -56,19 +56,19 @@ class Slot:
 
 
 class Slots:
-    """All rows.
+    """All slots.
 
     Args:
         memory: The keys and values.
-        rows: How many there are.
-        running: How many requests may run at once, at most `rows`.
-        budget: Tokens that may lie in all rows together.
-        caching: Whether what finished requests leave is kept.
+        slots: Number of slots.
+        running: Most requests that run at once, at most `slots`.
+        budget: Most tokens in all slots together.
+        caching: Whether finished requests are kept as prefix caches.
     """
 
-    def __init__(self, memory: Memory, *, rows: int, running: int, budget: int, caching: bool) -> None:
+    def __init__(self, memory: Memory, *, slots: int, running: int, budget: int, caching: bool) -> None:
         self._memory = memory
-        self._rows: list[Slot | None] = [None] * rows
+        self._slots: list[Slot | None] = [None] * slots
         self._most_running = running
         self._budget = budget
         self._caching = caching
@@ -76,35 +76,35 @@ class Slots:
 
     @property
     def running(self) -> list[Slot]:
-        """The slots of running requests, by row."""
-        return [slot for slot in self._rows if slot is not None and slot.reserved]
+        """The slots of running requests, by index."""
+        return [slot for slot in self._slots if slot is not None and slot.reserved]
 
     @property
     def free(self) -> int:
-        """How many requests more may run, memory permitting."""
+        """Number of further requests that may run, if there is memory."""
         return self._most_running - len(self.running)
 
     @property
     def caches(self) -> list[Slot]:
-        """What finished requests left, least recently used first."""
-        kept = [slot for slot in self._rows if slot is not None and not slot.reserved]
+        """The prefix caches, least recently used first."""
+        kept = [slot for slot in self._slots if slot is not None and not slot.reserved]
         return sorted(kept, key=lambda slot: slot.used)
 
     def fits(self, need: int, *, without: Collection[Slot] = ()) -> bool:
-        """Whether a request of so many tokens can run now, or could if these running ones were gone."""
+        """Whether a request of `need` tokens can run now, or could without the slots `without`."""
         running = [slot for slot in self.running if slot not in without]
         taken = sum(self._whole(slot.reserved) for slot in running)
         return len(running) < self._most_running and taken + self._whole(need) <= self._budget
 
     def take(self, prompt: Content, need: int) -> Slot | None:
-        """Give a request a slot, and in it whatever of its prompt is computed already.
+        """Allocate a slot for a request, with the longest cached prefix of its prompt.
 
         Args:
             prompt: Its prompt.
             need: Tokens of the prompt and of the longest answer.
 
         Returns:
-            The slot, of whose prompt `length` tokens are computed, all but one at most; None while there is no room.
+            The slot, with `length` computed tokens, at most all but one; None while there is no room.
         """
         if not self.fits(need):
             return None
@@ -112,15 +112,15 @@ class Slots:
         return self._beside(source, match, prompt, need) or self._instead_of(source, match, prompt, need)
 
     def extend(self, slot: Slot, count: int) -> None:
-        """So many tokens more of a running request are computed."""
+        """Record that `count` more tokens of a running request are computed."""
         slot.length += count
 
     def finish(self, slot: Slot, content: Content | None) -> None:
-        """A request is over.
+        """Turn the slot of a finished request into a prefix cache, or free it.
 
         Args:
             slot: Its slot.
-            content: What its computed tokens are; None where they are good for nothing.
+            content: Its computed tokens; None if they are not usable.
         """
         slot.reserved = 0
         useful = min(slot.length, content.comparable) if content is not None and self._caching else 0
@@ -128,31 +128,31 @@ class Slots:
             self._drop(slot)
             return
         if useful < slot.length:
-            self._memory.release(slot.row, useful)
+            self._memory.release(slot.index, useful)
         slot.content, slot.length, slot.used = content, useful, next(self._clock)
 
     def side_by_side(self, slots: Sequence[Slot]) -> int:
-        """Bring slots into neighbouring rows, by moving as little as possible.
+        """Move slots so that they are adjacent, with as few moved tokens as possible.
 
         Returns:
-            The first row.
+            The first index.
         """
         size = len(slots)
-        rows = [slot.row for slot in slots]
-        if max(rows) - min(rows) + 1 == size:
-            return min(rows)
+        indices = [slot.index for slot in slots]
+        if max(indices) - min(indices) + 1 == size:
+            return min(indices)
         wanted = set(map(id, slots))
 
         def to_move(first: int) -> int:
-            inside = self._rows[first : first + size]
+            inside = self._slots[first : first + size]
             strangers = sum(slot.length for slot in inside if slot is not None and id(slot) not in wanted)
-            return strangers + sum(slot.length for slot in slots if not first <= slot.row < first + size)
+            return strangers + sum(slot.length for slot in slots if not first <= slot.index < first + size)
 
-        first = min(range(len(self._rows) - size + 1), key=to_move)
-        places = [row for row in range(first, first + size) if id(self._rows[row]) not in wanted]
-        outside = [slot for slot in slots if not first <= slot.row < first + size]
-        for slot, row in zip(outside, places, strict=True):
-            self._move(slot, row)
+        first = min(range(len(self._slots) - size + 1), key=to_move)
+        targets = [index for index in range(first, first + size) if id(self._slots[index]) not in wanted]
+        outside = [slot for slot in slots if not first <= slot.index < first + size]
+        for slot, index in zip(outside, targets, strict=True):
+            self._move(slot, index)
         return first
 
     def _longest_match(self, prompt: Content) -> tuple[Slot | None, int]:
@@ -160,36 +160,36 @@ class Slots:
         match = 0
         if self._caching:
             for slot in (*self.running, *self.caches):
-                # The last token is always computed: its logits are wanted.
+                # The last token is always computed, for its logits.
                 common = min(common_prefix(slot.content, prompt), slot.length, len(prompt) - 1)
                 if common >= max(match, SHORTEST_MATCH):
                     best, match = slot, common
         return best, match
 
     def _beside(self, source: Slot | None, match: int, prompt: Content, need: int) -> Slot | None:
-        """A row of its own, with a copy of what matches; None where only the source's own row is to be had."""
+        """A new slot with a copy of the matching prefix; None if only the source's own slot is available."""
         if source is not None and not source.reserved and match == source.length:
-            return None  # all of it is wanted, so nothing is lost by going on where it lies
+            return None  # all of it matches, so it can be continued in place
         for cache in self.caches:
-            if self._room(need) and None in self._rows:
+            if self._room(need) and None in self._slots:
                 break
             if cache is not source:
                 self._drop(cache)
-        if not self._room(need) or None not in self._rows:
+        if not self._room(need) or None not in self._slots:
             return None
-        row = self._free_row()
+        index = self._free_index()
         if source is not None:
             source.used = next(self._clock)
-            self._memory.copy(source.row, row, match)
-        slot = Slot(row, prompt, match, need, next(self._clock))
-        self._rows[row] = slot
+            self._memory.copy(source.index, index, match)
+        slot = Slot(index, prompt, match, need, next(self._clock))
+        self._slots[index] = slot
         return slot
 
     def _instead_of(self, source: Slot | None, match: int, prompt: Content, need: int) -> Slot:
-        """The source's own row, of which what does not match is given up."""
-        assert source is not None and not source.reserved  # noqa: S101, PT018  # else there was a row, or memory, left
+        """The source's own slot, truncated to the matching prefix."""
+        assert source is not None and not source.reserved  # noqa: S101, PT018  # else `_beside` had found a slot
         if source.length > match:
-            self._memory.release(source.row, match)
+            self._memory.release(source.index, match)
         source.content, source.length, source.reserved, source.used = prompt, match, need, next(self._clock)
         for cache in self.caches:
             if self._taken() <= self._budget:
@@ -198,29 +198,29 @@ class Slots:
         return source
 
     def _taken(self) -> int:
-        return sum(self._whole(slot.reserved or slot.length) for slot in self._rows if slot is not None)
+        return sum(self._whole(slot.reserved or slot.length) for slot in self._slots if slot is not None)
 
     def _room(self, need: int) -> bool:
         return self._taken() + self._whole(need) <= self._budget
 
     def _whole(self, tokens: int) -> int:
-        """As memory is taken."""
+        """Tokens rounded up to whole pages."""
         return -(-tokens // self._memory.granule) * self._memory.granule
 
-    def _free_row(self) -> int:
-        """The free row that is nearest to a running one."""
-        busy = [slot.row for slot in self.running] or [0]
-        free = [row for row, slot in enumerate(self._rows) if slot is None]
-        return min(free, key=lambda row: min(abs(row - other) for other in busy))
+    def _free_index(self) -> int:
+        """The free index nearest to a running slot."""
+        busy = [slot.index for slot in self.running] or [0]
+        free = [index for index, slot in enumerate(self._slots) if slot is None]
+        return min(free, key=lambda index: min(abs(index - other) for other in busy))
 
     def _drop(self, slot: Slot) -> None:
-        self._memory.release(slot.row)
-        self._rows[slot.row] = None
+        self._memory.release(slot.index)
+        self._slots[slot.index] = None
 
-    def _move(self, slot: Slot, row: int) -> None:
-        other, old = self._rows[row], slot.row
-        self._memory.swap(old, row, lengths=(slot.length, other.length if other is not None else 0))
-        self._rows[row], self._rows[old] = slot, other
-        slot.row = row
+    def _move(self, slot: Slot, index: int) -> None:
+        other, old = self._slots[index], slot.index
+        self._memory.swap(old, index, lengths=(slot.length, other.length if other is not None else 0))
+        self._slots[index], self._slots[old] = slot, other
+        slot.index = index
         if other is not None:
-            other.row = old
+            other.index = old

@@ -1,7 +1,7 @@
-"""Whether cores are idle on which a prompt could be read while its other media are being encoded.
+"""Detects idle cores, on which a prompt can be prefilled while its other media are being encoded.
 
-Where the encoder computes on the same cores and keeps them busy, reading at the same time takes longer than reading
-after it: threads wait for each other at every operation, and now for those of the other process, too.
+If the encoder keeps the same cores busy, prefill at the same time takes longer than prefill afterwards: threads wait
+for each other at every operation, and then also for the threads of the other process.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from dataclasses import dataclass
 from serving.cores import affinity, busy_seconds
 
 LOOK_SECONDS = 0.25
-"""Times are told in hundredths of a second: a shorter look would see little."""
+"""Interval of measurements. The kernel counts in hundredths of a second, so a shorter one would be inexact."""
 
 _DISTURBING = 0.1
-"""Share of the cores with which others change what is measured."""
+"""Share of the cores used by other processes from which on a measurement counts as disturbed."""
 
 _MOST_BUSY = 1 / 3
-"""Share of the cores that others may use. One process of many cores that feeds a GPU stays below it."""
+"""Share of the cores that other processes may use. On a machine of many cores, a process that feeds a GPU uses less."""
 
 
 @dataclass(frozen=True)
 class Clocks:
-    """Times of this process's cores, in seconds.
+    """CPU times of the cores that this process may use, in seconds.
 
     Attributes:
-        now: By a clock.
-        busy: For which the cores have computed, whoever it was for; None where that is not told.
-        own: For which they have computed for this process.
-        cores: How many there are.
+        now: Monotonic clock.
+        busy: Busy time of the cores, of all processes; None if it is not known.
+        own: CPU time of this process.
+        cores: Number of cores.
     """
 
     now: float
@@ -41,16 +41,16 @@ class Clocks:
 
 
 def read_clocks() -> Clocks:
-    """The times now."""
+    """The current times."""
     cores = affinity()
     return Clocks(time.perf_counter(), busy_seconds(cores), time.process_time(), len(cores))
 
 
 class Disturbance:
-    """Whether other processes used the cores since it was asked last.
+    """Whether other processes have used the cores since the last call.
 
     Args:
-        read: Tells the times.
+        read: Reads the times.
     """
 
     def __init__(self, read: Callable[[], Clocks] = read_clocks) -> None:
@@ -58,7 +58,7 @@ class Disturbance:
         self._before: Clocks | None = None
 
     def __call__(self) -> bool:
-        """Whether they did for a tenth of the time; False when asked for the first time, or where that is not told."""
+        """Whether they did for a tenth of the time; False at the first call, or if it is not known."""
         before, self._before = self._before, self._read()
         if before is None or before.busy is None or self._before.busy is None:
             return False
@@ -66,24 +66,24 @@ class Disturbance:
 
 
 class SpareCores:
-    """Looks at the cores every `LOOK_SECONDS`, while somebody wants to know.
+    """Measures the idle cores every `LOOK_SECONDS` while `look` is called.
 
     Args:
-        read: Tells the times.
+        read: Reads the times.
     """
 
     def __init__(self, read: Callable[[], Clocks] = read_clocks) -> None:
         self._read = read
         self._since: Clocks | None = None
         self.spare = False
-        """What was seen last: whether others leave most of the cores idle. False where that is not told."""
+        """The last result: whether other processes leave most of the cores idle. False if it is not known."""
 
     def forget(self) -> None:
-        """Nobody wants to know for now: a look begins anew with the next `look`, and `spare` stays."""
+        """Discard the current interval: the next `look` starts a new one. `spare` keeps its value."""
         self._since = None
 
     def look(self) -> bool:
-        """Look, where it is time.
+        """Measure, if the interval has passed.
 
         Returns:
             `spare`.
@@ -104,7 +104,7 @@ def _spare(before: Clocks, after: Clocks) -> bool:
 
 
 def _others(before: Clocks, after: Clocks) -> float:
-    """Share of the cores' time that other processes used; infinite where it is not told."""
+    """Share of the cores' time that other processes used; infinite if it is not known."""
     if before.busy is None or after.busy is None:
         return math.inf
     seconds = after.cores * (after.now - before.now)

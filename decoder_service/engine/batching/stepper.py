@@ -1,6 +1,6 @@
-"""The engine's work, one step after another: a token for every answer, and a piece of the prompts that wait.
+"""The engine's steps: each decodes one token per running request and prefills a part of the waiting prompts.
 
-No threads and no clocks but for measuring: whoever owns it calls it, and each job's `emit` hears what came of it.
+It has no threads. Its owner calls the steps, and the results go to each job's `emit`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from decoder_service.engine.interface import (
     Prefilling,
     TokenDrawn,
 )
-from decoder_service.engine.media import check_spans, readable, rows_before
+from decoder_service.engine.media import check_spans, prefillable, rows_before
 from decoder_service.engine.model import Model, Piece, Shape, Step
 from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from decoder_service.engine.supervisor import failed
@@ -41,18 +41,18 @@ Emit = Callable[[EngineEvent | ServiceError], None]
 
 @dataclass(eq=False)
 class Job(Task):
-    """A request on its way through the engine.
+    """A request in the engine.
 
     Attributes:
-        request: What was asked.
-        sampler: Draws its tokens.
-        emit: Told of every event. A job that has finished or failed is gone from the engine by then.
-        queued_at: When it came, by `time.perf_counter`.
-        since: When it came, or its last chunk was read.
-        waited: Seconds for which nothing could be read for want of features, until its prompt is begun, and then anew.
-        started_at: When its prompt was begun.
-        queue_seconds: How long it waited for that, for the engine alone.
-        answer: The tokens drawn.
+        request: The request.
+        sampler: Samples its tokens.
+        emit: Called with every event. A job that has finished or failed has been removed from the engine by then.
+        queued_at: When it arrived, by `time.perf_counter`.
+        since: When it arrived, or when its last chunk was prefilled.
+        waited: Seconds without prefill because features were missing; reset when its prefill starts.
+        started_at: When its prefill started.
+        queue_seconds: Time in the queue, without waiting for features.
+        answer: The sampled tokens.
     """
 
     request: EngineRequest = field(kw_only=True)
@@ -67,52 +67,52 @@ class Job(Task):
 
     @classmethod
     def of(cls, request: EngineRequest, shape: Shape, queued_at: float, emit: Emit) -> Job:
-        """Lay a request out.
+        """Make a job of a request.
 
         Raises:
-            ValueError: Its parts do not agree with each other or with the model.
+            ValueError: The fields of the request are inconsistent with each other or with the model.
         """
         ids, vocabulary = request.token_ids, shape.vocabulary
         if ids.size == 0 or not ((ids >= 0) & (ids < vocabulary)).all():
-            raise ValueError("the prompt is empty, or has a token that the model does not know")
+            raise ValueError("the prompt is empty, or has a token outside the model's vocabulary")
         if not all(0 <= token < vocabulary for token in request.sampling.logit_bias):
-            raise ValueError("logit_bias names a token that the model does not know")
+            raise ValueError("logit_bias names a token outside the model's vocabulary")
         if request.positions.shape != (shape.axes, ids.size + 1):
             raise ValueError(f"{ids.size} tokens have positions of shape {request.positions.shape}")
         check_spans(ids.size, request.media, request.features.count)
         return cls(
             prompt=Content(ids, request.media),
-            available=readable(ids.size, request.media, request.features.available),
+            available=prefillable(ids.size, request.media, request.features.available),
             need=ids.size + request.max_new_tokens,
             request=request,
-            sampler=Sampler(request.sampling, ids),
+            sampler=Sampler(request.sampling, ids, request.constraint),
             emit=emit,
             queued_at=queued_at,
             since=queued_at,
         )
 
     def begin(self, now: float) -> None:
-        """Its first chunk is being read."""
+        """Record the start of its prefill."""
         if self.started_at is None:
             self.started_at = now
             self.queue_seconds = now - self.queued_at - self.waited
             self.waited = 0.0
 
     def prefilled(self, now: float) -> Prefilled:
-        """What to tell when the prompt has been read."""
-        reading = now - (self.started_at or now) - self.waited
-        return Prefilled(self.queue_seconds, reading, self.cached or 0)
+        """The event for the end of its prefill."""
+        prefill_seconds = now - (self.started_at or now) - self.waited
+        return Prefilled(self.queue_seconds, prefill_seconds, self.cached or 0)
 
 
 @dataclass(eq=False)
 class _Batch:
-    """What is computed in one run.
+    """The work of one run.
 
     Attributes:
-        decoding: Those of whom a token is computed, in the order of their slots.
-        step: These tokens; None where there are none.
-        chunk: The piece of a prompt beside them, if any.
-        piece: The same for the model.
+        decoding: Jobs that decode, in the order of their slots.
+        step: The model's input for them; None if there are none.
+        chunk: The prefill chunk, if any.
+        piece: The model's input for the chunk.
     """
 
     decoding: list[Job]
@@ -127,18 +127,18 @@ class _Batch:
 
     @property
     def jobs(self) -> list[Job]:
-        """All that are in it."""
+        """All jobs of the batch."""
         return [*self.decoding, *([self.chunk.task] if self.chunk is not None else [])]
 
 
 class Stepper:
-    """Runs what the scheduler says.
+    """Runs the batches that the scheduler selects.
 
     Args:
-        model: What computes.
-        scheduler: Who is next.
-        pace: How much of it, and on which graph.
-        shape: Of the model.
+        model: Runs the graphs.
+        scheduler: Selects the jobs.
+        pace: Selects the chunk sizes and the graph.
+        shape: Shape of the model.
     """
 
     def __init__(self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape) -> None:
@@ -146,7 +146,7 @@ class Stepper:
         self._scheduler = scheduler
         self._pace = pace
         self._shape = shape
-        self._room = 0  # tokens of prompts that this step may still read
+        self._room = 0  # prompt tokens that this step may still prefill
 
     @property
     def idle(self) -> bool:
@@ -154,28 +154,28 @@ class Stepper:
         return self._scheduler.idle
 
     def add(self, job: Job) -> None:
-        """A request comes."""
+        """Add a new request."""
         self._scheduler.add(job)
 
     def supply(self, job: Job, at: float) -> None:
-        """More of a request's features have come, at a time by `time.perf_counter`."""
+        """Record that more of a request's features arrived, at a time by `time.perf_counter`."""
         with self._noting_waits([job], at):
-            job.available = readable(len(job.prompt), job.prompt.media, job.request.features.available)
+            job.available = prefillable(len(job.prompt), job.prompt.media, job.request.features.available)
 
     @property
     def expecting(self) -> bool:
-        """Whether features are missing of anybody."""
+        """Whether any job waits for features."""
         return any(not job.whole for job in self._scheduler.tasks)
 
     def read_ahead(self, on: bool, at: float) -> None:
-        """Prompts are, or are not, to be read while features of them are missing, from this time on."""
+        """Turn the prefill of incomplete prompts on or off, at a time by `time.perf_counter`."""
         if on != self._scheduler.read_ahead:
             with self._noting_waits(self._scheduler.tasks, at):
                 self._scheduler.read_ahead = on
 
     @contextlib.contextmanager
     def _noting_waits(self, jobs: Sequence[Job], at: float) -> Iterator[None]:
-        """Count the time since a prompt could not be read, for those that can be after the block."""
+        """Add up the waiting time of jobs that can be prefilled after the block and could not before."""
         stalled = [job for job in jobs if not self._scheduler.able(job)]
         yield
         for job in stalled:
@@ -183,18 +183,18 @@ class Stepper:
                 job.waited += max(at - job.since, 0.0)
 
     def cancel(self, job: Job) -> None:
-        """A request is called off. What was computed of it serves those that begin alike."""
+        """Cancel a request. Its computed tokens stay in the prefix cache."""
         self._scheduler.remove(job, _content(job))
 
     def decode(self) -> None:
-        """The first half of a step: a token for every answer and, in the same run, a chunk of a prompt."""
+        """The first half of a step: decode one token per running request and, in the same run, prefill one chunk."""
         decoding = len(self._scheduler.decoding)
-        self._room = self._pace.room(decoding, self._scheduler.readable)
+        self._room = self._pace.room(decoding, self._scheduler.prefillable)
         if decoding:
             self._step(self._scheduler.next_chunk(self._room), decode=True)
 
     def prefill(self) -> None:
-        """The second half: as much more of the prompts as there is time for."""
+        """The second half: prefill further chunks as far as the step has room."""
         while (chunk := self._scheduler.next_chunk(self._room)) is not None:
             self._step(chunk, decode=False)
 
@@ -202,46 +202,46 @@ class Stepper:
         batch = self._schedule(chunk, decode=decode)
         if batch.step is None and batch.piece is None:
             return
-        # Measured from here: moving slots is rare, and no property of the graph.
+        # Measured without moving slots: that is rare, and not a property of the graph.
         started = time.perf_counter()
         try:
             graph = self._pace.graph(len(batch.decoding), batch.size)
             logits = self._model.run(graph, step=batch.step, piece=batch.piece)
             self._postprocess(batch, logits, started)
             self._pace.took(graph, len(batch.decoding), batch.size, time.perf_counter() - started)
-        except Exception:  # noqa: BLE001  # whose fault it was cannot be told; the engine goes on without them
+        except Exception:  # noqa: BLE001  # the failing job is unknown, so all jobs of the batch fail
             for job in batch.jobs:
-                if job.slot is not None:  # else it had its last token
+                if job.slot is not None:  # else it has finished
                     self._fail(job, traceback.format_exc())
 
     def _schedule(self, chunk: Chunk[Job] | None, *, decode: bool) -> _Batch:
-        """What is computed in one run. A chunk whose features are no good is left out, and its request fails."""
-        row, decoding = self._scheduler.decode_order() if decode else (0, [])
-        batch = _Batch(decoding, _next_tokens(row, decoding) if decoding else None)
+        """The batch of the next run. A chunk with invalid features is left out, and its request fails."""
+        first_slot, decoding = self._scheduler.decode_order() if decode else (0, [])
+        batch = _Batch(decoding, _next_tokens(first_slot, decoding) if decoding else None)
         if chunk is not None:
             self._room -= chunk.stop - chunk.start
             try:
                 batch.piece, batch.chunk = self._piece(chunk), chunk
-            except Exception:  # noqa: BLE001  # one request's failure is its own
+            except Exception:  # noqa: BLE001  # a failure of one request must not affect others
                 self._fail(chunk.task, traceback.format_exc())
         return batch
 
     def _postprocess(self, batch: _Batch, logits: NDArray[np.float32], started: float) -> None:
-        """Note what was computed, and draw the tokens that follow it."""
+        """Record the computed tokens, and sample the next ones."""
         self._scheduler.decoded(batch.decoding)
-        drawing = list(batch.decoding)
+        sampling = list(batch.decoding)
         if batch.chunk is not None:
             job = batch.chunk.task
             job.begin(started)
             self._scheduler.prefilled(batch.chunk)
             if batch.chunk.completes:
                 job.emit(job.prefilled(time.perf_counter()))
-                drawing.append(job)
+                sampling.append(job)
             else:
                 job.since = time.perf_counter()
                 if job.request.report_progress:
                     job.emit(Prefilling(batch.chunk.stop, len(job.prompt)))
-        for job, drawn in zip(drawing, draw([job.sampler for job in drawing], logits[: len(drawing)]), strict=True):
+        for job, drawn in zip(sampling, draw([job.sampler for job in sampling], logits[: len(sampling)]), strict=True):
             if isinstance(drawn, NotDrawn):
                 self._fail(job, drawn.why)
             else:
@@ -252,7 +252,7 @@ class Stepper:
         ids = job.request.token_ids
         first, last = (rows_before(token, job.request.media) for token in (chunk.start, chunk.stop))
         return Piece(
-            slot=job.place.row,
+            slot=job.place.index,
             start=chunk.start,
             token_ids=ids[chunk.start : chunk.stop],
             features=job.request.features.rows(first, last, self._shape.feature_width),
@@ -276,10 +276,10 @@ class Stepper:
         job.emit(failed())
 
 
-def _next_tokens(row: int, jobs: Sequence[Job]) -> Step:
-    """The next token of each of those who answer, who lie in neighbouring rows from `row` on."""
+def _next_tokens(first_slot: int, jobs: Sequence[Job]) -> Step:
+    """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on."""
     return Step(
-        first_slot=row,
+        first_slot=first_slot,
         lengths=np.array([job.place.length for job in jobs], np.int64),
         token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
         positions=np.array([job.request.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
@@ -287,7 +287,7 @@ def _next_tokens(row: int, jobs: Sequence[Job]) -> Step:
 
 
 def _content(job: Job) -> Content | None:
-    """What the computed tokens of a request are: the token drawn last is not among them."""
+    """The computed tokens of a request: the token sampled last is not among them."""
     if job.slot is None:
         return None
     return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])

@@ -1,4 +1,4 @@
-"""The batch engine's thread: it loads the graphs, takes requests in between two steps, and tells what came of them."""
+"""The batch engine's thread: loads the graphs, accepts requests between steps, and sends events to the event loop."""
 
 from __future__ import annotations
 
@@ -36,23 +36,21 @@ _SHORTEST_CONTEXT = 64
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """What the engine loads, and what it may take.
+    """What the engine loads, and its limits.
 
     Attributes:
         bundle: The model.
-        threads: Threads for one operator.
-        slots: Requests that run at once.
+        threads: Threads per operator.
+        slots: Most requests that run at once.
         context_length: Most tokens of a prompt and its answer.
-        kv_bytes: Memory for keys and values, of running requests and of caches together.
-        chunk_tokens: Most tokens of a prompt in one step.
-        stall: While requests answer: how much longer a step may take because it also reads, in steps that only
-            answer, for each prompt that could be read.
-        read_ahead: Whether a prompt is read while some of its features are missing; auto: while cores are idle.
-        cached_prompts: How many finished requests' keys and values are kept, beside those in free slots; 0: none at
-            all.
-        int8: Whether the bundle's int8 graph is used, too, where it has one.
-        operators: Whether our own operators are used, where the processor has what they need.
-        cache_dir: Where measurements are kept if the bundle cannot be written.
+        kv_bytes: Memory of the KV cache, for running requests and prefix caches together.
+        chunk_tokens: Most prompt tokens to prefill in one step.
+        stall: Maximum slowdown of a decode step for each prompt being prefilled, as a fraction.
+        read_ahead: Whether a prompt is prefilled while some of its features are missing; auto: while cores are idle.
+        cached_prompts: Number of prefix caches beside those in free slots; 0 disables the prefix cache.
+        int8: Whether the bundle's INT8 graph is used as well, if it has one.
+        operators: Whether our own operators are used, if the processor supports them.
+        cache_dir: Where measurements are stored if the bundle is not writable.
     """
 
     bundle: Bundle
@@ -71,13 +69,13 @@ class BatchConfig:
 
 @dataclass(eq=False)
 class Call:
-    """A request between the event loop and the thread.
+    """A request, shared by the event loop and the thread.
 
     Attributes:
-        request: What is asked.
-        queued_at: When it came, by `time.perf_counter`.
-        events: What came of it, for the event loop.
-        job: The same request in the stepper, while it is there. Belongs to the thread.
+        request: The request.
+        queued_at: When it arrived, by `time.perf_counter`.
+        events: Its events, for the event loop.
+        job: The request's job, while the stepper has it. Owned by the thread.
     """
 
     request: EngineRequest
@@ -87,31 +85,31 @@ class Call:
 
 
 @dataclass(frozen=True)
-class CallOff:
-    """Nobody wants this request any more. It may be over already."""
+class Cancellation:
+    """Cancel a request. It may have ended already."""
 
     call: Call
 
 
 @dataclass(frozen=True)
 class Supply:
-    """More of a request's features have come, at a time by `time.perf_counter`. It may be over already."""
+    """More of a request's features arrived, at a time by `time.perf_counter`. It may have ended already."""
 
     call: Call
     at: float
 
 
-# To the thread; None ends it.
-Inbox = queue.SimpleQueue[Call | Supply | CallOff | None]
+# Messages to the thread; None ends it.
+Inbox = queue.SimpleQueue[Call | Supply | Cancellation | None]
 
 
 class Worker:
-    """What the thread owns.
+    """The state of the thread.
 
     Args:
         config: What to load.
-        inbox: Requests, what comes for them, those called off, and None for the end.
-        loop: Where events go.
+        inbox: Requests, their features and cancellations, and None for the end.
+        loop: The event loop that receives the events.
     """
 
     def __init__(self, config: BatchConfig, inbox: Inbox, loop: asyncio.AbstractEventLoop) -> None:
@@ -124,7 +122,7 @@ class Worker:
         self.max_tokens = min(config.context_length, budget)
         cache = KvCache(
             layers=bundle.text.num_hidden_layers,
-            rows=config.slots + config.cached_prompts,
+            slots=config.slots + config.cached_prompts,
             heads=bundle.text.num_key_value_heads,
             length=self.max_tokens,
             width=bundle.text.head_dim,
@@ -132,14 +130,15 @@ class Worker:
         )
         runner.use(cache.buffers)
         pace = Pace(_speeds(config, runner, self.max_tokens), chunk_tokens=config.chunk_tokens, stall=config.stall)
-        # Else the first long prompt would take half as long again, for memory that later ones find there.
+        # Otherwise the first long prompt would take 1.5 times as long, because it allocates memory that later ones
+        # reuse.
         largest = min(pace.room(0), self.max_tokens)
         prefill(runner, pace.graph(0, largest), largest)
-        for row in range(config.slots):
-            cache.release(row)  # what measuring and this have written
+        for slot in range(config.slots):
+            cache.release(slot)  # written by calibration and warm-up
         slots = Slots(
             cache,
-            rows=config.slots + config.cached_prompts,
+            slots=config.slots + config.cached_prompts,
             running=config.slots,
             budget=budget,
             caching=config.cached_prompts > 0,
@@ -157,22 +156,22 @@ class Worker:
         )
 
     def run(self) -> None:
-        """Work until told to end."""
+        """Run steps until None arrives."""
         while self._take_in():
             self._look()
             self._stepper.decode()
-            self._flush()  # what has been drawn does not wait until the prompts have been read
+            self._flush()  # tokens are sent before the further prefill
             self._stepper.prefill()
             self._flush()
 
     def _take_in(self) -> bool:
-        """Read what has come; where there is nothing to do, wait for it.
+        """Handle the messages in the inbox; wait for one if there is nothing to do.
 
         Returns:
-            Whether to go on.
+            Whether to continue.
         """
         while True:
-            # Cores may become idle without anybody saying so.
+            # Idle cores cause no message, so they are checked at intervals.
             patience = LOOK_SECONDS if self._cores is not None and self._stepper.expecting else None
             try:
                 message = self._inbox.get(self._stepper.idle and not self._pending, patience)
@@ -180,16 +179,16 @@ class Worker:
                 return True
             if message is None:
                 return False
-            if isinstance(message, CallOff):
-                self._call_off(message.call)
+            if isinstance(message, Cancellation):
+                self._cancel(message.call)
             elif isinstance(message, Supply):
                 self._supply(message)
             else:
-                self._take_up(message)
-            del message  # it may be long until the next one comes, and it holds features
+                self._accept(message)
+            del message  # frees its features while the thread waits for the next message
 
     def _look(self) -> None:
-        """See whether prompts are to be read ahead, while some could be."""
+        """Update `read_ahead` while some prompts wait for features."""
         if self._cores is None:
             return
         if self._stepper.expecting:
@@ -197,7 +196,7 @@ class Worker:
         else:
             self._cores.forget()
 
-    def _take_up(self, call: Call) -> None:
+    def _accept(self, call: Call) -> None:
         try:
             job = Job.of(call.request, self._shape, call.queued_at, functools.partial(self._on_event, call))
         except ValueError as error:
@@ -211,7 +210,7 @@ class Worker:
         if supply.call.job is not None:
             self._stepper.supply(supply.call.job, supply.at)
 
-    def _call_off(self, call: Call) -> None:
+    def _cancel(self, call: Call) -> None:
         job, call.job = call.job, None
         if job is not None:
             self._stepper.cancel(job)
@@ -222,7 +221,7 @@ class Worker:
             call.job = None
 
     def _flush(self) -> None:
-        """Hand the events of half a step over, all at once."""
+        """Send the events of half a step to the event loop at once."""
         if self._pending:
             self._loop.call_soon_threadsafe(functools.partial(_deliver, self._pending))
             self._pending = []
@@ -234,7 +233,7 @@ def _deliver(pending: list[tuple[Call, EngineEvent | ServiceError]]) -> None:
 
 
 def _load(config: BatchConfig) -> Runner:
-    """The bundle's own graph, and the one for wide steps and prompts where it has it and it is wanted."""
+    """The runner with the bundle's INT4 graph, and with its INT8 graph if it has one and `int8` is set."""
     bundle = config.bundle
     own = bundle.decoder.precision
     names = [own, *(["int8"] if config.int8 and "int8" in bundle.decoder.graphs else [])]
@@ -258,12 +257,12 @@ def _load(config: BatchConfig) -> Runner:
 
 
 def _operators(config: BatchConfig) -> Path | None:
-    """The library of our own operators, if they are wanted and can be used here."""
+    """Path of our own operators, if they are enabled and supported here."""
     return operators.library() if config.operators else None
 
 
 def _budget(config: BatchConfig, runner: Runner) -> int:
-    """Tokens that may lie in memory, in whole pages."""
+    """Most tokens in the KV cache, in whole pages."""
     text = config.bundle.text
     token = token_bytes(text.num_hidden_layers, text.num_key_value_heads, text.head_dim, runner.cache_dtype)
     step = granule(text.head_dim, runner.cache_dtype)
@@ -276,7 +275,7 @@ def _budget(config: BatchConfig, runner: Runner) -> int:
 
 
 def _own_bytes() -> int:
-    """Memory of this process, without pages of files, which the kernel may take back; 0 where it is not told."""
+    """Memory of this process in bytes, without pages of files, which the kernel can reclaim; 0 if it is not known."""
     try:
         _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
         return (resident - of_files) * mmap.PAGESIZE
@@ -285,7 +284,7 @@ def _own_bytes() -> int:
 
 
 def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
-    """What was measured before of these graphs on this machine, or is measured now."""
+    """The stored speeds of these graphs on this machine; measured now if there are none."""
     bundle = config.bundle
     folders = [bundle.root / "measured", *([config.cache_dir] if config.cache_dir is not None else [])]
     of = {
@@ -303,5 +302,5 @@ def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
         if quiet:
             kept.keep(speeds)
         else:
-            log.info("measurements are not kept: other processes used the cores")
+            log.info("measurements are not stored: other processes used the cores")
     return speeds

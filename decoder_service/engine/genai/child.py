@@ -1,6 +1,6 @@
 """The child of the genai engine: one process, one thread, one generator at a time.
 
-onnxruntime-genai holds the interpreter's lock while it computes, so it has a process to itself.
+onnxruntime-genai holds the interpreter's lock while it computes, so it runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from decoder_service.engine.genai.messages import (
     Cancel,
     CannotLoad,
     Ended,
-    PromptRead,
+    PromptPrefilled,
     Ready,
     Run,
     Shutdown,
@@ -34,25 +34,26 @@ from decoder_service.engine.interface import FinishReason, SamplingParams, Token
 from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from serving.parent import end_with_parent
 
-# Any tokens will do: the first run makes the library allocate and start its threads.
+# Any tokens: in the first run the library allocates memory and starts its threads.
 _WARM_UP_PROMPT = 8
 _WARM_UP_TOKENS = 3
 
 
 def main(connection: Connection, config: WorkerConfig, parent: int) -> None:
-    """The whole life of the child.
+    """Run the child process.
 
     Args:
         connection: To the parent.
         config: What to load.
         parent: The parent's process id.
     """
-    # Elsewhere than on Linux the child sees it between two tokens, by the pipe's end.
+    # On other systems than Linux the child notices between two tokens that the pipe is closed.
     end_with_parent(parent, signal.SIGKILL)
-    # A terminal's Ctrl-C and a supervisor's SIGTERM reach the whole group. The parent drains, then says when to go.
+    # A terminal's Ctrl-C and a supervisor's SIGTERM reach the whole process group. The parent drains, then sends
+    # Shutdown.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # The parent is gone, or does not listen any more.
+    # The parent has ended or closed the pipe.
     with contextlib.suppress(EOFError, OSError):
         _serve(connection, config)
 
@@ -62,7 +63,7 @@ def _serve(connection: Connection, config: WorkerConfig) -> None:
     try:
         model = _load(config)
         _warm_up(model, config)
-    except Exception as error:  # noqa: BLE001  # the parent turns it into a sentence
+    except Exception as error:  # noqa: BLE001  # the parent reports it
         connection.send(CannotLoad(str(error)))
         return
     connection.send(Ready(time.perf_counter() - started))
@@ -76,7 +77,7 @@ def _serve(connection: Connection, config: WorkerConfig) -> None:
                 ended = _answer(connection, model, message, features)
             except (EOFError, OSError):
                 raise
-            except Exception:  # noqa: BLE001  # one request's failure is its own: the child goes on
+            except Exception:  # noqa: BLE001  # a failure of one request must not end the child
                 ended = Ended(message.job, error=traceback.format_exc())
             del features
             connection.send(ended)
@@ -84,7 +85,7 @@ def _serve(connection: Connection, config: WorkerConfig) -> None:
 
 def _load(config: WorkerConfig) -> og.Model:
     settings = og.Config(config.model_dir)
-    # Laid over the bundle's own configuration: the bundle stays as it was exported.
+    # Overrides the bundle's own configuration, whose file stays unchanged.
     session = {"intra_op_num_threads": config.threads}
     settings.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
     if config.provider != "cpu":
@@ -107,7 +108,7 @@ def _warm_up(model: og.Model, config: WorkerConfig) -> None:
 
 
 def _receive_features(connection: Connection, run: Run, width: int) -> NDArray[np.float32]:
-    """All rows of all images, one after another, float32 [rows, width], read from the pipe into their place."""
+    """The feature rows of all media in order, float32 [rows, width], received from the pipe without a copy."""
     features = np.empty((sum(run.feature_rows), width), np.float32)
     flat = features.reshape(-1).view(np.uint8)
     offset = 0
@@ -126,12 +127,12 @@ def _prefill(
     max_length: int,
 ) -> og.Generator:
     params = og.GeneratorParams(model)
-    # Memory for keys and values is taken for max_length at once: no more than this request may need.
+    # The library allocates its KV cache for max_length at once: no more than this request may need.
     params.set_search_options(max_length=max_length)
     generator = og.Generator(model, params)
     inputs = og.NamedTensors()
     inputs["input_ids"] = token_ids[np.newaxis]
-    inputs["pixel_values"] = features  # the bundle's vision graph hands them on as they are
+    inputs["pixel_values"] = features  # the bundle's vision graph passes them on unchanged
     for name, value in family_inputs.items():
         inputs[name] = value
     generator.set_inputs(inputs)
@@ -139,14 +140,14 @@ def _prefill(
 
 
 def _last_logits(generator: og.Generator) -> NDArray[np.float32]:
-    """Logits of the last position, float32 [vocab], whether the graph gives one position or all."""
+    """Logits of the last position, float32 [vocab]; the graph may return one position or all."""
     logits: NDArray[np.float32] = np.asarray(generator.get_logits())
     last: NDArray[np.float32] = logits.reshape(-1, logits.shape[-1])[-1]
     return last
 
 
 def _draw(sampler: Sampler, logits: NDArray[np.float32]) -> TokenDrawn:
-    (drawn,) = draw([sampler], logits[np.newaxis].copy())  # the library's own memory stays as it is
+    (drawn,) = draw([sampler], logits[np.newaxis].copy())  # `draw` writes to the logits, which the library owns
     if isinstance(drawn, NotDrawn):
         raise RuntimeError(drawn.why)
     return drawn
@@ -158,7 +159,7 @@ def _answer(connection: Connection, model: og.Model, run: Run, features: NDArray
     started = time.perf_counter()
     generator = _prefill(model, run.token_ids, features, run.inputs, run.token_ids.size + run.max_new_tokens)
     logits = _last_logits(generator)
-    connection.send(PromptRead(run.job, time.perf_counter() - started))
+    connection.send(PromptPrefilled(run.job, time.perf_counter() - started))
     sampler = Sampler(run.sampling, run.token_ids)
     for left in range(run.max_new_tokens - 1, -1, -1):
         if _cancelled(connection, run.job):
@@ -175,7 +176,7 @@ def _answer(connection: Connection, model: og.Model, run: Run, features: NDArray
 
 
 def _cancelled(connection: Connection, job: int) -> bool:
-    """Whether the parent has called this request off. Costs a system call where it said nothing."""
+    """Whether the parent has cancelled this request. Costs one system call if there is no message."""
     while connection.poll():
         message: ToChild = connection.recv()
         if isinstance(message, Shutdown):

@@ -1,8 +1,8 @@
-"""onnxruntime-genai as an engine: this side stays in the server's process, the library computes in a child.
+"""The server's side of the engine on onnxruntime-genai; the library runs in a child process.
 
-The child is spawned, never forked, and for the first time before the server opens its port. Features go through the
-pipe: 20 MiB (1,280 tokens of the 4B model) took 25 ms, and 19 ms through shared memory, beside a prefill of many
-seconds; a pipe needs no room in /dev/shm, of which a container has 64 MiB, and leaves nothing behind.
+The child is spawned, never forked, and for the first time before the server opens its port. Features are sent through
+the pipe: 20 MiB (1,280 tokens of the 4B model) took 25 ms, and 19 ms through shared memory, while a prefill takes many
+seconds. A pipe needs no space in /dev/shm, of which a container has 64 MiB, and leaves nothing to clean up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from decoder_service.engine.genai.messages import (
     Cancel,
     CannotLoad,
     Ended,
-    PromptRead,
+    PromptPrefilled,
     Ready,
     Run,
     Shutdown,
@@ -59,11 +59,11 @@ _EXIT_SECONDS = 2.0
 
 @dataclass(eq=False)
 class _Job:
-    """A request on its way through the engine."""
+    """A request in the engine."""
 
     number: int
     request: EngineRequest
-    queued_at: float  # or when its features were there
+    queued_at: float  # or when its features were complete
     events: asyncio.Queue[EngineEvent | ServiceError] = field(default_factory=asyncio.Queue)
     queue_seconds: float = 0.0
     over: bool = False
@@ -80,8 +80,8 @@ class _Child:
 
     Args:
         config: What it loads.
-        on_message: Told, on the event loop, what the child says.
-        on_end: Told, on the event loop, once, that the child says no more.
+        on_message: Called on the event loop with each message of the child.
+        on_end: Called on the event loop once, after the last message.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class _Child:
         self._on_message = on_message
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        # One thread writes, so messages keep their order and the event loop never waits for a full pipe.
+        # One thread writes, so messages keep their order and the event loop never blocks on a full pipe.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="engine-writer")
         self._connection: Connection | None = None
         self._process: SpawnProcess | None = None
@@ -109,8 +109,8 @@ class _Child:
             target=child_process.main, args=(theirs, self._config, os.getpid()), name="triptych-engine", daemon=True
         )
         self._process.start()
-        theirs.close()  # or the pipe would never end
-        # It ignores the SIGTERM that multiprocessing would send it when this process exits without `stop`.
+        theirs.close()  # otherwise the pipe would never report its end
+        # The child ignores the SIGTERM that multiprocessing sends when this process exits without `stop`.
         atexit.register(self._process.kill)
         self._reader = threading.Thread(target=self._read, args=(self._connection,), name="engine-reader", daemon=True)
         self._reader.start()
@@ -124,7 +124,7 @@ class _Child:
             self._loop.call_soon_threadsafe(self._on_end)
 
     def send(self, message: ToChild, *payload: memoryview) -> None:
-        """Hand a message over in the background. A child that is gone is told nothing; `on_end` says so."""
+        """Send a message in the background. It is dropped if the child has ended, which `on_end` reports."""
         connection = self._connection
         assert connection is not None  # noqa: S101  # started
 
@@ -134,11 +134,11 @@ class _Child:
                 for part in payload:
                     connection.send_bytes(part)
 
-        with contextlib.suppress(RuntimeError):  # the writer is shut down: so is the child
+        with contextlib.suppress(RuntimeError):  # the writer has been shut down with the child
             self._writer.submit(write)
 
     async def stop(self) -> int | None:
-        """End it, by force where it does not go.
+        """End the child, by SIGKILL if it does not exit.
 
         Returns:
             Its exit code.
@@ -154,17 +154,17 @@ class _Child:
         atexit.unregister(process.kill)
         self._writer.shutdown(wait=False, cancel_futures=True)
         if self._reader is not None:
-            await asyncio.to_thread(self._reader.join)  # it must not read a descriptor that is closed under it
+            await asyncio.to_thread(self._reader.join)  # it must not read from a closed descriptor
         if self._connection is not None:
             self._connection.close()
         return process.exitcode
 
 
 class GenaiEngine:
-    """One request at a time, in the order in which they came; one whose features are missing is passed over.
+    """Processes one request at a time, first come first served; requests whose features are missing are skipped.
 
-    A child that dies takes the request that it worked on with it. Those that wait, wait on until the next child is up;
-    new ones are refused meanwhile.
+    If the child dies, its current request fails. Waiting requests stay in the queue until the next child is ready; new
+    ones are refused meanwhile.
 
     Args:
         config: What the child loads.
@@ -181,27 +181,27 @@ class GenaiEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """What it is."""
+        """Description of the engine."""
         return EngineInfo(name="genai", provider=self._config.provider, threads=self._config.threads, slots=1)
 
     @property
     def ready(self) -> bool:
-        """Whether a request made now would be taken up."""
+        """Whether a new request would be accepted."""
         return self._supervisor.ready
 
     @property
     def child_pid(self) -> int | None:
-        """Process id of the child, for those who watch or test it."""
+        """Process id of the child, for monitoring and tests."""
         return self._child.pid if self._child else None
 
     async def start(self, set_ready: Callable[[bool], None]) -> None:
         """Spawn the child and wait until it is warm.
 
         Args:
-            set_ready: Told of later changes.
+            set_ready: Called with later changes of readiness.
 
         Raises:
-            EngineError: It cannot load the model.
+            EngineError: The model cannot be loaded.
         """
         await self._supervisor.start(set_ready)
 
@@ -240,20 +240,20 @@ class GenaiEngine:
         if job.over:
             return
         if job is self._running:
-            # It keeps its place until the child says that it has left off.
+            # It stays the current job until the child has sent Ended.
             if self._child is not None:
                 self._child.send(Cancel(job.number))
         elif job in self._waiting:
             self._waiting.remove(job)
 
     def _supply(self, job: _Job) -> None:
-        """More of a request's features have come."""
+        """Handle an array of features that has arrived."""
         if job.ready:
             job.queued_at = time.perf_counter()
             self._dispatch()
 
     def _dispatch(self) -> None:
-        """Give the child the next request, where it has none."""
+        """Send the child the next request, if it has none."""
         job = next((job for job in self._waiting if job.ready), None)
         if not self.ready or self._running is not None or job is None or self._child is None:
             return
@@ -285,7 +285,7 @@ class GenaiEngine:
         job = self._running
         if job is None or job.number != message.job:
             return
-        if isinstance(message, PromptRead):
+        if isinstance(message, PromptPrefilled):
             job.events.put_nowait(Prefilled(job.queue_seconds, message.seconds))
         elif isinstance(message, Token):
             job.events.put_nowait(message.drawn)
@@ -304,11 +304,11 @@ class GenaiEngine:
         self._dispatch()
 
     def _lose(self, child: _Child) -> None:
-        """The child is gone."""
+        """Handle the end of the child."""
         if child is not self._child:
             return
         if self._loaded is not None and not self._loaded.done():
-            self._loaded.set_result(CannotLoad("its process died while it loaded; is there memory enough?"))
+            self._loaded.set_result(CannotLoad("its process died while it loaded; is there enough memory?"))
             return
         if self._supervisor.stopping or not self.ready:
             return
@@ -323,9 +323,9 @@ class GenaiEngine:
                 )
             )
             self._running = None
-        self._supervisor.revive(lambda: self._bury(child))
+        self._supervisor.revive(lambda: self._clean_up(child))
 
-    async def _bury(self, dead: _Child) -> None:
+    async def _clean_up(self, dead: _Child) -> None:
         exit_code = await dead.stop()
         log.error("engine process died", pid=dead.pid, exit_code=exit_code)
 
@@ -338,7 +338,7 @@ class GenaiEngine:
             )
 
     async def stop(self) -> None:
-        """End the child. Requests that are left fail with UNAVAILABLE."""
+        """End the child. Unfinished requests fail with UNAVAILABLE."""
         await self._supervisor.stop()
         if self._running is not None:
             self._waiting.appendleft(self._running)

@@ -1,4 +1,4 @@
-"""What the parent and the child of the genai engine say to each other through their pipe."""
+"""The messages between the parent and the child of the genai engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WorkerConfig:
     Attributes:
         model_dir: Directory that onnxruntime-genai loads.
         provider: Execution provider.
-        threads: Threads for one operator.
+        threads: Threads per operator.
         feature_width: Numbers in a row of features.
         inputs: `EngineRequest.inputs` of a prompt without media.
     """
@@ -39,8 +39,8 @@ class Run:
         token_ids: int32 [n].
         feature_rows: Rows of each array that follows.
         inputs: As `EngineRequest.inputs`.
-        sampling: How tokens are chosen.
-        max_new_tokens: Most tokens to write.
+        sampling: Sampling parameters.
+        max_new_tokens: Most tokens to generate.
         stop_token_ids: Tokens that end the answer.
     """
 
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Parent to child: nobody wants this request any more. It may be over already."""
+    """Parent to child: cancel this request. It may have ended already."""
 
     job: int
 
@@ -80,8 +80,8 @@ class CannotLoad:
 
 
 @dataclass(frozen=True)
-class PromptRead:
-    """Child to parent: the prefill is over."""
+class PromptPrefilled:
+    """Child to parent: the prefill has finished."""
 
     job: int
     seconds: float
@@ -97,12 +97,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Ended:
-    """Child to parent: this request is over.
+    """Child to parent: this request has ended.
 
     Attributes:
         job: Number of the request.
-        reason: Why; None where it was cancelled or failed.
-        error: What failed, with its traceback.
+        reason: Finish reason; None if it was cancelled or failed.
+        error: The traceback of a failure.
     """
 
     job: int
@@ -111,4 +111,4 @@ class Ended:
 
 
 ToChild = Run | Cancel | Shutdown
-ToParent = Ready | CannotLoad | PromptRead | Token | Ended
+ToParent = Ready | CannotLoad | PromptPrefilled | Token | Ended

@@ -1,21 +1,21 @@
-"""A decoder graph made to compute a step of several answers and a chunk of a prompt in one run.
+"""Changes a decoder graph so that one run computes a decode step and a prefill chunk.
 
-An exported graph takes [batch, sequence], where several rows cannot be longer than one token behind a past. Everything
-in it but attention treats each token by itself. So where there are both, all tokens are laid in one row, those of the
-answers first, the weights are read once for all of them, and attention alone tells the two apart:
+An exported graph takes [batch, sequence], where several sequences with a past cannot be longer than one token. All its
+operators except attention treat each token by itself. So in a mixed run all tokens form one sequence, those of the
+decode step first; the weights are read once for all of them, and only attention separates the two:
 
-    answers (one token each) ── GroupQueryAttention over neighbouring rows of keys and values ──┐
-                                                                                             Concat
-    chunk (any length) ──────── GroupQueryAttention over its own row ───────────────────────────┘
+    decode (one token each) ── GroupQueryAttention over adjacent slots of the KV cache ──┐
+                                                                                       Concat
+    chunk (any length) ─────── GroupQueryAttention over its own slot ────────────────────┘
 
-Without a chunk beside them, answers are computed as before, and so is a chunk that is alone. Our own operator, where it
-has taken the place of ONNX Runtime's, does all of this itself: it is given both caches. To the inputs are added
+A run of decode alone or of a chunk alone is computed as before. Our own attention operator, where it replaces ONNX
+Runtime's, does all of this itself: it gets both caches. Added inputs:
 
-- `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk beside answers, or none;
-- `logits_indices` [n], which of all tokens' logits are wanted;
+- `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk in a mixed run, or none;
+- `logits_indices` [n]: the tokens whose logits are returned.
 
-and to the outputs `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. Beside a chunk, `inputs_embeds` is
-[1, answers + chunk, width] and `position_ids` [axes, 1, answers + chunk].
+Added outputs: `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. In a mixed run `inputs_embeds` is
+[1, decode + chunk, width] and `position_ids` [axes, 1, decode + chunk].
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def pack(graph: GraphProto) -> None:
     """Pack a decoder graph as the exporter writes it.
 
     Raises:
-        ValueError: The graph has no attention that could be packed.
+        ValueError: The graph has no attention operator that can be packed.
     """
     nodes: list[NodeProto] = []
     inputs: list[ValueInfoProto] = []
@@ -55,7 +55,7 @@ def pack(graph: GraphProto) -> None:
             nodes.append(node)
             continue
         if any(node.input[_INPUTS_OF_ATTENTION:]):
-            raise ValueError(f"{node.name} has inputs that packing does not know: {list(node.input)}")
+            raise ValueError(f"{node.name} has inputs that packing does not support: {list(node.input)}")
         if node.domain == DOMAIN:
             _give_chunk(node)
             nodes.append(node)
@@ -69,7 +69,7 @@ def pack(graph: GraphProto) -> None:
     read = {name for node in nodes for name in node.input}
     nodes = [node for node in nodes if node.op_type != "Constant" or node.output[0] in read]
     is_split = any(node.op_type == "If" for node in nodes)
-    del graph.node[:], graph.value_info[:]  # shapes inside are found anew
+    del graph.node[:], graph.value_info[:]  # the inner shapes are inferred again
     graph.node.extend([*_lengths(), *(_division() if is_split else ()), *nodes])
     constants = {_ONE: 1, **({_ZERO: 0, _END: np.iinfo(np.int64).max} if is_split else {})}
     for name, value in constants.items():
@@ -82,7 +82,7 @@ def pack(graph: GraphProto) -> None:
         ]
     )
     graph.output.extend(outputs)
-    # Beside a chunk the answers share a row of tokens, and have rows of keys and values of their own.
+    # In a mixed run the decode tokens share one sequence, and each has its own slot of the KV cache.
     for name, axis in (("inputs_embeds", 0), ("position_ids", 1)):
         known[name].type.tensor_type.shape.dim[axis].dim_param = "rows"
     wanted, one, _ = known["logits"].type.tensor_type.shape.dim
@@ -90,7 +90,7 @@ def pack(graph: GraphProto) -> None:
 
 
 def _lengths() -> list[NodeProto]:
-    """How long the chunk's row is with it, as the operator wants to be told."""
+    """The length of the chunk's slot including the chunk, in the operator's form."""
     mask = CHUNK + _MASK
     return [
         _node("ReduceSum", [mask, _ONE], "packed/chunk/ones", keepdims=1),
@@ -102,7 +102,7 @@ def _lengths() -> list[NodeProto]:
 
 
 def _division() -> list[NodeProto]:
-    """How many answers there are, and whether there is a chunk beside them."""
+    """The number of decode tokens, and whether it is a mixed run."""
     return [
         _node("Shape", [_MASK], _ANSWERS, start=0, end=1),
         _node("Shape", [CHUNK + _MASK], "packed/chunks", start=0, end=1),
@@ -111,7 +111,7 @@ def _division() -> list[NodeProto]:
 
 
 def _give_chunk(node: NodeProto) -> None:
-    """Give our operator the chunk's cache, too."""
+    """Add the chunk's cache to the inputs of our operator."""
     past, present = _names_of_chunk(node)
     node.input.extend([*past, _CHUNK_LENGTHS, _CHUNK_LONGEST])
     node.output.extend(present)
@@ -123,12 +123,12 @@ def _names_of_chunk(node: NodeProto) -> tuple[list[str], list[str]]:
 
 
 def _split(node: NodeProto) -> NodeProto:
-    """`node` where there is no chunk beside answers; else one for each, and their results side by side."""
+    """`node` in an unmixed run; in a mixed run one copy for decode and one for the chunk, with results concatenated."""
     alone, beside = f"{node.name}/alone", f"{node.name}/beside"
     past, present = _names_of_chunk(node)
     as_before = [
         _operator(node, node.input, alone),
-        *(_node("Identity", [held], f"{alone}/chunk_{index}") for index, held in enumerate(past)),  # of no rows
+        *(_node("Identity", [held], f"{alone}/chunk_{index}") for index, held in enumerate(past)),  # without slots
     ]
     outputs_alone = [*_outputs(alone), *(held.output[0] for held in as_before[1:])]
     answers, chunk = f"{beside}/answers", f"{beside}/chunk"
@@ -160,7 +160,7 @@ def _split(node: NodeProto) -> NodeProto:
 
 
 def _operator(node: NodeProto, inputs: Sequence[str], stem: str) -> NodeProto:
-    """The same operator on other inputs."""
+    """A copy of the node with other inputs."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     name = f"{stem}/{_OPERATOR}"
     return helper.make_node(_OPERATOR, inputs, _outputs(stem), name=name, domain=node.domain, **attributes)
@@ -175,7 +175,7 @@ def _branch(name: str, nodes: Sequence[NodeProto], outputs: Sequence[str]) -> Gr
 
 
 def _pick_logits(nodes: list[NodeProto]) -> None:
-    """Give the logits of the wanted tokens, where the graph gives them for the last position, or for all."""
+    """Return the logits of `logits_indices`; the graph returns those of the last position, or of all."""
     for index, node in enumerate(nodes):
         if node.name == _LAST_POSITION:
             unsqueeze = next(n for n in nodes if node.output[0] in n.input)
@@ -202,7 +202,7 @@ def _node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> N
 
 
 def _of_chunk(value: ValueInfoProto) -> ValueInfoProto:
-    """The same kind of input or output for the chunk, whose row is its own."""
+    """The same input or output for the chunk, which has its own slot."""
     shape: list[int | str] = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
     shape[0], shape[2] = "chunks", f"chunk_{shape[2]}"
     return helper.make_tensor_value_info(CHUNK + value.name, value.type.tensor_type.elem_type, shape)

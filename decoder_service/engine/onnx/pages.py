@@ -1,7 +1,7 @@
-"""Memory that a process has because a file is mapped into it, and gives back.
+"""Frees resident pages of mapped files.
 
-ONNX Runtime maps a graph's weights. Whoever has made its own form of them, ours or ONNX Runtime's, does not read the
-file again, yet its pages stay and look like memory that the process needs.
+ONNX Runtime maps a graph's weights. Once an operator has repacked them, the file is not read again, but its pages stay
+resident and count as memory of the process.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import mmap
 from pathlib import Path
 
 
-def let_go(file: Path) -> None:
-    """Give back this process's pages of a file. What is read again comes from the system's cache, or the disk.
+def release_pages(file: Path) -> None:
+    """Free this process's pages of a file. Later reads come from the page cache or the disk.
 
     Args:
-        file: Mapped, if at all, for reading alone.
+        file: A file that is mapped read-only, or not mapped.
     """
     if not hasattr(mmap, "MADV_DONTNEED"):
         return

@@ -1,10 +1,10 @@
-"""The graphs on ONNX Runtime, over one cache of keys and values.
+"""Runs the graphs on ONNX Runtime, over one KV cache.
 
-A slot's row is bound as past and as present at once, so ONNX Runtime writes new keys and values in place and copies
-nothing. A run computes a token of each of several answers, which lie in neighbouring rows, each of its own length; or
-a chunk of a prompt in a row of its own; or both, and then reads the weights once (see `packing`). The number of ones
-in a row of a mask is its length. `GroupQueryAttention` of ONNX Runtime 1.32 refuses to read several prompts at once
-behind a past, so there is one chunk in a run.
+A slot is bound as past and as present at once, so ONNX Runtime writes new keys and values in place and copies nothing.
+A run decodes one token for each of several requests, in adjacent slots and each of its own length; or prefills a chunk
+of a prompt in its own slot; or both, and then reads the weights once (see `packing`). The number of ones in a row of a
+mask is the length of the slot. `GroupQueryAttention` of ONNX Runtime 1.32 does not accept several prompts with a past
+in one run, so there is one chunk in a run.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from numpy.typing import NDArray
 from decoder_service.engine.model import Piece, Shape, Step
 from decoder_service.engine.onnx.operators import is_rounded, multiplies_all, substitute
 from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
-from decoder_service.engine.onnx.pages import let_go
+from decoder_service.engine.onnx.pages import release_pages
 from serving.cores import lacks_vnni
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 class Runner:
-    """Computes on any of its graphs.
+    """Runs any of its graphs.
 
     Args:
-        embedding: Path of the graph that turns ids and features into embeddings.
-        threads: Threads for one operator.
+        embedding: Path of the graph that computes embeddings from ids and features.
+        threads: Threads per operator.
         layers: Layers of the model.
         head_size: Width of an attention head.
-        operators: The library of our own operators, for graphs with rounded weights; without one, ONNX Runtime's are
-            used.
-        repack: Whether ONNX Runtime may copy float32 weights into an order that it multiplies faster. Otherwise they
-            stay in the mapped file.
+        operators: Path of our own operators, for graphs with quantized weights; None: ONNX Runtime's are used.
+        repack: Whether ONNX Runtime may copy float32 weights into a faster layout. Otherwise they stay in the mapped
+            file.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Runner:
         self._buffers: Sequence[NDArray[Any]] = ()
 
     def load(self, name: str, path: Path) -> None:
-        """Load a graph. All have the same inputs, outputs and cache; the first one says what they are."""
+        """Load a graph. All must have the inputs, outputs and KV cache of the first one."""
         model = onnx.load(path, load_external_data=False)
         ours = (
             self._operators is not None
@@ -82,7 +81,7 @@ class Runner:
         self._sessions[name] = session
         data = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
         for file in {entry.value for entry in data if entry.key == "location"}:
-            let_go(path.parent / file)
+            release_pages(path.parent / file)
         if len(self._sessions) > 1:
             return
         kinds = {value.name: value.type for value in session.get_inputs()}
@@ -99,20 +98,20 @@ class Runner:
         return tuple(self._sessions)
 
     def use(self, buffers: Sequence[NDArray[Any]]) -> None:
-        """Bind the graphs to a cache of keys and values: for each layer those two, [rows, heads, length, width]."""
+        """Bind the graphs to a KV cache: for each layer keys and values, [slots, heads, length, width]."""
         self._buffers = buffers
         self._bindings = {name: _Binding(session.io_binding()) for name, session in self._sessions.items()}
 
     def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Compute a step of answers, a chunk, or both in one run; see `Model.run`."""
-        answers = step.lengths.size if step is not None else 0
+        """Run a decode step, a prefill chunk, or both in one run; see `Model.run`."""
+        decoding = step.lengths.size if step is not None else 0
         size = piece.token_ids.size if piece is not None else 0
-        # All tokens lie in one row, but for answers that are alone, of which each has its own.
-        layout = (1, answers + size) if size else (answers, 1)
-        wanted = [*range(answers), *([answers + size - 1] if size else [])]
+        # All tokens form one sequence, except in a run of decode alone, where each has its own.
+        layout = (1, decoding + size) if size else (decoding, 1)
+        wanted = [*range(decoding), *([decoding + size - 1] if size else [])]
         logits = np.empty((len(wanted), 1, self.shape.vocabulary), np.float32)
         first, second = (step, piece) if step is not None else (piece, None)
-        (mask, rows), (chunk_mask, chunk_rows) = _rows(first), _rows(second)
+        (mask, slots), (chunk_mask, chunk_slots) = _slots(first), _slots(second)
         inputs: dict[str, NDArray[Any]] = {
             "inputs_embeds": self._embed(step, piece).reshape(*layout, -1),
             "position_ids": self._positions(step, piece).reshape(self.shape.axes, *layout),
@@ -121,8 +120,8 @@ class Runner:
             LOGITS_INDICES: np.array(wanted, np.int64),
         }
         binding = self._bindings[graph]
-        self._bind_cache(binding, "", rows)
-        self._bind_cache(binding, CHUNK, chunk_rows)
+        self._bind_cache(binding, "", slots)
+        self._bind_cache(binding, CHUNK, chunk_slots)
         for name, value in inputs.items():
             _bind(binding.of.bind_input, name, value)
         _bind(binding.of.bind_output, "logits", logits)
@@ -130,10 +129,10 @@ class Runner:
         return logits[:, 0]
 
     def _embed(self, step: Step | None, piece: Piece | None) -> NDArray[np.float32]:
-        """Embeddings of all tokens, the answers' first: [1, n, width]."""
+        """Embeddings of all tokens, those of the decode step first: [1, n, width]."""
         parts = []
         if step is not None:
-            # The ids of an answer are text, also where the model draws a media token: there are no features for it.
+            # Generated ids are text, even if the model samples a media token: there are no features for it.
             parts.append((step.token_ids, np.empty((0, self._feature_width), np.float32)))
         if piece is not None:
             parts.append((piece.token_ids, piece.features))
@@ -142,34 +141,34 @@ class Runner:
         return np.concatenate(found, 1) if len(found) > 1 else np.asarray(found[0])
 
     def _positions(self, step: Step | None, piece: Piece | None) -> NDArray[np.int64]:
-        """Positions of all tokens, the answers' first: [axes, n]."""
+        """Positions of all tokens, those of the decode step first: [axes, n]."""
         axes = self.shape.axes
-        answers = step.positions if step is not None else np.empty(0, np.int64)
+        decoding = step.positions if step is not None else np.empty(0, np.int64)
         chunk = piece.positions if piece is not None else np.empty((axes, 0), np.int64)
-        positions = np.empty((axes, answers.size + chunk.shape[1]), np.int64)
-        positions[:, : answers.size], positions[:, answers.size :] = answers, chunk
+        positions = np.empty((axes, decoding.size + chunk.shape[1]), np.int64)
+        positions[:, : decoding.size], positions[:, decoding.size :] = decoding, chunk
         return positions
 
-    def _bind_cache(self, binding: _Binding, prefix: str, rows: slice) -> None:
-        """Bind rows as past and as present, unless they are: that is 144 calls for 36 layers."""
-        if binding.rows.get(prefix) == rows:
+    def _bind_cache(self, binding: _Binding, prefix: str, slots: slice) -> None:
+        """Bind slots as past and as present, unless they are bound already: that takes 144 calls for 36 layers."""
+        if binding.slots.get(prefix) == slots:
             return
         for tensor, buffer in zip(self._tensors, self._buffers, strict=True):
-            _bind(binding.of.bind_input, f"{prefix}past_key_values.{tensor}", buffer[rows])
-            _bind(binding.of.bind_output, f"{prefix}present.{tensor}", buffer[rows])
-        binding.rows[prefix] = rows
+            _bind(binding.of.bind_input, f"{prefix}past_key_values.{tensor}", buffer[slots])
+            _bind(binding.of.bind_output, f"{prefix}present.{tensor}", buffer[slots])
+        binding.slots[prefix] = slots
 
 
 @dataclass(eq=False)
 class _Binding:
-    """A graph's inputs and outputs, and to which rows of the cache its keys and values are bound, by prefix."""
+    """A graph's inputs and outputs, and the slots to which its keys and values are bound, by prefix."""
 
     of: Any
-    rows: dict[str, slice] = field(default_factory=dict)
+    slots: dict[str, slice] = field(default_factory=dict)
 
 
-def _rows(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:
-    """The mask of a part, as long as each row will be, and the rows of the cache that it lies in."""
+def _slots(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:
+    """The attention mask of a part, as long as each slot after the run, and the range of its slots."""
     match part:
         case Step():
             first = part.first_slot
@@ -189,14 +188,14 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Each session has threads of its own, which would go on spinning after a run, in the way of another session's.
+    # Each session has its own threads, which would spin after a run and take cores from another session's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if lacks_vnni():
-        # An exact way to multiply bytes. With VNNI every way is exact, and this one slower.
+        # An exact 8-bit matmul. With VNNI all are exact, and this one is slower.
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
 def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
-    """Bind an array's own memory, which the caller keeps alive."""
+    """Bind an array's own memory, which the caller must keep alive."""
     bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

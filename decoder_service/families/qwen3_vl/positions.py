@@ -1,8 +1,8 @@
 """The M-RoPE positions of a prompt's tokens.
 
-Text goes on by one in all three dimensions. A medium's rows begin where the text before it ended: their time stands
-still, since Qwen3-VL gives every frame of a video a grid of its own, and height and width count the grid's rows and
-columns. What follows goes on after the longer edge of the grid, not after the number of its tokens.
+Each text token is one further in all three dimensions. The tokens of a medium start at the position after the text:
+their time is constant, since Qwen3-VL gives every frame of a video its own grid, and height and width count the grid's
+rows and columns. The next text starts after the longer edge of the grid, not after the number of its tokens.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def mrope_positions(length: int, spans: Sequence[Span]) -> NDArray[np.int64]:
 
     Args:
         length: Tokens of the prompt.
-        spans: Its images and frames; their shapes are the rows and columns of their tokens.
+        spans: Its images and frames; their shapes are the rows and columns of their grids.
 
     Returns:
-        Time, height and width of each token, int64 [3, length + 1]. The last column is where the answer begins; each of
-        its tokens goes one further.
+        Time, height and width of each token, int64 [3, length + 1]. The last column is the position of the first
+        generated token; each further token adds one.
     """
     positions = np.empty((3, length + 1), np.int64)
     place, position = 0, 0

@@ -1,8 +1,8 @@
-"""What stands in a prompt of Qwen3-VL for an image and for a video.
+"""The tokens of images and videos in a prompt of Qwen3-VL.
 
-An image takes as many `<|image_pad|>` as it has features. A video takes, for every temporal patch, its time as text and
-its own run of `<|video_pad|>` between `<|vision_start|>` and `<|vision_end|>`, as Qwen3VLProcessor of transformers 5.23
-writes it. To the graphs every such frame is an image.
+An image becomes one `<|image_pad|>` for each feature row. A video becomes, for every temporal patch, its time as text
+and a run of `<|video_pad|>` between `<|vision_start|>` and `<|vision_end|>`, as in Qwen3VLProcessor of transformers
+5.23. For the graphs every such frame is an image.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ class Qwen3VL:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Qwen3VL:
-        """Of a bundle's model."""
+        """Make the family of a bundle's model."""
         return cls(bundle.tokens, merge_size=bundle.vision.spatial_merge_size)
 
     @property
     def placeholders(self) -> Mapping[int, MediaKind]:
-        """The tokens of which the chat template writes one for each medium."""
+        """The placeholder tokens, of which the chat template writes one for each medium."""
         return {self._tokens.image: MediaKind.IMAGE, self._tokens.video: MediaKind.VIDEO}
 
     def length(self, layout: Layout, encode: Encode) -> int:
-        """Tokens that a medium takes in the place of its placeholder; see `Family.length`."""
+        """Number of tokens that replace a medium's placeholder; see `Family.length`."""
         return layout.token_count + sum(len(before) + len(after) for before, after in self._frames(layout, encode))
 
     def lay_out(
         self, token_ids: Sequence[int], layouts: Sequence[Layout], encode: Encode, keys: Sequence[str] = ()
     ) -> Prompt:
-        """Give every medium its tokens, and every token its position; see `Family.lay_out`."""
+        """Replace each placeholder by the medium's tokens, and compute positions; see `Family.lay_out`."""
         placeholders = self.placeholders
         places = sum(token in placeholders for token in token_ids)
         if places != len(layouts) or (keys and len(keys) != places):
@@ -70,7 +70,7 @@ class Qwen3VL:
                 raise ValueError(f"a grid of {t}x{h}x{w} has not {layout.token_count} tokens in {len(frames)} frames")
             for number, (before, after) in enumerate(frames):
                 ids += before
-                # Equal names mean equal features and equal positions.
+                # Equal keys mean equal features and equal positions.
                 name = f"{key}:{h}x{w}:{number}" if key else ""
                 media.append(Span(len(ids), len(ids) + rows, shape, name))
                 ids.extend(itertools.repeat(token, rows))
@@ -93,7 +93,7 @@ class Qwen3VL:
         )
 
     def _frames(self, layout: Layout, encode: Encode) -> list[tuple[list[int], list[int]]]:
-        """The tokens before and after the rows of each frame. An image is one frame."""
+        """The tokens before and after the feature rows of each frame. An image is one frame."""
         if layout.medium.kind is MediaKind.IMAGE:
             return [([], [])]
         start, end = self._tokens.vision_start, self._tokens.vision_end

@@ -1,12 +1,11 @@
 """How much room a bundle takes, before it is written."""
 
-import math
 import re
 from collections.abc import Sequence
 from typing import cast
 
 from exporter.precision import Phase, Precision
-from exporter.recipe import Kind, Recipe
+from exporter.recipe import Kind, Recipe, block_of
 
 from .checkpoint import EMBEDDING, TEXT_PREFIX, VISION_PREFIX, Checkpoint
 
@@ -21,7 +20,7 @@ def estimate(checkpoint: Checkpoint, graphs: Sequence[Precision | Phase], *, blo
     decoder = checkpoint.parameters - vision // 4 + (table if checkpoint.lm_head == EMBEDDING else 0)
     weights = {
         "fp32": 4.0 * decoder,
-        "int4": (0.5 + 4 / block_size) * decoder + 0.5 * _weights_of_8_bits(checkpoint, recipe),
+        "int4": (0.5 + 4 / block_size) * decoder + _added(checkpoint, recipe, block_size),
         "int8": 1.0 * decoder,
     }
     rope = 4 * text.max_position_embeddings * text.head_dim
@@ -29,12 +28,15 @@ def estimate(checkpoint: Checkpoint, graphs: Sequence[Precision | Phase], *, blo
     return int(vision + embedding + sum(weights[graph] + rope for graph in graphs)) + 64 * 2**20
 
 
-def _weights_of_8_bits(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """How many weights of the decoder have 8 bits in the INT4 graph."""
+def _added(checkpoint: Checkpoint, recipe: Recipe, block_size: int) -> float:
+    """Bytes that the INT4 graph takes for matrices of 8 bits beyond what they took at 4."""
     tensors, layers = checkpoint.tensors, checkpoint.text.num_hidden_layers
     names = [checkpoint.lm_head] if recipe.bits("head", 0, layers) == 8 else []
     for found in filter(None, map(_PROJECTION.fullmatch, tensors)):
         layer, kind = found.groups()
         if recipe.bits(cast("Kind", kind), int(layer), layers) == 8:
             names.append(found[0])
-    return sum(math.prod(tensors[name].shape) for name in names)
+    shapes = [tensors[name].shape for name in names]
+    return sum(
+        outputs * inputs * (0.5 + 4 / block_of(8, block_size, inputs) - 4 / block_size) for outputs, inputs in shapes
+    )

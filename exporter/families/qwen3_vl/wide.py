@@ -29,7 +29,7 @@ from exporter.calibrated import Plan
 from exporter.precision import Phase, Precision
 from exporter.progress import Advance
 from exporter.quantize import pack_blocks
-from exporter.recipe import Kind, Recipe
+from exporter.recipe import Kind, Recipe, block_of
 from exporter.spool import Spool
 
 from .checkpoint import Checkpoint
@@ -128,12 +128,8 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         """Add the matmul of one linear layer, in the recipe's bits; returns its node's name."""
         kind, layer = matrix(basename)
         bits = self._recipe.bits(kind, layer, self._checkpoint.text.num_hidden_layers)
-        packed = pack_blocks(
-            matmul.weight,
-            bits=bits,
-            block_size=self.quant_attrs["matmul_block_size"],
-            importance=self._weights.importance(kind),
-        )
+        block = block_of(bits, self.quant_attrs["matmul_block_size"], matmul.in_features)
+        packed = pack_blocks(matmul.weight, bits=bits, block_size=block, importance=self._weights.importance(kind))
         return str(super().make_matmul_nbits(packed, basename, root_input, **kwargs))
 
     def make_lm_head(self, lm_head: nn.Module) -> None:

@@ -30,11 +30,13 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     """INVALID_ARGUMENT, like any number that is not listed here."""
     ROLE_SYSTEM: _Role.ValueType  # 1
-    """Sets the scene; only as the first message."""
+    """Sets the scene. Those at the front are joined. Later ones stay in their place where the model's chat template writes
+    them there, and are added to the first where it does not.
+    """
     ROLE_USER: _Role.ValueType  # 2
     """The person. The only role that may carry images and video."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
-    """The model, in an earlier turn."""
+    """The model, in an earlier turn. As the last message: the answer goes on where it ends."""
     ROLE_TOOL: _Role.ValueType  # 4
     """A tool's result. UNIMPLEMENTED for now."""
 
@@ -44,11 +46,13 @@ class Role(_Role, metaclass=_RoleEnumTypeWrapper):
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """INVALID_ARGUMENT, like any number that is not listed here."""
 ROLE_SYSTEM: Role.ValueType  # 1
-"""Sets the scene; only as the first message."""
+"""Sets the scene. Those at the front are joined. Later ones stay in their place where the model's chat template writes
+them there, and are added to the first where it does not.
+"""
 ROLE_USER: Role.ValueType  # 2
 """The person. The only role that may carry images and video."""
 ROLE_ASSISTANT: Role.ValueType  # 3
-"""The model, in an earlier turn."""
+"""The model, in an earlier turn. As the last message: the answer goes on where it ends."""
 ROLE_TOOL: Role.ValueType  # 4
 """A tool's result. UNIMPLEMENTED for now."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
@@ -311,37 +315,71 @@ Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
 @_typing.final
 class ResponseFormat(_message.Message):
-    """The form that the answer must take. UNIMPLEMENTED for now."""
+    """The form that the answer must take. Tokens that would leave it are not drawn; an answer that is not cut by a limit has it.
+    What a decoder with `--engine genai` cannot do is UNIMPLEMENTED.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     REGEX_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
     regex: _builtins.str
-    """Text that this regular expression matches whole."""
+    """Text that this regular expression (Rust's syntax, no look-around) matches whole."""
     grammar: _builtins.str
-    """Text that this grammar (Lark) derives."""
+    """Text that this grammar derives: Lark as llguidance reads it, or GBNF."""
+    json_schema: _builtins.str
+    """A JSON value that this schema, in JSON, admits. Properties come in the schema's order."""
+    json_object: _builtins.bool
+    """A JSON object, whatever is in it."""
     @_builtins.property
-    def json_schema(self) -> _struct_pb2.Struct:
-        """A JSON value that this schema admits."""
+    def choice(self) -> Global___Choice:
+        """One of these strings."""
 
     def __init__(
         self,
         *,
-        json_schema: _struct_pb2.Struct | None = ...,
         regex: _builtins.str = ...,
         grammar: _builtins.str = ...,
+        json_schema: _builtins.str = ...,
+        json_object: _builtins.bool = ...,
+        choice: Global___Choice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "grammar", b"grammar", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "format", b"format", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "grammar", b"grammar", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "format", b"format", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_format: _TypeAlias = _typing.Literal["json_schema", "regex", "grammar"]  # noqa: Y015
+    _WhichOneofReturnType_format: _TypeAlias = _typing.Literal["regex", "grammar", "json_schema", "json_object", "choice"]  # noqa: Y015
     _WhichOneofArgType_format: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_format) -> _WhichOneofReturnType_format | None: ...
 
 Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
+
+@_typing.final
+class Choice(_message.Message):
+    """Strings of which the answer is one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At least one; none is empty."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class GenerationOptions(_message.Message):
@@ -394,7 +432,7 @@ class GenerationOptions(_message.Message):
     checkpoint's generation_config, else 1.
     """
     top_k: _builtins.int
-    """Only the k likeliest tokens. 0: no limit. At most 1024. Default: that of the checkpoint's generation_config, else 0."""
+    """Only the k likeliest tokens. 0: no limit. Default: that of the checkpoint's generation_config, else 0."""
     min_p: _builtins.float
     """Only tokens at least this fraction as likely as the likeliest. 0 to 1; 0: no limit. Default: that of the
     checkpoint's generation_config, else 0.
@@ -408,7 +446,7 @@ class GenerationOptions(_message.Message):
     frequency_penalty: _builtins.float
     """Taken from a token's logit for each time that the answer holds it already. -2 to 2. Default 0."""
     seed: _builtins.int
-    """Makes sampling repeatable on one server build. 0 to 2^31-1. Unset: drawn afresh."""
+    """Makes sampling repeatable on one server build. Unset: drawn afresh."""
     logprobs: _builtins.int
     """Report the log probability of each token and of this many likeliest tokens at its place: those of the model itself,
     before temperature, penalties and biases. 0 to 20.
@@ -425,7 +463,7 @@ class GenerationOptions(_message.Message):
 
     @_builtins.property
     def response_format(self) -> Global___ResponseFormat:
-        """Constrains the answer's form. UNIMPLEMENTED for now."""
+        """Constrains the answer's form."""
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoder_service.engine import Span
-from decoder_service.engine.media import check_spans, readable, rows_before
+from decoder_service.engine.media import check_spans, prefillable, rows_before
 
 LAYOUTS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4)), max_size=5)
 """For each medium, the text before it and its tokens."""
@@ -34,7 +34,7 @@ def test_rows_are_counted_as_one_token_after_another_gives_them(layout: list[tup
     assert [rows_before(token, spans) for token in range(len(is_media) + 1)] == before
     for have in range(rows + 1):
         expected = max(token for token, needed in enumerate(before) if needed <= have)
-        assert readable(len(is_media), spans, have) == expected
+        assert prefillable(len(is_media), spans, have) == expected
 
 
 @pytest.mark.parametrize(

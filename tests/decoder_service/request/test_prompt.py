@@ -120,6 +120,70 @@ def test_placeholders_in_text_are_not_counted(prompts: PromptBuilder, bundle: Bu
     assert bundle.tokens.video not in prompt.token_ids
 
 
+SYSTEM_ANYWHERE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def says(*turns: tuple[Role, str]) -> list[Message]:
+    """A conversation in text."""
+    return [Message(role, (Text(text),)) for role, text in turns]
+
+
+@pytest.mark.parametrize(
+    ("later", "template", "joined"),
+    [
+        ("the template drops it", None, [("system", "A\n\nB\n\nC"), ("user", "x"), ("assistant", "y"), ("user", "z")]),
+        (
+            "the template writes it",
+            SYSTEM_ANYWHERE,
+            [("system", "A\n\nB"), ("user", "x"), ("assistant", "y"), ("system", "C"), ("user", "z")],
+        ),
+    ],
+)
+def test_system_messages_may_be_anywhere(
+    bundle: Bundle, later: str, template: str | None, joined: list[tuple[str, str]]
+) -> None:
+    """Those at the front become one; a later one stays where the template writes it, else it joins the first."""
+    tokenizer = PromptBuilder.load(bundle.decoder_dir, family_of(bundle)).tokenizer
+    tokenizer.chat_template = template or tokenizer.chat_template
+    prompts = PromptBuilder(tokenizer, family_of(bundle))
+    roles = (Role.SYSTEM, Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.USER)
+    rendered = prompts.render(says(*zip(roles, "ABxyCz", strict=True)))
+    expected = tokenizer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in joined],
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=True,
+    )
+    assert list(rendered.token_ids) == expected
+
+
+def test_a_system_message_alone_in_the_middle_comes_first(prompts: PromptBuilder) -> None:
+    """Where the template drops it in its place, it is the first."""
+    moved = prompts.render(says((Role.USER, "x"), (Role.SYSTEM, "A")))
+    assert moved == prompts.render(says((Role.SYSTEM, "A"), (Role.USER, "x")))
+
+
+@pytest.mark.parametrize("half", ["Red, blue and", "Red, blue and ", "", "{\n", "<|im_end|>"])
+def test_an_answer_goes_on_with_the_assistants_last_message(prompts: PromptBuilder, half: str) -> None:
+    """The ids are those of transformers' `continue_final_message`: the turn stays open."""
+    rendered = prompts.render(says((Role.USER, "List three colours."), (Role.ASSISTANT, half)))
+    expected = prompts.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "List three colours."}, {"role": "assistant", "content": half}],
+        tokenize=True,
+        return_dict=False,
+        continue_final_message=True,
+        sanitize_control_tokens=True,
+    )
+    assert list(rendered.token_ids) == expected
+    anew = prompts.render(says((Role.USER, "List three colours.")))
+    text = prompts.tokenizer.encode(half, add_special_tokens=False)
+    if half != "<|im_end|>":  # which is text here, and a control token to `encode`
+        assert list(rendered.token_ids) == [*anew.token_ids, *text]
+
+
 def test_a_template_that_refuses_is_the_clients_error(bundle: Bundle) -> None:
     """What a template raises becomes INVALID_ARGUMENT for `messages`."""
     prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))

@@ -1,1 +1,1 @@
-"""Qwen3-VL: how its media are cut into patches, and its encoder."""
+"""Qwen3-VL: preprocessing of its media, and its encoder."""

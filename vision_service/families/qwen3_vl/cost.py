@@ -1,4 +1,4 @@
-"""The operations of the encoder, by its config."""
+"""The cost of the encoder, from its config."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def encoder_cost(config: Any, dtype: torch.dtype, *, own_attention: bool = False
     """The cost of one encoder.
 
     Args:
-        config: Of the encoder, as transformers has it.
-        dtype: What its linear layers compute in.
+        config: The encoder's config, in the form of transformers.
+        dtype: Type in which its linear layers compute.
         own_attention: Whether attention is computed by our operators.
     """
     width, block = config.hidden_size, config.spatial_merge_size**2

@@ -1,6 +1,6 @@
-"""The encoder: patches of several media in, their features out, in one forward pass.
+"""The encoder: one forward pass computes the features of several media from their patches.
 
-It is independent of requests. One thread at a time may use it.
+It is independent of requests. For one thread at a time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Encoder:
     """Qwen3-VL's vision model with its DeepStack features.
 
     Args:
-        tower: Does the work.
-        out_dtype: Type of the features that come out.
+        tower: Computes the features.
+        out_dtype: Type of the features.
     """
 
     def __init__(self, tower: Tower, *, out_dtype: torch.dtype = torch.float32) -> None:
@@ -38,7 +38,7 @@ class Encoder:
         self._config = tower.config
         self._merge = tower.config.spatial_merge_size
         self.cost = encoder_cost(tower.config, self.dtype, own_attention=tower.own_attention)
-        """What encoding takes."""
+        """The cost of encoding."""
 
     @classmethod
     def load(
@@ -54,14 +54,14 @@ class Encoder:
 
         Args:
             folder: Holds config.json and model.safetensors.
-            device: Where it runs.
-            dtype: What it computes in; int8: its layers in 8 bits, by our operators.
+            device: Device of the encoder.
+            dtype: Type in which it computes; int8: layers in 8 bits, by our operators.
             out_dtype: Type of the features.
-            operators: Whether our own may be used, where they can be.
+            operators: Whether our own operators may be used, if the processor supports them.
 
         Raises:
             BundleError: A file is missing or damaged, or the weights are not those of the config.
-            OperatorsError: It is to compute in int8, and the operators cannot be used.
+            OperatorsError: The type is int8, and the operators cannot be used.
         """
         int8 = dtype is torch.int8
         found = find_operators(device, needed=int8) if operators or int8 else None
@@ -78,12 +78,12 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the encoder."""
         return self._tower.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in; int8 where its layers do."""
+        """Type in which it computes; int8 if its layers are in 8 bits."""
         return torch.int8 if self._tower.int8 else self._tower.dtype
 
     @property
@@ -93,11 +93,11 @@ class Encoder:
 
     @property
     def out_dtype(self) -> torch.dtype:
-        """Type of the features that come out."""
+        """Type of the features."""
         return self._out_dtype
 
     def blank(self, side: int = 1) -> PreparedMedium:
-        """An empty image: for warming up, and for measuring the speed.
+        """An empty image, for warm-up and for measuring the speed.
 
         Args:
             side: Tokens along each of its sides.
@@ -111,12 +111,12 @@ class Encoder:
     def encode(
         self, media: Sequence[PreparedMedium], cancelled: Cancelled = lambda: False, advance: Advance = lambda _: None
     ) -> list[torch.Tensor]:
-        """Encode media packed one after another; each frame attends to itself alone.
+        """Encode media packed one after another; each frame attends only to itself.
 
         Args:
             media: At least one.
             cancelled: Called before each layer; True stops the work.
-            advance: Called after each layer with the share that is done.
+            advance: Called after each layer with the finished share.
 
         Returns:
             For each medium [grid.patches / merge^2, feature_width] in `out_dtype` on the CPU: the merged feature, then
@@ -126,13 +126,13 @@ class Encoder:
             WorkCancelledError: `cancelled` returned True.
         """
         with torch.inference_mode():
-            # 1. One run of patches for all: [sum of patches, channels x temporal x patch x patch]
+            # 1. Concatenate the patches of all media: [sum of patches, channels x temporal x patch x patch]
             pixels = torch.from_numpy(np.concatenate([medium.pixel_values() for medium in media]))
             # 2. The forward: the merged map and L maps of [sum of tokens, hidden]
             maps = self._tower(
                 pixels.to(self.device, self._tower.dtype), [medium.grid for medium in media], cancelled, advance
             )
-            # 3. Cut it up again, the maps of each medium side by side
+            # 3. Split it again, the maps of each medium side by side
             tokens = [medium.grid.patches // self._merge**2 for medium in media]
             pieces = zip(*(torch.split(one, tokens) for one in maps), strict=True)
             return [self._to_out(torch.cat(piece, dim=-1)) for piece in pieces]
@@ -140,19 +140,19 @@ class Encoder:
     def _to_out(self, features: torch.Tensor) -> torch.Tensor:
         if self._out_dtype is torch.float16 and features.dtype is not torch.float16:
             largest = torch.finfo(torch.float16).max
-            features = features.clamp(-largest, largest)  # an infinity would spoil the whole answer
+            features = features.clamp(-largest, largest)  # an infinity would make the whole answer invalid
         return features.to("cpu", self._out_dtype)
 
 
 def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwen3VLVisionModel:
     """Load transformers' model from a bundle's `vision` directory.
 
-    It is built without storage and takes the file's tensors one by one, so that memory holds it once.
+    It is built without storage and then gets the file's tensors one by one, so that memory holds the weights once.
 
     Args:
         folder: Holds config.json and model.safetensors.
-        device: Where it runs.
-        dtype: What it computes in.
+        device: Device of the encoder.
+        dtype: Type in which it computes.
 
     Raises:
         BundleError: A file is missing or damaged, or the weights are not those of the config.
@@ -164,16 +164,16 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             weights = {
                 name: file.get_tensor(name).to(device, dtype, copy=True)
-                for name in file.keys()  # noqa: SIM118  # it is a file, not a mapping
+                for name in file.keys()  # noqa: SIM118  # a file, not a mapping
             }
         model.load_state_dict(weights, strict=True, assign=True)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise BundleError(f"The encoder in {folder} cannot be read ({error}): export the bundle again.") from error
-    except RuntimeError as error:  # load_state_dict lists what is missing, one a line
+    except RuntimeError as error:  # load_state_dict lists the missing names, one per line
         raise BundleError(
             f"The weights in {folder} are not those of its config.json ({_one_line(error)}): export the bundle again."
         ) from error
-    # Not among the weights: it is computed from the config, and was without storage so far.
+    # Not in the weights: computed from the config, and without storage so far.
     model.rotary_pos_emb = type(model.rotary_pos_emb)(config).to(device)
     model.requires_grad_(False)
     model.train(False)
@@ -181,7 +181,7 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
 
 
 def _exact_type(folder: Path) -> torch.dtype:
-    """The smallest type that holds the weights as they are stored."""
+    """The smallest type that represents the stored weights exactly."""
     return torch.bfloat16 if stored_types(folder) == {"BF16"} else torch.float32
 
 

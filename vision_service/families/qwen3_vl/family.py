@@ -1,4 +1,4 @@
-"""The family as the vision service takes it."""
+"""The family's entry for the registry of the vision service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixels become patches in the order in which the encoder merges them."""
+"""Splits pixels into patches, in the order in which the encoder merges them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def patchify(
     frames: NDArray[np.uint8], *, patch_size: int, temporal_patch_size: int, merge_size: int
 ) -> NDArray[np.uint8]:
-    """Cut frames into patches, as transformers' `patchify` does.
+    """Split frames into patches, as transformers' `patchify` does.
 
     The last frame is repeated until the frames fill whole temporal patches; an image is a video of one frame.
 
@@ -38,10 +38,10 @@ def patchify(
 
 
 def image_levels(mean: Sequence[float], std: Sequence[float], scale: float) -> NDArray[np.float32]:
-    """What each of a pixel's 256 values is to the encoder, [channels, 256], to the last bit of transformers' backend.
+    """The encoder's input for each of a pixel's 256 values, [channels, 256], bit-identical to transformers' backend.
 
     Its `rescale` multiplies in float64 and rounds to float32, its `normalize` computes in float32. Pixels are bytes
-    after resizing, so a table of 256 answers is the same and saves three passes over float arrays.
+    after resizing, so a table of 256 values is equivalent and saves three passes over float arrays.
     """
     values = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
     return (values - _column(mean)) / _column(std)

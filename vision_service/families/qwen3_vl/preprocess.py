@@ -1,4 +1,4 @@
-"""Media bytes become what the encoder takes, as transformers' own processors do it."""
+"""Preprocesses media for the encoder, as transformers' own processors do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vision_service.images import MAX_ASPECT_RATIO, decode_image
 from vision_service.media import PATH, Cancelled, Grid, Kind, Options, PreparedMedium, Range
 from vision_service.video import read_clip
 
-# What is always done here; a checkpoint that asks for anything else is refused rather than served wrongly.
+# The supported settings; a checkpoint with other ones is refused.
 _ALWAYS: dict[str, Any] = {
     "do_resize": True,
     "do_rescale": True,
@@ -41,25 +41,25 @@ _Levels = Callable[[Sequence[float], Sequence[float], float], NDArray[np.float32
 
 @dataclass(frozen=True)
 class _Settings:
-    """One of the bundle's two preprocessor files, with the defaults that transformers gives it."""
+    """The settings of one of the bundle's two preprocessor files, with transformers' defaults."""
 
     pixels: Range
     levels: NDArray[np.float32]
-    # Of videos alone.
+    # Only for videos.
     fps: float
     frames: Range
     tokens_per_frame: int | None
 
 
 class Preprocessor:
-    """Turns files into patches. It keeps nothing between calls, so that several threads may call it at once.
+    """Converts files to patches. It has no state, so several threads may call it at once.
 
     Args:
-        bundle: Whose preprocessor settings and patch sizes to use.
-        limits: What is refused.
+        bundle: The bundle with the preprocessor settings and patch sizes.
+        limits: Limits of media.
 
     Raises:
-        BundleError: A settings file is missing or asks for what is not done here.
+        BundleError: A settings file is missing or has unsupported settings.
     """
 
     def __init__(self, bundle: Bundle, limits: PreprocessLimits) -> None:
@@ -83,7 +83,7 @@ class Preprocessor:
 
     @property
     def published(self) -> Options:
-        """The checkpoint's own settings, all of them."""
+        """All of the checkpoint's own settings."""
         return Options(
             min_pixels=self._image.pixels.low,
             max_pixels=self._image.pixels.high,
@@ -95,7 +95,7 @@ class Preprocessor:
         )
 
     def token_count(self, grid: Grid) -> int:
-        """Rows of features of a medium: blocks of merge x merge patches become one."""
+        """Number of feature rows of a medium: one for each block of merge x merge patches."""
         return grid.patches // self._merge**2
 
     def size_used(self, grid: Grid) -> tuple[int, int]:
@@ -103,22 +103,22 @@ class Preprocessor:
         return grid.w * self._patch, grid.h * self._patch
 
     def pixels(self, kind: Kind, patches: int) -> int:
-        """Pixels of a resized medium of so many patches; of a video, those of all its frames."""
+        """Pixels of a resized medium of `patches` patches; of a video, of all its frames."""
         return patches * self._patch**2 * (self._temporal if kind == "video" else 1)
 
     def prepare(
         self, kind: Kind, data: bytes, options: Options, cancelled: Cancelled = lambda: False
     ) -> PreparedMedium:
-        """Decode, resize and cut one medium.
+        """Decode one medium, resize it and split it into patches.
 
         Args:
-            kind: What the bytes are.
+            kind: Image or video.
             data: The file's bytes.
-            options: How they become pixels.
-            cancelled: Called now and then; True stops the work.
+            options: Preprocessing options.
+            cancelled: Called repeatedly; True stops the work.
 
         Raises:
-            ServiceError: The medium is refused; `data` or an option is named, with a stable reason.
+            ServiceError: The medium is refused; names `data` or an option, with a stable reason.
             WorkCancelledError: `cancelled` returned True.
         """
         if not data:
@@ -182,7 +182,7 @@ class Preprocessor:
             greatest = count * max(min(cap, pixels.high // count), int(pixels.low * 1.05))
         try:
             size: tuple[int, int] = video_size(
-                # transformers refuses a video of a single frame; here the frame fills its temporal patch.
+                # transformers refuses a video of a single frame; here the frame is repeated to fill a temporal patch.
                 max(count, self._temporal),
                 height,
                 width,
@@ -200,11 +200,11 @@ class Preprocessor:
         return size
 
     def _at_fault(self, bound: str, least: int | None, depth: int) -> str:
-        """The option that makes a medium too large: its least size, where that alone does.
+        """The option that makes a medium too large: its least size, if that alone does.
 
         Args:
             bound: `pixels` or `video_pixels`.
-            least: What the request names.
+            least: The bound of the request.
             depth: Frames of a patch.
         """
         alone = least is not None and least > self._limits.patches * self._patch**2 * depth
@@ -238,11 +238,11 @@ class Preprocessor:
 
 
 def fit_picture(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
-    """An image as the encoder takes it, in the nearest size that its patches fill, whatever the limits on pixels.
+    """Prepare an image in the nearest size of whole patches, without limits on pixels.
 
     Args:
-        bundle: Whose patch sizes and normalization to use.
-        picture: In RGB.
+        bundle: The bundle with the patch sizes and the normalization.
+        picture: The image in RGB.
     """
     vision = bundle.vision
     edge = vision.patch_size * vision.spatial_merge_size
@@ -264,7 +264,7 @@ def fit_picture(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
 
 
 def _read_settings(path: Path, processor: type, vision: VisionInfo, levels: _Levels) -> _Settings:
-    """Read one preprocessor file; what it leaves out is as the processor's class has it."""
+    """Read one preprocessor file; missing values have the defaults of the processor's class."""
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -280,7 +280,7 @@ def _read_settings(path: Path, processor: type, vision: VisionInfo, levels: _Lev
             raise BundleError(f"{path} has {name} = {setting(name)}, where only {value} can be served.")
     size = setting("size")
     return _Settings(
-        # Older files name the two bounds outright.
+        # Older files have fields for the two bounds.
         pixels=Range(
             int(config.get("min_pixels") or size["shortest_edge"]),
             int(config.get("max_pixels") or size["longest_edge"]),

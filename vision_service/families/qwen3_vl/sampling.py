@@ -1,7 +1,7 @@
-"""Which frames of a video are looked at, and when they were: transformers' own rules for Qwen3-VL.
+"""Sampling of a video's frames and their times, by transformers' rules for Qwen3-VL.
 
-`Qwen3VLVideoProcessor` holds the first and `Qwen3VLProcessor` the second, in methods of classes that need torchvision
-to be built; the tests hold these functions against those methods.
+The rules are in methods of `Qwen3VLVideoProcessor` (frames) and `Qwen3VLProcessor` (times), whose classes need
+torchvision; the tests compare these functions with those methods.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from vision_service.media import Range
 
 @dataclass(frozen=True)
 class Sampling:
-    """How densely a video is looked at.
+    """The sampling density of a video.
 
     Attributes:
-        fps: Frames sampled from a second.
-        frames: Fewest and most frames; fewer only where the video has no more.
+        fps: Frames sampled per second.
+        frames: Fewest and most frames; fewer only if the video has no more.
     """
 
     fps: float
@@ -28,12 +28,12 @@ class Sampling:
 
 
 def sample_indices(total: int, video_fps: float, sampling: Sampling) -> list[int]:
-    """The frames to look at, evenly spread from the first to the last.
+    """The indices of the sampled frames, evenly spread from the first to the last.
 
     Args:
         total: Frames of the video, at least 1.
         video_fps: Its frames per second.
-        sampling: How densely.
+        sampling: The density.
 
     Returns:
         Indices, ascending.

@@ -1,7 +1,7 @@
-"""The vision tower: Qwen3-VL's encoder as mathematics, in the operations that are fastest on a CPU.
+"""The vision tower: the forward pass of Qwen3-VL's encoder, in the operations that are fastest on a CPU.
 
-It computes what transformers' `Qwen3VLVisionModel` computes, with that model's weights. Decision 17 has what each
-difference from it gains, and what was tried and gained nothing.
+It computes the same as transformers' `Qwen3VLVisionModel`, with that model's weights. Decision 17 has the gain of each
+difference, and what was tried without gain.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _GELU: dict[str, Gelu] = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
 """Kinds of GELU: transformers' names and PyTorch's."""
 
 _MLP_ROWS = 512
-"""Rows that go through the feed-forward part together. Its inner rows are the widest there are: these 512 stay in the
-cache, where all those of a large picture would take a gigabyte."""
+"""Rows that go through the feed-forward part together. Its inner rows are the widest: 512 of them stay in the cache,
+while all rows of a large picture would take a gigabyte."""
 
 
 class _Layer(NamedTuple):
@@ -37,7 +37,7 @@ class _Layer(NamedTuple):
 
 
 class _Merger(NamedTuple):
-    """Makes one token's feature of a block of merge x merge patches. DeepStack's normalize after merging."""
+    """Merges a block of merge x merge patches into one feature row. DeepStack's mergers normalize after merging."""
 
     norm: nn.LayerNorm
     up: Layer
@@ -53,15 +53,15 @@ class _Merger(NamedTuple):
 
 
 class Tower:
-    """The encoder's forward pass. One thread at a time may use it.
+    """The encoder's forward pass. For one thread at a time.
 
     Args:
-        model: On its device, in the type to compute in. Its weights are taken from it: it cannot be used afterwards.
-        operators: Ours, used for attention where it is computed in bfloat16 on a CPU; without them, PyTorch's is.
-        int8: Whether layers are computed in 8 bits, by the operators; what is between them is bfloat16.
+        model: The model, on its device and in its type. Its weights are moved: it cannot be used afterwards.
+        operators: Our own operators, for attention in bfloat16 on a CPU; None: PyTorch's attention.
+        int8: Whether layers are computed in 8 bits, by the operators; values between them are bfloat16.
 
     Raises:
-        ValueError: The config asks for an activation that is not known here.
+        ValueError: The config has an unsupported activation.
     """
 
     def __init__(self, model: Qwen3VLVisionModel, operators: Operators | None = None, *, int8: bool = False) -> None:
@@ -81,12 +81,12 @@ class Tower:
             make = functools.partial(Int8Linear, operators)
         fits = self.device.type == "cpu" and self.dtype is torch.bfloat16 and attends(config.hidden_size // self._heads)
         self._operators = operators if fits else None
-        parts: Any = model  # modules' parts have no types
+        parts: Any = model  # submodules have no types
 
         # A convolution whose stride is its kernel is a matrix product over the patches.
         patches = parts.patch_embed.proj.to(self.dtype)
         self._patches = Linear(patches.weight.flatten(1), patches.bias)
-        # Positions are computed in float32 whatever the rest is computed in, as in transformers.
+        # Positions are computed in float32 for all types, as in transformers.
         self._positions = parts.pos_embed.weight.float()
         self._resampling: dict[str, Any] = {
             "num_grid_per_side": parts.num_grid_per_side,
@@ -112,7 +112,7 @@ class Tower:
         self._levels = dict(zip(config.deepstack_visual_indexes, levels, strict=True))
 
     def __call__(self, pixels: Tensor, grids: Sequence[Grid], cancelled: Cancelled, advance: Advance) -> list[Tensor]:
-        """Encode media that lie one after another; each frame attends to itself alone.
+        """Encode concatenated media; each frame attends only to itself.
 
         Args:
             pixels: [sum of patches, channels x temporal patch x patch x patch] in the tower's type, on its device.
@@ -126,7 +126,7 @@ class Tower:
         Raises:
             WorkCancelledError: `cancelled` returned True.
         """
-        # 1. Patches and where they are: the learned positions, and the turns of each head's pairs [patches, pairs]
+        # 1. Patches and their positions: learned embeddings, and rotations of each head's pairs [patches, pairs]
         positions, turns = self._place(torch.tensor(grids, device=self.device))
         hidden = self._patches.add(pixels, positions.to(self.dtype))
         # 2. Runs of frames of one size attend together
@@ -161,7 +161,7 @@ class Tower:
             return self._operators.attend(projected, turns, runs, self._heads)
         count, heads = len(hidden), self._heads
         qkv = projected.view(count, 3, heads, -1)
-        # Each head's rows are made adjacent on the way: attention over rows 12 KiB apart is a tenth slower.
+        # This also makes each head's rows adjacent: attention over rows 12 KiB apart is a tenth slower.
         pairs = torch.view_as_complex(qkv[:, :2].float().view(count, 2, heads, -1, 2)).permute(1, 2, 0, 3)
         turned = torch.empty(pairs.shape, dtype=pairs.dtype, device=pairs.device)
         torch.mul(pairs, turns, out=turned)
@@ -184,17 +184,17 @@ class Tower:
 
 
 def _take(make: MakeLayer, module: nn.Linear, norm: nn.LayerNorm | None = None) -> Layer:
-    """Take a module's weights away from it, so that memory holds them once."""
+    """Move a module's weights to a layer, so that memory holds them once."""
     layer = make(module.weight, module.bias, norm)
     module.weight = None  # type: ignore[assignment]  # the module is not used any more
     return layer
 
 
 def _pair_up(make: MakeLayer, qkv: nn.Linear, norm: nn.LayerNorm, heads: int) -> Layer:
-    """The projection to queries, keys and values, with the two numbers that a rotation turns side by side.
+    """The projection to queries, keys and values, reordered so that each rotated pair of numbers is adjacent.
 
-    A head's numbers j and j + half are one complex number, which a rotation multiplies by another. Queries and keys are
-    reordered alike, so that their products are as before.
+    A head's numbers j and j + half form one complex number, which a rotation multiplies by another. Queries and keys
+    are reordered in the same way, so that their products do not change.
     """
 
     def reorder(rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Operators of our own, for x86 processors with AVX-512 VNNI: whether they can be used, and how graphs use them.
+"""Our own operators for x86 processors with AVX-512 VNNI: detection, and their substitution in graphs.
 
-Each `.cc` file says what its operator computes and how; `hatch_build.py`, beside pyproject.toml, compiles them.
+Each `.cc` file describes its operator; `hatch_build.py`, next to pyproject.toml, compiles them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from serving.cores import cpu_flags
 
 DOMAIN = "triptych"
 _LIBRARY = Path(__file__).with_name("operators.so")
-# What the compiler was told that it may use.
+# The instruction sets that the compiler may use.
 _FLAGS = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "bmi2", "f16c", "fma"}
 
 _BITS = (4, 8)
@@ -23,46 +23,46 @@ _WIDEST_HEAD = 256
 _LARGEST_GROUP = 32
 _ATTENTION_INPUTS = 7  # query, key, value, past keys, past values, lengths, longest
 _ROUNDED_MATMULS = {"MatMulNBits", "MatMulIntegerToFloat"}
-# The exporter's way to round rows (exporter/families/qwen3_vl/int8.py), from its end to its beginning.
+# The exporter's nodes that round rows (exporter/families/qwen3_vl/int8.py), from the last to the first.
 _ROUNDING = ("QuantizeLinear", "Div", "Max", "ReduceMax", "Abs")
 
 
 def library() -> Path | None:
-    """The compiled operators, where they were compiled and this processor can run them."""
+    """Path of the compiled operators; None if they were not compiled or this processor cannot run them."""
     return _LIBRARY if _LIBRARY.exists() and cpu_flags() >= _FLAGS else None
 
 
 def is_rounded(model: ModelProto) -> bool:
-    """Whether a graph's weights are. One in float32 is what others are measured by, and keeps its operators."""
+    """Whether a graph's weights are quantized. A float32 graph is the reference, and keeps its operators."""
     return any(node.op_type in _ROUNDED_MATMULS for node in model.graph.node)
 
 
 def multiplies_all(model: ModelProto) -> bool:
-    """Whether our operators do all multiplications by rounded weights, on threads of their own (`pool.h`).
+    """Whether our operators do all multiplications by quantized weights, on threads of their own (`pool.h`).
 
-    ONNX Runtime's threads then have little to do, and would wait for work on the cores that ours need.
+    ONNX Runtime's threads then have little to do, and would spin on the cores that ours need.
     """
     return all(node.domain == DOMAIN for node in model.graph.node if node.op_type in _ROUNDED_MATMULS)
 
 
 def substitute(model: ModelProto, *, head_size: int, threads: int = 1) -> int:
-    """Let our operators take the place of ONNX Runtime's wherever they compute the same, but for roundings.
+    """Replace ONNX Runtime's operators by ours wherever they compute the same, except for rounding.
 
-    With our attention, a graph's keys and values become float16, its inputs and outputs included.
+    With our attention, a graph's keys and values become float16, including its inputs and outputs.
 
     Args:
-        model: A decoder graph; it is changed.
+        model: A decoder graph, changed in place.
         head_size: Width of an attention head.
-        threads: Threads for one operator.
+        threads: Threads per operator.
 
     Returns:
-        How many nodes are ours now.
+        Number of replaced nodes.
     """
     taken = _round_rows(model)
     matmuls = [node for node in model.graph.node if node.op_type == "MatMulNBits" and _is_our_matmul(node)]
     for node in matmuls:
         _take(node, threads=threads, bits=_attributes(node).get("bits", 4))
-    # Without matmuls of ours, attention uses ONNX Runtime's threads (0), as the other operators around it do.
+    # Without our matmuls, attention uses ONNX Runtime's threads (0), as the operators around it do.
     threads = threads if matmuls else 0
     halved: set[str] = set()
     for node in model.graph.node:
@@ -80,7 +80,7 @@ def substitute(model: ModelProto, *, head_size: int, threads: int = 1) -> int:
 
 
 def _take(node: NodeProto, *attributes: str, **given: int) -> None:
-    """Make it ours; it keeps these attributes, and is given others."""
+    """Replace the operator of a node; it keeps these attributes and gets others."""
     node.domain = DOMAIN
     kept = [attribute for attribute in node.attribute if attribute.name in attributes]
     del node.attribute[:]
@@ -90,7 +90,7 @@ def _take(node: NodeProto, *attributes: str, **given: int) -> None:
 
 
 def _is_our_matmul(node: NodeProto) -> bool:
-    """Whether it is a matmul of 4 or 8 bits in blocks of whole registers, without zero points, an order or a bias."""
+    """Whether it is a 4- or 8-bit matmul in blocks of whole registers, without zero points, group index or bias."""
     if node.domain != "com.microsoft":
         return False
     known = _attributes(node)
@@ -123,7 +123,7 @@ def _is_our_attention(node: NodeProto, head_size: int) -> bool:
 
 
 def _round_rows(model: ModelProto) -> int:
-    """Put one of our operators in the place of the five with which the exporter rounds rows to 8 bits."""
+    """Replace the five nodes with which the exporter rounds rows to 8 bits by one of our operators."""
     nodes = {node.output[0]: node for node in model.graph.node}
     rounded = 0
     for last in [node for node in nodes.values() if node.name.endswith("/int8/Round")]:

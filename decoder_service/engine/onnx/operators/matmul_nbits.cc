@@ -30,7 +30,6 @@ namespace {
 constexpr size_t kFewRows = 4;          // that are rounded before another thread has begun
 constexpr size_t kMostRows = 8;         // that one pass over a tile computes: 2 x 8 of 32 registers hold sums
 constexpr size_t kPrefetch = 4096;      // bytes ahead of the weights in use
-constexpr size_t kPrefetchShares = 256;
 constexpr size_t kItemBytes = 1 << 17;  // of weights that a thread takes at a time, about
 
 size_t up(size_t value, size_t step) { return (value + step - 1) / step * step; }
@@ -151,7 +150,6 @@ void compute_tile(const Job& job, const char* tile, size_t row, size_t first, fl
   for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
   const char* words = tile;
   for (size_t i = 0; i < blocks; ++i) {
-    _mm_prefetch(shares + i * 32 + kPrefetchShares, _MM_HINT_T0);
     __m512i sum[R];
     for (int r = 0; r < R; ++r) sum[r] = _mm512_set1_epi32(corrections[r * blocks + i]);
     for (size_t j = i * block; j < (i + 1) * block; j += kStep, words += 64) {

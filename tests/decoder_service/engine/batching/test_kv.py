@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 def cache(**shape: int) -> KvCache:
     """Two layers of two heads of 128 numbers: 4 KiB for each token, in pages of eight."""
-    return KvCache(**{"layers": 2, "rows": 3, "heads": 2, "length": 1000, "width": 128, "dtype": np.float32, **shape})
+    return KvCache(**{"layers": 2, "slots": 3, "heads": 2, "length": 1000, "width": 128, "dtype": np.float32, **shape})
 
 
 def filled(kv: KvCache, row: int, count: int, seed: int) -> None:

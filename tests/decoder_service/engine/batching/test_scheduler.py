@@ -18,7 +18,7 @@ from tests.decoder_service.engine.batching.test_slots import Notes
 def scheduler(*, running: int = 3, budget: int = 1000) -> Scheduler[Task]:
     """A scheduler over slots that keep nothing."""
     memory = Notes([[] for _ in range(running)])
-    return Scheduler(Slots(memory, rows=running, running=running, budget=budget, caching=False), read_ahead=True)
+    return Scheduler(Slots(memory, slots=running, running=running, budget=budget, caching=False), read_ahead=True)
 
 
 _names = itertools.count(1)
@@ -109,7 +109,7 @@ def test_long_prompts_take_turns_with_the_oldest() -> None:
 def test_a_prompt_that_begins_alike_waits_for_what_it_can_copy() -> None:
     """Two prompts with the same long beginning are not both computed: the second waits until the first is read."""
     memory = Notes([[] for _ in range(3)])
-    queue = Scheduler[Task](Slots(memory, rows=3, running=3, budget=1000, caching=True), read_ahead=True)
+    queue = Scheduler[Task](Slots(memory, slots=3, running=3, budget=1000, caching=True), read_ahead=True)
     beginning = np.arange(100, dtype=np.int32)
     first = Task(Content(beginning), 105)
     second = Task(Content(np.append(beginning, 7).astype(np.int32)), 106)
@@ -124,20 +124,20 @@ def test_a_prompt_that_begins_alike_waits_for_what_it_can_copy() -> None:
 def test_those_that_could_be_read_are_counted() -> None:
     """The one that is being read, and of those that wait as many as there are places free."""
     queue = scheduler(running=3)
-    assert queue.readable == 0
+    assert queue.prefillable == 0
     for _ in range(5):
         queue.add(task(10))
-    assert queue.readable == 3
+    assert queue.prefillable == 3
     chunk = queue.next_chunk(4)
     assert chunk is not None
     queue.prefilled(chunk)
-    assert queue.readable == 3
+    assert queue.prefillable == 3
     chunk = queue.next_chunk(6)
     assert chunk is not None
     queue.prefilled(chunk)
-    assert queue.readable == 2
+    assert queue.prefillable == 2
     read_all(queue)
-    assert (len(queue.decoding), queue.readable) == (3, 0)
+    assert (len(queue.decoding), queue.prefillable) == (3, 0)
 
 
 def test_one_that_does_not_fit_is_not_overtaken() -> None:
@@ -194,7 +194,7 @@ def test_answers_lie_side_by_side() -> None:
     queue.remove(tasks[1], None)
     first, order = queue.decode_order()
     assert sorted(order, key=tasks.index) == [tasks[0], tasks[2]]
-    assert [one.place.row for one in order] == [first, first + 1]
+    assert [one.place.index for one in order] == [first, first + 1]
 
 
 def test_a_prompt_is_read_as_far_as_its_features_are_there() -> None:
@@ -219,7 +219,7 @@ def test_reading_ahead_may_be_unwanted() -> None:
     queue.read_ahead = False
     queue.add(one)
     assert queue.idle
-    assert (read_all(queue), queue.readable, one.slot) == ([], 0, None)
+    assert (read_all(queue), queue.prefillable, one.slot) == ([], 0, None)
     queue.read_ahead = True
     assert not queue.idle
     assert read_all(queue) == [(one, 0, 200)]
@@ -246,7 +246,7 @@ def test_a_place_is_given_up_to_one_that_can_be_read(caching: bool) -> None:
     """A stalled prompt leaves its only slot, waits where it stood, and goes on from what is left of its work."""
     memory = Notes([[] for _ in range(2)])
     queue = Scheduler[Task](
-        Slots(memory, rows=2, running=1, budget=1000, caching=caching), read_ahead=True, least_ahead=1
+        Slots(memory, slots=2, running=1, budget=1000, caching=caching), read_ahead=True, least_ahead=1
     )
     waits, second, third = partial(200, 100), task(8), task(9)
     queue.add(waits)
@@ -292,7 +292,7 @@ def test_nobody_gives_up_anything_for_a_part_of_a_prompt() -> None:
 def test_one_that_is_whole_does_not_wait_for_anothers_features() -> None:
     """Two prompts begin alike. One has all features and is read; one that has not waits for what it can copy."""
     memory = Notes([[] for _ in range(3)])
-    queue = Scheduler[Task](Slots(memory, rows=3, running=3, budget=2000, caching=True), read_ahead=True)
+    queue = Scheduler[Task](Slots(memory, slots=3, running=3, budget=2000, caching=True), read_ahead=True)
     beginning = Content(np.arange(300, dtype=np.int32))
     first, twin, whole = (Task(beginning, 305, available) for available in (100, 100, None))
     for one in (first, twin, whole):
@@ -332,7 +332,7 @@ def test_everybody_is_answered_whose_features_come(
     """Features come in parts at any time. Nothing is read before them, and the last ones are in nobody's way."""
     memory = Notes([[] for _ in range(3)])
     queue = Scheduler[Task](
-        Slots(memory, rows=3, running=2, budget=120, caching=caching), read_ahead=True, least_ahead=2
+        Slots(memory, slots=3, running=2, budget=120, caching=caching), read_ahead=True, least_ahead=2
     )
     left: dict[int, int] = {}
     coming: list[tuple[int, Task, int]] = []

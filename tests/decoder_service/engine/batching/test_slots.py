@@ -40,7 +40,7 @@ class Notes:
 class Bench:
     """Slots over notes."""
 
-    rows: int = 4
+    slot_count: int = 4
     running: int = 3
     budget: int = 400
     caching: bool = True
@@ -48,13 +48,15 @@ class Bench:
     slots: Slots = field(init=False)
 
     def __post_init__(self) -> None:
-        self.memory = Notes([[] for _ in range(self.rows)])
-        self.slots = Slots(self.memory, rows=self.rows, running=self.running, budget=self.budget, caching=self.caching)
+        self.memory = Notes([[] for _ in range(self.slot_count)])
+        self.slots = Slots(
+            self.memory, slots=self.slot_count, running=self.running, budget=self.budget, caching=self.caching
+        )
 
     def compute(self, slot: Slot, content: Content, count: int) -> None:
         """Write the next tokens of a content."""
         notes = described(content)[slot.length : slot.length + count]
-        self.memory.rows[slot.row][slot.length :] = notes
+        self.memory.rows[slot.index][slot.length :] = notes
         slot.length += len(notes)
 
     def run(self, content: Content, need: int = 0) -> Slot | None:
@@ -66,7 +68,7 @@ class Bench:
 
     def check(self, slot: Slot) -> None:
         """What lies in a slot is what it stands for."""
-        assert self.memory.rows[slot.row][: slot.length] == described(slot.content)[: slot.length]
+        assert self.memory.rows[slot.index][: slot.length] == described(slot.content)[: slot.length]
 
     @property
     def taken(self) -> int:
@@ -94,14 +96,14 @@ def test_a_follow_up_goes_on_where_the_first_lies() -> None:
     first = words((1, LONG))
     slot = bench.run(first, LONG + 5)
     assert slot is not None
-    row = slot.row
+    row = slot.index
     answered = first.followed_by([2, 3])
     bench.compute(slot, answered, 2)
     bench.slots.finish(slot, answered)
     longer = answered.followed_by([4, 4, 4])
     again = bench.slots.take(longer, len(longer) + 1)
     assert again is slot
-    assert (again.row, again.length) == (row, LONG + 2)
+    assert (again.index, again.length) == (row, LONG + 2)
     assert bench.memory.moved == 0
     bench.check(again)
 
@@ -113,7 +115,7 @@ def test_a_shared_beginning_is_copied() -> None:
     other = bench.slots.take(words((1, LONG), (3, 9)), 60)
     assert one is not None
     assert other is not None
-    assert other.row != one.row
+    assert other.index != one.index
     assert other.length == LONG
     bench.check(one)
     bench.check(other)
@@ -160,7 +162,7 @@ def test_what_follows_an_unknown_medium_is_not_kept() -> None:
     assert slot is not None
     bench.slots.finish(slot, prompt)
     assert [cache.length for cache in bench.slots.caches] == [LONG]
-    assert len(bench.memory.rows[slot.row]) == LONG
+    assert len(bench.memory.rows[slot.index]) == LONG
 
 
 def test_what_does_not_fit_waits_for_running_requests_alone() -> None:
@@ -191,7 +193,7 @@ def test_a_cache_that_alone_is_left_is_gone_on_with_in_place() -> None:
     again = bench.slots.take(words((1, 40), (2, 10)), 80)
     assert again is slot
     assert again.length == 40
-    assert len(bench.memory.rows[again.row]) == 40
+    assert len(bench.memory.rows[again.index]) == 40
     bench.check(again)
 
 
@@ -223,7 +225,7 @@ def test_whatever_happens_contents_and_promises_hold(
     events: list[tuple[list[tuple[int, int]], int, str]], budget: int
 ) -> None:
     """Each slot holds just what it stands for; promises never pass the budget; rows side by side; all comes back."""
-    bench = Bench(rows=5, running=3, budget=budget)
+    bench = Bench(slot_count=5, running=3, budget=budget)
     wanted: dict[int, Content] = {}
     for runs, number, event in events:
         running = bench.slots.running
@@ -243,12 +245,12 @@ def test_whatever_happens_contents_and_promises_hold(
             bench.compute(slot, whole, number)
         elif event == "join":
             first = bench.slots.side_by_side(running)
-            assert sorted(s.row for s in running) == list(range(first, first + len(running)))
+            assert sorted(s.index for s in running) == list(range(first, first + len(running)))
         else:
             bench.slots.finish(slot, wanted[id(slot)] if event == "finish" else None)
         assert bench.taken <= budget
         for held in bench.slots.running:
-            assert bench.memory.rows[held.row][: held.length] == described(wanted[id(held)])[: held.length]
+            assert bench.memory.rows[held.index][: held.length] == described(wanted[id(held)])[: held.length]
         for held in bench.slots.caches:
             bench.check(held)
     for slot in bench.slots.running:

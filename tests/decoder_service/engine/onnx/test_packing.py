@@ -171,7 +171,7 @@ def _cache(bundle: Bundle, runner: Runner) -> KvCache:
     text = bundle.text
     return KvCache(
         layers=text.num_hidden_layers,
-        rows=4,
+        slots=4,
         heads=text.num_key_value_heads,
         length=64,
         width=text.head_dim,

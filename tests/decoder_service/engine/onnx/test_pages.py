@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from decoder_service.engine.onnx.pages import let_go
+from decoder_service.engine.onnx.pages import release_pages
 
 SIZE = 64 * mmap.PAGESIZE
 
@@ -43,9 +43,9 @@ def test_what_was_read_is_given_back_and_can_be_read_again(tmp_path: Path) -> No
     before = {name: resident(tmp_path / name) for name in ("weights", "others", "written")}
     assert before["weights"] == SIZE
     for name in ("weights", "written"):
-        let_go(tmp_path / name)
+        release_pages(tmp_path / name)
     assert resident(tmp_path / "weights") == 0
     assert resident(tmp_path / "others") == before["others"]
     assert written[:4] == b"mine"
     assert bytes(weights) == content
-    let_go(tmp_path / "nowhere")
+    release_pages(tmp_path / "nowhere")

@@ -1,0 +1,131 @@
+"""Answers of a given form: a schema, expression or grammar compiled by llguidance into masks over the vocabulary.
+
+A request's form is compiled in its session, off the engine's thread. While it is answered, each token that was drawn is
+handed to a thread of its own, which computes the mask for the next one while the model computes its logits (llguidance
+releases the GIL), so that the rows beside it do not wait.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import llguidance
+import numpy as np
+from llguidance.hf import from_tokenizer
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Kind = Literal["json_schema", "regex", "grammar", "choice"]
+
+# Bounded, since a model may go on writing blanks for ever; enough for the indentation of readable JSON.
+_JSON = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
+_COMPILED = 64
+
+
+class FormError(ValueError):
+    """A form cannot be compiled: the compiler's sentence."""
+
+
+class ConstraintError(RuntimeError):
+    """A constraint can go no further: its form is too complex, or a token was drawn that it does not allow."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form that an answer must have.
+
+    Attributes:
+        kind: What `text` is. A choice is a JSON list of strings.
+        text: The schema, expression, grammar or list.
+    """
+
+    kind: Kind
+    text: str
+
+
+class Constraints:
+    """Compiles forms for one model, and keeps those that were compiled last. Safe to call from several threads.
+
+    The vocabulary is prepared in the background, which takes seconds for one of 150,000 tokens; the first form waits.
+
+    Args:
+        tokenizer: The model's.
+        vocabulary: Width of its logits.
+        end_tokens: Tokens that end an answer; allowed where the form is complete.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, vocabulary: int, end_tokens: Collection[int]) -> None:
+        self._vocabulary = vocabulary
+        self._limits = llguidance.LLParserLimits(verbose_errors=False)
+        self._compiled = functools.lru_cache(_COMPILED)(self._compile)
+        # One is enough for all rows: a mask takes far less time than a step.
+        self._thread = ThreadPoolExecutor(1, "masks")
+        self._tokenizer = self._thread.submit(
+            from_tokenizer, tokenizer, n_vocab=vocabulary, eos_token=sorted(end_tokens)
+        )
+
+    def compile(self, form: Form) -> MatcherConstraint:
+        """A constraint at the beginning of an answer. Takes up to a second for a large form that is new.
+
+        Raises:
+            FormError: It is no such form, or uses what is not supported.
+        """
+        return MatcherConstraint(self._compiled(form).deep_copy(), self._vocabulary, self._thread)
+
+    def _compile(self, form: Form) -> llguidance.LLMatcher:
+        try:
+            if form.kind == "json_schema":
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(form.text, overrides=_JSON)  # type: ignore[arg-type]  # the type is not exported
+            else:
+                grammar = llguidance.grammar_from(form.kind, form.text)
+        except ValueError as error:
+            raise FormError(str(error)) from error
+        matcher = llguidance.LLMatcher(self._tokenizer.result(), grammar, limits=self._limits, log_level=0)
+        if matcher.is_error():
+            raise FormError(" ".join(matcher.get_error().split()))
+        return matcher
+
+
+class MatcherConstraint:
+    """One answer's way through a form.
+
+    Args:
+        matcher: At the beginning of the form.
+        vocabulary: Tokens of a mask.
+        thread: Computes masks.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int, thread: ThreadPoolExecutor) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._thread = thread
+        self._next: Future[NDArray[np.bool_]] = thread.submit(self._compute)
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Tokens that may follow, bool [vocabulary]. Waits until it is computed.
+
+        Raises:
+            ConstraintError: It can go no further.
+        """
+        return self._next.result()
+
+    def advance(self, token: int) -> None:
+        """A token was drawn. Returns at once."""
+        self._next = self._thread.submit(self._consume, token)
+
+    def _consume(self, token: int) -> NDArray[np.bool_]:
+        if not self._matcher.consume_token(token):
+            raise ConstraintError(self._matcher.get_error())
+        return self._compute()
+
+    def _compute(self) -> NDArray[np.bool_]:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise ConstraintError(self._matcher.get_error())
+        return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
