@@ -36,7 +36,7 @@ class SitePlan:
     Attributes:
         factors: what the activations are multiplied by and the columns divided, powers of two [channels], for each
             graph.
-        importance: mean square of each input before it is multiplied, float32 [inputs].
+        importance: root mean square of each input before it is multiplied, float32 [inputs].
     """
 
     factors: Mapping[Precision | Phase, torch.Tensor]

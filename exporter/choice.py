@@ -128,14 +128,14 @@ def error(rows: torch.Tensor, importance: torch.Tensor, readers: Sequence[Reader
 
     Args:
         rows: activations [rows, inputs].
-        importance: mean square of each input [inputs].
+        importance: root mean square of each input [inputs].
         readers: at least one.
         factors: what the activations are multiplied by and the columns divided [inputs].
     """
     total = 0.0
     for reader in readers:
         exact = rows @ reader.weight.T
-        weight = reader.rounding.weights(reader.weight / factors, importance * factors.square())
+        weight = reader.rounding.weights(reader.weight / factors, importance * factors)
         rounded = reader.rounding.activations(rows * factors) @ weight.T
         total += float((rounded - exact).square().sum() / exact.square().sum().clamp_min(1e-30))
     return total

@@ -93,8 +93,12 @@ class _Inputs:
 
     @property
     def importance(self) -> torch.Tensor:
-        """Mean square of each input, float32 [inputs]."""
-        return (self.squares / self.count).float()
+        """Root mean square of each input, float32 [inputs].
+
+        The squared error of its weights is multiplied by this. The mean square itself would be exact for the examples,
+        but the few inputs that are large in them are not as large in every prompt.
+        """
+        return (self.squares / self.count).sqrt().float()
 
 
 class _Stream:

@@ -209,7 +209,7 @@ class StreamedWeights:
         self.lm_head.load_state_dict({"weight": self._checkpoint.tensors[self._checkpoint.lm_head].read()}, assign=True)
         divide_columns(self.lm_head, self._head_factors)
         if self._plan is not None:
-            self._importances = {"head": self._plan[-1, HEAD].importance * self._head_factors.square()}
+            self._importances = {"head": self._plan[-1, HEAD].importance * self._head_factors}
         yield self.lm_head
 
     def _follow(self, plan: Plan, layer: Qwen3VLTextDecoderLayer, index: int) -> None:
@@ -217,7 +217,7 @@ class StreamedWeights:
             planned = plan[index, site.name]
             factors = planned.factors[self._graph]
             site.apply(factors)
-            importance = planned.importance * site.inputs(factors).square()
+            importance = planned.importance * site.inputs(factors)
             self._importances |= dict.fromkeys(site.readers, importance)
 
     def _factors_of_head(self) -> torch.Tensor:

@@ -73,7 +73,7 @@ def test_states_are_those_of_transformers(checkpoint: Path, tokens: Sequence[Tok
         assert len(example.ids) > 20
         assert torch.allclose(read_norm(opened).float()(state), end, atol=1e-5)
     for (index, name), of_examples in squares.items():
-        expected = torch.cat(of_examples).mean(0)
+        expected = torch.cat(of_examples).mean(0).sqrt()
         assert torch.allclose(found[index][name].importance, expected, rtol=1e-4)
     # Negative control: without DeepStack the states are others.
     shown = tokens[0]
@@ -101,7 +101,7 @@ def test_outliers_are_smoothed_and_nothing_else(rounding: Rounding) -> None:
     """With outliers that the weights do not show a way is chosen that is better; without, none is."""
     for ratio in (1.0, 300.0):
         rows, readers = _outlier_rows(ratio), [Reader(_weight(), rounding)]
-        importance = rows.square().mean(0)
+        importance = rows.square().mean(0).sqrt()
         tried = [torch.ones(128), *ways(rows.abs().amax(0), _weight().abs().amax(0))]
         assert all((torch.log2(way) % 1 == 0).all() for way in tried)
         errors = [error(rows, importance, readers, way) for way in tried]
@@ -116,7 +116,7 @@ def test_outliers_are_smoothed_and_nothing_else(rounding: Rounding) -> None:
 def test_importance_of_other_channels_is_worse() -> None:
     """Negative control: weighted by the mean squares of channels in another order, 4-bit scales err more."""
     rows, readers = _outlier_rows(100.0), [Reader(_weight(), BlockRounding(4, 32, False))]
-    importance, nothing = rows.square().mean(0), torch.ones(128)
+    importance, nothing = rows.square().mean(0).sqrt(), torch.ones(128)
     weighted = error(rows, importance, readers, nothing)
     plain = error(rows, torch.ones(128), readers, nothing)
     shuffled = error(rows, importance.roll(17), readers, nothing)
@@ -146,7 +146,7 @@ def _factors(plan: Plan) -> set[float]:
 @pytest.mark.timeout(300)
 def test_planted_outliers_cost_little_on_a_trained_model(tmp_path: Path) -> None:
     """On the demo model with activations 300 times the others', calibrated graphs are near and others are not."""
-    planted = plant_outliers(demo_checkpoint(), tmp_path / "planted", where="down", ratio=300)
+    planted = plant_outliers(demo_checkpoint(), tmp_path / "planted", where="v", ratio=300)
     exact = exporter.export(planted, tmp_path / "fp32", precision="fp32")
     pictures = [path.read_bytes() for path in sorted(PICTURES.glob("*.png"))[:2]]
     reference = Reference(exact, ask(exact, pictures, ["What is in the picture?"]), steps=8, threads=1)
