@@ -59,7 +59,7 @@ class Layout:
     Attributes:
         medium: The medium.
         grid: Patches (t, h, w) before spatial merging; t is 1 for an image.
-        token_count: Number of its feature rows: t x h x w / spatial_merge_size².
+        token_count: Number of its feature rows.
         timestamps: Of a video: time of each temporal patch in seconds, t of them.
         size_given: Width and height of the file in pixels; zeros if the encoder does not report it.
         size_used: Width and height after resizing, in pixels; zeros if the encoder does not report it.

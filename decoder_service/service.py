@@ -89,7 +89,6 @@ class DecoderService(Service):
                 id=bundle.model.id,
                 family=bundle.model.family,
                 precision=bundle.decoder.precision,
-                merge_size=bundle.vision.spatial_merge_size,
                 feature_width=bundle.feature_width,
                 encoder_fingerprint=bundle.encoder_fingerprint,
                 end_tokens=frozenset(bundle.tokens.eos),

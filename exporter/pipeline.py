@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.calibration import CalibrationData, built_in, encode, read_directory
-from exporter.families.registry import open_checkpoint
+from exporter.families.registry import family_of, open_checkpoint, plan_checkpoint
 from serving.bundle import Bundle
 
 from .chat_files import TOKENIZER_FILES
-from .errors import ExportError
+from .errors import ExportError, ExportProblem
 from .json_files import write_json
 from .manifest import add_encoder_types, draft, write_manifest
 from .measuring import measure_apart
 from .precision import Phase, Precision
 from .progress import Progress
 from .recipe import RECIPES, Recipe, RecipeName
-from .source import model_name, resolve
+from .source import locate
 from .writer import check_space, check_target, staged
 
 CALIBRATED = True
@@ -72,20 +72,27 @@ def export(
         ExportError: one sentence about what is wrong, whatever it is.
     """
     if precision not in ("int4", "fp32"):
-        raise ExportError(f"There is no precision {precision!r}: use int4 or fp32.")
+        raise ExportError(ExportProblem.NO_PRECISION, precision=precision)
     graphs = _graphs(precision, phases)
     bits = recipe if isinstance(recipe, Recipe) else RECIPES.get(recipe)
     if bits is None:
-        raise ExportError(f"There is no recipe {recipe!r}: use {', '.join(RECIPES)}.")
+        raise ExportError(ExportProblem.NO_RECIPE, recipe=recipe, known=", ".join(RECIPES))
     if block_size not in _BLOCK_SIZES:
-        raise ExportError(f"There is no block size {block_size}: use one of {', '.join(map(str, _BLOCK_SIZES))}.")
+        raise ExportError(ExportProblem.NO_BLOCK_SIZE, block_size=block_size, known=", ".join(map(str, _BLOCK_SIZES)))
     if accuracy_level not in range(5):
-        raise ExportError(f"There is no accuracy level {accuracy_level}: use 0 to 4.")
+        raise ExportError(ExportProblem.NO_ACCURACY_LEVEL, level=accuracy_level)
     data = _calibration_data(precision, calibrate)
     bars = Progress(enabled=progress)
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
-    checkpoint = open_checkpoint(resolve(source, revision=revision, show_progress=bars.enabled))
+    found = locate(source, revision=revision, show_progress=bars.enabled)
+    family_of(found.root)
+    found.fetch_settings()
+    planned = plan_checkpoint(found.root).estimate(graphs, block_size=block_size, recipe=bits)
+    check_space(target, planned)
+    found.check_room(target, planned)
+    found.fetch_weights()
+    checkpoint = open_checkpoint(found.root)
     check_space(target, checkpoint.estimate(graphs, block_size=block_size, recipe=bits))
 
     with staged(target) as stage:
@@ -125,7 +132,7 @@ def export(
         write_manifest(
             checkpoint,
             stage,
-            model_id=model_id or model_name(source, checkpoint.root),
+            model_id=model_id or found.name,
             decoder={
                 "precision": precision,
                 "graphs": {graph: path.relative_to(stage).as_posix() for graph, path in paths.items()},
@@ -147,7 +154,7 @@ def export(
 def _calibration_data(precision: Precision, chosen: bool | str | Path | None) -> CalibrationData | None:
     """What to calibrate on; None: nothing."""
     if precision == "fp32" and chosen:
-        raise ExportError("An fp32 bundle has nothing to calibrate: leave it out, or export at int4.")
+        raise ExportError(ExportProblem.FP32_CALIBRATED)
     if precision == "fp32" or chosen is False or (chosen is None and not CALIBRATED):
         return None
     return read_directory(Path(chosen).expanduser()) if isinstance(chosen, str | Path) else built_in()
@@ -157,9 +164,9 @@ def _graphs(precision: Precision, phases: Sequence[Phase] | None) -> tuple[Preci
     """The graphs to write, the bundle's own precision first."""
     if precision == "fp32":
         if phases is not None:
-            raise ExportError("An fp32 bundle has no phases: leave them out, or export at int4.")
+            raise ExportError(ExportProblem.PHASES_OF_FP32)
         return ("fp32",)
     chosen = set(_PHASES if phases is None else phases)
     if "int4" not in chosen or not chosen.issubset(_PHASES):
-        raise ExportError(f"There are no phases {','.join(sorted(chosen))!r}: use int4 or int4,int8.")
+        raise ExportError(ExportProblem.NO_PHASES, phases=",".join(sorted(chosen)))
     return tuple(phase for phase in _PHASES if phase in chosen)

@@ -34,20 +34,35 @@ HEALTH_OPTIONS: Options = [
 
 
 @dataclass(frozen=True)
-class Credentials:
-    """Credentials of the two ends of a gRPC connection. None means plain text.
+class Certificate:
+    """The PEM files of an HTTP server's certificate. None means plain text.
 
     Attributes:
-        channel: Credentials of the client.
-        server: Credentials of the server.
+        certfile: The certificate chain.
+        keyfile: Its private key.
+    """
+
+    certfile: str | None = None
+    keyfile: str | None = None
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Credentials of connections. None means plain text.
+
+    Attributes:
+        channel: Credentials of a gRPC client.
+        server: Credentials of a gRPC server.
+        http: Certificate of an HTTP server: the gateway's API, and the metrics of every service.
     """
 
     channel: grpc.ChannelCredentials | None = None
     server: grpc.ServerCredentials | None = None
+    http: Certificate = Certificate()
 
 
 INSECURE = Credentials()
-"""Plain text: neither end is authenticated."""
+"""Plain text, without authentication."""
 
 
 class PortError(Exception):
@@ -185,7 +200,7 @@ def open_port(server: grpc.aio.Server, host: str, port: int, *, credentials: Cre
 
 
 def open_http_port(host: str, port: int) -> socket.socket:
-    """Open a TCP port for an HTTP server.
+    """Open a TCP port for an HTTP server, which adds TLS with `Credentials.http` itself.
 
     Args:
         host: Address to listen on; an IPv6 address may be in brackets.
@@ -205,12 +220,13 @@ def open_http_port(host: str, port: int) -> socket.socket:
         raise PortError(host, port, "HTTP", error.strerror) from error
 
 
-def open_metrics_port(host: str, port: int) -> int:
+def open_metrics_port(host: str, port: int, *, credentials: Credentials = INSECURE) -> int:
     """Serve the page of Prometheus metrics on a thread, until the process ends.
 
     Args:
         host: Address to listen on.
         port: Port, or 0 for a free one.
+        credentials: `credentials.http` is used.
 
     Returns:
         The port.
@@ -219,7 +235,40 @@ def open_metrics_port(host: str, port: int) -> int:
         PortError: The port cannot be opened.
     """
     try:
-        server, _ = start_http_server(port, addr=host)
+        server, _ = start_http_server(port, host, certfile=credentials.http.certfile, keyfile=credentials.http.keyfile)
     except OSError as error:
         raise PortError(host, port, "metrics", error.strerror) from error
     return int(server.server_port)
+
+
+class ReservedPorts:
+    """TCP ports for servers that are started later.
+
+    A port is held until `release`, so that none is assigned twice.
+
+    Args:
+        host: Address of the ports.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._held: list[socket.socket] = []
+
+    def reserve(self, port: int = 0) -> int:
+        """Reserve a port, or a free one for 0.
+
+        Raises:
+            PortError: The port is taken.
+        """
+        try:
+            held = socket.create_server((self._host, port))
+        except OSError as error:
+            raise PortError(self._host, port, cause=error.strerror) from error
+        self._held.append(held)
+        return int(held.getsockname()[1])
+
+    def release(self) -> None:
+        """Release all ports, so that the servers can open them."""
+        for held in self._held:
+            held.close()
+        self._held.clear()

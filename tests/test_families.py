@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-PACKAGES = ("serving", "gateway", "vision_service")
+PACKAGES = ("serving", "gateway", "vision_service", "decoder_service")
 
 WORDS = ("qwen3_vl", "qwen3vl", "mrope", "deepstack", "image_pad")
 """Names of a family and of its inventions, in lower case."""
@@ -15,6 +15,7 @@ WORDS = ("qwen3_vl", "qwen3vl", "mrope", "deepstack", "image_pad")
 ROOMS = {
     "serving/families.py",  # the schema of bundles
     "vision_service/families/registry.py",
+    "decoder_service/families/registry.py",
 }
 """Where they may be, beside the families' own packages."""
 

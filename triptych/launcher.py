@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
 from serving.priority import lower_priority
+from serving.signals import ending_signals
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
-from serving.transport import HEALTH_OPTIONS, open_channel
+from serving.transport import HEALTH_OPTIONS, PortError, ReservedPorts, open_channel
 
 _LOOPBACK = "127.0.0.1"
 _FIRST_BACKOFF = 0.5
@@ -164,7 +164,7 @@ async def run(
     on_event: Callable[[str], None] = lambda line: print(f"triptych: {line}", file=sys.stderr),  # noqa: T201
     until: asyncio.Event | None = None,
 ) -> None:
-    """Run the system until SIGINT, SIGTERM or `until`.
+    """Run the system until SIGINT, SIGTERM, SIGHUP or `until`.
 
     Args:
         plan: The processes to start.
@@ -177,7 +177,8 @@ async def run(
     """
     stopping = until or asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    signals = ending_signals()
+    for number in signals:
         loop.add_signal_handler(number, stopping.set)
     system = System(plan)
     try:
@@ -194,7 +195,7 @@ async def run(
             await cancel_and_wait(keepers)
     finally:
         await system.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals:
             loop.remove_signal_handler(number)
 
 
@@ -207,7 +208,7 @@ class System:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        ports = _Ports()
+        ports = ReservedPorts(_LOOPBACK)
         shared = ["--log-level", plan.log_level, "--grace-seconds", f"{plan.grace_seconds:g}"]
         model = [*shared, "--bundle", str(plan.bundle)]
 
@@ -215,12 +216,12 @@ class System:
             # The replicas of a tier divide the cores. Each tier may use all of them, since it is often the only busy
             # one.
             environment = {threads: str(max(1, usable_cores() // count)), **os.environ, **plan.environment}
-            return [Replica(module, model, ports.free(), environment, nice) for _ in range(count)]
+            return [Replica(module, model, ports.reserve(), environment, nice) for _ in range(count)]
 
         self.vision = tier("vision_service", "VISION_THREADS", plan.vision_replicas, _VISION_NICE)
         self.decoders = tier("decoder_service", "DECODER_THREADS", plan.decoder_replicas)
-        grpc_port = ports.reserve(plan.grpc_port, "--grpc-port")
-        http_port = ports.reserve(plan.http_port, "--http-port")
+        grpc_port = _reserve(ports, plan.grpc_port, "--grpc-port")
+        http_port = _reserve(ports, plan.http_port, "--http-port")
         ports.release()
         targets = ["--vision", _target(self.vision), "--decoder", _target(self.decoders)]
         self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port)
@@ -245,42 +246,16 @@ class System:
         await asyncio.gather(*(replica.stop(5) for replica in (*self.vision, *self.decoders)))
 
 
-class _Ports:
-    """Reserves ports, and holds them until all are known, so that none is assigned twice."""
+def _reserve(ports: ReservedPorts, port: int, flag: str) -> int:
+    """Reserve a port of a flag; 0 takes a free one.
 
-    def __init__(self) -> None:
-        self._held: list[socket.socket] = []
-
-    def free(self) -> int:
-        """A free port."""
-        return self._hold(0)
-
-    def reserve(self, port: int, flag: str) -> int:
-        """Reserve this port, or a free one for 0.
-
-        Raises:
-            LaunchError: The port is taken.
-        """
-        try:
-            return self._hold(port)
-        except OSError:
-            raise LaunchError(f"port {port} is taken; choose another with {flag}") from None
-
-    def release(self) -> None:
-        """Release them all, for the services to open."""
-        for held in self._held:
-            held.close()
-
-    def _hold(self, port: int) -> int:
-        held = socket.socket()
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            held.bind((_LOOPBACK, port))
-        except OSError:
-            held.close()
-            raise
-        self._held.append(held)
-        return int(held.getsockname()[1])
+    Raises:
+        LaunchError: The port is taken.
+    """
+    try:
+        return ports.reserve(port)
+    except PortError:
+        raise LaunchError(f"port {port} is taken; choose another with {flag}") from None
 
 
 def _target(replicas: list[Replica]) -> str:

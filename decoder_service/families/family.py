@@ -44,6 +44,16 @@ class Family(Protocol):
     def placeholders(self) -> Mapping[int, MediaKind]:
         """The placeholder tokens, of which the chat template writes one for each medium."""
 
+    def token_count(self, grid: tuple[int, int, int]) -> int:
+        """Number of feature rows of a medium.
+
+        Args:
+            grid: Its patches (t, h, w).
+
+        Raises:
+            ValueError: The grid is invalid; the message is an error of the field `grid_thw`.
+        """
+
     def length(self, layout: Layout, encode: Encode) -> int:
         """Number of tokens that replace a medium's placeholder.
 

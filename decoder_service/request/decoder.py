@@ -24,7 +24,6 @@ class ModelFacts:
         id: The model's name.
         family: The name of its family.
         precision: Precision of the decoder's weights.
-        merge_size: Patches along one edge of a token.
         feature_width: Width of a feature row.
         encoder_fingerprint: Fingerprint of the encoder whose features it was trained with.
         end_tokens: Tokens that end a turn.
@@ -34,7 +33,6 @@ class ModelFacts:
     id: str
     family: str
     precision: str
-    merge_size: int
     feature_width: int
     encoder_fingerprint: str
     end_tokens: frozenset[int]

@@ -128,7 +128,10 @@ class FeatureIntake:
             )
         path = f"features[{index}]"
         layout = checked_layout(
-            header.layout, self._rendered.media[index], merge_size=model.merge_size, path=f"{path}.layout"
+            header.layout,
+            self._rendered.media[index],
+            token_count=self._decoder.prompts.token_count,
+            path=f"{path}.layout",
         )
         if self._fixed is not None and layout not in self._fixed:
             raise invalid("header.layout", "is not the one that the prompt was laid out with")

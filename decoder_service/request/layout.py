@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from decoder_service.chat import Layout, MediaKind, Medium
 from serving.errors import invalid
 from serving.media import MAX_FRAMES
@@ -10,16 +12,19 @@ from vlm.v1 import media_pb2
 MAX_TIMESTAMP = 1e7
 """In seconds, about four months. Timestamps are part of the prompt, so their length is bounded."""
 
+TokenCount = Callable[[tuple[int, int, int]], int]
+"""Function from the patches (t, h, w) of a medium to its number of feature rows."""
+
 WIRE_KINDS = {MediaKind.IMAGE: media_pb2.MEDIA_KIND_IMAGE, MediaKind.VIDEO: media_pb2.MEDIA_KIND_VIDEO}
 
 
-def checked_layout(sent: media_pb2.MediaLayout, medium: Medium, *, merge_size: int, path: str) -> Layout:
+def checked_layout(sent: media_pb2.MediaLayout, medium: Medium, *, token_count: TokenCount, path: str) -> Layout:
     """Check the layout of a medium.
 
     Args:
         sent: The message.
         medium: The medium to which it must belong.
-        merge_size: Patches along one edge of a token.
+        token_count: The family's `Family.token_count`.
         path: Path of the layout in the request.
 
     Raises:
@@ -30,13 +35,14 @@ def checked_layout(sent: media_pb2.MediaLayout, medium: Medium, *, merge_size: i
     if sent.digest != medium.digest:
         raise invalid(f"{path}.digest", f"is {sent.digest[:80]!r} and the medium is {medium.digest}")
     t, h, w = grid = (sent.grid_thw.t, sent.grid_thw.h, sent.grid_thw.w)
-    if min(grid) < 1 or h % merge_size or w % merge_size:
-        raise invalid(f"{path}.grid_thw", f"is {t}x{h}x{w}; h and w must be multiples of {merge_size}, none 0")
+    try:
+        expected_tokens = token_count(grid)
+    except ValueError as error:
+        raise invalid(f"{path}.grid_thw", str(error)) from None
     if medium.kind is MediaKind.IMAGE and t != 1:
         raise invalid(f"{path}.grid_thw.t", f"is {t} and must be 1 for an image")
-    token_count = t * h * w // merge_size**2
-    if sent.token_count != token_count:
-        raise invalid(f"{path}.token_count", f"is {sent.token_count} and the grid {t}x{h}x{w} gives {token_count}")
+    if sent.token_count != expected_tokens:
+        raise invalid(f"{path}.token_count", f"is {sent.token_count} and the grid {t}x{h}x{w} gives {expected_tokens}")
     expected = t if medium.kind is MediaKind.VIDEO else 0
     if len(sent.timestamps) != expected:
         raise invalid(f"{path}.timestamps", f"has {len(sent.timestamps)} times and must have {expected}")
@@ -48,7 +54,7 @@ def checked_layout(sent: media_pb2.MediaLayout, medium: Medium, *, merge_size: i
     return Layout(
         medium,
         grid,
-        token_count,
+        expected_tokens,
         tuple(sent.timestamps),
         size_given=(sent.size_given.width, sent.size_given.height),
         size_used=(sent.size_used.width, sent.size_used.height),

@@ -125,6 +125,10 @@ class PromptBuilder:
         texts = ("".join(part.text for part in message.parts if isinstance(part, Text)) for message in front)
         return [Message(Role.SYSTEM, (Text("\n\n".join(texts)),)), *rest]
 
+    def token_count(self, grid: tuple[int, int, int]) -> int:
+        """Number of feature rows of a medium; see `Family.token_count`."""
+        return self._family.token_count(grid)
+
     def length(self, layout: Layout) -> int:
         """Number of tokens that replace a medium's placeholder."""
         return self._family.length(layout, self._encode)

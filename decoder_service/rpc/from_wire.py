@@ -281,6 +281,6 @@ def _logit_bias(sent: Mapping[int, float], vocab_size: int) -> dict[int, float]:
 def _check(holds: bool, name: str, value: float, must_be: str) -> None:
     """Raise an error unless `holds`. Comparisons with NaN are false, so a range check refuses NaN."""
     if not holds:
-        # The wire's numbers are float32: written as float64 they would show digits that nobody sent.
+        # The wire's numbers are float32: written as float64 they would have more digits than the client sent.
         shown = value if isinstance(value, int) else np.float32(value)
         raise invalid(f"generation.{name}", f"is {shown} and must be {must_be}")

@@ -111,14 +111,13 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         self, request: decoder_pb2.CountPromptTokensRequest, context: _Context
     ) -> decoder_pb2.CountPromptTokensResponse:
         """Count the tokens of a prompt."""
-        model = self._decoder.model
-        from_wire.check_model(request.model, model.id)
+        from_wire.check_model(request.model, self._decoder.model.id)
         messages = from_wire.conversation(request.messages, self._decoder.limits)
         media = media_of(messages)
         if len(request.layouts) != len(media):
             raise invalid("layouts", f"has {len(request.layouts)} layouts for {len(media)} media")
         layouts = [
-            checked_layout(sent, medium, merge_size=model.merge_size, path=f"layouts[{index}]")
+            checked_layout(sent, medium, token_count=self._decoder.prompts.token_count, path=f"layouts[{index}]")
             for index, (sent, medium) in enumerate(zip(request.layouts, media, strict=True))
         ]
         return to_wire.count(await self._decoder.count(messages, layouts, ids=request.return_token_ids))

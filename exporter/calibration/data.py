@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from exporter.errors import ExportError, one_line
+from exporter.errors import ExportError, ExportProblem, one_line
 from exporter.pictures import KINDS
 from serving.errors import ServiceError
 from vision_service.images import decode_image
@@ -91,10 +91,7 @@ def read_directory(folder: Path) -> CalibrationData:
         ExportError: it is none, holds nothing to read, or a file of it is damaged.
     """
     if not folder.is_dir():
-        raise ExportError(
-            f"There is no directory {folder} to calibrate on: name one that holds pictures or a {PROMPTS}, or leave "
-            "it out for the data of the package."
-        )
+        raise ExportError(ExportProblem.NO_CALIBRATION_DIRECTORY, folder=folder, prompts=PROMPTS)
     if (folder / PROMPTS).is_file():
         examples = [_example(folder, line) for line in _lines(folder / PROMPTS)]
     else:
@@ -105,7 +102,7 @@ def read_directory(folder: Path) -> CalibrationData:
         ]
     if not examples:
         raise ExportError(
-            f"{folder} holds nothing to calibrate on: put pictures ({', '.join(_SUFFIXES)}) or a {PROMPTS} into it."
+            ExportProblem.NO_CALIBRATION_DATA, folder=folder, suffixes=", ".join(_SUFFIXES), prompts=PROMPTS
         )
     return CalibrationData(folder.resolve().name, tuple(examples))
 
@@ -120,7 +117,7 @@ def _lines(path: Path) -> Iterable[Mapping[str, Any]]:
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path} cannot be read ({one_line(error)}): write it in UTF-8.") from error
+        raise ExportError(ExportProblem.CALIBRATION_UNREADABLE, path=path, error=one_line(error)) from error
     for number, text in enumerate(texts, start=1):
         if text.strip():
             yield _line(path, number, text)
@@ -138,10 +135,7 @@ def _line(path: Path, number: int, text: str) -> Mapping[str, Any]:
         or not all(isinstance(entry, str) for entry in value.values())
     )
     if wrong:
-        raise ExportError(
-            f"Line {number} of {path} is not a prompt: write it as "
-            '{"prompt": "What is this?", "image": "photo.jpg", "answer": "A cat."}, where only "prompt" must be.'
-        )
+        raise ExportError(ExportProblem.CALIBRATION_LINE, number=number, path=path)
     entry: Mapping[str, Any] = value
     return entry
 
@@ -151,12 +145,14 @@ def _picture(path: Path) -> Image.Image:
         picture = decode_image(path.read_bytes(), max_pixels=_MOST_PIXELS)
     except OSError as error:
         raise ExportError(
-            f"The picture {path} cannot be read ({error.strerror or one_line(error)}): add it, or take it out of "
-            f"{PROMPTS}."
+            ExportProblem.CALIBRATION_PICTURE_MISSING,
+            path=path,
+            error=error.strerror or one_line(error),
+            prompts=PROMPTS,
         ) from error
     except ServiceError as error:
         said = error.message.removeprefix(f"{PATH}: ").rstrip(".")
-        raise ExportError(f"The picture {path} {said}: replace it, or take it out.") from error
+        raise ExportError(ExportProblem.CALIBRATION_PICTURE_DAMAGED, path=path, error=said) from error
     picture.thumbnail((_LONGEST_EDGE, _LONGEST_EDGE), Image.Resampling.BICUBIC)
     return picture
 

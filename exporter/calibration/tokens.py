@@ -12,7 +12,7 @@ from decoder_service.families import registry as decoder_families
 from decoder_service.families.family import Prompt
 from decoder_service.request.prompt import PromptBuilder
 from exporter.calibrated import Tokens
-from exporter.errors import ExportError, one_line
+from exporter.errors import ExportError, ExportProblem, one_line
 from exporter.progress import Progress, quiet
 from serving.bundle import Bundle
 from serving.errors import ServiceError
@@ -96,7 +96,4 @@ class _Layout:
         try:
             return self._builder.expand(self._builder.render(messages), layouts)
         except ServiceError as error:
-            raise ExportError(
-                f"The calibration data cannot be laid out ({one_line(error)}): mend the checkpoint's chat template, or "
-                "export with --no-calibrate."
-            ) from error
+            raise ExportError(ExportProblem.CALIBRATION_LAYOUT, error=one_line(error)) from error

@@ -94,12 +94,12 @@ def _described(model: chat_pb2.Model) -> dict[str, Any]:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)  # noqa: S101  # what it was registered for
+    assert isinstance(error, ServiceError)  # noqa: S101  # registered for this type
     return response_of(error)
 
 
 async def _not_served(request: Request, error: Exception) -> Response:
-    """No such path, or not with this method."""
+    """Answer an unknown path or method."""
     assert isinstance(error, HTTPException)  # noqa: S101
     message = f"{request.method} {request.url.path} is not served here"
     body = body_of(failure(Reason.NOT_SERVED, message))
@@ -107,5 +107,5 @@ async def _not_served(request: Request, error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    # Starlette raises the exception again after this answer: the guard logs it.
+    # Starlette raises the exception again after this response; the guard logs it.
     return response_of(unexpected())

@@ -34,7 +34,7 @@ async def read_body(request: Request, *, limit: int) -> bytes:
     received = 0
     async for piece in request.stream():
         received += len(piece)
-        # One byte more than may be there tells that it is too long, and no bomb unfolds.
+        # One byte over the limit shows that it is too long; a decompression bomb is not expanded.
         body += piece if unpack is None else _unpacked(unpack, piece, limit + 1 - len(body))
         if max(received, len(body)) > limit:
             raise _over(limit)

@@ -27,11 +27,11 @@ from serving.tasks import run_until
 from vlm.v1 import chat_pb2, gateway_pb2
 
 _INLINE_BYTES = 64 * 1024
-"""Bodies up to this length are translated on the event loop; it takes less than handing them to a thread."""
+"""Bodies up to this length are translated on the event loop; it takes less time than a switch to a thread."""
 
 
 class ChatCompletions:
-    """The endpoint, as an ASGI application: it must see a client leave, also while nothing is sent.
+    """The endpoint, as an ASGI application: it must notice a disconnect while nothing is sent.
 
     Args:
         conductor: Does the work.
@@ -62,7 +62,7 @@ class ChatCompletions:
         send = self._ignored.named(ignored, send)
         events = self._conductor.chat(chat, request_id=chat.request_id, deadline=deadline)
         answer = _Answer(request, events, self._pace)
-        del body, request, chat  # they hold the files, in base64 and without
+        del body, request, chat  # frees the files, in base64 and decoded
         await run_until(answer.send(scope, receive, send), _gone(receive))
 
 

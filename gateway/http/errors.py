@@ -1,4 +1,4 @@
-"""Failures as OpenAI's clients expect them."""
+"""Errors in the form of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STATUS = {
     Code.FAILED_PRECONDITION: 503,
     Code.DEADLINE_EXCEEDED: 504,
     Code.CANCELLED: 499,
-    Code.UNIMPLEMENTED: 400,  # SDKs send what got a 5xx again, and routers take the server out
+    Code.UNIMPLEMENTED: 400,  # SDKs retry after a 5xx, and routers remove the server
     Code.UNAVAILABLE: 503,
     Code.INTERNAL: 500,
 }
@@ -32,7 +32,7 @@ def status_of(error: ServiceError) -> int:
     """The HTTP status of an error."""
     if error.reason in _CODES:
         return 400
-    if error.code is Code.RESOURCE_EXHAUSTED:  # full for now, or too much for ever
+    if error.code is Code.RESOURCE_EXHAUSTED:  # full now, or over a fixed limit
         return 413 if error.retry_after is None else 429
     return _STATUS[error.code]
 
@@ -54,16 +54,16 @@ def body_of(error: ServiceError) -> dict[str, Any]:
 
 
 def response_of(error: ServiceError) -> JSONResponse:
-    """The whole answer to a request that failed before any of it was answered."""
+    """The response to a request that failed before anything was sent."""
     status = status_of(error)
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     elif status < _LEAST_SERVER_ERROR:
-        headers["x-should-retry"] = "false"  # OpenAI's SDKs go by it
+        headers["x-should-retry"] = "false"  # OpenAI's SDKs obey it
     return JSONResponse(body_of(error), status, headers)
 
 
 def event_of(error: ServiceError) -> bytes:
-    """The last event of a stream that fails midway."""
+    """The last event of a stream that fails in the middle."""
     return b"data: " + json.dumps(body_of(error)).encode() + b"\n\n"

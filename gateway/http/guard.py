@@ -1,4 +1,4 @@
-"""ASGI middleware around every HTTP request: what `serving.interceptors` is for gRPC."""
+"""ASGI middleware around every HTTP request: the counterpart of `serving.interceptors`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Guard:
             return
         method = f"{scope['method']} {scope['path']}" if scope["path"] in self._paths else "HTTP other"
         request_id = ""
-        # Health checks come every few seconds and say nothing about the work.
+        # Health checks arrive every few seconds and are not part of the load.
         with observe(method, "gone", quiet=scope["path"] in ("/healthz", "/health")) as call:
 
             async def send_with_id(message: Message) -> None:
@@ -56,7 +56,7 @@ class Guard:
                 call.code = str(scope.get("late_status", call.code))  # of a stream that failed after its status
             except ServiceError as error:  # raised just above: those of the application are answered by `_failed`
                 await response_of(error)(scope, receive, send_with_id)
-            except Exception:  # the last line of defence, as in serving.interceptors
+            except Exception:  # as in serving.interceptors
                 call.code = "500"
                 log.exception("request failed unexpectedly", method=method)
             finally:

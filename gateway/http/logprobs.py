@@ -8,7 +8,7 @@ from typing import Any
 from vlm.v1 import chat_pb2
 
 _UNLIKELY = -9999.0
-"""As OpenAI says it: JSON has no infinity."""
+"""OpenAI's value: JSON has no infinity."""
 
 
 def content(positions: Iterable[chat_pb2.PositionLogprobs]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Media in the JSON: the options that a request names, and what the media became."""
+"""Media in the JSON: the options of a request, and the layouts of its media."""
 
 from __future__ import annotations
 

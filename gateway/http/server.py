@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from serving.transport import open_http_port
+from serving.transport import INSECURE, Credentials, open_http_port
 
 
 class _Server(uvicorn.Server):
@@ -23,11 +23,12 @@ class HttpServer:
     """An ASGI application on a port.
 
     Args:
-        app: What answers.
-        grace_seconds: How long running requests may go on after `stop`.
+        app: The application.
+        grace_seconds: Seconds that running requests may take after `stop`.
+        credentials: `credentials.http` is used.
     """
 
-    def __init__(self, app: ASGIApp, *, grace_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, grace_seconds: float, credentials: Credentials = INSECURE) -> None:
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -39,6 +40,8 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=round(grace_seconds),
+                ssl_certfile=credentials.http.certfile,
+                ssl_keyfile=credentials.http.keyfile,
             )
         )
         self._running: asyncio.Task[None] | None = None

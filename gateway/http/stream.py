@@ -1,4 +1,4 @@
-"""An answer as server-sent events, which is never silent for long.
+"""An answer as server-sent events, with a keep-alive while nothing is sent.
 
 Proxies and clients give up a connection on which nothing comes, and minutes of encoding may precede an answer. So the
 status does not wait for the first token, and comments are sent while there is nothing else to send. Clients ignore
@@ -132,7 +132,7 @@ async def _next(events: AsyncIterator[chat_pb2.ChatEvent]) -> chat_pb2.ChatEvent
 
 
 def _doing(progress: chat_pb2.Progress) -> str:
-    """What the request is doing, in a few words."""
+    """The stage of the request, in a few words."""
     match progress.stage:
         case chat_pb2.STAGE_QUEUED:
             return "queued"

@@ -74,7 +74,7 @@ def _check_continuation(request: CompletionRequest) -> None:
 
 
 def _invalid(error: ValidationError) -> ServiceError:
-    """The first complaint, in OpenAI's manner."""
+    """The first error, in OpenAI's form."""
     detail = error.errors(include_url=False, include_input=False)[0]
     path = ""
     for step in detail["loc"]:

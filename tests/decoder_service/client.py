@@ -1,4 +1,4 @@
-"""What the gateway does with a decoder, in the words of the wire."""
+"""Calls a decoder as the gateway does, with the protocol's messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.decoder_service.conftest import Running
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, tensor_pb2, vision_pb2
 
 GREEDY = chat_pb2.GenerationOptions(temperature=0, max_tokens=TOKENS, return_prompt_token_ids=True)
-# The small model's answer to "text alone" does not end before that; none of these seconds is waited for.
+# The small model's answer to "text alone" is longer than that; no test waits for all of it.
 ENDLESS = chat_pb2.GenerationOptions(temperature=0, max_tokens=2000)
 
 
@@ -58,7 +58,7 @@ def open_request(case: Case, generation: chat_pb2.GenerationOptions = GREEDY) ->
 
 
 class Features:
-    """The features of a case as the gateway relays them; what goes wrong can be changed before."""
+    """The features of a case as the gateway relays them; tests change them to cause errors."""
 
     def __init__(self, case: Case, bundle: Bundle) -> None:
         self.headers = [
@@ -85,7 +85,7 @@ class Features:
             yield decoder_pb2.GenerateRequest(chunk=decoder_pb2.FeatureChunk(media_index=index, chunk=chunk))
 
     def all(self, needed: Iterable[int]) -> Iterator[decoder_pb2.GenerateRequest]:
-        """Headers and chunks of the media that are needed, the media taking turns."""
+        """Headers and chunks of the needed media, interleaved."""
         streams = [iter([self.header(index), *self.chunks(index)]) for index in needed]
         for turn in itertools.zip_longest(*streams):
             yield from (message for message in turn if message is not None)
@@ -96,7 +96,7 @@ Call = grpc.aio.StreamStreamCall
 
 @contextlib.asynccontextmanager
 async def generate(running: Running, deadline: float = 60, wait_for_ready: bool = False) -> AsyncIterator[Call]:
-    """A call that is cancelled where it is left."""
+    """A call that is cancelled at the end of the block."""
     call = running.stub.Generate(timeout=deadline, wait_for_ready=wait_for_ready)
     try:
         yield call
@@ -105,7 +105,7 @@ async def generate(running: Running, deadline: float = 60, wait_for_ready: bool 
 
 
 async def opened(call: Call, request: decoder_pb2.GenerateRequest) -> list[int]:
-    """Open, and what is needed."""
+    """Send the opening; returns the needed media."""
     await call.write(request)
     response = await call.read()
     if response is grpc.aio.EOF:
@@ -115,7 +115,7 @@ async def opened(call: Call, request: decoder_pb2.GenerateRequest) -> list[int]:
 
 
 async def rest_of(call: Call) -> list[chat_pb2.ChatEvent]:
-    """The events that are left. Raises how the call ended where it failed."""
+    """The remaining events. Raises the error of a failed call."""
     events = []
     while (response := await call.read()) is not grpc.aio.EOF:
         events.append(response.event)
@@ -123,9 +123,9 @@ async def rest_of(call: Call) -> list[chat_pb2.ChatEvent]:
 
 
 async def send(call: Call, messages: Iterable[decoder_pb2.GenerateRequest]) -> None:
-    """Write messages. A call that has ended takes none, and how it ended is read by `rest_of`.
+    """Write messages. They are dropped if the call has ended; `rest_of` raises its error.
 
-    Written underneath `call.write`, which replaces the status of a call that ends during a write by an INTERNAL of its
+    Written below `call.write`, which replaces the status of a call that ends during a write by an INTERNAL of its
     own (github.com/grpc/grpc/issues/36066).
     """
     with contextlib.suppress(InternalError):
@@ -153,7 +153,7 @@ class Answer:
 async def answer(
     running: Running, case: Case, bundle: Bundle, generation: chat_pb2.GenerationOptions = GREEDY
 ) -> Answer:
-    """Ask, as the gateway does."""
+    """Send a request as the gateway does; returns its answer."""
     async with generate(running) as call:
         needed = await opened(call, open_request(case, generation))
         await send(call, Features(case, bundle).all(needed))
@@ -164,7 +164,7 @@ async def answer(
 async def refused(
     running: Running, opening: decoder_pb2.GenerateRequest, messages: Iterable[decoder_pb2.GenerateRequest] = ()
 ) -> ServiceError:
-    """The failure of a call."""
+    """The error of a call."""
     async with generate(running) as call:
         try:
             await opened(call, opening)
@@ -177,8 +177,8 @@ async def refused(
 
 
 async def still_works(running: Running, case: Case) -> None:
-    """A request is answered; nothing is held by those before it."""
-    # The channel watches the server's health itself, and may hear later than a test does that it serves again.
+    """Check that a request succeeds, and that earlier ones hold no resources."""
+    # The channel watches the server's health itself, and may learn later than the test that it is SERVING again.
     async with asyncio.timeout(20), generate(running, wait_for_ready=True) as call:
         await opened(call, open_request(case, chat_pb2.GenerationOptions(temperature=0, max_tokens=2)))
         events = await rest_of(call)
@@ -188,14 +188,14 @@ async def still_works(running: Running, case: Case) -> None:
 
 
 async def until_empty(running: Running) -> None:
-    """Wait until the server has seen that all clients have left."""
+    """Wait until the server has ended all requests."""
     admission = running.service._decoder.admission  # type: ignore[union-attr]
     async with asyncio.timeout(20):
-        while admission.inside:  # noqa: ASYNC110  # the server tells nobody
+        while admission.inside:  # noqa: ASYNC110  # the server has no event for it
             await asyncio.sleep(0.01)
 
 
 async def first_delta(call: Call) -> None:
-    """Read until the answer has begun."""
+    """Read up to the first delta."""
     while (await call.read()).event.WhichOneof("event") != "delta":
         pass

@@ -1,4 +1,4 @@
-"""A decoder whose engine says what it is told to say."""
+"""A decoder with a scripted engine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from decoder_service.engine import (
     Prefilled,
     TokenDrawn,
 )
+from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
 from decoder_service.request.admission import Admission, Limits
 from decoder_service.request.decoder import Decoder, ModelFacts
@@ -25,7 +26,7 @@ from serving.bundle import Bundle
 
 
 class ScriptedEngine(Engine):
-    """Draws these tokens for every request, and keeps the requests."""
+    """Generates the given tokens for every request, and records the requests."""
 
     info = EngineInfo("scripted", "none", 1, 1)
     ready = True
@@ -48,26 +49,26 @@ class ScriptedEngine(Engine):
 
 
 def scripted_decoder(bundle: Bundle, prompts: PromptBuilder, engine: Engine, **limits: Any) -> Decoder:
-    """All that answering takes, with that engine.
+    """A decoder with the given engine.
 
     Args:
-        bundle: Whose facts it has.
-        prompts: Lays out its prompts.
-        engine: Draws its tokens.
-        limits: Other limits than the usual ones.
+        bundle: The bundle of the model.
+        prompts: Builds its prompts.
+        engine: The engine.
+        limits: Limits that differ from the defaults.
     """
     return Decoder(
         model=ModelFacts(
             id="tiny",
             family=bundle.model.family,
             precision="fp32",
-            merge_size=bundle.vision.spatial_merge_size,
             feature_width=bundle.feature_width,
             encoder_fingerprint=bundle.encoder_fingerprint,
             end_tokens=frozenset(bundle.tokens.eos),
             vocab_size=bundle.text.vocab_size,
         ),
         prompts=prompts,
+        constraints=Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos),
         token_bytes=TokenBytes(prompts.tokenizer.backend_tokenizer),
         engine=engine,
         admission=Admission(2, running=1, max_bytes=1 << 30),

@@ -1,4 +1,4 @@
-"""Listening to the engine's child."""
+"""Records the messages of the engine's child."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from decoder_service.engine.genai.messages import Ended, PromptPrefilled, Token,
 
 
 @dataclass
-class Heard:
-    """All that the child has said since."""
+class Messages:
+    """The messages of the child."""
 
     messages: list[ToParent] = field(default_factory=list)
 
     def tokens(self) -> dict[int, int]:
-        """How many tokens were drawn for each request."""
+        """Number of generated tokens of each request."""
         counts: dict[int, int] = {}
         for message in self.messages:
             if isinstance(message, Token):
@@ -23,17 +23,17 @@ class Heard:
         return counts
 
     def prompts_read(self) -> set[int]:
-        """The requests whose prefill was done."""
+        """The requests whose prefill has finished."""
         return {m.job for m in self.messages if isinstance(m, PromptPrefilled)}
 
     def left_off(self) -> set[int]:
-        """The requests that ended without a reason: called off, before or while they ran."""
+        """The requests that ended without a reason: cancelled before or while they ran."""
         return {m.job for m in self.messages if isinstance(m, Ended) and m.reason is None and m.error is None}
 
 
-def listen(engine: GenaiEngine) -> Heard:
-    """Hear what the parent's side hears from now on."""
-    heard, hear = Heard(), engine._on_message
+def listen(engine: GenaiEngine) -> Messages:
+    """Record the messages that the parent receives from now on."""
+    heard, hear = Messages(), engine._on_message
 
     def listening(child: _Child, message: ToParent) -> None:
         heard.messages.append(message)

@@ -118,7 +118,7 @@ def test_the_command_line(checkpoint: Path, int4_bundle: Bundle, tmp_path: Path,
 def test_another_name_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     """In one sentence, and nothing is written."""
     other: Any = "large"
-    with pytest.raises(ExportError, match=r"no recipe 'large': use small, balanced, fine\."):
+    with pytest.raises(ExportError, match=r"no recipe 'large': use one of small, balanced, fine\."):
         exporter.export(checkpoint, tmp_path / "out", recipe=other)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SystemExit) as ended:

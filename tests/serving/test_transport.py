@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import shutil
 import socket
+import ssl
+import subprocess
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serving.transport import (
     HEALTH_OPTIONS,
     INSECURE,
+    Certificate,
     Credentials,
     PortError,
+    ReservedPorts,
     client_options,
     open_blocking_channel,
     open_channel,
@@ -99,6 +105,30 @@ async def test_interceptors_run_in_their_order() -> None:
     assert witness.marks == ["a", "b"]
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made with openssl")
+def test_metrics_are_served_over_tls(tmp_path: Path) -> None:
+    """With a certificate the metrics port accepts only TLS; without one it is plain text."""
+    certificate = Certificate(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    subprocess.run(
+        [
+            str(shutil.which("openssl")),
+            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", f"{certificate.keyfile}", "-out", f"{certificate.certfile}"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    trusted = ssl.create_default_context(cafile=certificate.certfile)
+    plain = open_metrics_port("127.0.0.1", 0)
+    encrypted = open_metrics_port("127.0.0.1", 0, credentials=Credentials(http=certificate))
+    for url in (f"http://127.0.0.1:{plain}", f"https://127.0.0.1:{encrypted}"):
+        with urllib.request.urlopen(url, timeout=30, context=trusted if url.startswith("https") else None) as page:  # noqa: S310
+            assert b"python_info" in page.read()
+    with pytest.raises(OSError):  # noqa: PT011  # a reset, or an empty answer
+        urllib.request.urlopen(f"http://127.0.0.1:{encrypted}", timeout=30)
+
+
 async def test_a_taken_port_is_one_sentence() -> None:
     """Whatever a port is for, the failure names its address."""
     with socket.create_server(("127.0.0.1", 0)) as held:
@@ -115,7 +145,19 @@ async def test_a_taken_port_is_one_sentence() -> None:
             assert said.endswith("; is the port taken by another process?")
 
 
-_OPENS = re.compile(r"\b(in)?secure_channel\(|\badd_(in)?secure_port\(|\bcreate_server\(|\bstart_http_server\(")
+def test_reserved_ports_are_distinct_and_then_free() -> None:
+    """Reserved ports differ; a reserved one cannot be opened before `release`, and can be afterwards."""
+    ports = ReservedPorts("127.0.0.1")
+    first, second = ports.reserve(), ports.reserve()
+    assert first != second
+    with pytest.raises(PortError, match=f"cannot listen on 127.0.0.1:{first} "):
+        ports.reserve(first)
+    ports.release()
+    with open_http_port("127.0.0.1", first):
+        pass
+
+
+_OPENS = re.compile(r"\b((in)?secure_channel|add_(in)?secure_port|create_server|start_http_server|socket\.socket)\(")
 
 
 def test_nothing_else_opens_channels_and_ports() -> None:

@@ -1,4 +1,4 @@
-"""An encoder that can be held in the middle of its work, and a scheduler around it."""
+"""An encoder that can be paused, and a scheduler around it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vision_service.scheduler import Scheduler
 
 
 class GatedEncoder(Encoder):
-    """An encoder whose forward passes wait to be let through, and that remembers what they were given."""
+    """An encoder whose forward passes wait for a gate, and that records its batches."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder._tower, out_dtype=encoder.out_dtype)
@@ -28,7 +28,7 @@ class GatedEncoder(Encoder):
     ) -> list[torch.Tensor]:
         self.batches.append([medium.grid.patches for medium in media])
         self.entered.set()
-        assert self.gate.wait(30), "nobody has opened the gate within 30 s"
+        assert self.gate.wait(30), "the gate was not opened within 30 s"
         return super().encode(media, cancelled, advance)
 
 
@@ -40,7 +40,7 @@ async def running(
     max_queue: int = 8,
     max_batch_patches: int = 16,
 ) -> AsyncIterator[Scheduler]:
-    """A scheduler that has started, until the end of the block."""
+    """A scheduler that runs within the block."""
     scheduler = Scheduler(
         prepare, encoder, max_queue=max_queue, max_batch_patches=max_batch_patches, workers=2, threads=2
     )

@@ -360,7 +360,7 @@ async def test_client_that_leaves(bundle: Bundle) -> None:
         second.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await second.read()
-        while scheduler.held == 2:  # noqa: ASYNC110  # the server tells nobody that a place is free
+        while scheduler.held == 2:  # noqa: ASYNC110  # the server has no event for a free place
             await asyncio.sleep(0.001)
         assert scheduler.waiting == 0
         server.service.encoder.gate.set()
@@ -376,7 +376,7 @@ async def test_client_that_leaves_in_the_middle_of_the_features(bundle: Bundle) 
         await call.read()
         await call.read()
         call.cancel()
-        while server.service._scheduler.held:  # noqa: ASYNC110  # the server tells nobody that a place is free
+        while server.service._scheduler.held:  # noqa: ASYNC110  # the server has no event for a free place
             await asyncio.sleep(0.001)
         await encode(server.stub, image())
 

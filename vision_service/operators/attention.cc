@@ -7,7 +7,7 @@
 // far, the sum of the exponentials and the weighted values, which are scaled down where a larger score comes. Scores and
 // sums are float32; what is multiplied is rounded to bfloat16, as everything between the layers is.
 //
-// A row's result does not depend on which thread computes it, nor on the rows beside it.
+// A row's result does not depend on which thread computes it, nor on other rows.
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -19,10 +19,10 @@ namespace {
 
 constexpr int kKeys = 64;        // keys of a block: four registers of scores for each row
 constexpr int kColumns = kKeys / kLanes;
-constexpr int kRowsInCache = 48;  // rows that share a block of keys while it lies in the first cache
+constexpr int kRowsInCache = 48;  // rows that share a block of keys while it is in the first-level cache
 constexpr int kMostVectors = 8;  // registers of a head: 128 numbers
 
-// One frame, or a run of frames of one size that lie one after another.
+// One frame, or a run of consecutive frames of one size.
 struct Task {
   const uint16_t* qkv;   // [rows, 3, heads, width], bfloat16
   const float* turns;    // [rows, width / 2, 2]: cosine and sine
@@ -38,7 +38,7 @@ struct Task {
 // Rows of a block: as many as there are registers for, with one register for each column of scores or values.
 constexpr int rows_of(int vectors) { return vectors <= 4 ? 6 : vectors <= 6 ? 4 : 3; }
 
-// Where the parts of one frame and head lie, in words of two bfloat16 numbers.
+// Offsets of the parts of one frame and head, in words of two bfloat16 numbers.
 struct Layout {
   int64_t pairs;    // of numbers in a row
   int64_t vectors;  // registers of a row of values
@@ -56,7 +56,7 @@ struct Layout {
 
 // Sixteen pairs, each turned by its angle and rounded: the words as the products want them.
 inline __m512i turn(__m512i pairs, __m512 even_turns, __m512 odd_turns, float scale) {
-  // The first number of each pair lies in the lower half of its word.
+  // The first number of each pair is in the lower half of its word.
   const __m512 re = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
   const __m512 im = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000u))));
   __m512 turned_re = _mm512_fmsub_ps(re, even_turns, _mm512_mul_ps(im, odd_turns));

@@ -7,7 +7,7 @@
 // The instruction multiplies unsigned bytes by signed ones. Weights are the unsigned ones, 128 too large, which a sum over
 // each row of x makes good.
 //
-// A row's result does not depend on which thread computes it, nor on the rows beside it.
+// A row's result does not depend on which thread computes it, nor on other rows.
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -21,7 +21,7 @@ namespace {
 constexpr int kVectors = 2;                // registers of output channels in a tile
 constexpr int kChannels = kVectors * kLanes;  // of a panel of packed weights
 constexpr int kMostRows = 12;              // of a tile: as many as there are registers for
-constexpr int kRowsOfTask = 8 * kMostRows;  // rows that go through the same panels while these lie in the second cache
+constexpr int kRowsOfTask = 8 * kMostRows;  // rows that go through the same panels while these are in the second-level cache
 constexpr int kPanelsOfTask = 4;
 
 enum After : int64_t { kNothing, kTanhGelu, kGelu, kAdd };

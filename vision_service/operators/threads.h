@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 // `GOMP_parallel` of that library: calls `work` with `data` on every thread of the team, and returns when all have.
-// 0 threads are as many as `torch.set_num_threads` said. A smaller number would end the others, and start them again.
+// 0 threads: as many as `torch.set_num_threads` has set. A smaller number would end the others, and start them again.
 using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
 
 // Calls `task` with 0 to `count` - 1. Threads take tasks until none is left: one that the system has stopped holds up no

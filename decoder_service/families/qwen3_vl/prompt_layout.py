@@ -41,6 +41,13 @@ class Qwen3VL:
         """The placeholder tokens, of which the chat template writes one for each medium."""
         return {self._tokens.image: MediaKind.IMAGE, self._tokens.video: MediaKind.VIDEO}
 
+    def token_count(self, grid: tuple[int, int, int]) -> int:
+        """Number of feature rows of a medium; see `Family.token_count`."""
+        t, h, w = grid
+        if min(grid) < 1 or h % self._merge_size or w % self._merge_size:
+            raise ValueError(f"is {t}x{h}x{w}; h and w must be multiples of {self._merge_size}, none 0")
+        return t * h * w // self._merge_size**2
+
     def length(self, layout: Layout, encode: Encode) -> int:
         """Number of tokens that replace a medium's placeholder; see `Family.length`."""
         return layout.token_count + sum(len(before) + len(after) for before, after in self._frames(layout, encode))

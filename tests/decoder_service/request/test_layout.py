@@ -6,12 +6,15 @@ import pytest
 from google.protobuf import json_format
 
 from decoder_service.chat import Layout, MediaKind, Medium
+from decoder_service.families.qwen3_vl.prompt_layout import Qwen3VL
 from decoder_service.request.layout import checked_layout
+from serving.bundle import TokenIds
 from serving.errors import Code, ServiceError
 from serving.media import media_digest
 from vlm.v1 import media_pb2
 
 DIGEST = media_digest(b"picture")
+FAMILY = Qwen3VL(TokenIds(image=1, video=2, vision_start=3, vision_end=4, eos=(0,)), merge_size=2)
 IMAGE_LAYOUT = {"kind": "MEDIA_KIND_IMAGE", "digest": DIGEST, "gridThw": {"t": 1, "h": 4, "w": 6}, "tokenCount": 6}
 VIDEO_LAYOUT = {
     "kind": "MEDIA_KIND_VIDEO",
@@ -24,9 +27,8 @@ VIDEO_LAYOUT = {
 
 def layout(sent: dict, kind: MediaKind) -> Layout:
     """Check a layout given as protobuf's JSON."""
-    return checked_layout(
-        json_format.ParseDict(sent, media_pb2.MediaLayout()), Medium(kind, DIGEST), merge_size=2, path="layouts[0]"
-    )
+    message = json_format.ParseDict(sent, media_pb2.MediaLayout())
+    return checked_layout(message, Medium(kind, DIGEST), token_count=FAMILY.token_count, path="layouts[0]")
 
 
 def test_layouts_become_values() -> None:

@@ -23,7 +23,7 @@ _WIDEST_HEAD = 256
 _LARGEST_GROUP = 32
 _ATTENTION_INPUTS = 7  # query, key, value, past keys, past values, lengths, longest
 _ROUNDED_MATMULS = {"MatMulNBits", "MatMulIntegerToFloat"}
-# The exporter's nodes that round rows (exporter/families/qwen3_vl/int8.py), from the last to the first.
+# The nodes with which the exporter rounds rows in INT8 graphs, from the last to the first.
 _ROUNDING = ("QuantizeLinear", "Div", "Max", "ReduceMax", "Abs")
 
 

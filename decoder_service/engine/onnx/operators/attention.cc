@@ -11,13 +11,13 @@
 //
 // Keys and values are kept in float16: what limits attention to them is memory. Everything is computed in float32.
 //
-// The last four inputs and two outputs may come once more, for a chunk beside answers (see engine/packing.py): a cache
-// of one row, or of none where there is no chunk. Beside a chunk, query, key and value are [1, tokens, ..]: a token of
-// each row of the first cache, and then the chunk's.
+// The last four inputs and two outputs may come once more, for a chunk of a prompt (see packing.py): a cache of one row,
+// or of none where there is no chunk. With a chunk, query, key and value are [1, tokens, ..]: a token of each row of the
+// first cache, which may have none, and then the chunk's. A chunk's token has the same bits wherever the chunk was cut.
 //
 // A task is up to 32 queries of one key head: neighbouring tokens, with all query heads of the group. It goes through
 // the keys once, 32 at a time, with the softmax carried along, and no further than its last query sees; so nothing is
-// computed that the causal mask would hide, and scores never leave the nearest cache. Queries lie in the lanes of
+// computed that the causal mask would hide, and scores never leave the nearest cache. Queries are in the lanes of
 // registers: the softmax then needs no sum across lanes. Where there are but a few queries, which is when answers are
 // written, keys are read as rows instead: memory decides then.
 
@@ -33,7 +33,7 @@ namespace {
 constexpr size_t kQueries = 32;     // in a task
 constexpr size_t kKeys = 32;        // at a time
 constexpr size_t kMostWidth = 256;  // of a head
-constexpr size_t kFew = 8;          // queries for which keys are read as rows
+constexpr size_t kFew = 8;          // queries of an answer's token for which keys are read as rows
 constexpr size_t kFewTokens = 16;   // whose keys and values are stored before another thread has begun
 
 using Half = uint16_t;  // the bits of a float16
@@ -63,6 +63,7 @@ struct Job {
   const Attention* attention;
   size_t rows, sequence, width, past_capacity, capacity;
   size_t tokens_per_task, tasks_per_head;
+  size_t few;  // queries for which keys are read as rows; never in a chunk: where it is cut must change no bit
   const float *query, *key, *value;
   const Half *past_keys, *past_values;
   const int32_t* last;
@@ -74,7 +75,7 @@ struct Job {
   size_t tasks() const { return rows_and_heads() * tasks_per_head; }
 };
 
-// The rows, and the chunk beside them.
+// The decode rows, and the chunk in the same run.
 struct Jobs {
   Job job[2];
 };
@@ -108,7 +109,7 @@ inline __m512 exponential(__m512 x) {
   return _mm512_maskz_scalef_ps(normal, sum, n);
 }
 
-// Scores [keys, queries] of `K` keys: their products with queries that lie side by side, [width, queries].
+// Scores [keys, queries] of `K` keys: their products with adjacent queries, [width, queries].
 template <int K>
 void score(const float* keys, const float* queries, size_t width, float* scores) {
   __m512 sum[K][2];
@@ -127,7 +128,7 @@ void score(const float* keys, const float* queries, size_t width, float* scores)
   }
 }
 
-// The same of one key and `Q` queries, which lie one after the other, [queries, width].
+// The same for one key and `Q` consecutive queries, [queries, width].
 template <int Q>
 void score_few(const Half* key, const float* queries, size_t width, float* scores) {
   __m512 sum[Q];
@@ -189,7 +190,7 @@ void attend(const Job& job, size_t item) {
   const size_t first = task * job.tokens_per_task, past = job.past(row);
   const size_t tokens = job.sequence - first < job.tokens_per_task ? job.sequence - first : job.tokens_per_task;
   const size_t count = tokens * group;
-  const bool few = count <= kFew;
+  const bool few = count <= job.few;
   const auto place = [&](size_t q) {
     return ((row * job.sequence + first + q / group) * attention.heads + head * group + q % group) * width;
   };
@@ -368,6 +369,7 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   if (OrtStatus* status = read_input(api, context, 2, &value, &rows.value)) return status;
   if (OrtStatus* status = make_output(api, context, 0, query, &rows.output)) return status;
   chunk = rows;
+  rows.few = kFew;
   if (OrtStatus* status = read_cache(context, 3, 1, &rows)) return status;
   if (inputs > 7)
     if (OrtStatus* status = read_cache(context, 7, 3, &chunk)) return status;

@@ -6,7 +6,7 @@
 //   scales  float [N, K / block]; a constant
 //   Y       float [..., N]
 //
-// Sixteen output channels lie side by side in the lanes of a register, so that no sum across lanes is ever needed and
+// Sixteen output channels are in the lanes of a register, so that no sum across lanes is ever needed and
 // every weight that was unpacked serves up to eight rows. Weights stay unsigned (0..15, 0..255) and activations signed,
 // as the instruction wants them: sum((w - zero) x) = sum(w x) - zero sum(x), and what is subtracted is known from the
 // activations.

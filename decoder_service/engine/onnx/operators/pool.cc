@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kMostThreads = 128;       // the caller's included
 constexpr size_t kMostShards = 16;
-constexpr uint64_t kSpinCycles = 600'000;  // 150 to 300 microseconds: longer than what lies between two sections
+constexpr uint64_t kSpinCycles = 600'000;  // 150 to 300 microseconds: longer than the time between two sections
 constexpr uint64_t kItemCycles = 20'000;   // of an item, where the caller has computed none
 
 // Of an item with results to commit. At first a thread has it, or will.

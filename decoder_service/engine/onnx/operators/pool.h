@@ -41,7 +41,7 @@ class Turn {
 
   // Null where there is no memory.
   char* scratch() const { return scratch_; }
-  // `job` has to lie in the scratch memory where the section has `commit`.
+  // `job` must be in the scratch memory if the section has `commit`.
   void run(const Section& section, const void* job);
 
  private:

@@ -56,7 +56,7 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   if (OrtStatus* status = make_output(api, context, 0, shape, &job.y)) return status;
   shape.dimensions[shape.rank - 1] = 1;
   if (OrtStatus* status = make_output(api, context, 1, shape, &job.largest)) return status;
-  constexpr size_t kFewRows = 8;  // that are done before another thread has heard of them
+  constexpr size_t kFewRows = 8;  // that are done before another thread has woken up
   if (rows > kFewRows) return api.parallel_for(context, round_row, rows, 0, &job);
   for (size_t row = 0; row < rows; ++row) round_row(&job, row);
   return nullptr;
