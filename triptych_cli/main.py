@@ -1,4 +1,4 @@
-"""The command line: `triptych up`, `ask`, `export`, `demo`, `bench`.
+"""The command line: `triptych up`, `ask`, `export`, `evaluate`, `demo`, `bench`.
 
 Exit codes: 0 success; 2 wrong usage; 1 any other error, with one line on stderr.
 """
@@ -18,7 +18,7 @@ from serving.errors import ServiceError
 from serving.signals import importing, interrupt_on_signals
 from triptych import launcher
 from triptych.bundles import demo_bundle
-from triptych_cli import ask, bench
+from triptych_cli import ask, bench, evaluate
 from triptych_cli.arguments import positive
 from triptych_cli.errors import CommandError
 
@@ -139,6 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--revision", help="revision of a Hugging Face repository")
     export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR if it exists")
     export.set_defaults(command=_export)
+
+    evaluate.add_parser(commands)
 
     demo = commands.add_parser("demo", help="start the demo, ask about its example files, stop", allow_abbrev=False)
     demo.set_defaults(command=_demo)
