@@ -83,7 +83,7 @@ class OutputRounding:
 
     def weights(self, weight: torch.Tensor, importance: torch.Tensor | None) -> torch.Tensor:
         """See `Rounding`."""
-        packed = pack_int8(weight, importance=_array(importance))
+        packed = pack_int8(weight)
         return (torch.from_numpy(packed.weight).float() * torch.from_numpy(packed.scales)).T
 
     def activations(self, rows: torch.Tensor) -> torch.Tensor:

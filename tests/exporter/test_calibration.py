@@ -141,7 +141,7 @@ def test_two_exports_are_equal_and_say_what_they_saw(
     assert Bundle.open(one.root, verify=True) == one
     assert int4_bundle.decoder.calibration is None
     graphs = [f"decoder/{graph}/model.onnx.data" for graph in ("int4", "int8")]
-    assert all(one.files[name].sha256 != int4_bundle.files[name].sha256 for name in graphs)
+    assert one.files[graphs[0]].sha256 != int4_bundle.files[graphs[0]].sha256
     assert {name for name in one.files if one.files[name] != int4_bundle.files[name]}.issubset(
         {*graphs, *(name.removesuffix(".data") for name in graphs)}
     )

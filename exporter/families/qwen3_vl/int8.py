@@ -25,7 +25,7 @@ from torch import nn
 
 from exporter.quantize import STEPS, pack_int8
 
-from .wide import WideDecoder, matrix
+from .wide import WideDecoder
 
 _STEP = f"/model/constants/FLOAT/{1 / STEPS}"
 _TINY = "/model/constants/FLOAT/1e-30"  # a row of zeros stays one
@@ -40,8 +40,7 @@ class Int8Decoder(WideDecoder):
 
     def make_matmul_op(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
         """Add the matmul of one linear layer, in 8 bits; returns the name of its last node."""
-        kind, _ = matrix(basename)
-        packed = pack_int8(matmul.weight, importance=self._weights.importance(kind))
+        packed = pack_int8(matmul.weight)
         stem = basename[1:].replace("/", ".")
         weight, scales, zero = f"{stem}.weight_int8", f"{stem}.scales", f"{stem}.zero_point"
         self.make_initializer(packed.weight, weight)

@@ -126,7 +126,7 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
 
     def make_matmul_nbits(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
         """Add the matmul of one linear layer, in the recipe's bits; returns its node's name."""
-        kind, layer = matrix(basename)
+        kind, layer = _matrix(basename)
         bits = self._recipe.bits(kind, layer, self._checkpoint.text.num_hidden_layers)
         block = block_of(bits, self.quant_attrs["matmul_block_size"], matmul.in_features)
         packed = pack_blocks(matmul.weight, bits=bits, block_size=block, importance=self._weights.importance(kind))
@@ -153,7 +153,7 @@ def _chunk(index: int) -> str:
     return f"/model/deepstack/chunk_{index}"
 
 
-def matrix(basename: str) -> tuple[Kind, int]:
+def _matrix(basename: str) -> tuple[Kind, int]:
     """Which matrix the builder means by the name of a node, and of which layer."""
     if basename == _HEAD:
         return "head", 0
