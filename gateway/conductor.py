@@ -209,11 +209,11 @@ class Conductor:
             )
             feeding = asyncio.create_task(feed.run([(number, media[number], options[number]) for number in needed]))
             try:
-                going = set(range(max(opening.generation.n, 1)))
+                going = max(opening.generation.n, 1)
                 async with contextlib.aclosing(self._events(feeding, generation, meter, progress)) as events:
                     async for event in events:
                         if event.WhichOneof("event") == "finished":
-                            going.discard(event.choice)
+                            going -= 1
                         yield event
                         if not going:
                             return

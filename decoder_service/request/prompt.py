@@ -162,9 +162,10 @@ class PromptBuilder:
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, with control tokens by their names."""
-        return str(
-            self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        with self._lock:
+            return str(
+                self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            )
 
     def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages, with system messages at places that the template supports.

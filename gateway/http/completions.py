@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -130,7 +131,7 @@ class Completion:
 
     async def whole(self, events: AsyncIterator[chat_pb2.ChatEvent]) -> dict[str, Any]:
         """The answers in one piece."""
-        collected = [_Choice() for _ in range(self._choices)]
+        collected: defaultdict[int, _Choice] = defaultdict(_Choice)  # their number is checked by the decoder
         additions: dict[str, Any] = {}
         async for event in events:
             match event.WhichOneof("event"):
@@ -145,7 +146,7 @@ class Completion:
                     collected[event.choice].calls.add(event.tool_call)
                 case "finished":
                     self._finished[event.choice] = event.finished
-        choices = [self._whole(number, choice) for number, choice in enumerate(collected)]
+        choices = [self._whole(number, collected[number]) for number in range(self._choices)]
         usage = usage_of(total_usage(self._finished, self._choices))
         return self._frame("chat.completion", choices, usage=usage, **additions)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -109,7 +110,8 @@ class _TextCompletion:
         self._model = ""
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._scored = request.logprobs is not None
-        self._offsets = [_Offset() for _ in range(answers)]
+        self._answers = answers
+        self._offsets: defaultdict[int, _Offset] = defaultdict(_Offset)
         self._choices = request.n or 1
         self._finished: dict[int, chat_pb2.Finished] = {}
 
@@ -119,8 +121,8 @@ class _TextCompletion:
 
     async def whole(self, events: AsyncIterator[chat_pb2.ChatEvent]) -> dict[str, Any]:
         """The answers in one piece."""
-        texts = [""] * len(self._offsets)
-        positions: list[list[chat_pb2.PositionLogprobs]] = [[] for _ in self._offsets]
+        texts: defaultdict[int, str] = defaultdict(str)  # their number is checked by the decoder
+        positions: defaultdict[int, list[chat_pb2.PositionLogprobs]] = defaultdict(list)
         async for event in events:
             match event.WhichOneof("event"):
                 case "started":
@@ -131,7 +133,8 @@ class _TextCompletion:
                 case "finished":
                     self._finished[event.choice] = event.finished
         choices = [
-            self._choice(number, text, positions[number], self._finished[number]) for number, text in enumerate(texts)
+            self._choice(number, texts[number], positions[number], self._finished[number])
+            for number in range(self._answers)
         ]
         return self._frame(choices, usage=usage_of(self._usage()))
 
@@ -147,7 +150,7 @@ class _TextCompletion:
             case "finished":
                 self._finished[event.choice] = event.finished
                 yield self._chunk(self._choice(event.choice, "", [], event.finished))
-                if len(self._finished) == len(self._offsets):
+                if len(self._finished) == self._answers:
                     if self._include_usage:
                         yield line_of(self._frame([], usage=usage_of(self._usage())))
                     yield DONE

@@ -187,6 +187,9 @@ async def test_too_many_answers_are_the_decoders_to_refuse(http: httpx.AsyncClie
 
     decoder.hook = hook
     assert error(await http.post(PATH, json={**HELLO, "n": 9}))[2] == "n"
+    # Nothing is made for each of them before.
+    assert error(await http.post(PATH, json={**HELLO, "n": 4_000_000_000}))[2] == "n"
+    assert error(await http.post(TEXT, json={"prompt": "x", "n": 4_000_000_000}))[2] == "n"
 
 
 async def test_tokenize_a_conversation(http: httpx.AsyncClient, decoder: FakeDecoder, vision: FakeVision) -> None:
