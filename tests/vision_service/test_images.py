@@ -142,11 +142,11 @@ def test_cut_off_files_are_refused(kind: str, share: float) -> None:
 
 
 def test_what_is_no_image_is_refused() -> None:
-    """Text by the name of .png, zeros, a PDF and an SVG are told apart from pictures."""
-    for data in (b"This is a text file, whatever its name.", bytes(1000), b"%PDF-1.7\n", b"<svg></svg>"):
+    """Text by the name of .png and zeros are told apart from pictures, and the formats are named."""
+    for data in (b"This is a text file, whatever its name.", bytes(1000)):
         error = refusal(data)
         assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "IMAGE_UNREADABLE")
-    assert all(kind in error.message for kind in FORMATS)
+        assert all(kind in error.message for kind in FORMATS)
 
 
 def test_formats_that_are_not_named_are_refused() -> None:
