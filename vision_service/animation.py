@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import sys
 from collections.abc import Iterator
 
 from PIL import Image
@@ -97,7 +98,7 @@ def _read_jpegs(
             raise WorkCancelledError
         start, end = places[index]
         try:
-            collector.keep(decode_image(data[start:end], max_pixels=limits.pixels, check=limits.check_pixels))
+            collector.keep(decode_image(data[start:end], max_pixels=sys.maxsize, check=limits.check_pixels))
         except ServiceError as error:
             raise _of_video(error, index) from error
     return collector.clip(tuple(index / JPEG_FPS for index in indices))

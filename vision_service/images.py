@@ -15,7 +15,7 @@ from serving.errors import Reason, ServiceError, invalid, too_large
 from vision_service import jpeg, png
 from vision_service.kinds import kind_of
 from vision_service.media import PATH
-from vision_service.outlines import gif_outline
+from vision_service.outlines import canvas_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if features.check("avif") else []))
 """Supported formats. Pillow has some forty more, each with a parser that would get untrusted bytes."""
@@ -24,8 +24,6 @@ MAX_ASPECT_RATIO = 200
 """Longest side over shortest, as in transformers' `smart_resize`."""
 
 _BAND_ROWS = 256
-
-_GIF_HEAD_BYTES = 13
 
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
 """The first bytes of every PNG; width and height follow."""
@@ -92,10 +90,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if data.startswith(png.SIGNATURE):
         data = png.without_extras(data)
-    elif data.startswith(b"GIF8") and len(data) >= _GIF_HEAD_BYTES:
-        # Pillow allocates a first frame that is disposed of before its size can be checked.
-        outline = gif_outline(data, most=1)
-        _check_size(outline.width, outline.height, max_pixels)
+    elif (canvas := canvas_of(data)) is not None:
+        _check_size(*canvas, max_pixels)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -132,12 +128,14 @@ def _with_end(data: bytes) -> Image.Image | None:
     """The image of a JPEG without an end, if the same pixels come out whatever follows; None if not."""
     image: Image.Image | None = None
     digests: set[bytes] = set()
-    for ending in jpeg.endings(data) or ():
+    for ended in jpeg.with_ends(data):
         image = None  # only one is in memory
-        image = Image.open(io.BytesIO(data + ending), formats=("JPEG",))
+        image = Image.open(io.BytesIO(ended), formats=("JPEG",))
         image.load()
         digests.add(_digest(image))
-    return image if len(digests) == 1 else None
+        if len(digests) > 1:
+            return None
+    return image
 
 
 def _digest(image: Image.Image) -> bytes:

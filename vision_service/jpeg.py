@@ -57,21 +57,23 @@ def split(data: bytes) -> Iterator[tuple[int, int]]:
         start = data.find(SIGNATURE, end)
 
 
-def endings(data: bytes) -> tuple[bytes, bytes] | None:
-    """Two ends for a file that breaks off.
+def with_ends(data: bytes) -> Iterator[bytes]:
+    """A file that breaks off, with three different ends.
 
-    If the pixels are complete, and only the marker of the end is missing, the image is the same with both. If not, the
-    decoder takes the first bits of the end for pixels, and the images differ.
+    If the pixels are complete, and only the marker of the end is missing, the image is the same with each of them. If
+    not, the decoder takes the first bits of the end for pixels, and the images differ.
 
-    Returns:
-        None if a scan is missing: then the image would be the same with both, but coarse or without colour.
+    Yields:
+        Files; none if a scan is missing: then the image would be the same with each, but coarse or without colour.
     """
     if not _has_all_scans(data):
-        return None
+        return
+    data = data.rstrip(b"\xff")  # the first half of a marker
     restarts = _RESTART.findall(data, max(0, len(data) - (1 << 20)))
     restart = b"\xff" + bytes([0xD0 + (restarts[-1][0] + 1) % 8 if restarts else 0xD0])
-    zeros, ones = bytes(64), b"\xff\0" * 64
-    return tuple(bits + restart + bits + b"\xff\xd9" for bits in (zeros, ones))  # type: ignore[return-value]
+    # No Huffman code is a beginning of all three. Ones alone would be none, which the decoder reads as a zero.
+    for bits in (b"\0" * 64, b"\x55" * 64, b"\xaa" * 64):
+        yield data + bits + restart + bits + b"\xff\xd9"
 
 
 def _has_all_scans(data: bytes) -> bool:

@@ -69,7 +69,6 @@ _BEGINNINGS: tuple[tuple[bytes, FileKind], ...] = (
     (rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a", _image("a JPEG XL image")),
     (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _image("a JPEG 2000 image")),
     (rb"\0\0\x01\0.\0", _image("an ICO image")),
-    (rb"\0\0\x02\0.\0", _image("a CUR image")),
     (rb"P[1-7fF][\s#]", _image("a PPM, PGM or PBM image")),
     (rb"8BPS", _image("a Photoshop file (PSD)")),
     (rb"qoif", _image("a QOI image")),

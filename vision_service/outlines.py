@@ -12,6 +12,7 @@ from vision_service.png import SIGNATURE as PNG
 from vision_service.png import chunks
 
 _GIF = (b"GIF87a", b"GIF89a")
+_GIF_HEAD_BYTES = 13
 
 _SHORTEST = 0.02
 _INSTEAD = 0.1
@@ -41,27 +42,41 @@ class Outline:
         self.durations.append(_INSTEAD if seconds < _SHORTEST else seconds)
 
 
+def canvas_of(data: bytes) -> tuple[int, int] | None:
+    """Width and height of what Pillow allocates when it opens a GIF or a WebP; None for other files."""
+    if _is_gif(data):
+        outline = _gif_outline(data, most=1)
+        return outline.width, outline.height
+    if _is_webp(data) and data[12:16] == b"VP8X" and len(data) >= 30:
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        return width, height
+    return None
+
+
 def outline_of(data: bytes) -> Outline | None:
     """The outline of an animated image; None for other files. A GIF of one frame counts as animated."""
-    if data.startswith(_GIF) and len(data) >= 13:
-        return gif_outline(data)
+    if _is_gif(data):
+        return _gif_outline(data)
     if data.startswith(PNG):
         return _png_outline(data)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+    if _is_webp(data):
         return _webp_outline(data)
     return None
 
 
-def gif_outline(data: bytes, most: int | None = None) -> Outline:
-    """The outline of a GIF.
+def _is_gif(data: bytes) -> bool:
+    return data.startswith(_GIF) and len(data) >= _GIF_HEAD_BYTES
 
-    Args:
-        data: The file, with its header.
-        most: Number of frames to look at; None for all.
-    """
+
+def _is_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def _gif_outline(data: bytes, most: int | None = None) -> Outline:
+    """The outline of a GIF, or of its first frames. `most`: how many; None for all."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     outline = Outline(width, height)
-    at = 13 + _table_bytes(flags)
+    at = _GIF_HEAD_BYTES + _table_bytes(flags)
     seconds = 0.0
     try:
         while at < len(data) and data[at] != 0x3B and (most is None or len(outline.durations) < most):
@@ -120,10 +135,10 @@ def _png_outline(data: bytes) -> Outline | None:
 
 
 def _webp_outline(data: bytes) -> Outline | None:
-    if data[12:16] != b"VP8X" or len(data) < 30 or not data[20] & 0x02:
+    canvas = canvas_of(data)
+    if canvas is None or not data[20] & 0x02:
         return None
-    width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-    outline = Outline(width, height)
+    outline = Outline(*canvas)
     at = 12
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, at)
