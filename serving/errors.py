@@ -91,6 +91,13 @@ class Reason(enum.Enum):
         "The model's chat template raised an error for these messages.",
         "See the message.",
     )
+    THINKING_NOT_OPTIONAL = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "decoder",
+        "`enable_thinking` asks a model that always thinks not to, or one that never does to do so: its chat template "
+        "has no such choice.",
+        "Leave it out.",
+    )
 
     # Too much
     BODY_TOO_LARGE = ReasonInfo(
@@ -131,8 +138,8 @@ class Reason(enum.Enum):
         Code.INVALID_ARGUMENT,
         "decoder",
         "`max_tokens` is over the free tokens of the context. The prompt is counted as far as it is known: a medium "
-        "whose size has not arrived yet counts as one token.",
-        "Lower it, or leave it out.",
+        "whose size has not arrived yet counts as one token. Over HTTP the number is reduced instead.",
+        "Lower it, leave it out, or set `clamp_max_tokens`.",
     )
     FEATURES_TOO_LARGE = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,

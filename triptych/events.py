@@ -11,12 +11,21 @@ from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts."""
+    """Token counts.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens of the answer.
+        media_tokens: Of the prompt, rows of image and video features.
+        cached_tokens: Of the prompt, tokens found in the prefix cache.
+        reasoning_tokens: Of the answer, tokens up to the end of the reasoning.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     media_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class Started:
         media_tokens: Tokens of images and videos among them.
         prompt_token_ids: The ids of the prompt, if requested.
         media: The layout of each image and video, in order of appearance.
+        max_tokens: Most tokens of the answer: `max_tokens` of the request, or what the tightest limit leaves.
     """
 
     request_id: str
@@ -98,6 +108,7 @@ class Started:
     media_tokens: int
     prompt_token_ids: tuple[int, ...]
     media: tuple[MediaLayout, ...] = ()
+    max_tokens: int = 0
 
 
 Stage = Literal["queued", "encoding", "prefill"]
@@ -152,20 +163,31 @@ class Delta:
         text: Whole characters. They may be sent later than their tokens.
         token_ids: Tokens.
         logprobs: One for each of the tokens, if requested.
+        reasoning: Whole characters of the reasoning, from a model that thinks before it answers.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is complete. `reason` is `stop` or `length`."""
+    """The answer is complete.
+
+    Attributes:
+        reason: `stop`, or `length` where a limit ended it.
+        usage: What was counted.
+        timings: Where the time went.
+        limit: Which limit that was: `max_tokens`, `server` (its default bound), `context`, `kv_cache`, `deadline`,
+            or `repetition`.
+    """
 
     reason: str
     usage: Usage
     timings: Timings
+    limit: str | None = None
 
 
 Event = Accepted | Started | Progress | Delta | Finished
@@ -183,6 +205,8 @@ class Answer:
     timings: Timings
     logprobs: tuple[PositionLogprobs, ...] = ()
     media: tuple[MediaLayout, ...] = ()
+    reasoning: str = ""
+    finish_limit: str | None = None
 
 
 _STAGES: dict[int, Stage] = {
@@ -198,7 +222,8 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
         case "started":
             s = event.started
             prompt = tuple(s.prompt_token_ids)
-            return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, prompt, tuple(map(_layout, s.media)))
+            media = tuple(map(_layout, s.media))
+            return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, prompt, media, s.max_tokens)
         case "progress":
             stage = _STAGES.get(event.progress.stage)
             return None if stage is None else Progress(stage, event.progress.done, event.progress.total)
@@ -206,14 +231,15 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
             logprobs = tuple(
                 PositionLogprobs(_scored(p.chosen), tuple(map(_scored, p.top))) for p in event.delta.logprobs
             )
-            return Delta(event.delta.text, tuple(event.delta.token_ids), logprobs)
+            return Delta(event.delta.text, tuple(event.delta.token_ids), logprobs, event.delta.reasoning)
         case "finished":
             f = event.finished
             reason = chat_pb2.FinishReason.Name(f.reason).removeprefix("FINISH_REASON_").lower()
+            limit = chat_pb2.FinishLimit.Name(f.limit).removeprefix("FINISH_LIMIT_").lower() if f.limit else None
             u, t = f.usage, f.timings
             return Finished(
                 reason,
-                Usage(u.prompt_tokens, u.completion_tokens, u.media_tokens, u.cached_tokens),
+                Usage(u.prompt_tokens, u.completion_tokens, u.media_tokens, u.cached_tokens, u.reasoning_tokens),
                 Timings(
                     t.queue_seconds,
                     t.vision_seconds,
@@ -221,6 +247,7 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
                     t.decode_seconds,
                     t.time_to_first_token_seconds,
                 ),
+                limit,
             )
     return None
 
@@ -256,6 +283,7 @@ def gather(events: Iterable[Event]) -> Answer:
     prompt: tuple[int, ...] = ()
     media: tuple[MediaLayout, ...] = ()
     text: list[str] = []
+    reasoning: list[str] = []
     tokens: list[int] = []
     logprobs: list[PositionLogprobs] = []
     for event in events:
@@ -264,6 +292,7 @@ def gather(events: Iterable[Event]) -> Answer:
                 prompt, media = event.prompt_token_ids, event.media
             case Delta():
                 text.append(event.text)
+                reasoning.append(event.reasoning)
                 tokens += event.token_ids
                 logprobs += event.logprobs
             case Finished():
@@ -276,5 +305,7 @@ def gather(events: Iterable[Event]) -> Answer:
                     event.timings,
                     tuple(logprobs),
                     media,
+                    "".join(reasoning),
+                    event.limit,
                 )
     raise ValueError("the events ended before the answer did")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from decoder_service.chat import Layout
 from decoder_service.engine import (
     Constraint,
+    EngineEvent,
     EngineFinished,
     EngineRequest,
     FinishReason,
+    Limit,
     Prefilled,
     Prefilling,
     TokenDrawn,
@@ -26,9 +29,12 @@ from decoder_service.engine import (
 from decoder_service.engine.supervisor import not_ready
 from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
-from decoder_service.output.constraint import Form, FormError
+from decoder_service.output.constraint import AfterReasoning, FormError
 from decoder_service.output.pipeline import Delta, Output
-from decoder_service.request.admission import check_room
+from decoder_service.output.reasoning import Reasoning
+from decoder_service.output.repetition import Repetition
+from decoder_service.output.tool_calls import ToolCallDelta, ToolCalls
+from decoder_service.request.admission import answer_bound, check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
@@ -51,6 +57,7 @@ class Started:
         media_tokens: Tokens of media among them.
         prompt_token_ids: The ids, if requested.
         layouts: The layout of each medium, in order.
+        max_tokens: Most tokens of the answer.
     """
 
     request_id: str
@@ -59,6 +66,7 @@ class Started:
     media_tokens: int
     prompt_token_ids: tuple[int, ...]
     layouts: tuple[Layout, ...]
+    max_tokens: int
 
 
 class Stage(enum.Enum):
@@ -91,6 +99,7 @@ class Usage:
     completion_tokens: int
     media_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,24 @@ class Timings:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event."""
+    """The last event.
+
+    Attributes:
+        reason: Why the answer ended.
+        usage: What was counted.
+        timings: Where the time went.
+        limit: The limit that ended it, if the reason is LENGTH.
+        called: Whether it ended by itself and calls tools.
+    """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
+    limit: Limit | None = None
+    called: bool = False
 
 
-Event = Started | StageProgress | Delta | Finished
+Event = Started | StageProgress | Delta | ToolCallDelta | Finished
 
 
 class Session:
@@ -148,6 +167,7 @@ class Session:
         self.intake = intake
         self._prompt: Prompt | None = None
         self._max_tokens = 0
+        self._limit = Limit.MAX_TOKENS
 
     async def start(self) -> Started:
         """Lay out the prompt. After `intake` has all layouts, with or without the features.
@@ -159,8 +179,8 @@ class Session:
         layouts = self.intake.layouts()
         keys = [media_key(layout.medium, self.intake.encoder) for layout in layouts]
         prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts, keys)
-        free = check_room(len(prompt.token_ids), generation.max_tokens, decoder.limits.context_length)
-        self._max_tokens = generation.max_tokens or min(decoder.limits.default_max_tokens, free)
+        free = check_room(len(prompt.token_ids), generation.must_fit, decoder.limits.context_length)
+        self._max_tokens, self._limit = answer_bound(generation, free, decoder.limits)
         return Started(
             self._opening.request_id,
             decoder.model.id,
@@ -168,21 +188,25 @@ class Session:
             prompt.media_tokens,
             prompt.token_ids if generation.return_prompt_token_ids else (),
             layouts,
+            self._max_tokens,
         )
 
-    async def events(self, arriving: asyncio.Task[None] | None = None) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, arriving: asyncio.Task[None] | None = None, *, until: float = math.inf
+    ) -> AsyncGenerator[Event, None]:
         """Generate the answer. After `start`. Closing the generator frees the engine.
 
         Args:
             arriving: The task that feeds `intake`, if it is not complete; done when it is.
+            until: When an answer that has started ends, by the event loop's clock. No effect before its first token.
 
         Raises:
             ServiceError: From the engine, or from `arriving`.
         """
-        decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
+        decoder, prompt = self._decoder, self._prompt
         if prompt is None:
             raise RuntimeError("start comes before events")
-        output = Output(decoder.token_bytes, end_tokens=decoder.model.end_tokens, stop=generation.stop)
+        output = self._output()
         tally = _Tally(prompt, self._progress, self._arrived)
         queued = self._opening.report_progress  # sent at most once, and only if requested
         # Leaving the block frees the engine, also when a stop string ends the answer.
@@ -190,8 +214,8 @@ class Session:
             contextlib.aclosing(decoder.engine.generate(self._engine_request(prompt))) as engine_events,
             contextlib.aclosing(beside(engine_events, arriving)) as events,
         ):
-            async for event in events:
-                match event:
+            while True:
+                match event := await _next(events, until if tally.begun else math.inf):
                     case None:
                         if queued:
                             yield StageProgress(Stage.QUEUED)
@@ -204,14 +228,30 @@ class Session:
                         tally.token()
                         for delta in output.push(event):
                             yield delta
-                        if output.stopped:
-                            tally.reason = FinishReason.STOP
+                        if output.ended:
+                            tally.limit = Limit.REPETITION if output.in_circles else None
                             break
                     case EngineFinished():
-                        tally.reason = event.reason
+                        if event.reason is FinishReason.LENGTH:
+                            tally.limit = event.limit or self._limit
+                        break
         for delta in output.finish():
             yield delta
-        yield tally.finish()
+        yield tally.finish(output.reasoning_tokens, called=output.called)
+
+    def _output(self) -> Output:
+        decoder, generation, tools = self._decoder, self._opening.generation, self._opening.tools
+        thinking, reasoning = decoder.prompts.thinking, None
+        if thinking is not None:
+            reasoning = Reasoning(thinking.marks, opened=self._rendered.opens_reasoning)
+        return Output(
+            decoder.token_bytes,
+            end_tokens=decoder.model.end_tokens,
+            stop=generation.stop,
+            reasoning=reasoning,
+            repetition=Repetition(generation.repetition) if generation.repetition else None,
+            calls=ToolCalls(one=tools.one_call) if tools.offered else None,
+        )
 
     def _engine_request(self, prompt: Prompt) -> EngineRequest:
         return EngineRequest(
@@ -244,7 +284,13 @@ class _Tally:
         self._arrived = self._first = self._last = arrived
         self._prefilled = Prefilled(0.0, 0.0)
         self._drawn = 0
-        self.reason = FinishReason.LENGTH
+        self.limit: Limit | None = None
+        """The limit that ended the answer, if any."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a token."""
+        return self._drawn > 0
 
     def prefill(self, prefilled: Prefilled) -> None:
         """Record the end of the prefill."""
@@ -260,16 +306,36 @@ class _Tally:
         self._drawn += 1
         self._progress.token()
 
-    def finish(self) -> Finished:
+    def cut(self, *, in_circles: bool) -> None:
+        """Record a stop string, or a repetition."""
+        self.reason = FinishReason.LENGTH if in_circles else FinishReason.STOP
+        self.limit = Limit.REPETITION if in_circles else None
+
+    def finish(self, reasoning_tokens: int, *, called: bool) -> Finished:
         """Record the end of the answer, and return the last event."""
         decode_seconds = self._last - self._first
         self._progress.finished(self._drawn, decode_seconds)
         prefilled, prompt = self._prefilled, self._prompt
         return Finished(
-            self.reason,
-            Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens),
+            FinishReason.STOP if self.limit is None else FinishReason.LENGTH,
+            Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens, reasoning_tokens),
             Timings(prefilled.queue_seconds, prefilled.prefill_seconds, decode_seconds, self._first - self._arrived),
+            self.limit,
+            called=called and self.limit is None,
         )
+
+
+async def _next(events: AsyncGenerator[EngineEvent | None, None], until: float) -> EngineEvent | None:
+    """The next event, or the end of the answer if none arrives until then."""
+    if until == math.inf:
+        return await anext(events)
+    try:
+        if asyncio.get_running_loop().time() >= until:  # also if events never have to be waited for
+            raise TimeoutError
+        async with asyncio.timeout_at(until):
+            return await anext(events)
+    except TimeoutError:
+        return EngineFinished(FinishReason.LENGTH, Limit.DEADLINE)
 
 
 @contextlib.asynccontextmanager
@@ -288,19 +354,43 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
     """
     if not decoder.engine.ready:
         raise not_ready()
+    decoder.greedy_thinking.check(decoder.prompts.thinking, opening.generation.sampling, opening.enable_thinking)
     with decoder.admission.enter() as place, Progress() as progress:
-        rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
-        constraint = await _constraint(decoder, opening.generation.form)
-        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
+        rendered = await asyncio.to_thread(
+            decoder.prompts.render,
+            opening.messages,
+            tools=opening.tools,
+            enable_thinking=opening.enable_thinking,
+        )
+        constraint = await _constraint(decoder, opening, rendered)
+        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.must_fit, place)
         yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress, constraint=constraint)
 
 
-async def _constraint(decoder: Decoder, form: Form | None) -> Constraint | None:
+async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) -> Constraint | None:
+    """The constraint of the answer: of the form that was asked for, and of tool calls."""
+    try:
+        form = opening.tools.form(opening.generation.form)
+    except ValueError as error:
+        raise invalid(_FORM, str(error)) from error
     if form is None:
         return None
+    asked = form is opening.generation.form
     if not decoder.engine.info.constraints:
-        raise unimplemented(_FORM, "leave it unset, or serve the model with --engine batch")
+        path, what = (_FORM, "leave it unset") if asked else ("tools", "leave `strict` and `tool_choice` unset")
+        raise unimplemented(path, f"{what}, or serve the model with --engine batch")
     try:
-        return await asyncio.to_thread(decoder.constraints.compile, form)
+        constraint = await asyncio.to_thread(decoder.constraints.compile, form)
     except FormError as error:
-        raise invalid(f"{_FORM}.{form.kind}", f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error
+        path = f"{_FORM}.{form.kind}" if asked else "tools"
+        raise invalid(path, f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error
+    thinking = decoder.prompts.thinking
+    if thinking is None or thinking.marks.closing is None or opening.enable_thinking is False:
+        return constraint
+    return AfterReasoning(
+        constraint,
+        thinking.marks,
+        opened=rendered.opens_reasoning,
+        vocabulary=decoder.model.vocab_size,
+        end_tokens=decoder.model.end_tokens,
+    )

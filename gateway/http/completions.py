@@ -10,12 +10,22 @@ from typing import Any
 
 from gateway.http.logprobs import content
 from gateway.http.media import described
+from gateway.http.tools import AnswerCalls, call_delta
 from vlm.v1 import chat_pb2
 
 _REASONS = {
     chat_pb2.FINISH_REASON_STOP: "stop",
     chat_pb2.FINISH_REASON_LENGTH: "length",
     chat_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+
+_LIMITS = {
+    chat_pb2.FINISH_LIMIT_MAX_TOKENS: "max_tokens",
+    chat_pb2.FINISH_LIMIT_SERVER: "server",
+    chat_pb2.FINISH_LIMIT_CONTEXT: "context",
+    chat_pb2.FINISH_LIMIT_KV_CACHE: "kv_cache",
+    chat_pb2.FINISH_LIMIT_DEADLINE: "deadline",
+    chat_pb2.FINISH_LIMIT_REPETITION: "repetition",
 }
 
 DONE = b"data: [DONE]\n\n"
@@ -27,6 +37,7 @@ def _usage(usage: chat_pb2.Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
@@ -35,16 +46,28 @@ def _media(started: chat_pb2.Started) -> dict[str, Any]:
     return {"media": [described(layout) for layout in started.media]} if started.media else {}
 
 
+def _limit(finished: chat_pb2.Finished) -> dict[str, Any]:
+    """Triptych's addition to a choice: which limit ended the answer."""
+    limit = _LIMITS.get(finished.limit)
+    return {} if limit is None else {"finish_limit": limit}
+
+
 class Completion:
     """One answer on its way to JSON.
 
     Args:
         request_id: The request's id.
         logprobs: Whether the client asked for log probabilities.
+        reasoning: Whether the client wants what the model thinks.
+        max_tokens: `max_tokens` of the request, if it is set.
     """
 
-    def __init__(self, request_id: str, *, logprobs: bool = False) -> None:
+    def __init__(
+        self, request_id: str, *, logprobs: bool = False, reasoning: bool = True, max_tokens: int | None = None
+    ) -> None:
         self._logprobs = logprobs
+        self._reasoning = reasoning
+        self._max_tokens = max_tokens
         self._id = f"chatcmpl-{request_id}"
         self._created = int(time.time())
         self._model = ""
@@ -53,29 +76,51 @@ class Completion:
         head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
         return {**head, "choices": choices, **more}
 
+    def _started(self, started: chat_pb2.Started) -> dict[str, Any]:
+        """Triptych's additions to the JSON that are known from the beginning.
+
+        What each medium became, and `max_tokens` where it was cut.
+        """
+        self._model = started.model
+        cut = self._max_tokens is not None and 0 < started.max_tokens < self._max_tokens
+        return {**_media(started), **({"max_tokens": started.max_tokens} if cut else {})}
+
     async def whole(self, events: AsyncIterator[chat_pb2.ChatEvent]) -> dict[str, Any]:
         """The answer in one piece."""
         text: list[str] = []
+        thoughts: list[str] = []
+        calls = AnswerCalls()
         scored: list[dict[str, Any]] = []
         finished = chat_pb2.Finished()
-        media: dict[str, Any] = {}
+        additions: dict[str, Any] = {}
         async for event in events:
             match event.WhichOneof("event"):
                 case "started":
-                    self._model = event.started.model
-                    media = _media(event.started)
+                    additions = self._started(event.started)
                 case "delta":
                     text.append(event.delta.text)
+                    thoughts.append(event.delta.reasoning)
                     scored += content(event.delta.logprobs)
+                case "tool_call":
+                    calls.add(event.tool_call)
                 case "finished":
                     finished = event.finished
+        reasoning = "".join(thoughts) if self._reasoning else ""
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": "".join(text), "refusal": None},
+            "message": {
+                "role": "assistant",
+                # OpenAI's is null where the answer is calls alone.
+                "content": "".join(text) or (None if calls.whole else ""),
+                "refusal": None,
+                **calls.whole,
+                **({"reasoning_content": reasoning} if reasoning else {}),
+            },
             "logprobs": {"content": scored, "refusal": None} if self._logprobs else None,
             "finish_reason": _REASONS.get(finished.reason),
+            **_limit(finished),
         }
-        return self._frame("chat.completion", [choice], usage=_usage(finished.usage), **media)
+        return self._frame("chat.completion", [choice], usage=_usage(finished.usage), **additions)
 
     def chunks(self, event: chat_pb2.ChatEvent, *, include_usage: bool) -> Iterator[bytes]:
         """The chunks that an event makes, as lines of `text/event-stream`; those of the last end with `[DONE]`.
@@ -84,14 +129,21 @@ class Completion:
         """
         match event.WhichOneof("event"):
             case "started":
-                self._model = event.started.model
-                yield self._chunk({"role": "assistant", "content": ""}, include_usage, more=_media(event.started))
+                head = {"role": "assistant", "content": ""}
+                yield self._chunk(head, include_usage, more=self._started(event.started))
             case "delta":
                 scored = content(event.delta.logprobs) if self._logprobs else []
-                if event.delta.text or scored:  # a token's log probability does not wait for its text
-                    yield self._chunk({"content": event.delta.text}, include_usage, scored=scored)
+                told = {}
+                if event.delta.reasoning and self._reasoning:
+                    told["reasoning_content"] = event.delta.reasoning
+                if event.delta.text or (scored and not told):  # a token's log probability does not wait for its text
+                    told["content"] = event.delta.text
+                if told:
+                    yield self._chunk(told, include_usage, scored=scored)
+            case "tool_call":
+                yield self._chunk(call_delta(event.tool_call), include_usage)
             case "finished":
-                yield self._chunk({}, include_usage, reason=_REASONS.get(event.finished.reason))
+                yield self._chunk({}, include_usage, finished=event.finished)
                 if include_usage:
                     yield self._line(self._frame("chat.completion.chunk", [], usage=_usage(event.finished.usage)))
                 yield DONE
@@ -102,11 +154,13 @@ class Completion:
         include_usage: bool,
         *,
         scored: Sequence[dict[str, Any]] = (),
-        reason: str | None = None,
+        finished: chat_pb2.Finished | None = None,
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         logprobs = {"content": scored, "refusal": None} if scored else None
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        if finished is not None:
+            choice |= {"finish_reason": _REASONS.get(finished.reason), **_limit(finished)}
         usage = {"usage": None} if include_usage else {}
         return self._line(self._frame("chat.completion.chunk", [choice], **usage, **more))
 

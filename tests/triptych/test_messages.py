@@ -74,7 +74,7 @@ def test_events_come_back_as_values() -> None:
     events = [
         chat_pb2.ChatEvent(
             started=chat_pb2.Started(
-                request_id="r", model="m", prompt_tokens=3, media_tokens=1, prompt_token_ids=[7, 8, 9]
+                request_id="r", model="m", prompt_tokens=3, media_tokens=1, prompt_token_ids=[7, 8, 9], max_tokens=3
             )
         ),
         chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A ", token_ids=[1])),
@@ -83,18 +83,38 @@ def test_events_come_back_as_values() -> None:
         chat_pb2.ChatEvent(
             finished=chat_pb2.Finished(
                 reason=chat_pb2.FINISH_REASON_LENGTH,
+                limit=chat_pb2.FINISH_LIMIT_KV_CACHE,
                 usage=chat_pb2.Usage(prompt_tokens=3, completion_tokens=3, media_tokens=1, cached_tokens=2),
                 timings=chat_pb2.Timings(queue_seconds=1, vision_seconds=2, prefill_seconds=3, decode_seconds=4),
             )
         ),
     ]
+    started, *_, finished = map(from_wire, events)
+    assert isinstance(started, triptych.Started)
+    assert isinstance(finished, triptych.Finished)
+    assert (started.max_tokens, finished.limit) == (3, "kv_cache")
     answer = gather(event for event in map(from_wire, events) if event is not None)
     assert answer.text == "A cat."
     assert answer.token_ids == (1, 2, 3)
     assert answer.prompt_token_ids == (7, 8, 9)
-    assert answer.finish_reason == "length"
+    assert (answer.finish_reason, answer.finish_limit) == ("length", "kv_cache")
     assert answer.usage == triptych.Usage(3, 3, 1, 2)
     assert answer.timings == triptych.Timings(1, 2, 3, 4, 0)
+
+
+def test_reasoning_comes_back_apart_and_goes_out_again() -> None:
+    """What the model thinks is no part of its answer, and has its own place in a later request."""
+    wire = [
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(reasoning="Fur ", token_ids=[1])),
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(reasoning="and ears.", token_ids=[2])),
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A cat.", token_ids=[3])),
+        chat_pb2.ChatEvent(finished=chat_pb2.Finished(usage=chat_pb2.Usage(completion_tokens=3, reasoning_tokens=2))),
+    ]
+    answer = gather(event for event in map(from_wire, wire) if event is not None)
+    assert (answer.reasoning, answer.text) == ("Fur and ears.", "A cat.")
+    assert (answer.usage.reasoning_tokens, answer.token_ids) == (2, (1, 2, 3))
+    question, again = to_wire([triptych.user("?"), triptych.assistant(answer.text, reasoning=answer.reasoning)])
+    assert (question.reasoning, again.reasoning, again.parts[0].text) == ("", "Fur and ears.", "A cat.")
 
 
 def test_log_probabilities_come_back_as_values() -> None:
@@ -119,6 +139,7 @@ def test_options_have_their_places_in_the_request() -> None:
     """Every option of a chat goes to its own field, and one that is left out stays unset."""
     generation: dict[str, Any] = {
         "max_tokens": 1,
+        "clamp_max_tokens": True,
         "temperature": 0.5,
         "top_p": 0.25,
         "top_k": 2,
@@ -131,12 +152,18 @@ def test_options_have_their_places_in_the_request() -> None:
         "seed": 3,
         "stop": ["a"],
         "return_prompt_token_ids": True,
+        "recommended_sampling": False,
+        "repetition_detection": {"max_pattern_size": 8, "min_count": 3},
     }
-    given: Any = {**generation, "report_progress": True, "model": "m", "request_id": "r"}
+    given: Any = {**generation, "report_progress": True, "model": "m", "request_id": "r", "enable_thinking": False}
     request = _chat_request([triptych.user("hi")], given)
     assert request.generation == chat_pb2.GenerationOptions(**generation)
     assert (request.report_progress, request.model, request.request_id) == (True, "m", "r")
-    assert _chat_request([triptych.user("hi")], {}).generation == chat_pb2.GenerationOptions()
+    assert request.HasField("enable_thinking")
+    assert not request.enable_thinking
+    silent = _chat_request([triptych.user("hi")], {})
+    assert silent.generation == chat_pb2.GenerationOptions()
+    assert not silent.HasField("enable_thinking")
     assert set(ChatOptions.__annotations__) - set(CountOptions.__annotations__) == {*generation, "report_progress"}
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, ExportProblem
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress, quiet
+from exporter.recipe import Recipe
 from exporter.spool import Spool
 
 from .checkpoint import Checkpoint
@@ -23,6 +24,7 @@ def write_decoder(
     precision: Precision | Phase,
     block_size: int,
     accuracy_level: int,
+    recipe: Recipe,
     smooth: bool,
     progress: Progress,
 ) -> Path:
@@ -55,12 +57,19 @@ def write_decoder(
     ):
         try:
             model = kind(
-                config, weight_type, options, checkpoint=checkpoint, spool=spool, smooth=smooth, advance=advance
+                config,
+                weight_type,
+                options,
+                checkpoint=checkpoint,
+                spool=spool,
+                recipe=recipe,
+                smooth=smooth,
+                advance=advance,
             )
             model.make_model(str(checkpoint.root))
             model.save_model(str(folder))
             if precision != "int8":  # the library runs the bundle's own precision
                 model.make_genai_config(config, {}, str(folder))
         except NotImplementedError as error:
-            raise ExportError(f"The decoder graph of {checkpoint.root} cannot be built: {error}") from error
+            raise ExportError(ExportProblem.GRAPH_UNSUPPORTED, root=checkpoint.root, error=error) from error
     return graph

@@ -8,11 +8,13 @@ from typing import Any
 from exporter.family import Family
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress
+from exporter.recipe import Recipe
 
 from .checkpoint import ARCHITECTURE, Checkpoint
 from .decoder import write_decoder
 from .description import describe, encoder_fields
 from .embedding import write_embedding, write_identity_vision
+from .served import check_served
 from .size import estimate
 from .vision import write_vision
 
@@ -23,6 +25,17 @@ class Qwen3VL:
 
     checkpoint: Checkpoint
     family: str = "qwen3_vl"
+
+    @classmethod
+    def plan(cls, root: Path) -> "Qwen3VL":
+        """Read and check all but the weights of the checkpoint in directory `root`, also whether it can be served.
+
+        Raises:
+            ExportError: something is missing, damaged or unsupported.
+        """
+        checkpoint = Checkpoint.plan(root)
+        check_served(checkpoint)
+        return cls(checkpoint)
 
     @classmethod
     def open(cls, root: Path) -> "Qwen3VL":
@@ -49,6 +62,11 @@ class Qwen3VL:
         return self.checkpoint.config.to_dict()
 
     @property
+    def layers(self) -> int:
+        """Layers of the decoder."""
+        return self.checkpoint.text.num_hidden_layers
+
+    @property
     def chat_template(self) -> str:
         """The Jinja source."""
         return self.checkpoint.chat_template
@@ -58,9 +76,9 @@ class Qwen3VL:
         """What `generation_config.json` says, or what the config implies."""
         return self.checkpoint.generation_config
 
-    def estimate(self, graphs: Sequence[Precision | Phase], block_size: int) -> int:
+    def estimate(self, graphs: Sequence[Precision | Phase], *, block_size: int, recipe: Recipe) -> int:
         """Bytes that a bundle will take."""
-        return estimate(self.checkpoint, graphs, block_size)
+        return estimate(self.checkpoint, graphs, block_size=block_size, recipe=recipe)
 
     def write_encoder(self, folder: Path, *, progress: Progress) -> None:
         """Write the encoder's part of a bundle."""
@@ -73,6 +91,7 @@ class Qwen3VL:
         precision: Precision | Phase,
         block_size: int,
         accuracy_level: int,
+        recipe: Recipe,
         smooth: bool,
         progress: Progress,
     ) -> Path:
@@ -83,6 +102,7 @@ class Qwen3VL:
             precision=precision,
             block_size=block_size,
             accuracy_level=accuracy_level,
+            recipe=recipe,
             smooth=smooth,
             progress=progress,
         )
@@ -101,4 +121,4 @@ class Qwen3VL:
         return encoder_fields(self.checkpoint)
 
 
-QWEN3_VL = Family(title="dense Qwen3-VL", architecture=ARCHITECTURE, open=Qwen3VL.open)
+QWEN3_VL = Family(title="dense Qwen3-VL", architecture=ARCHITECTURE, plan=Qwen3VL.plan, open=Qwen3VL.open)
