@@ -17,7 +17,7 @@ from vision_service import jpeg, png
 from vision_service.clip import Clip, Collector, SampleFrames, TargetSize, VideoLimits
 from vision_service.images import DAMAGE, decode_image, to_rgb
 from vision_service.media import PATH, Cancelled, WorkCancelledError
-from vision_service.outlines import Outline, outline_of
+from vision_service.outlines import Outline, is_animated, outline_of
 
 JPEG_FPS = 2.0
 """Frames per second of JPEGs one after another, which have no times.
@@ -28,7 +28,7 @@ It is the rate at which Qwen3-VL samples a video, so that every frame is looked 
 
 def is_animation(data: bytes) -> bool:
     """Whether `read_animation` reads the file."""
-    return data.startswith(jpeg.SIGNATURE) or outline_of(data) is not None
+    return data.startswith(jpeg.SIGNATURE) or is_animated(data)
 
 
 def read_animation(
@@ -40,9 +40,9 @@ def read_animation(
         ServiceError: As `read_clip`.
         WorkCancelledError: `cancelled` returned True.
     """
-    outline = outline_of(data)
-    if outline is None:
+    if data.startswith(jpeg.SIGNATURE):
         return _read_jpegs(data, sample, limits, target_size, cancelled)
+    outline = outline_of(data)
     limits.check_pixels(outline.width, outline.height)
     limits.check_frames(len(outline.durations))
     seconds = sum(outline.durations)

@@ -5,6 +5,7 @@ Pillow decodes all frames up to one to tell its duration, and allocates a GIF's 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass, field
 
@@ -14,9 +15,9 @@ from vision_service.png import chunks
 _GIF = (b"GIF87a", b"GIF89a")
 _GIF_HEAD_BYTES = 13
 
-_SHORTEST = 0.02
+_TOO_SHORT = 0.01
 _INSTEAD = 0.1
-"""Frames of less than the shortest duration, in seconds, are shown for this time, as in browsers and FFmpeg."""
+"""Frames of this duration or less, in seconds, are shown for a tenth of a second, as in browsers."""
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Outline:
 
     def add(self, seconds: float) -> None:
         """Add a frame."""
-        self.durations.append(_INSTEAD if seconds < _SHORTEST else seconds)
+        self.durations.append(_INSTEAD if seconds <= _TOO_SHORT else seconds)
 
 
 def canvas_of(data: bytes) -> tuple[int, int] | None:
@@ -53,15 +54,21 @@ def canvas_of(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def outline_of(data: bytes) -> Outline | None:
-    """The outline of an animated image; None for other files. A GIF of one frame counts as animated."""
+def is_animated(data: bytes) -> bool:
+    """Whether it is an animated image. A GIF of one frame counts as one."""
+    if data.startswith(PNG):
+        before_pixels = itertools.takewhile(lambda chunk: chunk.kind != b"IDAT", chunks(data))
+        return any(chunk.kind == b"acTL" for chunk in before_pixels)
+    return _is_gif(data) or (_is_webp(data) and canvas_of(data) is not None and bool(data[20] & 0x02))
+
+
+def outline_of(data: bytes) -> Outline:
+    """The outline of an animated image."""
     if _is_gif(data):
         return _gif_outline(data)
     if data.startswith(PNG):
         return _png_outline(data)
-    if _is_webp(data):
-        return _webp_outline(data)
-    return None
+    return _webp_outline(data)
 
 
 def _is_gif(data: bytes) -> bool:
@@ -110,35 +117,24 @@ def _after_blocks(data: bytes, at: int) -> int:
     return at + 1
 
 
-def _png_outline(data: bytes) -> Outline | None:
-    outline: Outline | None = None
-    width = height = 0
-    before = 0
+def _png_outline(data: bytes) -> Outline:
+    outline = Outline(0, 0)
     for kind, start, end in chunks(data):
         content = data[start + 8 : end - 4] if kind in (b"IHDR", b"fcTL") else b""
         if kind == b"IHDR" and len(content) >= 8:
-            width, height = struct.unpack_from(">II", content)
-        elif kind == b"acTL":
-            outline = Outline(width, height)
-        elif outline is None:
-            continue
+            outline.width, outline.height = struct.unpack_from(">II", content)
         elif kind == b"IDAT" and not outline.durations:
-            before = 1
+            outline.skipped = 1
         elif kind == b"fcTL" and len(content) >= 24:
             numerator, denominator = struct.unpack_from(">HH", content, 20)
             outline.add(numerator / (denominator or 100))
         elif kind == b"IEND":
             outline.whole = True
-    if outline is not None:
-        outline.skipped = before
     return outline
 
 
-def _webp_outline(data: bytes) -> Outline | None:
-    canvas = canvas_of(data)
-    if canvas is None or not data[20] & 0x02:
-        return None
-    outline = Outline(*canvas)
+def _webp_outline(data: bytes) -> Outline:
+    outline = Outline(*(canvas_of(data) or (0, 0)))
     at = 12
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, at)
