@@ -57,7 +57,8 @@ class Job(Task):
         waited: Seconds without prefill because features were missing; reset when its prefill starts.
         started_at: When its prefill started.
         queue_seconds: Time in the queue, without waiting for features.
-        answer: The sampled tokens.
+        answer: The tokens of the answer, sampled or forced.
+        runs: Where in the answer several known tokens are computed together, as first token and number, in order.
     """
 
     request: EngineRequest = field(kw_only=True)
@@ -69,6 +70,7 @@ class Job(Task):
     started_at: float | None = None
     queue_seconds: float = 0.0
     answer: list[int] = field(default_factory=list)
+    runs: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
     def of(cls, request: EngineRequest, shape: Shape, queued_at: float, emit: Emit) -> Job:
@@ -97,9 +99,24 @@ class Job(Task):
         )
 
     @property
+    def computed(self) -> int:
+        """Computed tokens of its answer."""
+        return self.place.length - len(self.prompt)
+
+    @property
+    def ahead(self) -> int:
+        """Tokens of the answer that are computed in its next run.
+
+        It depends on the answer alone: a token that is computed with others is rounded otherwise than alone, and a
+        request that was parked computes its tokens again as before.
+        """
+        computed = self.computed
+        return next((count for first, count in self.runs if first == computed), 1)
+
+    @property
     def replaying(self) -> bool:
-        """Whether tokens that were sampled before it was parked are computed again: the next one is known."""
-        return self.place.length - len(self.prompt) < len(self.answer)
+        """Whether the next token is known: it was forced, or sampled before the request was parked."""
+        return self.computed < len(self.answer)
 
     def begin(self, now: float) -> None:
         """Record the start of its prefill."""
@@ -121,13 +138,16 @@ class _Batch:
     Attributes:
         decoding: Jobs that decode, in the order of their slots.
         step: The model's input for them.
+        step: The model's input for them; None if there are none.
         chunk: The prefill chunk in the same run, if any.
-        piece: The model's input for the chunk.
+        known: The job whose known tokens are computed in the same run, if any; then there is no chunk.
+        piece: The model's input for the chunk, or for the known tokens.
     """
 
     decoding: list[Job]
-    step: Step
+    step: Step | None
     chunk: Chunk[Job] | None = None
+    known: Job | None = None
     piece: Piece | None = None
 
     @property
@@ -138,7 +158,8 @@ class _Batch:
     @property
     def jobs(self) -> list[Job]:
         """All jobs of the batch."""
-        return [*self.decoding, *([self.chunk.task] if self.chunk is not None else [])]
+        beside = [self.known, self.chunk.task if self.chunk is not None else None]
+        return [*self.decoding, *(job for job in beside if job is not None)]
 
 
 @dataclass(eq=False)
@@ -165,6 +186,9 @@ class _Prefill:
         slot = self.slot
         return self.chunk.task.slot is slot and (slot.index, slot.length) == (self.index, self.chunk.start)
 
+
+MOST_KNOWN = 16
+"""Most known tokens of an answer in one run: the other requests wait for it."""
 
 _NO_LOGITS = np.empty((0, 0), np.float32)
 
@@ -236,7 +260,7 @@ class Stepper:
         decoding = len(self._scheduler.decoding)
         self._pace.begin(decoding, self._scheduler.prefillable)
         if decoding:
-            together = self._model.together
+            together = self._model.together and self._scheduler.next_known() is None
             self._step(self._scheduler.next_chunk(self._pace.room(decoding)) if together else None)
 
     def _make_room(self) -> None:
@@ -261,13 +285,16 @@ class Stepper:
         started = time.perf_counter()
         try:
             logits = self._model.decode(batch.step, batch.piece)
-            self._scheduler.decoded(batch.decoding)
             sampling = list(batch.decoding)
+            if batch.known is not None:
+                sampling.append(batch.known)
+            self._scheduler.decoded(sampling)
             if batch.chunk is not None:
                 batch.chunk.task.begin(started)
                 sampling += self._prefilled(batch.chunk)
             self._sample(sampling, logits)
-            self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
+            if batch.known is None:  # else it is no measure of a decode step
+                self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
         except Exception:  # noqa: BLE001  # the failing job is unknown, so all jobs of the batch fail
             self._fail_all(batch.jobs)
 
@@ -305,10 +332,25 @@ class Stepper:
     def _schedule(self, chunk: Chunk[Job] | None) -> _Batch:
         """The batch of the next run. A chunk with invalid features is left out, and its request fails."""
         first_slot, decoding = self._scheduler.decode_order()
-        batch = _Batch(decoding, _next_tokens(first_slot, decoding))
-        if chunk is not None and (piece := self._piece(chunk)) is not None:
+        batch = _Batch(decoding, _next_tokens(first_slot, decoding) if decoding else None)
+        batch.known = self._scheduler.next_known()
+        if batch.known is not None:
+            batch.piece = self._known_tokens(batch.known)
+        elif chunk is not None and (piece := self._piece(chunk)) is not None:
             batch.piece, batch.chunk = piece, chunk
         return batch
+
+    def _known_tokens(self, job: Job) -> Piece:
+        """The model's input for several known tokens of an answer."""
+        computed, count = job.computed, job.ahead
+        position = job.request.positions[0, -1] + computed
+        return Piece(
+            slot=job.place.index,
+            start=job.place.length,
+            token_ids=np.array(job.answer[computed : computed + count], np.int32),
+            features=np.empty((0, self._shape.feature_width), np.float32),
+            positions=np.tile(np.arange(position, position + count), (self._shape.axes, 1)),
+        )
 
     def _prefilled(self, chunk: Chunk[Job]) -> list[Job]:
         """Record that a chunk has been computed.
@@ -339,6 +381,23 @@ class Stepper:
                 self._fail(job, drawn.why)
             else:
                 self._append(job, drawn)
+        # After all of them, since the constraints advance meanwhile.
+        for job in sampling:
+            if job.slot is not None:
+                self._force(job)
+
+    def _force(self, job: Job) -> None:
+        """Append the tokens that a constraint leaves no choice for. They are computed together with the one before."""
+        first = len(job.answer) - 1
+        try:
+            for token in job.sampler.forced():
+                self._append(job, TokenDrawn(token))
+                if job.slot is None:  # that was the end
+                    return
+        except Exception:  # noqa: BLE001  # a failure of one request must not affect others
+            self._fail(job, traceback.format_exc())
+            return
+        job.runs += _runs(first, len(job.answer) - first)
 
     def _piece(self, chunk: Chunk[Job]) -> Piece | None:
         """The model's input for a chunk; None if its features are invalid, and its request has failed."""
@@ -400,7 +459,7 @@ class Stepper:
 
 def _next_tokens(first_slot: int, jobs: Sequence[Job]) -> Step:
     """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on."""
-    computed = [job.place.length - len(job.prompt) for job in jobs]  # tokens of each answer
+    computed = [job.computed for job in jobs]
     return Step(
         first_slot=first_slot,
         lengths=np.array([job.place.length for job in jobs], np.int64),
@@ -409,3 +468,11 @@ def _next_tokens(first_slot: int, jobs: Sequence[Job]) -> Step:
             [job.request.positions[0, -1] + at for job, at in zip(jobs, computed, strict=True)], np.int64
         ),
     )
+
+
+def _runs(first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Divide `count` tokens of an answer into runs. A token that is left over is computed alone."""
+    while count > 1:
+        size = min(count, MOST_KNOWN)
+        yield first, size
+        first, count = first + size, count - size

@@ -133,7 +133,7 @@ def test_forced_tokens_have_no_alternative(constraints: Constraints, prompts: Pr
     form = Form("json_schema", '{"properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}')
     fast, slow = constraints.compile(form), constraints.compile(form, force=False)
     found = 0
-    (token,) = np.flatnonzero(fast.mask())
+    token = int(np.flatnonzero(fast.mask())[0])
     for _ in range(20):
         fast.advance(token)
         slow.advance(token)
