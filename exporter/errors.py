@@ -114,6 +114,10 @@ class ExportProblem(Problem):
         "There is no precision {precision!r}: use int4 or fp32.",
         "Python only; the command line offers no other.",
     )
+    NO_RECIPE = (
+        "There is no recipe {recipe!r}: use one of {known}.",
+        "Python only; the command line offers no other.",
+    )
     NO_BLOCK_SIZE = (
         "There is no block size {block_size}: use one of {known}.",
         "32 is the default. Smaller blocks are more accurate and larger.",

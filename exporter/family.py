@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from .precision import Phase, Precision
 from .progress import Progress
+from .recipe import Recipe
 
 
 class Checkpoint(Protocol):
@@ -29,6 +30,10 @@ class Checkpoint(Protocol):
         """What `config.json` says, as the present transformers writes it."""
 
     @property
+    def layers(self) -> int:
+        """Layers of the decoder."""
+
+    @property
     def chat_template(self) -> str:
         """The Jinja source."""
 
@@ -36,7 +41,7 @@ class Checkpoint(Protocol):
     def generation_config(self) -> dict[str, Any]:
         """What `generation_config.json` says, or what the config implies."""
 
-    def estimate(self, graphs: Sequence[Precision | Phase], block_size: int) -> int:
+    def estimate(self, graphs: Sequence[Precision | Phase], *, block_size: int, recipe: Recipe) -> int:
         """Bytes that a bundle with these decoder graphs will take, estimated a little too high."""
 
     def write_encoder(self, folder: Path, *, progress: Progress) -> None:
@@ -49,6 +54,7 @@ class Checkpoint(Protocol):
         precision: Precision | Phase,
         block_size: int,
         accuracy_level: int,
+        recipe: Recipe,
         smooth: bool,
         progress: Progress,
     ) -> Path:
@@ -59,6 +65,7 @@ class Checkpoint(Protocol):
             precision: of the graph.
             block_size: input features that share one scale at INT4.
             accuracy_level: how `MatMulNBits` computes.
+            recipe: bits of the matrices at INT4.
             smooth: even out outlier channels before rounding.
             progress: shows a bar.
 

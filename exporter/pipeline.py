@@ -14,6 +14,7 @@ from .manifest import add_encoder_types, write_manifest
 from .measuring import measure_apart
 from .precision import Phase, Precision
 from .progress import Progress
+from .recipe import RECIPES, Recipe, RecipeName
 from .source import locate
 from .writer import check_space, check_target, staged
 
@@ -27,6 +28,7 @@ def export(
     *,
     precision: Precision = "int4",
     phases: Sequence[Phase] | None = None,
+    recipe: RecipeName | Recipe = "balanced",
     block_size: int = 32,
     accuracy_level: int = 4,
     smooth: bool = True,
@@ -47,7 +49,10 @@ def export(
         precision: "int4" (weights of the decoder in blocks of 4 bits) or "fp32" (exact, eight times as large).
         phases: the graphs of an INT4 bundle: ("int4", "int8"), the default, adds one that computes in 8 bits for
             prefill and wide batches; ("int4",) leaves it out, for the small footprint. At fp32 there are none.
-        block_size: input features that share one scale: 16, 32, 64, 128 or 256. Without effect at fp32.
+        recipe: which matrices of the INT4 graph have 8 bits instead of 4: "small" (none), "balanced" or "fine", or a
+            recipe of your own. Without effect at fp32.
+        block_size: input features that share one scale at 4 bits: 16, 32, 64, 128 or 256; at 8 bits twice as many do.
+            Without effect at fp32.
         accuracy_level: how `MatMulNBits` computes: 4 rounds activations to 8 bits, 1 keeps float32.
         smooth: even out outlier channels before rounding. Without effect at fp32.
         measure: measure what the encoder's types cost, which `auto` of the vision service goes by.
@@ -62,6 +67,9 @@ def export(
     if precision not in ("int4", "fp32"):
         raise ExportError(ExportProblem.NO_PRECISION, precision=precision)
     graphs = _graphs(precision, phases)
+    bits = recipe if isinstance(recipe, Recipe) else RECIPES.get(recipe)
+    if bits is None:
+        raise ExportError(ExportProblem.NO_RECIPE, recipe=recipe, known=", ".join(RECIPES))
     if block_size not in _BLOCK_SIZES:
         raise ExportError(ExportProblem.NO_BLOCK_SIZE, block_size=block_size, known=", ".join(map(str, _BLOCK_SIZES)))
     if accuracy_level not in range(5):
@@ -72,12 +80,12 @@ def export(
     found = locate(source, revision=revision, show_progress=bars.enabled)
     family_of(found.root)
     found.fetch_settings()
-    planned = plan_checkpoint(found.root).estimate(graphs, block_size)
+    planned = plan_checkpoint(found.root).estimate(graphs, block_size=block_size, recipe=bits)
     check_space(target, planned)
     found.check_room(target, planned)
     found.fetch_weights()
     checkpoint = open_checkpoint(found.root)
-    check_space(target, checkpoint.estimate(graphs, block_size))
+    check_space(target, checkpoint.estimate(graphs, block_size=block_size, recipe=bits))
 
     with staged(target) as stage:
         checkpoint.write_encoder(stage / "vision", progress=bars)
@@ -88,6 +96,7 @@ def export(
                 precision=graph,
                 block_size=block_size,
                 accuracy_level=accuracy_level,
+                recipe=bits,
                 smooth=smooth and precision != "fp32",
                 progress=bars,
             )
@@ -108,6 +117,7 @@ def export(
                 "graphs": {graph: path.relative_to(stage).as_posix() for graph, path in paths.items()},
                 "block_size": block_size,
                 "accuracy_level": accuracy_level,
+                "recipe": bits.describe(checkpoint.layers) if precision == "int4" else None,
                 "last_position_logits": True,
                 "smoothed": smooth and precision != "fp32",
             },

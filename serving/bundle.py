@@ -31,14 +31,29 @@ class ModelInfo(Frozen):
     parameters: Positive
 
 
+class RecipeInfo(Frozen):
+    """Which matrices of the INT4 graph have how many bits.
+
+    Attributes:
+        name: of the recipe.
+        bits: of the matrices of each kind, layer by layer; the output head has one entry.
+    """
+
+    name: str
+    bits: dict[str, tuple[Literal[4, 8], ...]]
+
+
 class DecoderInfo(Frozen):
     """The decoder graphs, all with the same inputs, outputs and KV cache.
 
     Attributes:
         precision: the bundle's own precision.
         graphs: path inside the bundle of each precision's graph: the own one, and "int8" if it was exported.
-        block_size: number of weights that share a scale at INT4.
+        block_size: number of weights that share a scale at 4 bits; at 8 bits it is twice as many if the matrix divides
+            into such blocks.
         accuracy_level: attribute of `MatMulNBits` that selects its arithmetic.
+        recipe: bits of the matrices of the INT4 graph. None at fp32, and for bundles written before this field existed,
+            in which all matrices have 4 bits.
         last_position_logits: whether the graphs return only the logits of the last position.
         smoothed: whether outlier channels were smoothed before quantization. The values of V in the KV cache then
             differ from those of a bundle without smoothing.
@@ -48,6 +63,7 @@ class DecoderInfo(Frozen):
     graphs: dict[str, str]
     block_size: Positive
     accuracy_level: int
+    recipe: RecipeInfo | None = None
     last_position_logits: bool
     smoothed: bool = False  # bundles written before this field existed
 

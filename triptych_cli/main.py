@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
     export.add_argument("--precision", choices=("int4", "fp32"), default="int4", help="default %(default)s")
     export.add_argument(
+        "--recipe",
+        choices=("small", "balanced", "fine"),
+        default="balanced",
+        help="which matrices of the int4 graph have 8 bits: none, those that gain the most, or more of them "
+        "(default %(default)s)",
+    )
+    export.add_argument(
         "--block-size", type=int, choices=(16, 32, 64, 128, 256), default=32, help="default %(default)s"
     )
     export.add_argument(
@@ -173,6 +180,7 @@ def _export(options: argparse.Namespace) -> None:
             options.bundle,
             precision=options.precision,
             phases=options.phases,
+            recipe=options.recipe,
             block_size=options.block_size,
             accuracy_level=options.accuracy_level,
             smooth=options.smooth,

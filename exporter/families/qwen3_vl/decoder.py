@@ -9,6 +9,7 @@ import torch
 from exporter.errors import ExportError, ExportProblem
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress, quiet
+from exporter.recipe import Recipe
 from exporter.spool import Spool
 
 from .checkpoint import Checkpoint
@@ -23,6 +24,7 @@ def write_decoder(
     precision: Precision | Phase,
     block_size: int,
     accuracy_level: int,
+    recipe: Recipe,
     smooth: bool,
     progress: Progress,
 ) -> Path:
@@ -55,7 +57,14 @@ def write_decoder(
     ):
         try:
             model = kind(
-                config, weight_type, options, checkpoint=checkpoint, spool=spool, smooth=smooth, advance=advance
+                config,
+                weight_type,
+                options,
+                checkpoint=checkpoint,
+                spool=spool,
+                recipe=recipe,
+                smooth=smooth,
+                advance=advance,
             )
             model.make_model(str(checkpoint.root))
             model.save_model(str(folder))

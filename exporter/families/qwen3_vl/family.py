@@ -8,6 +8,7 @@ from typing import Any
 from exporter.family import Family
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress
+from exporter.recipe import Recipe
 
 from .checkpoint import ARCHITECTURE, Checkpoint
 from .decoder import write_decoder
@@ -61,6 +62,11 @@ class Qwen3VL:
         return self.checkpoint.config.to_dict()
 
     @property
+    def layers(self) -> int:
+        """Layers of the decoder."""
+        return self.checkpoint.text.num_hidden_layers
+
+    @property
     def chat_template(self) -> str:
         """The Jinja source."""
         return self.checkpoint.chat_template
@@ -70,9 +76,9 @@ class Qwen3VL:
         """What `generation_config.json` says, or what the config implies."""
         return self.checkpoint.generation_config
 
-    def estimate(self, graphs: Sequence[Precision | Phase], block_size: int) -> int:
+    def estimate(self, graphs: Sequence[Precision | Phase], *, block_size: int, recipe: Recipe) -> int:
         """Bytes that a bundle will take."""
-        return estimate(self.checkpoint, graphs, block_size)
+        return estimate(self.checkpoint, graphs, block_size=block_size, recipe=recipe)
 
     def write_encoder(self, folder: Path, *, progress: Progress) -> None:
         """Write the encoder's part of a bundle."""
@@ -85,6 +91,7 @@ class Qwen3VL:
         precision: Precision | Phase,
         block_size: int,
         accuracy_level: int,
+        recipe: Recipe,
         smooth: bool,
         progress: Progress,
     ) -> Path:
@@ -95,6 +102,7 @@ class Qwen3VL:
             precision=precision,
             block_size=block_size,
             accuracy_level=accuracy_level,
+            recipe=recipe,
             smooth=smooth,
             progress=progress,
         )

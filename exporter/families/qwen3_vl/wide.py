@@ -11,9 +11,10 @@ The builder is a class made for subclassing, so nothing of it is patched. What i
 """
 
 import importlib.metadata
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import onnx_ir as ir
 import torch
@@ -23,7 +24,8 @@ from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
 from exporter.progress import Advance
-from exporter.quantize import pack_int4
+from exporter.quantize import pack_blocks
+from exporter.recipe import Kind, Recipe, block_of
 from exporter.spool import Spool
 
 from .checkpoint import TEXT_PREFIX, Checkpoint
@@ -33,6 +35,9 @@ from .smoothing import column_factors, divide_columns, scale_outputs, smooth_lay
 _Module = TypeVar("_Module", bound=nn.Module)
 
 _ROWS = 16_384  # of the output head, looked at together
+
+_PROJECTION = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)_proj/MatMul")
+_HEAD = "/lm_head/MatMul"
 
 
 class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no types
@@ -44,6 +49,7 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         options: the builder's own.
         checkpoint: where the weights come from.
         spool: where they go.
+        recipe: bits of the matrices, where weights are INT4.
         smooth: even out outlier channels, which changes nothing before rounding.
         advance: called after each layer, and after the output head.
     """
@@ -56,12 +62,14 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         *,
         checkpoint: Checkpoint,
         spool: Spool,
+        recipe: Recipe,
         smooth: bool,
         advance: Advance,
     ) -> None:
         self._smooth = smooth
         self._checkpoint = checkpoint
         self._spool = spool
+        self._recipe = recipe
         self._advance = advance
         self._levels = checkpoint.deepstack_levels
         super().__init__(config, ir.DataType.FLOAT, weight_type, "cpu", "", options)
@@ -109,8 +117,11 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         value.const_value = self._spool.add(value.const_value)
 
     def make_matmul_nbits(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
-        """Add the matmul of one linear layer, in 4 bits; returns its node's name."""
-        packed = pack_int4(matmul.weight, block_size=self.quant_attrs["matmul_block_size"])
+        """Add the matmul of one linear layer, in the recipe's bits; returns its node's name."""
+        kind, layer = _matrix(basename)
+        bits = self._recipe.bits(kind, layer, self._checkpoint.text.num_hidden_layers)
+        block = block_of(bits, self.quant_attrs["matmul_block_size"], matmul.in_features)
+        packed = pack_blocks(matmul.weight, bits=bits, block_size=block)
         return str(super().make_matmul_nbits(packed, basename, root_input, **kwargs))
 
     def make_lm_head(self, lm_head: nn.Module) -> None:
@@ -132,6 +143,17 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
 
 def _chunk(index: int) -> str:
     return f"/model/deepstack/chunk_{index}"
+
+
+def _matrix(basename: str) -> tuple[Kind, int]:
+    """Which matrix the builder means by the name of a node, and of which layer."""
+    if basename == _HEAD:
+        return "head", 0
+    found = _PROJECTION.fullmatch(basename)
+    if found is None:
+        raise NotImplementedError(f"{basename} is a matmul that no recipe knows")
+    layer, kind = found.groups()
+    return cast("Kind", kind), int(layer)
 
 
 class _StreamedWeights:
