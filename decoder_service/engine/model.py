@@ -73,7 +73,7 @@ class Model(Protocol):
         """Number of parts in which a prefill chunk is computed."""
 
     def decode(self, step: Step | None, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Run a decode step, and in the same run several known tokens of an answer or, only if `together`, a prefill chunk.
+        """Run a decode step, and in the same run known tokens of an answer or, only if `together`, a prefill chunk.
 
         Args:
             step: The decode step; None for known tokens alone.

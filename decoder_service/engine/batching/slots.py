@@ -173,7 +173,7 @@ class Slots:
         Returns:
             Whether there is room for that run.
         """
-        wanted = self._step(slot.length, need)
+        wanted = self._step(slot.length + ahead - 1, need)
         others = self._taken() - self._whole(slot.reserved)
         for cache in self.caches:
             if others + self._whole(wanted) <= self._budget:

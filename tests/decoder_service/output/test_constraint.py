@@ -130,7 +130,8 @@ async def test_a_row_whose_constraint_fails_fails_alone(prompts: PromptBuilder, 
 
 def test_forced_tokens_have_no_alternative(constraints: Constraints, prompts: PromptBuilder) -> None:
     """They are what a constraint that forces nothing allows, one by one."""
-    form = Form("json_schema", '{"properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}')
+    schema = '{"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}'
+    form = Form("json_schema", schema)
     fast, slow = constraints.compile(form), constraints.compile(form, force=False)
     found = 0
     token = int(np.flatnonzero(fast.mask())[0])
