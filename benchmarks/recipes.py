@@ -56,6 +56,7 @@ def measure(
     pictures: Sequence[bytes],
     questions: Sequence[str] = QUESTIONS,
     steps: int = 12,
+    calibrate: bool = False,
     threads: int = 0,
 ) -> Iterator[Row]:
     """Export and compare.
@@ -70,6 +71,7 @@ def measure(
         pictures: image files.
         questions: what is asked about each.
         steps: tokens of an answer.
+        calibrate: whether exports are calibrated on the data of the package.
         threads: of the computation; 0 leaves it to the library.
     """
     ordered = [checkpoint, *(shuffle_channels(checkpoint, work / f"order-{n}", seed=n) for n in range(1, orders))]
@@ -90,7 +92,13 @@ def measure(
             found = []
             for source in sources:
                 bundle = exporter.export(
-                    source, work / "int4", recipe=recipe, phases=["int4"], measure=False, force=True
+                    source,
+                    work / "int4",
+                    recipe=recipe,
+                    phases=["int4"],
+                    calibrate=calibrate,
+                    measure=False,
+                    force=True,
                 )
                 found.append(references[source].compare(Graph(bundle, "int4", threads=threads)).mean)
             yield Row(recipe.name, name, tuple(found))
@@ -131,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--orders", type=int, default=1, metavar="N", help="of channels (default %(default)s)")
     parser.add_argument("--image", type=Path, action="append", metavar="PATH", help="default: the demo's examples")
     parser.add_argument("--steps", type=int, default=12, metavar="N", help="tokens of each answer")
+    parser.add_argument("--calibrate", action="store_true", help="calibrate the exports")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: the library's")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each row")
@@ -149,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             orders=options.orders,
             pictures=pictures,
             steps=options.steps,
+            calibrate=options.calibrate,
             threads=options.threads,
         ):
             print(_as_json(row) if options.json else _as_line(row), flush=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .calibrated import Plan, Tokens
 from .precision import Phase, Precision
 from .progress import Progress
 from .recipe import Recipe
@@ -47,6 +48,29 @@ class Checkpoint(Protocol):
     def write_encoder(self, folder: Path, *, progress: Progress) -> None:
         """Write the encoder's config.json, model.safetensors and preprocessor settings into `folder`, the bundle's."""
 
+    def calibrate(
+        self,
+        tokens: Sequence[Tokens],
+        graphs: Sequence[Phase],
+        *,
+        block_size: int,
+        accuracy_level: int,
+        recipe: Recipe,
+        smooth: bool,
+        progress: Progress,
+    ) -> Plan:
+        """Look at what the decoder computes of some examples, and find how each of its matrices is rounded.
+
+        Args:
+            tokens: the examples.
+            graphs: those of the bundle.
+            block_size: as in `write_decoder`.
+            accuracy_level: as in `write_decoder`.
+            recipe: as in `write_decoder`.
+            smooth: whether outlier channels may be evened out.
+            progress: shows a bar.
+        """
+
     def write_decoder(
         self,
         folder: Path,
@@ -56,6 +80,7 @@ class Checkpoint(Protocol):
         accuracy_level: int,
         recipe: Recipe,
         smooth: bool,
+        plan: Plan | None,
         progress: Progress,
     ) -> Path:
         """Write one decoder graph with its data, and onnxruntime-genai's configuration for the bundle's own precision.
@@ -67,6 +92,7 @@ class Checkpoint(Protocol):
             accuracy_level: how `MatMulNBits` computes.
             recipe: bits of the matrices at INT4.
             smooth: even out outlier channels before rounding.
+            plan: what `calibrate` found; None rounds by the weights alone.
             progress: shows a bar.
 
         Returns:

@@ -34,7 +34,6 @@ _SEARCHED_BY_IMPORTANCE: dict[Bits, Sequence[float]] = {
     4: tuple(6 + step / 5 for step in range(21)),
     8: tuple(122 + step for step in range(9)),
 }
-_SEARCHED_FOR_OUTPUTS = tuple(STEPS * (1 + step / 160) for step in range(17))
 
 
 @dataclass(frozen=True)
@@ -116,26 +115,19 @@ class Int8Linear:
     scales: NDArray[np.float32]
 
 
-def pack_int8(weight: torch.Tensor, *, importance: Vector | None = None) -> Int8Linear:
+def pack_int8(weight: torch.Tensor) -> Int8Linear:
     """Quantize `weight` [out_features, in_features] to symmetric INT8, with a scale for each output.
 
-    Args:
-        weight: of any floating type.
-        importance: float32 [in_features], the factor of each input feature's squared errors. Without it the largest
-            magnitude is the end of the range, since clipping gains nothing at 8 bits.
+    The largest magnitude is the end of the range: at 8 bits clipping gains nothing, whatever the inputs are.
     """
     out_features, in_features = weight.shape
     packed = np.empty((in_features, out_features), np.int8)
     scales = np.empty(out_features, np.float32)
-    factors = None if importance is None else importance[:, np.newaxis]
 
     def pack(start: int, part: Matrix) -> None:
         here = slice(start, start + len(part))
         values = np.ascontiguousarray(part.T)
-        if factors is None:
-            scale = np.abs(values).max(axis=0) / np.float32(STEPS)
-        else:
-            scale = np.abs(_least_error(values, _SEARCHED_FOR_OUTPUTS, STEPS + 1, factors))
+        scale = np.abs(values).max(axis=0) / np.float32(STEPS)
         scale[scale == 0] = 1 / STEPS
         packed[:, here] = np.clip(np.rint(values / scale), -STEPS, STEPS)
         scales[here] = scale
@@ -164,7 +156,7 @@ def _least_error(values: Matrix, steps: Sequence[float], middle: int, factors: M
         values: [n, columns].
         steps: the scales to try, as the number of steps from zero to the largest magnitude.
         middle: the zero point of the unsigned integers.
-        factors: of the squared errors, [n, columns] or [n, 1]; None for 1.
+        factors: of the squared errors, [n, columns]; None for 1.
 
     Returns:
         [columns]; zero for a column of zeros.

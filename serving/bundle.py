@@ -5,6 +5,7 @@ This module has the common part of all families; `serving.families` has the part
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
@@ -43,6 +44,18 @@ class RecipeInfo(Frozen):
     bits: dict[str, tuple[Literal[4, 8], ...]]
 
 
+class CalibrationInfo(Frozen):
+    """The examples that scales and smoothing were chosen by.
+
+    Attributes:
+        data: "built-in", or the name of the directory that they were in.
+        sha256: of their texts and pixels.
+    """
+
+    data: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class DecoderInfo(Frozen):
     """The decoder graphs, all with the same inputs, outputs and KV cache.
 
@@ -57,6 +70,7 @@ class DecoderInfo(Frozen):
         last_position_logits: whether the graphs return only the logits of the last position.
         smoothed: whether outlier channels were smoothed before quantization. The values of V in the KV cache then
             differ from those of a bundle without smoothing.
+        calibration: examples that scales and smoothing were chosen by; None: the weights alone.
     """
 
     precision: Literal["int4", "fp32"]
@@ -66,6 +80,7 @@ class DecoderInfo(Frozen):
     recipe: RecipeInfo | None = None
     last_position_logits: bool
     smoothed: bool = False  # bundles written before this field existed
+    calibration: CalibrationInfo | None = None
 
     @model_validator(mode="after")
     def _has_its_own_graph(self) -> Self:
@@ -131,6 +146,27 @@ class Bundle(Frozen):
         bundle._check_files()
         if verify:
             bundle.verify()
+        return bundle
+
+    @classmethod
+    def unfinished(cls, root: Path, description: Mapping[str, Any]) -> Self:
+        """A bundle in directory `root` that is being made: what is known of it, and no graph.
+
+        Args:
+            root: the bundle's directory.
+            description: the entries of `bundle.json` about the model.
+        """
+        decoder = {
+            "precision": "fp32",
+            "graphs": {"fp32": ""},
+            "block_size": 1,
+            "accuracy_level": 0,
+            "last_position_logits": True,
+        }
+        missing = {"created": "", "triptych_version": "", "versions": {}, "files": {}, "decoder": decoder}
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        bundle = cls.model_validate(_upgrade({**header, **missing, **description}))
+        bundle._root = root
         return bundle
 
     @classmethod

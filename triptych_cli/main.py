@@ -113,6 +113,22 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="quantize without smoothing outlier channels before",
     )
+    calibration = export.add_mutually_exclusive_group()
+    calibration.add_argument(
+        "--calibrate",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="DIR",
+        help="choose scales and smoothing by pictures and prompts: those in DIR, or those of the package (the default)",
+    )
+    calibration.add_argument(
+        "--no-calibrate",
+        dest="calibrate",
+        action="store_false",
+        default=None,
+        help="choose scales and smoothing by the weights alone",
+    )
     export.add_argument(
         "--no-measuring",
         dest="measure",
@@ -184,6 +200,7 @@ def _export(options: argparse.Namespace) -> None:
             block_size=options.block_size,
             accuracy_level=options.accuracy_level,
             smooth=options.smooth,
+            calibrate=options.calibrate,
             measure=options.measure,
             model_id=options.model_id,
             revision=options.revision,

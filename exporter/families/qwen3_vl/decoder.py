@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
+from exporter.calibrated import Plan
 from exporter.errors import ExportError, ExportProblem
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress, quiet
@@ -26,6 +27,7 @@ def write_decoder(
     accuracy_level: int,
     recipe: Recipe,
     smooth: bool,
+    plan: Plan | None,
     progress: Progress,
 ) -> Path:
     """Write `folder`/{precision}/model.onnx with its data; unless it is INT8, also `folder`/genai_config.json.
@@ -63,7 +65,9 @@ def write_decoder(
                 checkpoint=checkpoint,
                 spool=spool,
                 recipe=recipe,
+                graph=precision,
                 smooth=smooth,
+                plan=plan,
                 advance=advance,
             )
             model.make_model(str(checkpoint.root))

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.calibrated import Plan, Tokens
+from exporter.choice import roundings_of
 from exporter.family import Family
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress
 from exporter.recipe import Recipe
 
+from .calibration import calibrate
 from .checkpoint import ARCHITECTURE, Checkpoint
 from .decoder import write_decoder
 from .description import describe, encoder_fields
@@ -84,6 +87,26 @@ class Qwen3VL:
         """Write the encoder's part of a bundle."""
         write_vision(self.checkpoint, folder, progress=progress)
 
+    def calibrate(
+        self,
+        tokens: Sequence[Tokens],
+        graphs: Sequence[Phase],
+        *,
+        block_size: int,
+        accuracy_level: int,
+        recipe: Recipe,
+        smooth: bool,
+        progress: Progress,
+    ) -> Plan:
+        """Find how each site is rounded."""
+        roundings = {
+            graph: roundings_of(
+                graph, block_size=block_size, accuracy_level=accuracy_level, recipe=recipe, layers=self.layers
+            )
+            for graph in graphs
+        }
+        return calibrate(self.checkpoint, tokens, roundings, smooth=smooth, progress=progress)
+
     def write_decoder(
         self,
         folder: Path,
@@ -93,6 +116,7 @@ class Qwen3VL:
         accuracy_level: int,
         recipe: Recipe,
         smooth: bool,
+        plan: Plan | None,
         progress: Progress,
     ) -> Path:
         """Write one decoder graph; returns its path."""
@@ -104,6 +128,7 @@ class Qwen3VL:
             accuracy_level=accuracy_level,
             recipe=recipe,
             smooth=smooth,
+            plan=plan,
             progress=progress,
         )
 
