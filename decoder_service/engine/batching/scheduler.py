@@ -180,8 +180,9 @@ class Scheduler(Generic[T]):
         """
         full = []
         for task in sorted(self._decoding, key=_arrival):
-            while task.slot is not None and task.slot.length + task.ahead > task.slot.reserved:
-                if self._slots.grow(task.slot, task.need, task.ahead):
+            # Beside several known tokens a token is written that does not count, see the stepper.
+            while task.slot is not None and task.slot.length + (ahead := _with_spare(task)) > task.slot.reserved:
+                if self._slots.grow(task.slot, task.need, ahead):
                     continue
                 stalled = self._stalled
                 running = [*self._decoding, *self._prefilling]
@@ -306,16 +307,13 @@ class Scheduler(Generic[T]):
             self._decoding.append(chunk.task)
 
     def decode_order(self) -> tuple[int, list[T]]:
-        """Move the decoding tasks that compute one token each into adjacent slots.
+        """Move the decoding tasks into adjacent slots.
 
         Returns:
-            The index of the first slot, and the tasks in the order of their slots; there may be none.
+            The index of the first slot, and the tasks in the order of their slots.
         """
-        tasks = [task for task in self._decoding if task.ahead == 1]
-        if not tasks:
-            return 0, []
-        first = self._slots.side_by_side([task.place for task in tasks])
-        return first, sorted(tasks, key=lambda task: task.place.index)
+        first = self._slots.side_by_side([task.place for task in self._decoding])
+        return first, sorted(self._decoding, key=lambda task: task.place.index)
 
     def next_known(self) -> T | None:
         """The task whose known tokens are computed next, several in one run: the oldest; None if there is none."""
@@ -342,6 +340,10 @@ class Scheduler(Generic[T]):
         if task.slot is not None:
             self._slots.finish(task.slot, content)
             task.slot = None
+
+
+def _with_spare(task: Task) -> int:
+    return task.ahead + (task.ahead > 1)
 
 
 def _arrival(task: Task) -> int:

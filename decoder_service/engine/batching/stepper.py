@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -137,8 +137,7 @@ class _Batch:
 
     Attributes:
         decoding: Jobs that decode, in the order of their slots.
-        step: The model's input for them.
-        step: The model's input for them; None if there are none.
+        step: The model's input for them; None if none of them computes a single token.
         chunk: The prefill chunk in the same run, if any.
         known: The job whose known tokens are computed in the same run, if any; then there is no chunk.
         piece: The model's input for the chunk, or for the known tokens.
@@ -285,13 +284,14 @@ class Stepper:
         started = time.perf_counter()
         try:
             logits = self._model.decode(batch.step, batch.piece)
-            sampling = list(batch.decoding)
+            rows = enumerate(batch.decoding) if batch.step is not None else ()
+            sampling = {job: row for row, job in rows if job.ahead == 1}
             if batch.known is not None:
-                sampling.append(batch.known)
-            self._scheduler.decoded(sampling)
+                sampling[batch.known] = len(logits) - 1
+            self._scheduler.decoded(list(sampling))
             if batch.chunk is not None:
                 batch.chunk.task.begin(started)
-                sampling += self._prefilled(batch.chunk)
+                sampling |= dict.fromkeys(self._prefilled(batch.chunk), len(logits) - 1)
             self._sample(sampling, logits)
             if batch.known is None:  # else it is no measure of a decode step
                 self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
@@ -324,7 +324,7 @@ class Stepper:
                 return
             self._in_progress = None
             self._pace.took(0, chunk.size, prefill.seconds)
-            self._sample(self._prefilled(chunk), logits)
+            self._sample(dict.fromkeys(self._prefilled(chunk), 0), logits)
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
             self._in_progress = None
             self._fail_all([chunk.task])
@@ -332,8 +332,9 @@ class Stepper:
     def _schedule(self, chunk: Chunk[Job] | None) -> _Batch:
         """The batch of the next run. A chunk with invalid features is left out, and its request fails."""
         first_slot, decoding = self._scheduler.decode_order()
-        batch = _Batch(decoding, _next_tokens(first_slot, decoding) if decoding else None)
-        batch.known = self._scheduler.next_known()
+        known = self._scheduler.next_known()
+        alone = all(job.ahead > 1 for job in decoding)
+        batch = _Batch(decoding, None if alone else _next_tokens(first_slot, decoding, known), known=known)
         if batch.known is not None:
             batch.piece = self._known_tokens(batch.known)
         elif chunk is not None and (piece := self._piece(chunk)) is not None:
@@ -369,13 +370,13 @@ class Stepper:
             job.emit(Prefilling(chunk.stop, len(job.prompt)))
         return []
 
-    def _sample(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
+    def _sample(self, rows: Mapping[Job, int], logits: NDArray[np.float32]) -> None:
         """Sample a token for each job from its row of logits, unless the token is known."""
-        rows = [row for row, job in enumerate(jobs) if not job.replaying]
-        if not rows:
+        sampling = [job for job in rows if not job.replaying]
+        if not sampling:
             return
-        sampling = [jobs[row] for row in rows]
-        logits = logits[rows] if len(rows) < len(jobs) else logits[: len(rows)]
+        wanted = [rows[job] for job in sampling]
+        logits = logits[wanted] if wanted != list(range(len(logits))) else logits
         for job, drawn in zip(sampling, draw([job.sampler for job in sampling], logits), strict=True):
             if isinstance(drawn, NotDrawn):
                 self._fail(job, drawn.why)
@@ -457,12 +458,16 @@ class Stepper:
         job.emit(failed())
 
 
-def _next_tokens(first_slot: int, jobs: Sequence[Job]) -> Step:
-    """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on."""
+def _next_tokens(first_slot: int, jobs: Sequence[Job], known: Job | None) -> Step:
+    """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on.
+
+    Jobs with several known tokens are among them, since moving slots costs more: what is computed for them does not
+    count. For `known`, whose tokens are computed in the same run, it is written behind these.
+    """
     computed = [job.computed for job in jobs]
     return Step(
         first_slot=first_slot,
-        lengths=np.array([job.place.length for job in jobs], np.int64),
+        lengths=np.array([job.place.length + (job.ahead if job is known else 0) for job in jobs], np.int64),
         token_ids=np.array([job.answer[at] for job, at in zip(jobs, computed, strict=True)], np.int32),
         positions=np.array(
             [job.request.positions[0, -1] + at for job, at in zip(jobs, computed, strict=True)], np.int64
