@@ -136,7 +136,7 @@ class _Batch:
     """The work of one run.
 
     Attributes:
-        decoding: Jobs that decode, in the order of their slots.
+        decoding: Jobs in the slots from the first to the last that computes a single token, in their order.
         step: The model's input for them; None if none of them computes a single token.
         chunk: The prefill chunk in the same run, if any.
         known: The job whose known tokens are computed in the same run, if any; then there is no chunk.
@@ -186,7 +186,7 @@ class _Prefill:
         return self.chunk.task.slot is slot and (slot.index, slot.length) == (self.index, self.chunk.start)
 
 
-MOST_KNOWN = 16
+MOST_KNOWN = 8
 """Most known tokens of an answer in one run: the other requests wait for it."""
 
 _NO_LOGITS = np.empty((0, 0), np.float32)
@@ -333,8 +333,10 @@ class Stepper:
         """The batch of the next run. A chunk with invalid features is left out, and its request fails."""
         first_slot, decoding = self._scheduler.decode_order()
         known = self._scheduler.next_known()
-        alone = all(job.ahead > 1 for job in decoding)
-        batch = _Batch(decoding, None if alone else _next_tokens(first_slot, decoding, known), known=known)
+        single = [row for row, job in enumerate(decoding) if job.ahead == 1]
+        first, stop = (single[0], single[-1] + 1) if single else (0, 0)
+        decoding = decoding[first:stop]
+        batch = _Batch(decoding, _next_tokens(first_slot + first, decoding, known) if single else None, known=known)
         if batch.known is not None:
             batch.piece = self._known_tokens(batch.known)
         elif chunk is not None and (piece := self._piece(chunk)) is not None:
@@ -461,7 +463,7 @@ class Stepper:
 def _next_tokens(first_slot: int, jobs: Sequence[Job], known: Job | None) -> Step:
     """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on.
 
-    Jobs with several known tokens are among them, since moving slots costs more: what is computed for them does not
+    Jobs with several known tokens may be among them, since moving slots costs more: what is computed for them does not
     count. For `known`, whose tokens are computed in the same run, it is written behind these.
     """
     computed = [job.computed for job in jobs]
