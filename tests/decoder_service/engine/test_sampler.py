@@ -256,6 +256,9 @@ class Only:
     def mask(self) -> np.ndarray:
         return self._mask
 
+    def forced(self) -> list[int]:
+        return []
+
     def advance(self, token: int) -> None: ...
 
 
