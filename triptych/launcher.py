@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
 from serving.priority import lower_priority
+from serving.signals import ending_signals
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
 from serving.transport import HEALTH_OPTIONS, PortError, ReservedPorts, open_channel
 
@@ -163,7 +164,7 @@ async def run(
     on_event: Callable[[str], None] = lambda line: print(f"triptych: {line}", file=sys.stderr),  # noqa: T201
     until: asyncio.Event | None = None,
 ) -> None:
-    """Run the system until SIGINT, SIGTERM or `until`.
+    """Run the system until SIGINT, SIGTERM, SIGHUP or `until`.
 
     Args:
         plan: The processes to start.
@@ -176,7 +177,8 @@ async def run(
     """
     stopping = until or asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    signals = ending_signals()
+    for number in signals:
         loop.add_signal_handler(number, stopping.set)
     system = System(plan)
     try:
@@ -193,7 +195,7 @@ async def run(
             await cancel_and_wait(keepers)
     finally:
         await system.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals:
             loop.remove_signal_handler(number)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NoReturn
 
 from serving.bundle import Bundle, BundleError
 from serving.errors import ServiceError
+from serving.signals import importing, interrupt_on_signals
 from triptych import launcher
 from triptych.bundles import demo_bundle
 from triptych_cli import ask, bench
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = _parser().parse_args(arguments)
-    # An export cleans up after SIGTERM as after SIGINT. `up` sets its own handlers.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        # An export that is ended cleans up. `up` sets its own handlers.
+        interrupt_on_signals()
+        options = _parser().parse_args(arguments)
         options.command(options)
     except (CommandError, launcher.LaunchError, BundleError) as error:
         return _fail(str(error))
@@ -162,7 +162,8 @@ def _bundle(given: Path | None) -> Bundle:
 
 
 def _export(options: argparse.Namespace) -> None:
-    import exporter  # noqa: PLC0415  # takes seconds to import, and other commands do not need it
+    with importing():
+        import exporter  # noqa: PLC0415  # takes seconds to import, and other commands do not need it
 
     try:
         bundle = exporter.export(
