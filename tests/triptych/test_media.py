@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import triptych
-from triptych.client import CountOptions, _chat_request, _count_request
+from triptych.options import CountOptions, chat_request, count_request
 from triptych.media import media_to_wire
 from vlm.v1 import media_pb2
 
@@ -30,10 +30,10 @@ def test_every_option_of_the_wire_has_its_name() -> None:
     expected = media_pb2.MediaOptions(**OPTIONS, detail=media_pb2.DETAIL_LOW)
     given: Any = {**OPTIONS, "detail": "low", "model": "m", "request_id": "r"}
     messages = [triptych.user("hi")]
-    assert _chat_request(messages, given).media == expected
-    counted = _count_request(messages, given)
+    assert chat_request(messages, given).media == expected
+    counted = count_request(messages, given)
     assert (counted.media, counted.model, counted.request_id) == (expected, "m", "r")
-    assert _count_request(messages, {}).media == media_pb2.MediaOptions()
+    assert count_request(messages, {}).media == media_pb2.MediaOptions()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_medium_has_options_of_its_own(tmp_path: Path, detail: Any, wire: medi
     own = {name: value for name, value in OPTIONS.items() if name not in ("min_pixels", "max_pixels")}
     video = triptych.Video.open(tmp_path / "file", **own, detail=detail)
     assert media_to_wire(video) == media_pb2.Media(data=b"data", options=media_pb2.MediaOptions(**own, detail=wire))
-    request = _chat_request([triptych.user(image, video, "what?")], {})
+    request = chat_request([triptych.user(image, video, "what?")], {})
     assert [part.image.options.max_pixels for part in request.messages[0].parts] == [5, 0, 0]
     assert request.media == media_pb2.MediaOptions()
 
@@ -71,7 +71,7 @@ def test_a_wrong_detail_is_refused_with_the_choices() -> None:
         triptych.Image(b"data", detail=wrong)
     with pytest.raises(ValueError, match=choices):
         triptych.Video(b"data", detail=wrong)
-    for make in (_chat_request, _count_request):
+    for make in (chat_request, count_request):
         build: Any = make
         with pytest.raises(ValueError, match=choices):
             build([triptych.user("hi")], {"detail": wrong})
@@ -80,4 +80,4 @@ def test_a_wrong_detail_is_refused_with_the_choices() -> None:
 def test_an_option_of_none_is_as_if_it_were_left_out() -> None:
     """A caller may pass on what it was not told."""
     nothing: Any = dict.fromkeys([*OPTIONS, "detail"])
-    assert _chat_request([triptych.user("hi")], nothing) == _chat_request([triptych.user("hi")], {})
+    assert chat_request([triptych.user("hi")], nothing) == chat_request([triptych.user("hi")], {})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import triptych
-from triptych.client import ChatOptions, CountOptions, _chat_request
+from triptych.options import ChatOptions, CountOptions, chat_request
 from triptych.events import from_wire, gather
 from triptych.messages import to_wire
 from vlm.v1 import chat_pb2
@@ -150,12 +150,12 @@ def test_options_have_their_places_in_the_request() -> None:
         "repetition_detection": {"max_pattern_size": 8, "min_count": 3},
     }
     given: Any = {**generation, "report_progress": True, "model": "m", "request_id": "r", "enable_thinking": False}
-    request = _chat_request([triptych.user("hi")], given)
+    request = chat_request([triptych.user("hi")], given)
     assert request.generation == chat_pb2.GenerationOptions(**generation)
     assert (request.report_progress, request.model, request.request_id) == (True, "m", "r")
     assert request.HasField("enable_thinking")
     assert not request.enable_thinking
-    silent = _chat_request([triptych.user("hi")], {})
+    silent = chat_request([triptych.user("hi")], {})
     assert silent.generation == chat_pb2.GenerationOptions()
     assert not silent.HasField("enable_thinking")
     assert set(ChatOptions.__annotations__) - set(CountOptions.__annotations__) == {*generation, "report_progress"}
@@ -185,4 +185,4 @@ def test_a_value_that_no_message_can_hold_is_named(options: dict[str, Any], erro
     """With its option: protobuf's own errors name none, and a string is a sequence of strings, too."""
     (name,) = options
     with pytest.raises(error, match=f"^{name} is "):
-        _chat_request([triptych.user("Hello")], options)  # type: ignore[arg-type]
+        chat_request([triptych.user("Hello")], options)  # type: ignore[arg-type]
