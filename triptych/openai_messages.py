@@ -53,12 +53,14 @@ def _part(part: Any, path: str) -> Part:
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
     match kind:
-        case "text":
+        case "text" if isinstance(part.get("text"), str):
             return str(part["text"])
         case "image_url" | "image":
-            return _medium(Image, part[kind], path)
+            return _medium(Image, part.get(kind), path)
         case "video_url" | "video":
-            return _medium(Video, part[kind], path)
+            return _medium(Video, part.get(kind), path)
+        case "text":
+            raise ValueError(f"{path}.text must be a string")
     raise ValueError(f"{path}.type is {kind!r}: it must be text, image_url, video_url, image or video")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -106,7 +107,11 @@ def _run(options: argparse.Namespace) -> None:
             if options.json:
                 _print_json(gather(events))
                 return
-            layouts, end = _print_answer(events, sum(len(medium.data) for medium in media), show_progress=terminal)
+            with ProgressBar(sys.stderr, enabled=terminal) as bar:
+                size = sum(len(medium.data) for medium in media)
+                bar.show(f"uploading {in_bytes(size)}" if size else "sending")
+                printed = _JsonPrinted(bar) if options.schema is not None else _Printed(bar)
+                layouts, end = _print_answer(events, bar, printed)
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # from the channel, not from a server
                 hint = "start one with `triptych up` or name another with --address"
@@ -140,39 +145,36 @@ def _cut(end: Finished) -> str:
 
 
 def _print_answer(
-    events: Iterator[Event], size: int, *, show_progress: bool
+    events: Iterator[Event], bar: ProgressBar, printed: _Printed
 ) -> tuple[tuple[MediaLayout, ...], Finished]:
     """Print the answer while it is generated, with a progress bar before it.
 
     Args:
         events: The answer's events.
-        size: Bytes of the media.
-        show_progress: Whether to show a progress bar.
+        bar: Shows what happens before the first token.
+        printed: Prints the answer.
 
     Returns:
         The layouts of the media, and the last event.
     """
     layouts: tuple[MediaLayout, ...] = ()
-    with ProgressBar(sys.stderr, enabled=show_progress) as bar:
-        printed = _Printed(bar)
-        bar.show(f"uploading {in_bytes(size)}" if size else "sending")
-        try:
-            for event in events:
-                match event:
-                    case Accepted():
-                        bar.show("preparing")
-                    case Started():
-                        layouts = event.media
-                    case Progress():
-                        bar.show(event.stage, event.done, event.total)
-                    case Delta():
-                        printed.add(event)
-                    case Finished():
-                        print(flush=True)  # noqa: T201
-                        return layouts, event
-        except BaseException:
-            printed.end_line()  # what is said on stderr begins a line of its own
-            raise
+    try:
+        for event in events:
+            match event:
+                case Accepted():
+                    bar.show("preparing")
+                case Started():
+                    layouts = event.media
+                case Progress():
+                    bar.show(event.stage, event.done, event.total)
+                case Delta():
+                    printed.add(event)
+                case Finished():
+                    printed.end()
+                    return layouts, event
+    except BaseException:
+        printed.end_line()  # what is said on stderr begins a line of its own
+        raise
     raise incomplete()
 
 
@@ -200,6 +202,10 @@ class _Printed:
             self._print(f"{self._between}{delta.text}")
             self._between = ""
 
+    def end(self) -> None:
+        """End the line of a complete answer."""
+        self._print("\n")
+
     def end_line(self) -> None:
         """End the line of an answer that is not complete."""
         if not self._is_empty:
@@ -209,6 +215,26 @@ class _Printed:
         self._bar.close()
         self._is_empty = False
         print(text, end="", flush=True)  # noqa: T201
+
+
+class _JsonPrinted(_Printed):
+    """Prints JSON when it is complete, in one line: a model may write any white space between its tokens."""
+
+    def __init__(self, bar: ProgressBar) -> None:
+        super().__init__(bar)
+        self._text: list[str] = []
+
+    def add(self, delta: Delta) -> None:
+        """Keep more of it."""
+        self._bar.show("thinking" if delta.reasoning else "answering")
+        self._text.append(delta.text)
+
+    def end(self) -> None:
+        """Print it; as it is if it was cut."""
+        text = "".join(self._text)
+        with contextlib.suppress(ValueError):
+            text = json.dumps(json.loads(text), ensure_ascii=False)
+        self._print(f"{text}\n")
 
 
 def _shrunk_by_default(layout: MediaLayout, options: argparse.Namespace) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import triptych
-from triptych.options import CountOptions, chat_request, count_request
 from triptych.media import media_to_wire
+from triptych.options import CountOptions, chat_request, count_request
 from vlm.v1 import media_pb2
 
 OPTIONS: dict[str, Any] = {
@@ -22,11 +23,13 @@ OPTIONS: dict[str, Any] = {
     "max_video_pixels": 9,
 }
 
+OF_ALL_CALLS = {"model", "request_id", "timeout", "enable_thinking", "tools"}
+
 
 def test_every_option_of_the_wire_has_its_name() -> None:
     """The options of a chat and of a count are the fields of MediaOptions, each in its place."""
     assert {*OPTIONS, "detail"} == {field.name for field in media_pb2.MediaOptions.DESCRIPTOR.fields}
-    assert set(CountOptions.__annotations__) == {*OPTIONS, "detail", "model", "request_id", "timeout"}
+    assert set(CountOptions.__annotations__) == {*OPTIONS, "detail", *OF_ALL_CALLS}
     expected = media_pb2.MediaOptions(**OPTIONS, detail=media_pb2.DETAIL_LOW)
     given: Any = {**OPTIONS, "detail": "low", "model": "m", "request_id": "r"}
     messages = [triptych.user("hi")]
@@ -61,6 +64,19 @@ def test_a_medium_without_options_sends_none(kind: Any) -> None:
     wire = media_to_wire(kind(b"data"))
     assert wire.data == b"data"
     assert not wire.HasField("options")
+
+
+def test_a_repr_has_the_name_and_the_size_and_no_bytes(tmp_path: Path) -> None:
+    """Of a medium, of a message and of an answer; equal content is equal under another name."""
+    (tmp_path / "photo.jpg").write_bytes(b"x" * 3_200_000)
+    image = triptych.Image.open(tmp_path / "photo.jpg", detail="low")
+    assert repr(image) == f"Image('{tmp_path}/photo.jpg', 3.2 MB, detail='low')"
+    assert repr(triptych.Video(b"x" * 5200, fps=1.5)) == "Video(5.2 kB, fps=1.5)"
+    assert image == triptych.Image(image.data, detail="low", name="another")
+    assert replace(image, detail=None).name == image.name
+    message = repr(triptych.user(image, "what? " * 100_000))
+    assert message.startswith("user(Image('")
+    assert len(message) < 500
 
 
 def test_a_wrong_detail_is_refused_with_the_choices() -> None:

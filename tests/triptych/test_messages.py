@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import triptych
-from triptych.options import ChatOptions, CountOptions, chat_request
 from triptych.events import from_wire, gather
 from triptych.messages import to_wire
+from triptych.options import ChatOptions, CountOptions, chat_request
 from vlm.v1 import chat_pb2
 
 
@@ -19,6 +19,7 @@ def test_the_public_names() -> None:
     assert sorted(triptych.__all__) == [
         "Accepted",
         "Answer",
+        "AnswerError",
         "AsyncClient",
         "Client",
         "Code",
@@ -34,12 +35,16 @@ def test_the_public_names() -> None:
         "Timings",
         "TokenCount",
         "TokenLogprob",
+        "Tool",
+        "ToolCall",
+        "ToolCallDelta",
         "TriptychError",
         "Usage",
         "Video",
         "Violation",
         "assistant",
         "system",
+        "tool",
         "user",
     ]
     assert all(hasattr(triptych, name) for name in triptych.__all__)
@@ -65,8 +70,10 @@ def test_a_wrong_role_or_part_is_refused_at_home() -> None:
     """What the wire has no word for never leaves the client."""
     with pytest.raises(ValueError, match="role 'narrator' is unknown"):
         to_wire([triptych.Message("narrator", ("hello",))])
-    with pytest.raises(TypeError, match="not bytes"):
-        to_wire([triptych.user(b"raw")])  # type: ignore[arg-type]  # that is the mistake
+    with pytest.raises(TypeError, match="a part is text, an Image, a Video, or what an Image is made of, not int"):
+        triptych.user(5)  # type: ignore[arg-type]  # that is the mistake
+    with pytest.raises(TypeError, match="not int"):
+        to_wire([triptych.Message("user", (5,))])  # type: ignore[arg-type]
 
 
 def test_events_come_back_as_values() -> None:
@@ -78,11 +85,14 @@ def test_events_come_back_as_values() -> None:
             )
         ),
         chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A ", token_ids=[1])),
-        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=0)),
+        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=1, id="c2", name="b", arguments="{}")),
+        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=0, id="c1", name="a", arguments='{"x"')),
+        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=0, arguments=": 1}")),
         chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="cat.", token_ids=[2, 3])),
         chat_pb2.ChatEvent(
             finished=chat_pb2.Finished(
                 reason=chat_pb2.FINISH_REASON_LENGTH,
+                limit=chat_pb2.FINISH_LIMIT_REPETITION,
                 usage=chat_pb2.Usage(prompt_tokens=3, completion_tokens=3, media_tokens=1, cached_tokens=2),
                 timings=chat_pb2.Timings(queue_seconds=1, vision_seconds=2, prefill_seconds=3, decode_seconds=4),
             )
@@ -92,7 +102,8 @@ def test_events_come_back_as_values() -> None:
     assert answer.text == "A cat."
     assert answer.token_ids == (1, 2, 3)
     assert answer.prompt_token_ids == (7, 8, 9)
-    assert answer.finish_reason == "length"
+    assert (answer.finish_reason, answer.finish_limit) == ("length", "repetition")
+    assert answer.tool_calls == (triptych.ToolCall("c1", "a", '{"x": 1}'), triptych.ToolCall("c2", "b", "{}"))
     assert answer.usage == triptych.Usage(3, 3, 1, 2)
     assert answer.timings == triptych.Timings(1, 2, 3, 4, 0)
 
@@ -158,13 +169,16 @@ def test_options_have_their_places_in_the_request() -> None:
     silent = chat_request([triptych.user("hi")], {})
     assert silent.generation == chat_pb2.GenerationOptions()
     assert not silent.HasField("enable_thinking")
-    assert set(ChatOptions.__annotations__) - set(CountOptions.__annotations__) == {*generation, "report_progress"}
+    forms_and_tools = {"response_format", "regex", "choice", "grammar", "tool_choice", "parallel_tool_calls"}
+    only_of_chats = set(ChatOptions.__annotations__) - set(CountOptions.__annotations__)
+    assert only_of_chats == {*generation, *forms_and_tools, "report_progress"}
 
 
 def test_half_an_answer_is_no_answer() -> None:
     """A stream that ends without `finished` is an error, not a short answer."""
-    with pytest.raises(ValueError, match="before the answer"):
+    with pytest.raises(triptych.TriptychError, match="before the answer") as raised:
         gather([triptych.Delta("A", (1,))])
+    assert (raised.value.code, raised.value.reason) == (triptych.Code.INTERNAL, "ANSWER_INCOMPLETE")
 
 
 @pytest.mark.parametrize(

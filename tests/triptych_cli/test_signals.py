@@ -38,7 +38,7 @@ def _started(shadow: Path, *words: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("module", ["grpc", "exporter"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_while_modules_are_imported(tmp_path: Path, module: str, number: signal.Signals) -> None:
-    """One line and exit code 1, 130 for Ctrl-C, whether the command line's own modules are imported or the exporter's."""
+    """One line and exit code 1, or 130 for Ctrl-C, in the command line's own imports and in the exporter's."""
     (tmp_path / f"{module}.py").write_text(SLOW)
     with _started(tmp_path, "export", "checkpoint", "bundle") as process:
         assert process.stdout is not None
