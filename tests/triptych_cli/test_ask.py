@@ -390,7 +390,8 @@ def test_sampling_and_system_flags_reach_the_gateway() -> None:
     """Each goes to its field."""
     flags = (
         "--system Brief. --max-tokens 9 --temperature 0.5 --top-p 0.25 --top-k 3 --min-p 0.125 "
-        "--seed 18446744073709551615 --stop a --stop b --repetition-penalty 1.5 --presence-penalty -1 --frequency-penalty 0.5"
+        "--seed 18446744073709551615 --stop a --stop b "
+        "--repetition-penalty 1.5 --presence-penalty -1 --frequency-penalty 0.5"
     )
     with playing(_play) as gateway:
         assert _in_process(gateway, "why?", *flags.split()) == 0
