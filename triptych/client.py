@@ -43,7 +43,8 @@ def _parsed(answer: Answer, form: type[T]) -> T:
 
     if answer.finish_reason == "length":
         tokens = answer.usage.completion_tokens
-        message = f"the answer was cut at {tokens} tokens, before its JSON was complete: allow more with max_tokens"
+        limit = answer.finish_limit or "max_tokens"
+        message = f"the answer was cut at {tokens} tokens, before its JSON was complete; the limit was {limit}"
         raise AnswerError(Code.RESOURCE_EXHAUSTED, "ANSWER_CUT", message, answer)
     if answer.tool_calls:
         message = f"the model called {answer.tool_calls[0].name} instead of answering"

@@ -101,6 +101,7 @@ class Started:
         media_tokens: Tokens of images and videos among them.
         prompt_token_ids: The ids of the prompt, if requested.
         media: The layout of each image and video, in order of appearance.
+        max_tokens: Most tokens of the answer: `max_tokens` of the request, or what the tightest limit leaves.
     """
 
     request_id: str
@@ -109,6 +110,7 @@ class Started:
     media_tokens: int
     prompt_token_ids: tuple[int, ...] = field(repr=False)
     media: tuple[MediaLayout, ...] = ()
+    max_tokens: int = 0
 
 
 Stage = Literal["queued", "encoding", "prefill"]
@@ -194,16 +196,17 @@ class Finished:
     """The answer is complete.
 
     Attributes:
-        reason: `stop`, `length` or `tool_calls`.
-        usage: Token counts.
-        timings: Durations.
-        limit: With `length`: which limit ended it, such as `repetition`, if the server tells.
+        reason: `stop`, `tool_calls`, or `length` where a limit ended it.
+        usage: What was counted.
+        timings: Where the time went.
+        limit: Which limit that was: `max_tokens`, `server` (its default bound), `context`, `kv_cache`, `deadline`,
+            or `repetition`.
     """
 
     reason: str
     usage: Usage
     timings: Timings
-    limit: str = ""
+    limit: str | None = None
 
 
 Event = Accepted | Started | Progress | Delta | ToolCallDelta | Finished
@@ -222,8 +225,8 @@ class Answer:
     logprobs: tuple[PositionLogprobs, ...] = field(default=(), repr=False)
     media: tuple[MediaLayout, ...] = ()
     reasoning: str = ""
+    finish_limit: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    finish_limit: str = ""
 
 
 _STAGES: dict[int, Stage] = {
@@ -243,7 +246,8 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
         case "started":
             s = event.started
             prompt = tuple(s.prompt_token_ids)
-            return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, prompt, tuple(map(_layout, s.media)))
+            media = tuple(map(_layout, s.media))
+            return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, prompt, media, s.max_tokens)
         case "progress":
             stage = _STAGES.get(event.progress.stage)
             return None if stage is None else Progress(stage, event.progress.done, event.progress.total)
@@ -268,7 +272,7 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
                     t.decode_seconds,
                     t.time_to_first_token_seconds,
                 ),
-                _LIMITS.get(f.limit, ""),
+                _LIMITS.get(f.limit),
             )
     return None
 
@@ -330,8 +334,8 @@ def gather(events: Iterable[Event]) -> Answer:
                     tuple(logprobs),
                     media,
                     "".join(reasoning),
-                    tuple(_call(calls[index]) for index in sorted(calls)),
                     event.limit,
+                    tuple(_call(calls[index]) for index in sorted(calls)),
                 )
     raise incomplete()
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,6 +20,8 @@ from serving.priority import lower_priority
 from serving.signals import ending_signals
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
 from serving.transport import HEALTH_OPTIONS, PortError, ReservedPorts, open_channel
+
+T = TypeVar("T")
 
 _LOOPBACK = "127.0.0.1"
 _FIRST_BACKOFF = 0.5
@@ -197,6 +200,30 @@ async def run(
         await system.stop()
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+async def run_while(plan: Plan, work: Callable[[Addresses], Awaitable[T]]) -> T:
+    """Run the system for as long as some work takes.
+
+    Args:
+        plan: What to start.
+        work: Begun once requests would succeed; cancelled by SIGINT and SIGTERM.
+
+    Returns:
+        What the work gives.
+
+    Raises:
+        LaunchError: The system cannot start, or a signal came. Nothing is left running.
+    """
+    done: list[T] = []
+
+    async def keep(addresses: Addresses) -> None:
+        done.append(await work(addresses))
+
+    await run(plan, keep)
+    if not done:
+        raise LaunchError("interrupted")
+    return done[0]
 
 
 class System:

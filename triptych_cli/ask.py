@@ -28,6 +28,16 @@ _MOST_TOKENS = (1 << 31) - 1
 """The largest value of the field; the server checks its own limit."""
 
 
+_CUT_BY = {
+    "server": "the server's longest answer without --max-tokens",
+    "context": "question and answer fill the context",
+    "kv_cache": "question and answer fill the server's memory for keys and values",
+    "deadline": "the time for an answer was over",
+    "repetition": "the answer repeated itself",
+}
+"""Limits other than the user's own, as sentences."""
+
+
 def add_parser(commands: Any) -> None:
     """Add `ask` to the commands.
 
@@ -124,24 +134,20 @@ def _run(options: argparse.Namespace) -> None:
     if end.reason == "length":
         cut = _cut(end)
         if options.schema is not None:
-            raise CommandError(f"{cut}: its JSON is incomplete")
+            raise CommandError(f"the JSON is incomplete, {cut}")
         print(f"triptych: {cut}", file=sys.stderr)  # noqa: T201
 
 
 def _print_json(answer: Answer) -> None:
     values = dataclasses.asdict(answer)
     del values["logprobs"]  # not requested
-    for name in ("reasoning", "tool_calls", "finish_limit"):
-        if not values[name]:
-            del values[name]
+    del values["tool_calls"]  # no tools are offered
     print(json.dumps(values, ensure_ascii=False))  # noqa: T201
 
 
 def _cut(end: Finished) -> str:
-    tokens = f"{end.usage.completion_tokens} tokens"
-    if end.limit == "repetition":
-        return f"the answer was ended at {tokens} because it repeats itself"
-    return f"the answer was cut at {tokens} (--max-tokens)"
+    cause = _CUT_BY.get(end.limit or "", "--max-tokens")
+    return f"cut at {end.usage.completion_tokens} tokens: {cause}"
 
 
 def _print_answer(

@@ -1,4 +1,4 @@
-"""The command line: `triptych up`, `ask`, `export`, `demo`, `bench`.
+"""The command line: `triptych up`, `ask`, `export`, `evaluate`, `demo`, `bench`.
 
 Exit codes: 0 success; 2 wrong usage; 130 Ctrl-C; 1 any other error, with one line on stderr.
 """
@@ -19,7 +19,7 @@ from serving.errors import ServiceError
 from serving.signals import INTERRUPTED, Terminated, importing, interrupt_on_signals
 from triptych import launcher
 from triptych.bundles import demo_bundle
-from triptych_cli import ask, bench
+from triptych_cli import ask, bench, evaluate
 from triptych_cli.arguments import positive
 from triptych_cli.errors import CommandError
 
@@ -88,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
     export.add_argument("--precision", choices=("int4", "fp32"), default="int4", help="default %(default)s")
     export.add_argument(
+        "--recipe",
+        choices=("small", "balanced", "fine"),
+        default="balanced",
+        help="which matrices of the int4 graph have 8 bits: none, those that gain the most, or more of them "
+        "(default %(default)s)",
+    )
+    export.add_argument(
         "--block-size", type=int, choices=(16, 32, 64, 128, 256), default=32, help="default %(default)s"
     )
     export.add_argument(
@@ -109,6 +116,22 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="quantize without smoothing outlier channels before",
     )
+    calibration = export.add_mutually_exclusive_group()
+    calibration.add_argument(
+        "--calibrate",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="DIR",
+        help="choose scales and smoothing by pictures and prompts: those in DIR, or those of the package (the default)",
+    )
+    calibration.add_argument(
+        "--no-calibrate",
+        dest="calibrate",
+        action="store_false",
+        default=None,
+        help="choose scales and smoothing by the weights alone",
+    )
     export.add_argument(
         "--no-measuring",
         dest="measure",
@@ -119,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--revision", help="revision of a Hugging Face repository")
     export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR if it exists")
     export.set_defaults(command=_export)
+
+    evaluate.add_parser(commands)
 
     demo = commands.add_parser("demo", help="start the demo, ask about its example files, stop", allow_abbrev=False)
     demo.set_defaults(command=_demo)
@@ -174,9 +199,11 @@ def _export(options: argparse.Namespace) -> None:
             options.bundle,
             precision=options.precision,
             phases=options.phases,
+            recipe=options.recipe,
             block_size=options.block_size,
             accuracy_level=options.accuracy_level,
             smooth=options.smooth,
+            calibrate=options.calibrate,
             measure=options.measure,
             model_id=options.model_id,
             revision=options.revision,

@@ -47,8 +47,8 @@ class Output:
         tokens: Bytes of the tokens.
         end_tokens: Tokens that end the turn; they produce no text.
         stop: Strings before which the answer ends.
-        reasoning: Tells reasoning and content apart; None: all is content.
-        repetition: Detects an answer that repeats itself; None: no detection.
+        reasoning: Splits reasoning and content; None: all is content.
+        repetition: Detects a repetition; None: no detection.
         calls: Separates tool calls from the content; None: all is content.
     """
 
@@ -71,7 +71,7 @@ class Output:
         self._calls = calls
         self._pushed = 0
         self.reasoning_tokens = 0
-        """Tokens up to the end of the reasoning, its marks among them."""
+        """Tokens up to the end of the reasoning, marks included."""
 
     @property
     def ended(self) -> bool:

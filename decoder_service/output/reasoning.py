@@ -1,8 +1,8 @@
-"""What a model thought and what it answers, told apart.
+"""Splits an answer into reasoning and content.
 
 A model that thinks writes its reasoning first, between two marks: `<think>`, which the chat template may have written
-already, and `</think>`. Where a mark is one token of the vocabulary, that token is the mark, and the same letters in
-other tokens are text: they are how a model quotes what a person wrote. Elsewhere the mark is found in the text.
+already, and `</think>`. If a mark is one token of the vocabulary, that token is the mark, and the same letters in other
+tokens are text: this is how a model quotes user text. Otherwise the mark is found in the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLOSING = "</think>"
 
 @dataclass(frozen=True)
 class Marks:
-    """The tokens that are marks; None for a mark that the vocabulary has not, which is text over several tokens."""
+    """Token ids of the marks; None for a mark that is not in the vocabulary, and so is text of several tokens."""
 
     opening: int | None
     closing: int | None
@@ -33,7 +33,7 @@ class Marks:
 
 
 class Split(NamedTuple):
-    """A piece of an answer: of its reasoning, and of what comes after."""
+    """Text of an answer: reasoning, and content."""
 
     reasoning: str
     content: str
@@ -41,27 +41,27 @@ class Split(NamedTuple):
 
 class _Stage(enum.Enum):
     BEFORE = enum.auto()
-    """Only white space has come: the answer may begin with its reasoning."""
+    """Only white space so far: the answer may begin with the reasoning."""
     INSIDE = enum.auto()
     AFTER = enum.auto()
-    """What comes is content, marks or not."""
+    """All that follows is content, marks included."""
 
 
 class Reasoning:
     """Splits one answer. The result does not depend on how the text is cut into pieces.
 
-    Line breaks next to a mark belong to neither side: templates write and remove them there.
+    Line breaks next to a mark are removed, as chat templates do.
 
     Args:
-        marks: The tokens that are marks.
-        opened: Whether the prompt ends within the reasoning.
+        marks: Token ids of the marks.
+        opened: Whether the prompt ends inside the reasoning.
     """
 
     def __init__(self, marks: Marks, *, opened: bool) -> None:
         self._marks = marks
         self._stage = _Stage.INSIDE if opened else _Stage.BEFORE
         self._held = ""
-        self._trimming = True  # line breaks, at the beginning of a side
+        self._trimming = True  # line breaks at the beginning of the reasoning or of the content
         self.opened = opened
         """Whether there is any reasoning."""
 
@@ -71,27 +71,23 @@ class Reasoning:
         return self._stage is _Stage.AFTER
 
     def is_mark(self, token_id: int) -> bool:
-        """Whether this token, coming next, is a mark and no text."""
+        """Whether this token, if it comes next, is a mark and not text."""
         if self._stage is _Stage.BEFORE:
             return token_id == self._marks.opening
         return self._stage is _Stage.INSIDE and token_id == self._marks.closing
 
     def mark(self) -> Split:
-        """A token came that is a mark."""
+        """Add a token that is a mark, and return the text that can be sent."""
         match self._stage:
             case _Stage.BEFORE:
                 return self._open("")
             case _Stage.INSIDE:
                 return self._close(self._held, "")
-            case _Stage.AFTER:  # half a character came first
+            case _Stage.AFTER:  # an incomplete character preceded it
                 return Split("", "")
 
     def push(self, text: str) -> Split:
-        """Text came.
-
-        Returns:
-            What may be told now.
-        """
+        """Add text, and return the text that can be sent."""
         text, self._held = self._held + text, ""
         match self._stage:
             case _Stage.BEFORE:
@@ -102,7 +98,7 @@ class Reasoning:
                 return Split("", self._trimmed(text))
 
     def flush(self) -> Split:
-        """What was held back, now that nothing follows."""
+        """The withheld text at the end."""
         held, self._held = self._held, ""
         return Split(held.rstrip("\n"), "") if self._stage is _Stage.INSIDE else Split("", held)
 
@@ -133,7 +129,7 @@ class Reasoning:
             unsure = beginning(text, CLOSING)
         sure = text[: len(text) - unsure].rstrip("\n")
         self._held = text[len(sure) :]
-        if self._trimming and not sure:  # line breaks at the beginning never come
+        if self._trimming and not sure:  # line breaks at the beginning are never sent
             self._held = self._held.lstrip("\n")
         return Split(self._trimmed(sure), "")
 

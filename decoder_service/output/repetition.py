@@ -1,4 +1,4 @@
-"""Notices an answer that runs in circles."""
+"""Detects an answer that repeats itself."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MAX_COUNT = 1000
 
 @dataclass(frozen=True)
 class RepetitionLimits:
-    """When an answer runs in circles: it ends in one pattern of tokens, several times in a row.
+    """A repetition: the answer ends with one pattern of tokens, several times in a row.
 
     Attributes:
-        min_size: Least tokens of a pattern, at least 1.
+        min_size: Fewest tokens of a pattern, at least 1.
         max_size: Most tokens of a pattern, at least `min_size`.
-        count: How many times it must have come, at least 2.
+        count: How often the pattern must occur, at least 2.
     """
 
     min_size: int
@@ -26,14 +26,14 @@ class RepetitionLimits:
 
 
 USUAL = RepetitionLimits(min_size=32, max_size=512, count=4)
-"""What the server's setting turns on: the rows of a table that is empty, or a line of dashes, may be that long."""
+"""Used by the server's setting. Shorter repetitions occur in good answers, such as an empty table."""
 
 
 class Repetition:
-    """Looks at one answer, at a few microseconds for each token.
+    """Detects a repetition in one answer, in a few microseconds per token.
 
     Args:
-        limits: When it runs in circles.
+        limits: What a repetition is.
     """
 
     def __init__(self, limits: RepetitionLimits) -> None:
@@ -41,15 +41,15 @@ class Repetition:
         self._size = size
         self._tokens = np.empty(2 * size, np.int64)
         self._pushed = 0  # tokens in the buffer
-        # For each pattern size: how many tokens in a row have been the one that many before.
+        # For each pattern size: how many tokens in a row were equal to the token that many positions before.
         self._equal = np.zeros(size, np.int64)
         self._needed = np.arange(1, size + 1) * (limits.count - 1)
         self._needed[: limits.min_size - 1] = np.iinfo(np.int64).max
         self.found = False
-        """Whether the answer runs in circles."""
+        """Whether the answer ends with a repetition."""
 
     def push(self, token_id: int) -> None:
-        """One more token."""
+        """Add a token."""
         if self._pushed == len(self._tokens):
             self._tokens[: self._size] = self._tokens[self._size :]
             self._pushed = self._size

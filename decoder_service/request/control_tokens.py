@@ -1,13 +1,14 @@
-r"""Keeps control tokens that stand in a message text, without changing what the template makes of the message.
+r"""Control tokens in messages stay text, and the template's result stays the same otherwise.
 
-transformers marks them in what a template is given and encodes what is marked as plain text (`mark_control_tokens` and
-`sanitize_control_tokens`). But a template may look for a control token and act on what is beside it: those of thinking
-models take the reasoning out of earlier turns with `content.split('</think>')[-1].lstrip('\n')`, and a mark behind
-`</think>` keeps the line breaks in the prompt. So where an assistant's message has control tokens, the template is
-applied twice: with marks everywhere, which tells the template's own tokens from all others, and without marks in the
-assistant's messages, which tells what the prompt is. The second takes its marks from the first.
+transformers marks control tokens in the messages before the template runs, and encodes what is marked as plain text
+(`mark_control_tokens`, `sanitize_control_tokens`). But a template may search for a control token and change the text
+next to it: those of models that think remove the reasoning of earlier turns with
+`content.split('</think>')[-1].lstrip('\n')`. A mark after `</think>` keeps the line breaks in the prompt. So if an
+assistant message has control tokens, the template is applied twice: with marks everywhere, which shows the control
+tokens that the template writes itself, and without marks in the assistant messages, which gives the text of the prompt.
+The second result gets its marks from the first.
 
-What the user and the system say is marked both times: a template decides nothing by it.
+User and system messages are marked both times, so that they cannot influence what the template does.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _START, _END = "\U000f0000", "\U000f0001"
-"""transformers' marks. It drops them from what it is given, and so does this."""
+"""The marks of transformers, which removes them from the input. So does this module."""
 
 Conversation = Sequence[Mapping[str, Any]]
 
 
 class ControlTokens:
-    """Marks the control tokens of conversations.
+    """Marks control tokens in conversations.
 
     Args:
         tokens: The control tokens. None of them is white space.
@@ -40,14 +41,14 @@ class ControlTokens:
         return _changed(value, self._mark)
 
     def chat(self, conversation: Conversation, apply: Callable[[Conversation], str]) -> str:
-        """Apply a template so that every control token is marked which it did not write itself.
+        """Apply a template, with marks around all control tokens that it did not write itself.
 
         Args:
-            conversation: The messages, as the template takes them.
+            conversation: The messages, in the form of chat templates.
             apply: Applies the template.
 
         Returns:
-            The chat, for a tokenizer that is called with `sanitize_control_tokens`.
+            The text, to be tokenized with `sanitize_control_tokens`.
         """
         marked = apply([_changed(message, self._mark) for message in conversation])
         answers = [message for message in conversation if message["role"] == "assistant"]
@@ -65,10 +66,10 @@ class ControlTokens:
         return self._tokens.sub(f"{_START}\\g<0>{_END}", _without_marks(text))
 
     def _restore(self, plain: str, marked: str) -> str:
-        """`plain` with all tokens marked but those that stand bare in `marked`, too.
+        """`plain`, with marks around all control tokens except those that have none in `marked` either.
 
-        The places are compared by the characters before them that are neither white space nor marks. Where these are
-        not the same in both, the template has done something else than to trim, and `marked` is returned.
+        Positions are compared by counting the preceding characters that are neither white space nor marks. If these
+        characters differ, the template did more than remove white space, and the result is `marked`.
         """
         shown = list(self._walk(marked))
         own = {(piece.at, piece.kept) for piece in shown if piece.bare}
@@ -94,12 +95,12 @@ class ControlTokens:
 
 
 class _Piece(NamedTuple):
-    """A piece of a chat: a control token, a mark, white space, or what is between these.
+    """A piece of the text: a control token, a mark, white space, or the text between these.
 
     Attributes:
-        whole: As it stands there.
-        kept: The same without white space and marks.
-        at: How many characters are kept before it.
+        whole: The piece.
+        kept: The piece without white space and marks.
+        at: Number of kept characters before it.
         bare: Whether it is a control token without marks.
     """
 

@@ -33,6 +33,7 @@ class Generation:
         return_prompt_token_ids: Whether the client wants the prompt's ids.
         form: The form that the answer must have, if any.
         repetition: Repetition that ends the answer; None: no detection.
+        clamp_max_tokens: Whether `max_tokens` is reduced to the free tokens of the context instead of refused.
     """
 
     sampling: SamplingParams
@@ -41,6 +42,12 @@ class Generation:
     return_prompt_token_ids: bool = False
     form: Form | None = None
     repetition: RepetitionLimits | None = None
+    clamp_max_tokens: bool = False
+
+    @property
+    def must_fit(self) -> int | None:
+        """Tokens of the answer that must fit in the context, if any."""
+        return None if self.clamp_max_tokens else self.max_tokens
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class RecommendedSampling:
     """Sampling parameters from the checkpoint's generation_config.json.
 
     Attributes:
-        temperature: The checkpoint's; 0 where it says nothing of sampling, or to be greedy.
+        temperature: The checkpoint's; 0 if it recommends greedy sampling, or nothing.
         top_p: The checkpoint's, else 1.
         top_k: The checkpoint's, else 0.
         min_p: The checkpoint's, else 0.
@@ -93,20 +100,19 @@ class RecommendedSampling:
 
 
 def _temperature(config: Mapping[str, Any]) -> float:
-    """The temperature that a generation_config means: transformers' own is 1, where it samples."""
+    """The temperature of a generation_config. If it samples, the default of transformers is 1."""
     sample = config.get("do_sample", "temperature" in config)
     return float(config.get("temperature", 1.0)) if sample else 0.0
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """How an answer is drawn where the request is silent.
+    """Defaults for generation options that a request does not set.
 
     Attributes:
-        recommended: What the checkpoint says. All but its temperature holds always: an answer is greedy unless the
-            request asks for another, or `sample` is set.
-        sample: Whether its temperature holds, too.
-        repetition: When an answer is taken to run in circles; None: never.
+        recommended: The checkpoint's. Its temperature is used only if `sample` is set: otherwise the default is greedy.
+        sample: Whether to use the checkpoint's temperature.
+        repetition: Repetition that ends the answer; None: no detection.
     """
 
     recommended: RecommendedSampling = RecommendedSampling()

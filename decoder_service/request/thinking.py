@@ -1,6 +1,6 @@
-"""Whether a model thinks before it answers, and whether it can be told not to: its chat template says so.
+"""Whether a model thinks before it answers, and whether a request can choose: both follow from the chat template.
 
-A vocabulary with marks is no sign: the published tokenizers have them whether the model thinks or not.
+The vocabulary does not show it: the published tokenizers have the marks whether the model thinks or not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 REASONING = "reasoning_content"
-"""What templates call the reasoning of a message that comes apart from its content."""
+"""The field of a message in chat templates that has its reasoning."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Thinking:
     """How a model thinks.
 
     Attributes:
-        marks: Around its reasoning.
-        optional: Whether the template takes `enable_thinking`.
+        marks: The marks around its reasoning.
+        optional: Whether the template supports `enable_thinking`.
     """
 
     marks: Marks
@@ -39,7 +39,7 @@ class Thinking:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> Thinking | None:
-        """What the chat template says: None where it names neither mark, since the model does not think then."""
+        """Read it from the chat template; None if the template has neither mark."""
         template = tokenizer.chat_template
         if not isinstance(template, str) or not (OPENING in template or CLOSING in template):
             return None
@@ -47,24 +47,24 @@ class Thinking:
 
 
 class GreedyThinking:
-    """Warns in the log, once, where a model that thinks is asked greedily."""
+    """Warns once in the log if a model that thinks is sampled greedily."""
 
     def __init__(self) -> None:
         self._warned = False
 
     def check(self, thinking: Thinking | None, sampling: SamplingParams, enable_thinking: bool | None) -> None:
-        """Look at a request.
+        """Check a request.
 
         Args:
-            thinking: How the model thinks; None where it does not.
-            sampling: How the answer is drawn.
-            enable_thinking: What the request says; None where it says nothing.
+            thinking: How the model thinks; None if it does not.
+            sampling: The request's sampling parameters.
+            enable_thinking: The request's choice; None if it has none.
         """
         if thinking is None or enable_thinking is False or sampling.temperature > 0 or self._warned:
             return
         self._warned = True
         log.warning(
-            "a model that thinks is asked greedily, and may think in circles to the last token",
+            "a model that thinks is sampled greedily, and may repeat itself up to max_tokens",
             instead="generation_config=auto, or recommended_sampling in the request",
         )
 
@@ -72,42 +72,42 @@ class GreedyThinking:
 def apply(
     tokenizer: PreTrainedTokenizerFast,
     conversation: Sequence[Mapping[str, Any]],
-    goes_on: bool | str = False,
+    continued: bool | str = False,
     **choice: Any,
 ) -> str:
-    """Apply the chat template; the answer begins where the chat ends.
+    """Apply the chat template.
 
     Args:
         tokenizer: Has the template.
-        conversation: The messages, as it takes them.
-        goes_on: Whether the answer goes on with the last message, or the name of its part that it goes on with.
-        choice: What else it takes.
+        conversation: The messages, in the form of chat templates.
+        continued: Whether the answer continues the last message, or the name of the field that it continues.
+        choice: Other variables of the template.
 
     Raises:
-        jinja2.TemplateError: It refuses them.
-        ValueError: It does not write the last message so that it could be gone on with.
+        jinja2.TemplateError: The template refuses the messages.
+        ValueError: The last message cannot be continued.
     """
     chat: str = tokenizer.apply_chat_template(  # type: ignore[assignment]  # no ids were asked for
         [dict(message) for message in conversation],
         tokenize=False,
-        add_generation_prompt=not goes_on,
-        continue_final_message=goes_on,
+        add_generation_prompt=not continued,
+        continue_final_message=continued,
         **choice,
     )
     return chat
 
 
 def template_choice(thinking: Thinking | None, enable_thinking: bool | None) -> dict[str, bool]:
-    """What the template is told.
+    """The template's variables for a request's choice.
 
-    A model that always thinks may be asked to think, and one that never does may be asked not to.
+    If the template does not support the choice, only the value that describes the model is accepted.
 
     Args:
-        thinking: How the model thinks; None where it does not.
-        enable_thinking: What the request says; None where it says nothing.
+        thinking: How the model thinks; None if it does not.
+        enable_thinking: The request's choice; None if it has none.
 
     Raises:
-        ServiceError: INVALID_ARGUMENT where the request asks for what the template cannot do.
+        ServiceError: INVALID_ARGUMENT if the template does not support the choice.
     """
     if enable_thinking is None:
         return {}
@@ -124,6 +124,6 @@ def _has_choice(tokenizer: PreTrainedTokenizerFast) -> bool:
     question = [{"role": "user", "content": "?"}]
     try:
         chats = {apply(tokenizer, question, enable_thinking=choice) for choice in (True, False)}
-    except jinja2.TemplateError:  # it refuses so short a conversation, and the request will say why
+    except jinja2.TemplateError:  # the requests will show why
         return False
     return len(chats) == 2

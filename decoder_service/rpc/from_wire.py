@@ -76,7 +76,7 @@ def opening(
 
 
 def enable_thinking(request: decoder_pb2.GenerateOpen | decoder_pb2.CountPromptTokensRequest) -> bool | None:
-    """Whether the model is to think; None where the request does not say."""
+    """The request's choice whether the model is to think; None if it has none."""
     return request.enable_thinking if request.HasField("enable_thinking") else None
 
 
@@ -254,6 +254,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         return_prompt_token_ids=options.return_prompt_token_ids,
         form=_form(options.response_format) if options.HasField("response_format") else None,
         repetition=_repetition(options, defaults.repetition),
+        clamp_max_tokens=options.clamp_max_tokens,
     )
 
 

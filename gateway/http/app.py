@@ -85,6 +85,10 @@ def create_app(
 
 
 def _described(model: chat_pb2.Model) -> dict[str, Any]:
+    sampling = model.recommended_sampling
+    values = json_format.MessageToDict(
+        sampling, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     return {
         "id": model.id,
         "object": "model",
@@ -93,9 +97,7 @@ def _described(model: chat_pb2.Model) -> dict[str, Any]:
         "max_model_len": model.context_length,
         "thinks": model.thinks,
         "thinking_optional": model.thinking_optional,
-        "recommended_sampling": json_format.MessageToDict(
-            model.recommended_sampling, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        ),
+        "recommended_sampling": {name: values[name] for name in sampling.DESCRIPTOR.fields_by_name},
     }
 
 

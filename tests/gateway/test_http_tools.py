@@ -79,7 +79,6 @@ def test_choices(fields: dict[str, Any], choice: chat_pb2.ToolChoice | None) -> 
 def test_a_conversation_with_calls_and_results() -> None:
     """Calls without content, arguments as text or as an object, results with pictures."""
     call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"b": "sea"}'}}
-    called = {"name": "f", "arguments": {"é": 1}}
     request = translated(
         {
             "messages": [

@@ -25,10 +25,11 @@ Script = Callable[[gateway_pb2.ChatRequest, Context], Iterator[chat_pb2.ChatEven
 
 @dataclass
 class Scripted(gateway_pb2_grpc.GatewayServicer):
-    """Plays `chat` and answers `count`; keeps the requests."""
+    """Plays `chat` and answers `count` and `models`; keeps the requests."""
 
     chat: Script
     count: gateway_pb2.CountTokensResponse = field(default_factory=gateway_pb2.CountTokensResponse)
+    models: tuple[str, ...] = ("m",)
     address: str = ""
     chats: list[gateway_pb2.ChatRequest] = field(default_factory=list)
     counts: list[gateway_pb2.CountTokensRequest] = field(default_factory=list)
@@ -43,6 +44,9 @@ class Scripted(gateway_pb2_grpc.GatewayServicer):
         if self.count_errors:
             fail(context, self.count_errors.pop(0))
         return self.count
+
+    def ListModels(self, request: gateway_pb2.ListModelsRequest, context: Context) -> gateway_pb2.ListModelsResponse:
+        return gateway_pb2.ListModelsResponse(models=[chat_pb2.Model(id=name) for name in self.models])
 
 
 @contextlib.contextmanager

@@ -128,8 +128,8 @@ def test_json_has_the_layouts_and_no_bar(picture: str) -> None:
     with playing(_play) as gateway, on_terminal(*words, gateway.address) as seen:
         assert seen.end() == 0
     answer = json.loads(seen.written)
-    fields = {"text", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
-    assert set(answer) == fields
+    fields = {"text", "reasoning", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
+    assert set(answer) == {*fields, "finish_limit"}
     assert answer["media"] == [
         {
             "kind": "image",
@@ -431,7 +431,7 @@ def test_json_that_was_cut_is_a_failure(files: Path, capsys: pytest.CaptureFixtu
     (files / "schema.json").write_text("{}")
     with playing(_says('{"z": ', reason=chat_pb2.FINISH_REASON_LENGTH)) as gateway:
         assert _in_process(gateway, "why?", "--schema", "schema.json") == 1
-    said = "triptych: the answer was cut at 7 tokens (--max-tokens): its JSON is incomplete\n"
+    said = "triptych: the JSON is incomplete, cut at 7 tokens: --max-tokens\n"
     assert capsys.readouterr() == ('{"z": \n', said)
 
 
@@ -458,10 +458,14 @@ def test_a_bad_schema_is_one_line(
     ("finished", "said"),
     [
         ({"reason": chat_pb2.FINISH_REASON_STOP}, ""),
-        ({"reason": chat_pb2.FINISH_REASON_LENGTH}, "triptych: the answer was cut at 7 tokens (--max-tokens)\n"),
+        ({"reason": chat_pb2.FINISH_REASON_LENGTH}, "triptych: cut at 7 tokens: --max-tokens\n"),
         (
-            {"reason": chat_pb2.FINISH_REASON_LENGTH, "limit": chat_pb2.FINISH_LIMIT_REPETITION},
-            "triptych: the answer was ended at 7 tokens because it repeats itself\n",
+            {"reason": chat_pb2.FINISH_REASON_LENGTH, "limit": chat_pb2.FINISH_LIMIT_MAX_TOKENS},
+            "triptych: cut at 7 tokens: --max-tokens\n",
+        ),
+        (
+            {"reason": chat_pb2.FINISH_REASON_LENGTH, "limit": chat_pb2.FINISH_LIMIT_DEADLINE},
+            "triptych: cut at 7 tokens: the time for an answer was over\n",
         ),
     ],
 )

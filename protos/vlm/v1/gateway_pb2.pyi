@@ -42,9 +42,9 @@ class ChatRequest(_message.Message):
     report_progress: _builtins.bool
     """Ask for `progress` events while media are encoded and the prompt is computed."""
     enable_thinking: _builtins.bool
-    """Whether the model is to think before it answers, where its chat template leaves the choice (Model.thinking_optional). Where
-    it does not, what the model does anyway may be asked for, and the other is INVALID_ARGUMENT (THINKING_NOT_OPTIONAL). Unset:
-    as the template has it.
+    """Whether the model is to think before it answers, if its chat template supports the choice (Model.thinking_optional). If
+    not, only the value that describes the model is accepted; the other is INVALID_ARGUMENT (THINKING_NOT_OPTIONAL). Unset: as
+    the template decides.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
