@@ -102,7 +102,7 @@ class Reason(enum.Enum):
     # Too much
     BODY_TOO_LARGE = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
-        "gateway",
+        "any",
         "The body (HTTP) or the message (gRPC) is over `max_message_bytes`. gRPC itself refuses the message, without "
         "details; the Python client adds the reason.",
         "Send fewer or smaller media; in JSON, base64 adds a third.",
