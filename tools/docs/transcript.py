@@ -26,8 +26,8 @@ PICTURE = "demo/examples/scene.png"
 QUESTION = "How many shapes are there?"
 SCHEMA = {
     "type": "object",
-    "properties": {"count": {"type": "integer", "minimum": 0, "maximum": 9}},
-    "required": ["count"],
+    "properties": {"there_are": {"enum": ["two shapes.", "three shapes.", "four shapes."]}},
+    "required": ["there_are"],
     "additionalProperties": False,
 }
 
