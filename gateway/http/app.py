@@ -19,6 +19,7 @@ from gateway.http.chat import ChatCompletions
 from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
 from gateway.http.ignored import IGNORED_HEADER
+from gateway.http.openapi import document
 from gateway.http.stream import Pace
 from gateway.retry import Deadline
 from serving.calls import REQUEST_ID_HEADER
@@ -62,10 +63,14 @@ def create_app(
                 return JSONResponse(_described(served))
         raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; /v1/models lists those that are")
 
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document())
+
     completions = ChatCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace or Pace())
     routes = [
         Route("/healthz", healthz),
         Route("/health", healthz),
+        Route("/openapi.json", openapi),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/chat/completions", completions, methods=["POST"]),
