@@ -61,7 +61,7 @@ _ANSWERS = {
             "created": _COUNT,
             "model": _TEXT,
             "choices": _list(_named("Choice")),
-            "usage": _object({name: _COUNT for name in ("prompt_tokens", "completion_tokens", "total_tokens")}),
+            "usage": _object(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)),
         },
         media=_list({"type": "object"}),
     ),

@@ -268,9 +268,7 @@ class CompletionRequest(_Json):
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE] | None = None
-    seed: (
-        Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63), _WHOLE, AfterValidator(_seed)] | None
-    ) = None
+    seed: Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63), _WHOLE, AfterValidator(_seed)] | None = None
     stop: Strings | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
