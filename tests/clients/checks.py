@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ PICTURE = ROOT / "demo" / "examples" / "scene.png"
 CHECKS = ("image", "schema", "tools", "cancel")
 """What every client is asked to do: the names that its script prints."""
 
-_READY = re.compile(r"ready grpc=\S+ http=(\S+) model=(\S+)\n")
+_READY = re.compile(r"ready grpc=(\S+) http=(\S+) model=(\S+)\n")
 _INSTALL_SECONDS = 900
 _SCRIPT_SECONDS = 300
 
@@ -75,6 +75,33 @@ class Outcome:
     def missing(self, reason: str) -> Outcome:
         """The same, with a reason for the checks that were not made."""
         return dataclasses.replace(self, results={check: self.results.get(check, reason) for check in CHECKS})
+
+
+@dataclass(frozen=True)
+class System:
+    """Where a running system answers.
+
+    Attributes:
+        grpc: Address of the gateway.
+        http: Its URL.
+        model: Name of the model.
+        metrics: URL of the decoder's metrics.
+    """
+
+    grpc: str
+    http: str
+    model: str
+    metrics: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the scripts read."""
+        return {
+            "CLIENTS_BASE_URL": f"{self.http}/v1",
+            "CLIENTS_MODEL": self.model,
+            "CLIENTS_METRICS": self.metrics,
+            "CLIENTS_PICTURE": str(PICTURE),
+        }
 
 
 def clients() -> list[Client]:
@@ -130,13 +157,13 @@ def _install(command: list[str], folder: Path) -> None:
         raise InstallError(f"{Path(command[0]).name}: {last[0]}")
 
 
-def run(client: Client, folder: Path, served: Mapping[str, str]) -> Outcome:
+def run(client: Client, folder: Path, served: System) -> Outcome:
     """Run a client's script.
 
     Args:
         client: The client.
         folder: Its environment.
-        served: Variables that say where the system answers.
+        served: The system that it calls.
     """
     if client.npm:  # Node looks for packages where the script is
         for script in SCRIPTS.glob("*.mjs"):
@@ -150,7 +177,7 @@ def run(client: Client, folder: Path, served: Mapping[str, str]) -> Outcome:
         done = subprocess.run(
             command,
             cwd=folder,
-            env={**variables, **served},
+            env={**variables, **served.variables},
             stdout=subprocess.PIPE,
             text=True,
             timeout=_SCRIPT_SECONDS,
@@ -177,8 +204,8 @@ def outcome(name: str, printed: str) -> Outcome:
 
 
 @contextlib.contextmanager
-def system() -> Iterator[dict[str, str]]:
-    """`triptych up` with the demo model on free ports: the variables that the scripts read."""
+def system() -> Iterator[System]:
+    """`triptych up` with the demo model on free ports."""
     ports = ReservedPorts("127.0.0.1")
     metrics = ports.reserve()
     ports.release()
@@ -188,12 +215,7 @@ def system() -> Iterator[dict[str, str]]:
             said = line(process.stdout, "the line that says that it is ready")
             if (ready := _READY.fullmatch(said)) is None:
                 raise RuntimeError(f"triptych up said {said!r}")
-            yield {
-                "CLIENTS_BASE_URL": f"{ready[1]}/v1",
-                "CLIENTS_MODEL": ready[2],
-                "CLIENTS_METRICS": f"http://127.0.0.1:{metrics}/metrics",
-                "CLIENTS_PICTURE": str(PICTURE),
-            }
+            yield System(*ready.groups(), metrics=f"http://127.0.0.1:{metrics}/metrics")
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
