@@ -61,6 +61,7 @@ def measure(
     questions: Sequence[str] = QUESTIONS,
     steps: int,
     outliers: float | None = None,
+    calibrate: bool = False,
     threads: int = 0,
     operators: bool = True,
 ) -> Iterator[Row]:
@@ -73,6 +74,7 @@ def measure(
         questions: the questions about each picture.
         steps: tokens of an answer.
         outliers: the largest factor of the outliers; None: no outliers.
+        calibrate: whether the bundles with smoothing are calibrated, too, on the data of the package.
         threads: number of threads; 0: the library's default.
         operators: whether our own operators may be used.
     """
@@ -83,7 +85,9 @@ def measure(
         changed = add_outliers(checkpoint, work / "outliers", largest=outliers)
         variants += [("outliers", changed, False), ("outliers", changed, True)]
     for name, source, smoothed in variants:
-        bundle: Bundle = exporter.export(source, work / "int4", smooth=smoothed, measure=False, force=True)
+        bundle: Bundle = exporter.export(
+            source, work / "int4", smooth=smoothed, calibrate=calibrate and smoothed, measure=False, force=True
+        )
         for graph in bundle.decoder.graphs:
             yield Row(
                 name, smoothed, graph, reference.compare(Graph(bundle, graph, threads=threads, operators=operators))
@@ -113,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="K",
         help="also with outlier channels of up to K; with --encoder, only in the encoder",
     )
+    parser.add_argument("--calibrate", action="store_true", help="calibrate the smoothed bundles")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: the library's")
     parser.add_argument("--no-operators", action="store_true", help="do not use our own operators")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
@@ -131,7 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 checkpoint, Path(work), kinds=kinds, questions=QUESTIONS, types=options.encoder, **given
             )
         else:
-            rows = measure(options.checkpoint, Path(work), pictures=pictures, outliers=options.outliers, **given)
+            rows = measure(
+                options.checkpoint,
+                Path(work),
+                pictures=pictures,
+                outliers=options.outliers,
+                calibrate=options.calibrate,
+                **given,
+            )
         if options.json:
             print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         else:

@@ -45,6 +45,7 @@ class BatchConfig:
         slots: Most requests that run at once.
         context_length: Most tokens of a prompt and its answer.
         kv_bytes: Memory of the KV cache, for running requests and prefix caches together.
+        parking_bytes: Further memory for keys and values of parked requests; those without are computed again.
         chunk_tokens: Most prompt tokens to prefill in one step.
         stall: Mean slowdown of decode steps for each prompt being prefilled, as a fraction.
         read_ahead: Whether a prompt is prefilled while some of its features are missing; auto: while cores are idle.
@@ -60,6 +61,7 @@ class BatchConfig:
     slots: int = 8
     context_length: int = 32768
     kv_bytes: int = 4 << 30
+    parking_bytes: int = 1 << 30
     chunk_tokens: int = 512
     stall: float = 0.5
     read_ahead: Literal["auto", "on", "off"] = "auto"
@@ -151,6 +153,7 @@ class Worker:
             running=config.slots,
             budget=budget,
             caching=config.cached_prompts > 0,
+            parking=config.parking_bytes // cache.bytes_per_token,
         )
         self._shape = runner.shape
         scheduler = Scheduler[Job](slots, read_ahead=config.read_ahead == "on")
