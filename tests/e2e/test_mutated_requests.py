@@ -18,7 +18,7 @@ from vlm.v1 import gateway_pb2, gateway_pb2_grpc
 pytestmark = pytest.mark.e2e
 
 _few = settings(
-    max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -35,7 +35,7 @@ def test_requests_over_grpc(int4_system: Up) -> None:
             reasons.add(ask_grpc(stub, request))
 
         each()
-        assert {"", "INVALID_ARGUMENT", "IMAGE_UNREADABLE"} <= reasons
+        assert {"", "FIELD_INVALID"} <= reasons
         assert [ask_grpc(stub, request) for request in VALID_CHATS] == [""] * len(VALID_CHATS)
 
 
@@ -53,5 +53,5 @@ def test_requests_over_http(int4_system: Up) -> None:
             codes.add(ask_http(client, json.dumps(body).encode()))
 
         each()
-        assert {"", "invalid_argument"} <= codes
+        assert {"", "field_invalid"} <= codes
         assert [ask_http(client, body) for body in valid] == [""] * len(valid)
