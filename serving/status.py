@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 DOMAIN = "triptych"
 
+_MOST_BYTES = 1000
+"""Of a text that may repeat what a client sent. gRPC carries an error in headers, and clients take 8 KiB of those: the
+message is among them twice, once with three bytes for one, and once more in a violation."""
+
 # gRPC itself refuses calls over a server's `maximum_concurrent_rpcs`, with this text and no details.
 _TOO_MANY_CALLS = "Concurrent RPC limit"
 
@@ -26,13 +30,13 @@ _MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
 
 def to_proto(error: ServiceError) -> status_pb2.Status:
-    """The error as a google.rpc.Status."""
+    """The error as a google.rpc.Status; texts that are too long for it are cut."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.violations:
         details.append(
             error_details_pb2.BadRequest(
                 field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                    error_details_pb2.BadRequest.FieldViolation(field=_cut(v.field), description=_cut(v.description))
                     for v in error.violations
                 ]
             )
@@ -41,12 +45,17 @@ def to_proto(error: ServiceError) -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code.value), message=error.message)
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code.value), message=_cut(error.message))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _cut(text: str) -> str:
+    data = text.encode()
+    return text if len(data) <= _MOST_BYTES else data[:_MOST_BYTES].decode(errors="ignore") + "…"
 
 
 def from_proto(status: status_pb2.Status) -> ServiceError:
@@ -75,7 +84,10 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
     """
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
         return failure(Reason.INTERNAL, "a call failed without a status")
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # AioRpcError has the needed methods
+    try:
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # AioRpcError has the needed methods
+    except ValueError:  # the details are another error's: gRPC, or a proxy, had its own in place of the server's
+        status = None
     if status is not None:
         return from_proto(status)
     name = error.code().name

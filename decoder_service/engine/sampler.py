@@ -23,6 +23,9 @@ from decoder_service.engine.interface import Constraint, SamplingParams, TokenDr
 _HEAD = 1024
 _GROWTH = 8
 
+_MOST_LOGIT = float(np.finfo(np.float32).max) / 4
+"""Penalties leave no logit beyond it: differences of logits stay finite."""
+
 
 class Sampler:
     """The sampling state of one request: its parameters, random numbers, and counts of tokens.
@@ -76,9 +79,9 @@ class Sampler:
         params = self.params
         if params.repetition_penalty != 1:
             values = logits[self._seen]
-            logits[self._seen] = np.where(
-                values < 0, values * params.repetition_penalty, values / params.repetition_penalty
-            )
+            with np.errstate(over="ignore"):  # of a penalty near 0 or very large
+                values = np.where(values < 0, values * params.repetition_penalty, values / params.repetition_penalty)
+            logits[self._seen] = np.clip(values, -_MOST_LOGIT, _MOST_LOGIT)
         if self._counts and (params.presence_penalty or params.frequency_penalty):
             ids = np.fromiter(self._counts, np.intp, len(self._counts))
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))

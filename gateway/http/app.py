@@ -20,6 +20,7 @@ from gateway.http.chat import ChatCompletions
 from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
 from gateway.http.ignored import IGNORED_HEADER
+from gateway.http.openapi import document
 from gateway.http.stream import Pace
 from gateway.http.text import TextCompletions
 from gateway.http.tokenizing import Detokenize, Tokenize
@@ -70,6 +71,9 @@ def create_app(
     async def prometheus(request: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(document())
+
     pace = pace or Pace()
     chat = ChatCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace)
     text = TextCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace)
@@ -78,6 +82,7 @@ def create_app(
     routes = [
         Route("/healthz", healthz),
         Route("/health", healthz),
+        Route("/openapi.json", openapi),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/chat/completions", chat, methods=["POST"]),

@@ -30,9 +30,8 @@ class IgnoredFields:
         """`send` with a header that names the fields; the same `send` where there are none."""
         if not fields:
             return send
-        names = [
-            quote(field[:_MOST_CHARACTERS], safe=" .[]!$&'()*+/:;=?@^`{|}~<>\"#") for field in fields[:_MOST_NAMED]
-        ]
+        # Blanks too: a value of a header must not end with one.
+        names = [quote(field[:_MOST_CHARACTERS], safe=".[]!$&'()*+/:;=?@^`{|}~<>\"#") for field in fields[:_MOST_NAMED]]
         if len(fields) > _MOST_NAMED:
             names.append(f"and {len(fields) - _MOST_NAMED} more")
         self._log(names)

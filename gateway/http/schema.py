@@ -32,8 +32,9 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_Integer = Annotated[int, BeforeValidator(_whole), Field(strict=True)]
-_Count = Annotated[_Integer, Field(ge=0, lt=1 << 32)]
+# The bounds come first: behind the validator they would not be in the JSON Schema of /openapi.json.
+_WHOLE = BeforeValidator(_whole)
+_Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 32), _WHOLE]
 _Rate = Annotated[float, Field(strict=True, ge=0)]
 
 
@@ -41,7 +42,7 @@ def _none_if_negative(value: int) -> int | None:
     return None if value < 0 else value
 
 
-_Limit = Annotated[_Integer, Field(ge=-1, lt=1 << 32), AfterValidator(_none_if_negative)]
+_Limit = Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE, AfterValidator(_none_if_negative)]
 """Where -1 means that there is no limit, as vLLM and llama.cpp have it: None here."""
 
 
@@ -265,8 +266,8 @@ class Options(_Json):
     max_tokens: _Limit | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: Annotated[_Integer, Field(ge=-1, lt=1 << 32)] | None = None
-    seed: Annotated[_Integer, Field(ge=-(1 << 63), lt=1 << 63), AfterValidator(_seed)] | None = None
+    top_k: Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE] | None = None
+    seed: Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63), _WHOLE, AfterValidator(_seed)] | None = None
     stop: Strings | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None

@@ -69,6 +69,8 @@ class Echo(Service, vision_pb2_grpc.VisionEncoderServicer):
         yield vision_pb2.EncodeResponse()
 
     async def Describe(self, request: vision_pb2.EncodeRequest, context: Any) -> media_pb2.MediaLayout:  # type: ignore[override]
+        if request.request_id == "long":
+            raise invalid("ö" * 9000, "ü" * 9000)
         if request.request_id == "bug":
             raise KeyError("a secret")
         raise invalid("data", "is no image", reason=Reason.IMAGE_UNREADABLE)
@@ -109,6 +111,18 @@ async def test_a_service_error_reaches_the_client_with_its_details() -> None:
             error = from_rpc_error(caught.value)
             assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "IMAGE_UNREADABLE")
             assert error.violations[0].field == "data"
+
+
+async def test_an_error_that_repeats_a_long_text_of_the_client_arrives() -> None:
+    """It is cut: headers over the limit of a client would make it another error, without details."""
+    async with running(Echo()) as (channel, _, _):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await vision_pb2_grpc.VisionEncoderStub(channel).Describe(vision_pb2.EncodeRequest(request_id="long"))
+    error = from_rpc_error(caught.value)
+    assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "FIELD_INVALID")
+    assert error.message.startswith("öö")
+    assert error.message.endswith("ö…")
+    assert error.violations[0].description.startswith("üü")
 
 
 async def test_an_unexpected_failure_tells_no_secrets() -> None:

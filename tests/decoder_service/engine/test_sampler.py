@@ -190,6 +190,18 @@ def test_a_sampler_that_raises_fails_its_own_row(step: str, params: SamplingPara
     assert [drawn[0], drawn[2]] == [drawn_by(Sampler(other, NOTHING)) for other in others]
 
 
+@pytest.mark.parametrize("penalty", [1e-45, 1e-30, 3e38])
+@pytest.mark.filterwarnings("error")
+def test_an_extreme_repetition_penalty_leaves_probabilities(penalty: float) -> None:
+    """No logit becomes infinite, of whose difference to another one nothing could be sampled."""
+    logits = np.array([[2.0, 1.0, -1.0, 3.0]], np.float32)
+    prompt = np.array([0, 2], np.int32)
+    (drawn,) = draw([Sampler(SamplingParams(1.0, repetition_penalty=penalty), prompt)], logits)
+    assert isinstance(drawn, TokenDrawn)
+    assert drawn.token_id in ({0} if penalty < 1 else {0, 1, 3})
+    assert np.isfinite(logits).all()
+
+
 def test_repetition_penalty_is_that_of_transformers() -> None:
     """Tokens of prompt and answer alike are made less likely, as transformers does it, and each of them once."""
     prompt = np.argsort(-LOGITS)[[0, 2, 4, 0]].astype(np.int32)
