@@ -70,7 +70,7 @@ class Graph:
                 slots=1,
                 heads=text.num_key_value_heads,
                 length=length,
-                width=text.head_dim,
+                width=self._runner.cache_width,
                 dtype=self._runner.cache_dtype,
             ).buffers
         )

@@ -125,7 +125,7 @@ class Worker:
             slots=config.slots + config.cached_prompts,
             heads=bundle.text.num_key_value_heads,
             length=self.max_tokens,
-            width=bundle.text.head_dim,
+            width=runner.cache_width,
             dtype=runner.cache_dtype,
         )
         runner.use(cache.buffers)

@@ -20,7 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from decoder_service.engine.model import Piece, Shape, Step
-from decoder_service.engine.onnx.operators import is_rounded, multiplies_all, substitute
+from decoder_service.engine.onnx.operators import KvDtype, is_rounded, multiplies_all, substitute
 from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
 from decoder_service.engine.onnx.pages import release_pages
 from serving.cores import lacks_vnni
@@ -37,6 +37,7 @@ class Runner:
         layers: Layers of the model.
         head_size: Width of an attention head.
         operators: Path of our own operators, for graphs with quantized weights; None: ONNX Runtime's are used.
+        kv_dtype: How our own attention stores keys and values.
         repack: Whether ONNX Runtime may copy float32 weights into a faster layout. Otherwise they stay in the mapped
             file.
     """
@@ -49,12 +50,14 @@ class Runner:
         layers: int,
         head_size: int,
         operators: Path | None = None,
+        kv_dtype: KvDtype = "float16",
         repack: bool = True,
     ) -> None:
         self._repack = repack
         self._threads = threads
         self._head_size = head_size
         self._operators = operators
+        self._kv_dtype = kv_dtype
         self._embedding = onnxruntime.InferenceSession(embedding, _options(1), _PROVIDERS)
         self._feature_width = int(self._embedding.get_outputs()[0].shape[-1])
         self._tensors = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
@@ -68,7 +71,7 @@ class Runner:
         ours = (
             self._operators is not None
             and is_rounded(model)
-            and substitute(model, head_size=self._head_size, threads=self._threads) > 0
+            and substitute(model, head_size=self._head_size, threads=self._threads, kv_dtype=self._kv_dtype) > 0
         )
         options = _options(1 if ours and multiplies_all(model) else self._threads)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
@@ -84,8 +87,9 @@ class Runner:
             release_pages(path.parent / file)
         if len(self._sessions) > 1:
             return
-        kinds = {value.name: value.type for value in session.get_inputs()}
-        self.cache_dtype = np.dtype(_NUMPY_TYPES[kinds[f"past_key_values.{self._tensors[0]}"]])
+        keys = next(value for value in session.get_inputs() if value.name == f"past_key_values.{self._tensors[0]}")
+        self.cache_dtype = np.dtype(_NUMPY_TYPES[keys.type])
+        self.cache_width = int(keys.shape[-1])
         self.shape = Shape(
             vocabulary=int(session.get_outputs()[0].shape[-1]),
             feature_width=self._feature_width,
@@ -98,7 +102,7 @@ class Runner:
         return tuple(self._sessions)
 
     def use(self, buffers: Sequence[NDArray[Any]]) -> None:
-        """Bind the graphs to a KV cache: for each layer keys and values, [slots, heads, length, width]."""
+        """Bind the graphs to a KV cache: for each layer keys and values, [slots, heads, length, `cache_width`]."""
         self._buffers = buffers
         self._bindings = {name: _Binding(session.io_binding()) for name, session in self._sessions.items()}
 

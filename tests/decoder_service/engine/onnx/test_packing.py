@@ -174,6 +174,6 @@ def _cache(bundle: Bundle, runner: Runner) -> KvCache:
         slots=4,
         heads=text.num_key_value_heads,
         length=64,
-        width=text.head_dim,
+        width=runner.cache_width,
         dtype=runner.cache_dtype,
     )

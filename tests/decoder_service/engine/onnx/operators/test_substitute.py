@@ -60,7 +60,7 @@ def test_a_whole_graph_computes_the_same(bundle: Bundle, rounded: Bundle) -> Non
         embedding = used.decoder_dir / "embedding.onnx"
         runner = Runner(embedding, threads=1, layers=text.num_hidden_layers, head_size=text.head_dim, operators=library)
         runner.load(precision, used.graph_path(precision))
-        shape = {"heads": text.num_key_value_heads, "length": 64, "width": text.head_dim}
+        shape = {"heads": text.num_key_value_heads, "length": 64, "width": runner.cache_width}
         runner.use(KvCache(layers=text.num_hidden_layers, slots=1, dtype=runner.cache_dtype, **shape).buffers)
         nothing = np.zeros((0, used.feature_width), np.float32)
         return runner.run(precision, piece=Piece(0, 0, ids, nothing, np.broadcast_to(np.arange(30), (3, 30))))
