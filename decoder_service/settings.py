@@ -62,6 +62,12 @@ class DecoderSettings(ServerSettings):
         description="Size of the batch engine's prefix cache: finished requests whose keys and values are kept, "
         "besides those in free slots, so that a prompt with a common prefix skips its prefill; 0: off.",
     )
+    cached_answers: bool = Field(
+        False,
+        description="Also keep the keys and values of answers in the prefix cache, so that the next turn of a "
+        "conversation does not prefill the last answer. They differ slightly from those of a prompt: the next answer "
+        "may then depend on whether they are still cached, and so on the load.",
+    )
     chunk_tokens: int = Field(
         512,
         ge=1,
@@ -71,7 +77,7 @@ class DecoderSettings(ServerSettings):
     chunk_stall: float = Field(
         0.5,
         gt=0,
-        description="Maximum slowdown of a decode step for each prompt being prefilled, as a fraction; a step takes "
+        description="Mean slowdown of decode steps for each prompt being prefilled, as a fraction; a step prefills for "
         "at most one second. Higher values shorten the TTFT of new requests and slow running ones down.",
     )
     read_ahead: Literal["auto", "on", "off"] = Field(
@@ -82,8 +88,8 @@ class DecoderSettings(ServerSettings):
     )
     int8: bool = Field(
         True,
-        description="Also use the bundle's INT8 graph, if it has one, for wide decode steps and for prefill, where it "
-        "is faster. The log shows the memory it adds. Without it, results do not depend on the load.",
+        description="Prefill with the bundle's INT8 graph, if it has one: faster than with its INT4 graph, which "
+        "decodes, and more exact. The log shows the memory it adds.",
     )
     operators: bool = Field(
         True,

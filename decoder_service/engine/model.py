@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,12 +62,31 @@ class Shape:
 
 
 class Model(Protocol):
-    """Runs graphs over a KV cache."""
+    """Runs graphs over a KV cache: one for prefill and another for decode, or the same for both."""
 
-    def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Run a decode step, a prefill chunk, or both in one run.
+    @property
+    def together(self) -> bool:
+        """Whether one graph computes both phases, so that one run can decode and prefill and reads the weights once."""
+
+    @property
+    def parts(self) -> int:
+        """Number of parts in which a prefill chunk is computed."""
+
+    def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
+        """Run a decode step and, only if `together`, a prefill chunk in the same run.
 
         Returns:
             Logits, float32 [n, vocab], owned by the caller: of each token of the step, in order, then of the chunk's
             last token.
+        """
+
+    def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:
+        """Prefill a chunk part by part, one for each `next`. Decode steps may run between parts.
+
+        Args:
+            piece: The chunk. Its slot must not be moved or freed until all parts are computed.
+            ends: Whether the logits of its last token are needed.
+
+        Yields:
+            None after a part; after the last one the logits, float32 [1, vocab], which may be given without need.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,30 +16,42 @@ from decoder_service.engine.batching.scheduler import Scheduler
 from decoder_service.engine.batching.slots import Slots
 from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.model import Model, Piece, Step
+from decoder_service.engine.onnx.phases import Phases
 from decoder_service.engine.onnx.runner import Runner
 from serving.bundle import Bundle
 from serving.errors import ServiceError
 
 
 class SetPace(Pace):
-    """Rooms and graphs in a fixed cycle, independent of speeds.
+    """Rooms in turn, whatever speeds say, and a number of parts in turn.
 
     Args:
-        graphs: Names of graphs.
-        rooms: Prompt tokens to prefill in each step, as a cycle.
+        rooms: Tokens of prompts to read in each step, beginning anew at the end.
+        parts: Parts of chunks to compute in each step, likewise; more than a chunk has: all of it.
     """
 
-    def __init__(self, graphs: Sequence[str], rooms: Sequence[int]) -> None:
+    def __init__(self, rooms: Sequence[int], parts: Sequence[int] = (1000,)) -> None:
         curve = Curve((1,), (1.0,))
-        super().__init__(dict.fromkeys(graphs, Speed(curve, curve)), chunk_tokens=1, stall=1)
-        self._turns = itertools.cycle(graphs)
+        super().__init__(Speed(curve, curve), chunk_tokens=1, stall=1)
         self._rooms = itertools.cycle(rooms)
+        self._shares = itertools.cycle(parts)
+        self._room = self._share = 0
 
-    def graph(self, answers: int, tokens: int) -> str:
-        return next(self._turns)
+    def begin(self, answering: int, prompts: int) -> None:
+        self._room, self._share = next(self._rooms), next(self._shares)
 
-    def room(self, answering: int, prompts: int = 1) -> int:
-        return next(self._rooms)
+    def room(self, answers: int = 0) -> int:
+        return self._room if answers or not self.over else 0
+
+    @property
+    def over(self) -> bool:
+        return self._share < 1
+
+    def take(self, tokens: int) -> None:
+        self._room -= tokens
+
+    def spent(self, seconds: float) -> None:
+        self._share -= 1
 
 
 @dataclass(frozen=True)
@@ -49,33 +61,49 @@ class Call:
     rows: tuple[int, ...]
     read: tuple[int, int] | None
 
-
-@dataclass
-class Watched:
-    """A model that records its runs."""
-
-    model: Model
-    calls: list[Call] = field(default_factory=list)
-
-    def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
-        self.calls.append(
-            Call(
-                tuple(range(step.first_slot, step.first_slot + step.lengths.size)) if step is not None else (),
-                (piece.start, piece.start + piece.token_ids.size) if piece is not None else None,
-            )
+    @classmethod
+    def of(cls, step: Step | None, piece: Piece | None) -> Call:
+        return cls(
+            tuple(range(step.first_slot, step.first_slot + step.lengths.size)) if step is not None else (),
+            (piece.start, piece.start + piece.token_ids.size) if piece is not None else None,
         )
-        return self.model.run(graph, step=step, piece=piece)
+
+
+class Watched:
+    """A model that remembers what it was asked for.
+
+    Args:
+        model: What computes.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.calls: list[Call] = []
+        self.together, self.parts = model.together, model.parts
+
+    def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
+        self.calls.append(Call.of(step, piece))
+        return self.model.decode(step, piece)
+
+    def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:
+        self.calls.append(Call.of(None, piece))
+        return self.model.prefill(piece, ends=ends)
 
 
 @dataclass
 class Answer:
     """The events of a request so far."""
 
-    tokens: list[int] = field(default_factory=list)
+    drawn: list[TokenDrawn] = field(default_factory=list)
     prefilling: list[Prefilling] = field(default_factory=list)
     prefilled: Prefilled | None = None
     finished: EngineFinished | None = None
     error: ServiceError | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """Its tokens alone."""
+        return [drawn.token_id for drawn in self.drawn]
 
     def on_event(self, event: EngineEvent | ServiceError) -> None:
         match event:
@@ -86,7 +114,7 @@ class Answer:
                 self.prefilled = event
             case TokenDrawn():
                 assert self.prefilled is not None
-                self.tokens.append(event.token_id)
+                self.drawn.append(event)
             case EngineFinished():
                 self.finished = event
             case ServiceError():
@@ -98,11 +126,14 @@ class Stepping:
 
     Args:
         bundle: The model.
-        runner: Its graphs.
-        slots: Most requests that run at once.
-        caches: Prefix caches besides those in free slots; None: no prefix cache.
-        rooms: Tokens to prefill in each step.
+        runner: Its graphs: the first computes answers, the last one reads prompts.
+        slots: Requests that run at once.
+        caches: Finished requests that are kept beside those in free slots; None: no cache.
+        rooms: Tokens to read in each step.
+        parts: Parts of chunks to compute in each step.
         budget: Tokens in memory.
+        model: What computes; None: the runner's graphs by the phase.
+        keep_answers: Whether answers' keys and values are kept, too.
     """
 
     def __init__(
@@ -113,7 +144,10 @@ class Stepping:
         slots: int = 4,
         caches: int | None = None,
         rooms: Sequence[int] = (10_000,),
+        parts: Sequence[int] = (1000,),
         budget: int = 100_000,
+        model: Model | None = None,
+        keep_answers: bool = False,
     ) -> None:
         text = bundle.text
         rows = slots + (caches or 0)
@@ -127,15 +161,16 @@ class Stepping:
         )
         runner.use(self.cache.buffers)
         self.slots = Slots(self.cache, slots=rows, running=slots, budget=budget, caching=caches is not None)
-        self.model = Watched(runner)
+        self.model = Watched(model or Phases(runner, decode=runner.graphs[0], prefill=runner.graphs[-1]))
         self._shape = runner.shape
         self.answers: dict[Job, Answer] = {}
         self.scheduler = Scheduler[Job](self.slots, read_ahead=True, least_ahead=1)
         self.stepper = Stepper(
             self.model,
             self.scheduler,
-            SetPace(runner.graphs, rooms),
+            SetPace(rooms, parts),
             self._shape,
+            keep_answers=keep_answers,
         )
 
     def add(self, request: EngineRequest, at: float = 0.0) -> Job:

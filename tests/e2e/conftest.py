@@ -75,13 +75,6 @@ def int4_system() -> Iterator[Up]:
 
 
 @pytest.fixture(scope="session")
-def int4_alone_system() -> Iterator[Up]:
-    """The same without the INT8 graph, so that an answer is the same whatever else the machine does."""
-    with up(DECODER_INT8="false") as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def auto_system() -> Iterator[Up]:
     """The demo model at INT4, as `triptych up` starts it when told nothing."""
     with up(encoder="auto") as running:

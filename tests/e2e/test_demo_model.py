@@ -45,13 +45,9 @@ def _wrong(result: Score) -> list[tuple[tuple[str, ...], str, str]]:
 
 
 @pytest.fixture(scope="session")
-def described(int4_alone_system: Up) -> Score:
-    """The page's 200 held-out scenes, described by the INT4 graph.
-
-    Which steps the INT8 graph computes depends on the load, and with it one or two of 200 answers.
-    """
-    with Client(int4_alone_system.grpc) as client:
-        return score(answer_through(client), held_out_cases("describe", SCENES))
+def described(answer: Answer) -> Score:
+    """The page's 200 held-out scenes, described."""
+    return score(answer, held_out_cases("describe", SCENES))
 
 
 @pytest.fixture(scope="module")

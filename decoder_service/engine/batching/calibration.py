@@ -1,4 +1,4 @@
-"""Measures the speed of the graphs on this machine with a few steps and chunks of each, and warms up."""
+"""Measures the speed of the graphs on this machine with a few steps and chunks, and warms up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from decoder_service.engine.batching.pace import Curve, Speed
-from decoder_service.engine.model import Piece, Step
-from decoder_service.engine.onnx.runner import Runner
+from decoder_service.engine.model import Model, Piece, Shape, Step
 
 # Between and beyond these sizes, the curves are linear.
 CHUNKS = (2, 8, 32, 128)
@@ -27,45 +26,43 @@ def widths(slots: int) -> tuple[int, ...]:
 
 
 def calibrate(
-    runner: Runner, slots: int, room: int, disturbed: Callable[[], bool] = lambda: False
-) -> tuple[dict[str, Speed], bool]:
-    """Time every graph. Overwrites the KV cache.
+    model: Model, shape: Shape, slots: int, room: int, disturbed: Callable[[], bool] = lambda: False
+) -> tuple[Speed, bool]:
+    """Time decode steps and prefill chunks. Overwrites the KV cache.
 
-    Each round times all graphs, so a temporary disturbance affects all graphs alike, and only that round. When the
-    whole system starts, the encoder warms up at the same time, so disturbed rounds are repeated, within limits.
+    Each round times all sizes, so a temporary disturbance affects all alike, and only that round. When the whole system
+    starts, the encoder warms up at the same time, so disturbed rounds are repeated, within limits.
 
     Args:
-        runner: The graphs.
+        model: Runs the graphs.
+        shape: Shape of the model.
         slots: Most requests in one step.
         room: Tokens that a slot of the KV cache holds.
         disturbed: Called after each round; returns whether other processes used the cores in it.
 
     Returns:
-        The speeds, and whether enough rounds were undisturbed to store them.
+        The speed, and whether enough rounds were undisturbed to store it.
     """
-    steps, chunks = widths(slots), [size for size in CHUNKS if size <= room]
-    timings = [_Timing(runner, graph, steps, chunks) for graph in runner.graphs]
-    for timing in timings:
-        timing.warm_up()
+    timing = _Timing(model, shape, widths(slots), [size for size in CHUNKS if size <= room])
+    timing.warm_up()
     rounds = quiet = 0
     last = math.inf
     disturbed()  # starts the first measurement
     while rounds < _ROUNDS or (quiet < _ROUNDS and time.perf_counter() < last):
-        for timing in timings:
-            timing.go_round()
+        timing.go_round()
         rounds += 1
         quiet += not disturbed()
         if rounds == _ROUNDS:
             last = time.perf_counter() + _EXTRA_SECONDS
-    return {timing.graph: timing.speed() for timing in timings}, quiet >= _FEWEST_QUIET
+    return timing.speed(), quiet >= _FEWEST_QUIET
 
 
 class _Timing:
-    """Shortest times of a graph's runs so far."""
+    """Shortest times of runs so far."""
 
-    def __init__(self, runner: Runner, graph: str, steps: Sequence[int], chunks: Sequence[int]) -> None:
-        self._runner = runner
-        self.graph = graph
+    def __init__(self, model: Model, shape: Shape, steps: Sequence[int], chunks: Sequence[int]) -> None:
+        self._model = model
+        self._shape = shape
         self._context = min(_CONTEXT, chunks[-1] - 1)
         self._steps = dict.fromkeys(steps, math.inf)
         self._chunks = dict.fromkeys(chunks, math.inf)
@@ -87,17 +84,18 @@ class _Timing:
 
     def _step(self, width: int) -> None:
         lengths = np.full(width, self._context, np.int64)
-        self._runner.run(self.graph, step=Step(0, lengths, np.zeros(width, np.int32), lengths))
+        self._model.decode(Step(0, lengths, np.zeros(width, np.int32), lengths))
 
     def _chunk(self, size: int) -> None:
-        prefill(self._runner, self.graph, size)
+        prefill(self._model, self._shape, size)
 
 
-def prefill(runner: Runner, graph: str, size: int) -> None:
+def prefill(model: Model, shape: Shape, size: int) -> None:
     """Prefill a chunk of `size` tokens in the first slot. The first large chunk allocates memory for later ones."""
-    positions = np.broadcast_to(np.arange(size), (runner.shape.axes, size))
-    features = np.empty((0, runner.shape.feature_width), np.float32)
-    runner.run(graph, piece=Piece(0, 0, np.zeros(size, np.int32), features, positions))
+    positions = np.broadcast_to(np.arange(size), (shape.axes, size))
+    features = np.empty((0, shape.feature_width), np.float32)
+    for _ in model.prefill(Piece(0, 0, np.zeros(size, np.int32), features, positions)):
+        pass
 
 
 def _curve(best: Mapping[int, float]) -> Curve:

@@ -84,6 +84,11 @@ class Chunk(Generic[T]):
     stop: int
 
     @property
+    def size(self) -> int:
+        """Number of its tokens."""
+        return self.stop - self.start
+
+    @property
     def completes(self) -> bool:
         """Whether it is the last chunk of the prompt."""
         return self.stop == len(self.task.prompt)
@@ -223,7 +228,7 @@ class Scheduler(Generic[T]):
 
     def prefilled(self, chunk: Chunk[T]) -> None:
         """Record that a chunk has been computed. After its last chunk a task decodes."""
-        self._slots.extend(chunk.task.place, chunk.stop - chunk.start)
+        self._slots.extend(chunk.task.place, chunk.size)
         if chunk.completes:
             self._prefilling.remove(chunk.task)
             self._decoding.append(chunk.task)

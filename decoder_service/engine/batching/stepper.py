@@ -1,6 +1,8 @@
 """The engine's steps: each decodes one token per running request and prefills a part of the waiting prompts.
 
-It has no threads. Its owner calls the steps, and the results go to each job's `emit`.
+Which graph computes what depends on the phase alone, so the answer to a request does not depend on the other requests.
+
+It has no threads, and reads the clock only to measure: its owner calls it, and each job's `emit` receives its events.
 """
 
 from __future__ import annotations
@@ -110,25 +112,51 @@ class _Batch:
 
     Attributes:
         decoding: Jobs that decode, in the order of their slots.
-        step: The model's input for them; None if there are none.
-        chunk: The prefill chunk, if any.
+        step: The model's input for them.
+        chunk: The prefill chunk in the same run, if any.
         piece: The model's input for the chunk.
     """
 
     decoding: list[Job]
-    step: Step | None
+    step: Step
     chunk: Chunk[Job] | None = None
     piece: Piece | None = None
 
     @property
     def size(self) -> int:
         """Tokens of the chunk."""
-        return self.chunk.stop - self.chunk.start if self.chunk is not None else 0
+        return self.chunk.size if self.chunk is not None else 0
 
     @property
     def jobs(self) -> list[Job]:
         """All jobs of the batch."""
         return [*self.decoding, *([self.chunk.task] if self.chunk is not None else [])]
+
+
+@dataclass(eq=False)
+class _Prefill:
+    """A chunk in progress, prefilled part by part.
+
+    Attributes:
+        chunk: The chunk.
+        slot: Index of its slot when it was started.
+        parts: Computes one part for each `next`.
+        seconds: Duration of the parts so far.
+    """
+
+    chunk: Chunk[Job]
+    slot: int
+    parts: Iterator[NDArray[np.float32] | None]
+    seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether it can continue: its request still runs, in the slot to which the first parts were written."""
+        slot = self.chunk.task.slot
+        return slot is not None and (slot.index, slot.length) == (self.slot, self.chunk.start)
+
+
+_NO_LOGITS = np.empty((0, 0), np.float32)
 
 
 class Stepper:
@@ -137,16 +165,20 @@ class Stepper:
     Args:
         model: Runs the graphs.
         scheduler: Selects the jobs.
-        pace: Selects the chunk sizes and the graph.
+        pace: Selects the chunk sizes.
         shape: Shape of the model.
+        keep_answers: Whether the prefix cache keeps answers as well, and not only prompts.
     """
 
-    def __init__(self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape) -> None:
+    def __init__(
+        self, model: Model, scheduler: Scheduler[Job], pace: Pace, shape: Shape, *, keep_answers: bool = False
+    ) -> None:
         self._model = model
         self._scheduler = scheduler
         self._pace = pace
         self._shape = shape
-        self._room = 0  # prompt tokens that this step may still prefill
+        self._keep_answers = keep_answers
+        self._in_progress: _Prefill | None = None
 
     @property
     def idle(self) -> bool:
@@ -183,81 +215,122 @@ class Stepper:
                 job.waited += max(at - job.since, 0.0)
 
     def cancel(self, job: Job) -> None:
-        """Cancel a request. Its computed tokens stay in the prefix cache."""
-        self._scheduler.remove(job, _content(job))
+        """Cancel a request. The computed tokens of its prompt stay in the prefix cache."""
+        self._scheduler.remove(job, self._content(job))
 
     def decode(self) -> None:
-        """The first half of a step: decode one token per running request and, in the same run, prefill one chunk."""
+        """The first half of a step: decode one token per running request, with a chunk in the same run if possible."""
         decoding = len(self._scheduler.decoding)
-        self._room = self._pace.room(decoding, self._scheduler.prefillable)
+        self._pace.begin(decoding, self._scheduler.prefillable)
         if decoding:
-            self._step(self._scheduler.next_chunk(self._room), decode=True)
+            together = self._model.together
+            self._step(self._scheduler.next_chunk(self._pace.room(decoding)) if together else None)
 
     def prefill(self) -> None:
-        """The second half: prefill further chunks as far as the step has room."""
-        while (chunk := self._scheduler.next_chunk(self._room)) is not None:
-            self._step(chunk, decode=False)
+        """The second half: prefill as much as the step has time for."""
+        while (prefill := self._next_prefill()) is not None:
+            self._advance(prefill)
 
-    def _step(self, chunk: Chunk[Job] | None, *, decode: bool) -> None:
-        batch = self._schedule(chunk, decode=decode)
-        if batch.step is None and batch.piece is None:
-            return
+    def _step(self, chunk: Chunk[Job] | None) -> None:
+        batch = self._schedule(chunk)
         # Measured without moving slots: that is rare, and not a property of the graph.
         started = time.perf_counter()
         try:
-            graph = self._pace.graph(len(batch.decoding), batch.size)
-            logits = self._model.run(graph, step=batch.step, piece=batch.piece)
-            self._postprocess(batch, logits, started)
-            self._pace.took(graph, len(batch.decoding), batch.size, time.perf_counter() - started)
+            logits = self._model.decode(batch.step, batch.piece)
+            self._scheduler.decoded(batch.decoding)
+            sampling = list(batch.decoding)
+            if batch.chunk is not None:
+                batch.chunk.task.begin(started)
+                sampling += self._prefilled(batch.chunk)
+            self._sample(sampling, logits)
+            self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
         except Exception:  # noqa: BLE001  # the failing job is unknown, so all jobs of the batch fail
-            for job in batch.jobs:
-                if job.slot is not None:  # else it has finished
-                    self._fail(job, traceback.format_exc())
+            self._fail_all(batch.jobs)
 
-    def _schedule(self, chunk: Chunk[Job] | None, *, decode: bool) -> _Batch:
+    def _next_prefill(self) -> _Prefill | None:
+        """The chunk in progress, or else the next one; None if there is none, or no time left."""
+        if self._in_progress is not None and self._in_progress.holds:
+            return None if self._pace.over else self._in_progress
+        self._in_progress = None
+        while (chunk := self._scheduler.next_chunk(self._pace.room())) is not None:
+            if (piece := self._piece(chunk)) is not None:
+                chunk.task.begin(time.perf_counter())
+                parts = self._model.prefill(piece, ends=chunk.completes)
+                self._in_progress = _Prefill(chunk, chunk.task.place.index, parts)
+                break
+        return self._in_progress
+
+    def _advance(self, prefill: _Prefill) -> None:
+        """Compute a part of a chunk; after the last part, record the chunk and sample."""
+        started = time.perf_counter()
+        chunk = prefill.chunk
+        try:
+            logits = next(prefill.parts, _NO_LOGITS)
+            seconds = time.perf_counter() - started
+            self._pace.spent(seconds)
+            prefill.seconds += seconds
+            if logits is None:
+                return
+            self._in_progress = None
+            self._pace.took(0, chunk.size, prefill.seconds)
+            self._sample(self._prefilled(chunk), logits)
+        except Exception:  # noqa: BLE001  # a failure of one request must not affect others
+            self._in_progress = None
+            self._fail_all([chunk.task])
+
+    def _schedule(self, chunk: Chunk[Job] | None) -> _Batch:
         """The batch of the next run. A chunk with invalid features is left out, and its request fails."""
-        first_slot, decoding = self._scheduler.decode_order() if decode else (0, [])
-        batch = _Batch(decoding, _next_tokens(first_slot, decoding) if decoding else None)
-        if chunk is not None:
-            self._room -= chunk.stop - chunk.start
-            try:
-                batch.piece, batch.chunk = self._piece(chunk), chunk
-            except Exception:  # noqa: BLE001  # a failure of one request must not affect others
-                self._fail(chunk.task, traceback.format_exc())
+        first_slot, decoding = self._scheduler.decode_order()
+        batch = _Batch(decoding, _next_tokens(first_slot, decoding))
+        if chunk is not None and (piece := self._piece(chunk)) is not None:
+            batch.piece, batch.chunk = piece, chunk
         return batch
 
-    def _postprocess(self, batch: _Batch, logits: NDArray[np.float32], started: float) -> None:
-        """Record the computed tokens, and sample the next ones."""
-        self._scheduler.decoded(batch.decoding)
-        sampling = list(batch.decoding)
-        if batch.chunk is not None:
-            job = batch.chunk.task
-            job.begin(started)
-            self._scheduler.prefilled(batch.chunk)
-            if batch.chunk.completes:
-                job.emit(job.prefilled(time.perf_counter()))
-                sampling.append(job)
-            else:
-                job.since = time.perf_counter()
-                if job.request.report_progress:
-                    job.emit(Prefilling(batch.chunk.stop, len(job.prompt)))
-        for job, drawn in zip(sampling, draw([job.sampler for job in sampling], logits[: len(sampling)]), strict=True):
+    def _prefilled(self, chunk: Chunk[Job]) -> list[Job]:
+        """Record that a chunk has been computed.
+
+        Returns:
+            Its job if the prompt is complete, so that its first token can be sampled.
+        """
+        job = chunk.task
+        self._scheduler.prefilled(chunk)
+        if chunk.completes:
+            job.emit(job.prefilled(time.perf_counter()))
+            return [job]
+        job.since = time.perf_counter()
+        if job.request.report_progress:
+            job.emit(Prefilling(chunk.stop, len(job.prompt)))
+        return []
+
+    def _sample(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
+        """Sample a token for each job from its row of logits."""
+        if not jobs:
+            return
+        for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits[: len(jobs)]), strict=True):
             if isinstance(drawn, NotDrawn):
                 self._fail(job, drawn.why)
             else:
                 self._append(job, drawn)
 
-    def _piece(self, chunk: Chunk[Job]) -> Piece:
+    def _piece(self, chunk: Chunk[Job]) -> Piece | None:
+        """The model's input for a chunk; None if its features are invalid, and its request has failed."""
+        self._pace.take(chunk.size)
         job = chunk.task
-        ids = job.request.token_ids
-        first, last = (rows_before(token, job.request.media) for token in (chunk.start, chunk.stop))
-        return Piece(
-            slot=job.place.index,
-            start=chunk.start,
-            token_ids=ids[chunk.start : chunk.stop],
-            features=job.request.features.rows(first, last, self._shape.feature_width),
-            positions=job.request.positions[:, chunk.start : chunk.stop],
-        )
+        # ONNX Runtime's attention rounds a single token differently from several. So the token before it is computed
+        # again with it, and the borders of chunks change nothing.
+        start = chunk.start - (chunk.size == 1 and chunk.start > 0)
+        try:
+            first, last = (rows_before(token, job.request.media) for token in (start, chunk.stop))
+            return Piece(
+                slot=job.place.index,
+                start=start,
+                token_ids=job.request.token_ids[start : chunk.stop],
+                features=job.request.features.rows(first, last, self._shape.feature_width),
+                positions=job.request.positions[:, start : chunk.stop],
+            )
+        except Exception:  # noqa: BLE001  # a failure of one request must not affect others
+            self._fail(job, traceback.format_exc())
+            return None
 
     def _append(self, job: Job, drawn: TokenDrawn) -> None:
         job.answer.append(drawn.token_id)
@@ -265,10 +338,29 @@ class Stepper:
         stopped = drawn.token_id in request.stop_token_ids
         ended = stopped or len(job.answer) == request.max_new_tokens
         if ended:
-            self._scheduler.remove(job, _content(job))
+            self._scheduler.remove(job, self._content(job))
         job.emit(drawn)
         if ended:
             job.emit(EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
+
+    def _content(self, job: Job) -> Content | None:
+        """The computed tokens of a request that the prefix cache may keep: those of the prompt.
+
+        Decode uses another graph than prefill, or at least rounds differently. Whether a cached answer is still there
+        depends on the load, and the answer of the next turn must not.
+        """
+        if job.slot is None:
+            return None
+        if not self._keep_answers:
+            return job.prompt
+        # The token sampled last is not computed.
+        return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])
+
+    def _fail_all(self, jobs: Sequence[Job]) -> None:
+        """Let jobs fail by the current exception."""
+        for job in jobs:
+            if job.slot is not None:  # else it has finished
+                self._fail(job, traceback.format_exc())
 
     def _fail(self, job: Job, why: str) -> None:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
@@ -284,10 +376,3 @@ def _next_tokens(first_slot: int, jobs: Sequence[Job]) -> Step:
         token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
         positions=np.array([job.request.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
     )
-
-
-def _content(job: Job) -> Content | None:
-    """The computed tokens of a request: the token sampled last is not among them."""
-    if job.slot is None:
-        return None
-    return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])

@@ -24,6 +24,7 @@ from decoder_service.engine.batching.spare import LOOK_SECONDS, Disturbance, Spa
 from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
 from decoder_service.engine.onnx import operators
+from decoder_service.engine.onnx.phases import LAYERS_AT_ONCE, Phases
 from decoder_service.engine.onnx.runner import Runner
 from decoder_service.engine.supervisor import failed
 from serving.bundle import Bundle
@@ -45,10 +46,11 @@ class BatchConfig:
         context_length: Most tokens of a prompt and its answer.
         kv_bytes: Memory of the KV cache, for running requests and prefix caches together.
         chunk_tokens: Most prompt tokens to prefill in one step.
-        stall: Maximum slowdown of a decode step for each prompt being prefilled, as a fraction.
+        stall: Mean slowdown of decode steps for each prompt being prefilled, as a fraction.
         read_ahead: Whether a prompt is prefilled while some of its features are missing; auto: while cores are idle.
         cached_prompts: Number of prefix caches beside those in free slots; 0 disables the prefix cache.
-        int8: Whether the bundle's INT8 graph is used as well, if it has one.
+        cached_answers: Whether prefix caches include the answers, and not only the prompts.
+        int8: Whether prompts are prefilled by the bundle's INT8 graph, if it has one.
         operators: Whether our own operators are used, if the processor supports them.
         cache_dir: Where measurements are stored if the bundle is not writable.
     """
@@ -62,6 +64,7 @@ class BatchConfig:
     stall: float = 0.5
     read_ahead: Literal["auto", "on", "off"] = "auto"
     cached_prompts: int = 8
+    cached_answers: bool = False
     int8: bool = True
     operators: bool = True
     cache_dir: Path | None = None
@@ -117,7 +120,7 @@ class Worker:
         self._loop = loop
         self._pending: list[tuple[Call, EngineEvent | ServiceError]] = []
         bundle = config.bundle
-        runner = _load(config)
+        runner, model = load(config)
         budget = _budget(config, runner)
         self.max_tokens = min(config.context_length, budget)
         cache = KvCache(
@@ -129,11 +132,17 @@ class Worker:
             dtype=runner.cache_dtype,
         )
         runner.use(cache.buffers)
-        pace = Pace(_speeds(config, runner, self.max_tokens), chunk_tokens=config.chunk_tokens, stall=config.stall)
+        pace = Pace(
+            _speed(config, runner, model, self.max_tokens),
+            chunk_tokens=config.chunk_tokens,
+            stall=config.stall,
+            together=model.together,
+            parts=model.parts,
+        )
         # Otherwise the first long prompt would take 1.5 times as long, because it allocates memory that later ones
         # reuse.
-        largest = min(pace.room(0), self.max_tokens)
-        prefill(runner, pace.graph(0, largest), largest)
+        pace.begin(0, 1)
+        prefill(model, runner.shape, min(pace.room(), self.max_tokens))
         for slot in range(config.slots):
             cache.release(slot)  # written by calibration and warm-up
         slots = Slots(
@@ -145,7 +154,7 @@ class Worker:
         )
         self._shape = runner.shape
         scheduler = Scheduler[Job](slots, read_ahead=config.read_ahead == "on")
-        self._stepper = Stepper(runner, scheduler, pace, self._shape)
+        self._stepper = Stepper(model, scheduler, pace, self._shape, keep_answers=config.cached_answers)
         self._cores = SpareCores() if config.read_ahead == "auto" else None
         log.info(
             "engine ready",
@@ -232,11 +241,10 @@ def _deliver(pending: list[tuple[Call, EngineEvent | ServiceError]]) -> None:
         call.events.put_nowait(event)
 
 
-def _load(config: BatchConfig) -> Runner:
-    """The runner with the bundle's INT4 graph, and with its INT8 graph if it has one and `int8` is set."""
+def load(config: BatchConfig) -> tuple[Runner, Phases]:
+    """The runner with the bundle's own graph, and with its INT8 graph for prefill if it has one and `int8` is set."""
     bundle = config.bundle
     own = bundle.decoder.precision
-    names = [own, *(["int8"] if config.int8 and "int8" in bundle.decoder.graphs else [])]
     runner = Runner(
         bundle.decoder_dir / "embedding.onnx",
         threads=config.threads,
@@ -244,16 +252,17 @@ def _load(config: BatchConfig) -> Runner:
         head_size=bundle.text.head_dim,
         operators=_operators(config),
     )
-    for name in names:
+    prefills = "int8" if config.int8 and "int8" in bundle.decoder.graphs else own
+    for name in dict.fromkeys((own, prefills)):
         started, before = time.perf_counter(), _own_bytes()
-        runner.load(name, bundle.graph_path(name))
+        runner.load(name, bundle.graph_path(name), layers_at_once=LAYERS_AT_ONCE if name != own else None)
         log.info(
             "graph loaded",
             precision=name,
             seconds=round(time.perf_counter() - started, 2),
             adds_mib=(_own_bytes() - before) >> 20,
         )
-    return runner
+    return runner, Phases(runner, decode=own, prefill=prefills)
 
 
 def _operators(config: BatchConfig) -> Path | None:
@@ -283,8 +292,8 @@ def _own_bytes() -> int:
         return 0
 
 
-def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
-    """The stored speeds of these graphs on this machine; measured now if there are none."""
+def _speed(config: BatchConfig, runner: Runner, model: Phases, room: int) -> Speed:
+    """The stored speed of these graphs on this machine; measured now if there is none."""
     bundle = config.bundle
     folders = [bundle.root / "measured", *([config.cache_dir] if config.cache_dir is not None else [])]
     of = {
@@ -296,11 +305,11 @@ def _speeds(config: BatchConfig, runner: Runner, room: int) -> dict[str, Speed]:
         "chunks": [size for size in CHUNKS if size <= room],
     }
     kept = Measurements(folders, of)
-    speeds = kept.load()
-    if speeds is None:
-        speeds, quiet = calibrate(runner, config.slots, room, Disturbance())
+    speed = kept.load()
+    if speed is None:
+        speed, quiet = calibrate(model, runner.shape, config.slots, room, Disturbance())
         if quiet:
-            kept.keep(speeds)
+            kept.keep(speed)
         else:
             log.info("measurements are not stored: other processes used the cores")
-    return speeds
+    return speed

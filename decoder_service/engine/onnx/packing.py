@@ -8,14 +8,14 @@ decode step first; the weights are read once for all of them, and only attention
                                                                                        Concat
     chunk (any length) ─────── GroupQueryAttention over its own slot ────────────────────┘
 
-A run of decode alone or of a chunk alone is computed as before. Our own attention operator, where it replaces ONNX
-Runtime's, does all of this itself: it gets both caches. Added inputs:
+A run of decode alone is computed as before, and so is a chunk alone, which always uses the second cache. Our own
+attention operator, where it replaces ONNX Runtime's, does all of this itself: it gets both caches. Added inputs:
 
-- `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk in a mixed run, or none;
+- `chunk_attention_mask` [chunks, total] and `chunk_past_key_values.*` [chunks, ..]: one chunk, or none;
 - `logits_indices` [n]: the tokens whose logits are returned.
 
-Added outputs: `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. In a mixed run `inputs_embeds` is
-[1, decode + chunk, width] and `position_ids` [axes, 1, decode + chunk].
+Added outputs: `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. With a chunk, `inputs_embeds` is
+[1, decode + chunk, width] and `position_ids` [axes, 1, decode + chunk]; there may be no decode tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OPERATOR = "GroupQueryAttention"
 _OPERATORS = {_OPERATOR, f"{_OPERATOR}Int8"}
 _LAST_POSITION = "/lm_head/prune/Gather"
 _INPUTS_OF_ATTENTION = 7  # query, key, value, past keys, past values, lengths, longest; the others are unused
-_ANSWERS, _HAS_CHUNK = "packed/answers", "packed/has_chunk"
+_ANSWERS, _HAS_ANSWERS, _HAS_CHUNK = "packed/answers", "packed/has_answers", "packed/has_chunk"
 _CHUNK_LENGTHS, _CHUNK_LONGEST = "packed/chunk/lengths", "packed/chunk/longest"
 _ZERO, _ONE, _END = "packed/zero", "packed/one", "packed/end"
 
@@ -103,9 +103,10 @@ def _lengths() -> list[NodeProto]:
 
 
 def _division() -> list[NodeProto]:
-    """The number of decode tokens, and whether it is a mixed run."""
+    """The number of decode tokens, whether there are any, and whether there is a chunk."""
     return [
         _node("Shape", [_MASK], _ANSWERS, start=0, end=1),
+        _node("Cast", [_ANSWERS], _HAS_ANSWERS, to=TensorProto.BOOL),
         _node("Shape", [CHUNK + _MASK], "packed/chunks", start=0, end=1),
         _node("Cast", ["packed/chunks"], _HAS_CHUNK, to=TensorProto.BOOL),
     ]
@@ -125,13 +126,15 @@ def _names_of_chunk(node: NodeProto) -> tuple[list[str], list[str]]:
 
 def _split(node: NodeProto) -> NodeProto:
     """`node` in an unmixed run; in a mixed run one copy for decode and one for the chunk, with results concatenated."""
-    alone, beside = f"{node.name}/alone", f"{node.name}/beside"
+    alone, whole, beside = f"{node.name}/decode_alone", f"{node.name}/chunk_alone", f"{node.name}/beside"
     past, present = _names_of_chunk(node)
-    as_before = [
-        _operator(node, node.input, alone),
-        *(_node("Identity", [held], f"{alone}/chunk_{index}") for index, held in enumerate(past)),  # without slots
-    ]
-    outputs_alone = [*_outputs(alone), *(held.output[0] for held in as_before[1:])]
+    no_chunk, no_decode = _as_they_are(past, alone), _as_they_are(node.input[3:5], whole)
+    only_decode = [_operator(node, node.input, alone), *no_chunk]
+    of_prompt = [*node.input[:3], *past, _CHUNK_LENGTHS, _CHUNK_LONGEST]
+    only_chunk = [_operator(node, of_prompt, whole), *no_decode]
+    output, *of_whole = _outputs(whole)
+    outputs_alone = [*_outputs(alone), *(held.output[0] for held in no_chunk)]
+    outputs_whole = [output, *(held.output[0] for held in no_decode), *of_whole]
     answers, chunk = f"{beside}/answers", f"{beside}/chunk"
     split = []
     for kind, source in zip(("query", "key", "value"), node.input[:3], strict=True):
@@ -150,14 +153,28 @@ def _split(node: NodeProto) -> NodeProto:
         _node("Concat", [f"{answers}/output/row", f"{chunk}/output"], beside, axis=1),
     ]
     outputs_beside = [beside, *_outputs(answers)[1:], *_outputs(chunk)[1:]]
+    with_chunk = [f"{node.name}/with_chunk/{index}" for index in range(len(outputs_beside))]
+    inner = helper.make_node(
+        "If",
+        [_HAS_ANSWERS],
+        with_chunk,
+        name=f"{node.name}/with_chunk/If",
+        then_branch=_branch(beside, both, outputs_beside),
+        else_branch=_branch(whole, only_chunk, outputs_whole),
+    )
     return helper.make_node(
         "If",
         [_HAS_CHUNK],
         [*node.output, *present],
         name=f"{node.name}/If",
-        then_branch=_branch(beside, both, outputs_beside),
-        else_branch=_branch(alone, as_before, outputs_alone),
+        then_branch=_branch(f"{node.name}/with_chunk", [inner], with_chunk),
+        else_branch=_branch(alone, only_decode, outputs_alone),
     )
+
+
+def _as_they_are(caches: Sequence[str], stem: str) -> list[NodeProto]:
+    """Pass on caches without slots."""
+    return [_node("Identity", [held], f"{stem}/unused_{index}") for index, held in enumerate(caches)]
 
 
 def _operator(node: NodeProto, inputs: Sequence[str], stem: str) -> NodeProto:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from decoder_service.engine import EngineRequest, FeatureRows, SamplingParams, Span
 from decoder_service.engine.batching import stepper as stepper_module
 from decoder_service.engine.model import Piece, Step
+from decoder_service.engine.onnx.phases import Phases
 from decoder_service.engine.onnx.runner import Runner
 from decoder_service.engine.sampler import Sampler
 from decoder_service.request.prompt import PromptBuilder
@@ -29,15 +32,14 @@ LONGEST = 20
 
 @pytest.fixture(scope="module")
 def runner(bundle: Bundle) -> Runner:
-    """The fp32 graph under two names, as if it were two graphs over one cache."""
+    """The fp32 graph, which computes both phases."""
     runner = Runner(
         bundle.decoder_dir / "embedding.onnx",
         threads=1,
         layers=bundle.text.num_hidden_layers,
         head_size=bundle.text.head_dim,
     )
-    for name in ("one", "other"):
-        runner.load(name, bundle.graph_path("fp32"))
+    runner.load("fp32", bundle.graph_path("fp32"))
     return runner
 
 
@@ -139,7 +141,7 @@ def test_any_mix_gives_each_its_own_tokens(
 ) -> None:
     """16 requests with text, images and video, coming and called off at any step, short of slots and of memory.
 
-    Features that come with the request or later, in any order. Chunks of any size, two graphs in turn, prefixes found
+    Features that come with the request or later, in any order. Chunks of any size, prefixes found
     or not: each has the tokens that it has alone, those that were called off the first of them, greedy or drawn from a
     seed.
     """
@@ -191,24 +193,24 @@ def test_ragged_rows_have_the_logits_of_single_ones(bundle: Bundle, runner: Runn
     def read(row: int, ids: np.ndarray, start: int, stop: int) -> Piece:
         return Piece(row, start, ids[start:stop], nothing, positions(start, stop))
 
-    expected = np.stack([runner.run("one", piece=read(3, ids, 0, ids.size))[0] for ids in prompts])
+    expected = np.stack([runner.run("fp32", piece=read(3, ids, 0, ids.size))[0] for ids in prompts])
     for row, ids in enumerate(prompts):
-        runner.run("one", piece=read(row, ids, 0, 2))
+        runner.run("fp32", piece=read(row, ids, 0, 2))
         if ids.size > 3:
-            runner.run("other", piece=read(row, ids, 2, ids.size - 1))
+            runner.run("fp32", piece=read(row, ids, 2, ids.size - 1))
     lengths = np.array([ids.size - 1 for ids in prompts])
     last = np.array([ids[-1] for ids in prompts], np.int32)
-    np.testing.assert_allclose(runner.run("one", step=Step(0, lengths, last, lengths)), expected, atol=1e-4)
+    np.testing.assert_allclose(runner.run("fp32", step=Step(0, lengths, last, lengths)), expected, atol=1e-4)
     # Two of them beside a chunk of the third's prompt, in one run.
     two = Step(0, lengths[:2], last[:2], lengths[:2])
-    runner.run("one", piece=read(2, prompts[2], 0, 5))
-    logits = runner.run("other", step=two, piece=read(2, prompts[2], 5, prompts[2].size))
+    runner.run("fp32", piece=read(2, prompts[2], 0, 5))
+    logits = runner.run("fp32", step=two, piece=read(2, prompts[2], 5, prompts[2].size))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     # Negative controls: a length that is one too long lets a stranger's key in, and another row a stranger's prompt.
-    wrong = runner.run("one", step=Step(0, lengths + 1, last, lengths))
+    wrong = runner.run("fp32", step=Step(0, lengths + 1, last, lengths))
     assert np.abs(wrong - expected).max() > 1e-2
-    runner.run("one", piece=read(3, prompts[0], 0, 5))
-    wrong = runner.run("one", step=two, piece=read(3, prompts[2], 5, prompts[2].size))
+    runner.run("fp32", piece=read(3, prompts[0], 0, 5))
+    wrong = runner.run("fp32", step=two, piece=read(3, prompts[2], 5, prompts[2].size))
     np.testing.assert_allclose(wrong[:2], expected[:2], atol=1e-4)
     assert np.abs(wrong[2] - expected[2]).max() > 1e-2
 
@@ -216,18 +218,22 @@ def test_ragged_rows_have_the_logits_of_single_ones(bundle: Bundle, runner: Runn
 def test_a_follow_up_is_computed_from_where_it_differs(
     bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
 ) -> None:
-    """The second question about the same picture, or video, reads its own words alone, and gets the right answer."""
-    for name in ("one image", "video", "two turns"):
-        stepping = Stepping(bundle, runner, caches=2)
+    """The second question about the same picture, or video, is read from the first one's end, and answered right.
+
+    The first one's answer is read again, unless those are kept, too: its keys and values are rounded in another way.
+    """
+    for name, kept in itertools.product(("one image", "video", "two turns"), (False, True)):
+        stepping = Stepping(bundle, runner, caches=2, keep_answers=kept)
         first = dataclasses.replace(requests[name], max_new_tokens=10)
         assert stepping.answer(first).tokens == alone[name, "greedy"][:10]
         stepping.model.calls.clear()
         answer = stepping.answer(requests[f"{name}, and more"])
         assert answer.tokens == alone[f"{name}, and more", "greedy"]
         assert answer.prefilled is not None
-        known = first.token_ids.size + 9  # the tenth token was drawn, and never computed
+        answered = first.token_ids.size + 9  # the tenth token was drawn, and never computed
+        known = answered if kept else first.token_ids.size
         assert answer.prefilled.cached_tokens == known
-        assert stepping.model.calls[0].read == (known, known + 3)
+        assert stepping.model.calls[0].read == (known, answered + 3)
 
 
 def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
@@ -299,11 +305,11 @@ def test_a_run_that_fails_fails_those_in_it(
     stepping.step()
     assert bool(stepping.answers[jobs[1]].tokens) == (room > 183)
 
-    def broken(graph: str, **parts: object) -> np.ndarray:
+    def broken(*parts: object) -> np.ndarray:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stepping.model, "run", broken)
+        patch.setattr(stepping.model, "decode", broken)
         stepping.stepper.decode()
     for job in jobs:
         error = stepping.answers[job].error
@@ -312,6 +318,39 @@ def test_a_run_that_fails_fails_those_in_it(
     assert stepping.stepper.idle
     assert stepping.slots.running == stepping.slots.caches == []
     assert len(stepping.answer(requests["33 words"]).tokens) == LONGEST
+
+
+class ByParts(Phases):
+    """A graph that computes prompts in two parts, of which the second does all; it can fail between them."""
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner, decode="fp32", prefill="fp32")
+        self.together, self.parts, self.fails = False, 2, False
+
+    def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:
+        yield None
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("out of memory")
+        yield from super().prefill(piece, ends=ends)
+
+
+def test_a_part_of_a_chunk_that_fails_fails_its_request(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """And nobody else: those who answer were not in it."""
+    model = ByParts(runner)
+    stepping = Stepping(bundle, runner, model=model, parts=(1,))
+    running = stepping.add(requests["33 words"])
+    while not stepping.answers[running].tokens:
+        stepping.step()
+    broken = stepping.add(requests["150 words"])
+    after = stepping.add(requests["2 words"])
+    model.fails = True
+    stepping.finish()
+    assert stepping.answers[broken].error is not None
+    assert stepping.answers[running].tokens == alone["33 words", "greedy"]
+    assert stepping.answers[after].tokens == alone["2 words", "greedy"]
 
 
 def test_features_that_are_not_finite_fail_their_own_request(

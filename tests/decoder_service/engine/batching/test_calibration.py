@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -11,52 +13,58 @@ from decoder_service.engine.model import Piece, Shape, Step
 
 
 class Clocked:
-    """Graphs whose runs take what they are said to take, on a clock of their own; in one round, ten times as long."""
+    """A model whose runs take what they are said to take, on a clock of its own; in one round, ten times as long."""
 
-    graphs = ("int4", "int8")
-    shape = Shape(vocabulary=1, feature_width=4, axes=3)
+    together, parts = False, 2
 
     def __init__(self, disturbed: range) -> None:
         self.now = 0.0
         self._disturbed = disturbed
         self._runs = 0
 
-    def run(self, graph: str, *, step: Step | None = None, piece: Piece | None = None) -> NDArray[np.float32]:
-        """A second for each token of INT4, and for INT8 a quarter of it behind two seconds; steps of two dawdle."""
-        size = step.lengths.size if step is not None else piece.token_ids.size if piece is not None else 0
-        seconds = size if graph == "int4" else 2 + size / 4
-        if step is not None and size == 2:
-            seconds += 100
+    def _take(self, seconds: float) -> None:
         self.now += seconds * (10 if self._runs in self._disturbed else 1)
         self._runs += 1
+
+    def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
+        """A second for each token; steps of two dawdle."""
+        self._take(step.lengths.size + 100 * (step.lengths.size == 2))
         return np.zeros((1, 1), np.float32)
 
+    def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:
+        """A quarter of a second for each token, and two; the second part takes all of it."""
+        yield None
+        self._take(2 + piece.token_ids.size / 4)
+        yield np.zeros((1, 1), np.float32)
 
-@pytest.mark.parametrize("disturbed", [range(0), range(4, 18), range(18, 32), range(32, 60)])
+
+SHAPE = Shape(vocabulary=1, feature_width=4, axes=3)
+WARM_UP, ROUND = 2, 7  # runs
+
+
+@pytest.mark.parametrize("disturbed", [range(0), range(2, 9), range(9, 16), range(16, 30)])
 def test_a_round_that_is_disturbed_does_not_count(disturbed: range, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each graph's curves are what an undisturbed machine gives, and less never takes longer than more."""
-    runner = Clocked(disturbed)
-    monkeypatch.setattr(calibration.time, "perf_counter", lambda: runner.now)
-    speeds, kept = calibration.calibrate(runner, 4, 1000)  # type: ignore[arg-type]  # all of a runner that it uses
+    """The curves are what an undisturbed machine gives, and less never takes longer than more."""
+    model = Clocked(disturbed)
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: model.now)
+    speed, kept = calibration.calibrate(model, SHAPE, 4, 1000)
     assert kept
-    assert {name: speed.decode.seconds for name, speed in speeds.items()} == {"int4": (1, 4, 4), "int8": (2.25, 3, 3)}
-    assert speeds["int4"].prefill.sizes == calibration.CHUNKS
-    assert speeds["int4"].prefill.seconds == calibration.CHUNKS
-    assert speeds["int8"].prefill.seconds == tuple(2 + size / 4 for size in calibration.CHUNKS)
+    assert speed.decode.seconds == (1, 4, 4)
+    assert speed.prefill.sizes == calibration.CHUNKS
+    assert speed.prefill.seconds == tuple(2 + size / 4 for size in calibration.CHUNKS)
 
 
 def test_disturbed_rounds_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until there are enough quiet ones; where none comes within seconds, the speeds hold for this start alone."""
-    first_five = Clocked(range(4, 4 + 5 * 14))  # after two runs of each graph to warm up, 14 runs a round
+    """Until there are enough quiet ones; where none comes within seconds, the speed holds for this start alone."""
+    first_five = Clocked(range(WARM_UP, WARM_UP + 5 * ROUND))
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: first_five.now / 1e4)
     answers = iter([False, *[True] * 5, *[False] * 4])
-    speeds, kept = calibration.calibrate(first_five, 4, 1000, lambda: next(answers))  # type: ignore[arg-type]
+    speed, kept = calibration.calibrate(first_five, SHAPE, 4, 1000, lambda: next(answers))
     assert kept
     assert next(answers, None) is None
-    assert speeds["int4"].decode.seconds == pytest.approx((1e-4, 4e-4, 4e-4))
+    assert speed.decode.seconds == pytest.approx((1e-4, 4e-4, 4e-4))
 
-    always = Clocked(range(4, 10**6))
+    always = Clocked(range(WARM_UP, 10**6))
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: always.now)
-    speeds, kept = calibration.calibrate(always, 4, 1000, lambda: True)  # type: ignore[arg-type]
+    _, kept = calibration.calibrate(always, SHAPE, 4, 1000, lambda: True)
     assert not kept
-    assert set(speeds) == {"int4", "int8"}

@@ -193,16 +193,16 @@ async def test_unknown_tokens_fail_alone(bundle: Bundle, sampling: SamplingParam
 async def test_two_graphs_are_loaded_where_there_are_two(
     bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An int8 graph serves beside the bundle's own, unless it is not wanted; here it is the same graph twice."""
+    """An int8 graph prefills, and the bundle's own decodes, unless `int8` is off; here it is the same graph twice."""
     graphs = {**bundle.decoder.graphs, "int8": bundle.decoder.graphs["fp32"]}
     both = bundle.model_copy(update={"decoder": bundle.decoder.model_copy(update={"graphs": graphs})})
     both._root = bundle.root
     loaded: list[str] = []
     load = Runner.load
 
-    def noting(self: Runner, name: str, path: Path) -> None:
+    def noting(self: Runner, name: str, path: Path, **options: int | None) -> None:
         loaded.append(name)
-        load(self, name, path)
+        load(self, name, path, **options)
 
     monkeypatch.setattr(Runner, "load", noting)
     for wanted, expected in ((True, ["fp32", "int8"]), (False, ["fp32"])):

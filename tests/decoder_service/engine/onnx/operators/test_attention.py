@@ -200,20 +200,21 @@ def test_a_chunk_beside_answers_is_what_it_is_alone() -> None:
     _, alone = both(one_attention(6, 2, 32))
     beside = attention_beside_a_chunk()
     answers, chunk = feed(6, 2, 32, lengths=[65, 7, 192]), feed(6, 2, 32, lengths=[90], sequence=41)
-    expected, of_chunk = run(alone, answers), run(alone, chunk)
-    given = dict(
-        zip(
-            [*_OUTPUTS, *_CHUNK_OUTPUTS],
-            beside.run(None, as_it_takes(beside, side_by_side(answers, chunk))),
-            strict=True,
-        )
-    )
+    expected = run(alone, answers)
+
+    def beside_a_chunk(answers: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        given = beside.run(None, as_it_takes(beside, side_by_side(answers, chunk)))
+        return dict(zip([*_OUTPUTS, *_CHUNK_OUTPUTS], given, strict=True))
+
+    given = beside_a_chunk(answers)
+    of_chunk = beside_a_chunk({name: value if name == "total" else value[:0] for name, value in answers.items()})
     np.testing.assert_array_equal(given["output"][0, :3], expected["output"][:, 0])
     np.testing.assert_array_equal(given["output"][:, 3:], of_chunk["output"])
+    np.testing.assert_allclose(of_chunk["output"], run(alone, chunk)["output"], atol=1e-5)
     for name in ("present_key", "present_value"):
         for row, length in enumerate((65, 7, 192)):
             np.testing.assert_array_equal(given[name][row, :, :length], expected[name][row, :, :length])
-        np.testing.assert_array_equal(given[f"chunk_{name}"][0, :, :90], of_chunk[name][0, :, :90])
+        np.testing.assert_array_equal(given[f"chunk_{name}"][0, :, :90], of_chunk[f"chunk_{name}"][0, :, :90])
     none = dict(
         zip(_CHUNK_INPUTS, (chunk["past_key"][:0],) * 2 + (chunk["seqlens_k"][:0], chunk["total"]), strict=True)
     )
