@@ -102,7 +102,7 @@ class Runner:
         inputs = {value.name: value for value in model.graph.input}
         keys = inputs[f"past_key_values.{self._tensors[0]}"].type.tensor_type
         self.cache_dtype = np.dtype(helper.tensor_dtype_to_np_dtype(keys.elem_type))
-        self.cache_width = int(keys.shape.dim[-1].dim_value)
+        self.cache_width = int(keys.shape.dim[-1].dim_value) or self._head_size
         logits = next(value for value in model.graph.output if value.name == "logits")
         self.shape = Shape(
             vocabulary=logits.type.tensor_type.shape.dim[-1].dim_value,

@@ -3,7 +3,8 @@
 Where a channel's activations are many times as large as the others' and the columns that read it as many times smaller,
 both suffer from rounding: the activations share one step with the outlier, the small columns share one with their
 block. A channel's factor may be moved from one side to the other wherever nothing but a product stands between them:
-from a norm to the projections that read it, from V to the output projection, from up to down.
+from a norm to the projections that read it, from V to the output projection, from up to down, and from the norm of the
+keys, which may be stored in 8 bits, to the norm of the queries, which are not.
 
 The rule looks at weights alone. A channel whose column is far from the others' is given a column of their magnitude,
 so that its activation is as large as what it contributes. Factors are powers of two, which no floating-point product or
@@ -15,7 +16,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextAttention,
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextRMSNorm,
+)
 
 _FEWEST = 2.0  # a factor of four: below, nothing was gained, and weights trained for their rounding lost by it
 _MOST = 10.0  # a column of zeros asks for an infinite factor
@@ -45,6 +50,18 @@ def smooth_layer(layer: Qwen3VLTextDecoderLayer) -> None:
         scale_outputs(norm, factors)
         for reader in readers:
             divide_columns(reader, factors)
+    smooth_keys(attention)
+
+
+@torch.no_grad()
+def smooth_keys(attention: Qwen3VLTextAttention) -> None:
+    """Even out the keys' channels, in place: they may be stored in 8 bits, and queries are not.
+
+    The rotation by a position mixes a channel with the one half a head further, so both get the same factor.
+    """
+    factors = column_factors([attention.k_norm.weight.view(2, -1)]).repeat(2)
+    scale_outputs(attention.q_norm, factors)
+    scale_outputs(attention.k_norm, 1 / factors)
 
 
 def column_factors(weights: Iterable[torch.Tensor]) -> torch.Tensor:

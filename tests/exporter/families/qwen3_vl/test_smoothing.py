@@ -44,9 +44,31 @@ def test_the_function_is_the_same_bit_for_bit(tmp_path: Path, bias: bool) -> Non
     for layer in layers:
         smooth_layer(layer)
     changed = [not torch.equal(old, new) for old, new in zip(weights, layers.parameters(), strict=True)]
-    # Norms of queries and keys, and biases of queries, keys and the output, have no column to pass a factor to.
+    # Norms of queries and keys have no outliers here, and biases of queries, keys and the output no column to pass them to.
     assert sum(changed) == len(layers) * (10 if bias else 9)
     assert torch.equal(_logits(model), before)
+
+
+def test_outliers_of_keys_go_to_the_queries(tmp_path: Path) -> None:
+    """The key norm's weights are even then, both channels of a pair alike, and the function is the same bit for bit."""
+    model = _load(make_checkpoint(tmp_path / "plain"))
+    layers = model.model.language_model.layers
+    with torch.no_grad():
+        for layer in layers:
+            for channel in (3, 19):
+                layer.self_attn.k_norm.weight[channel] = 100
+    before = _logits(model)
+    for layer in layers:
+        smooth_layer(layer)
+        keys, queries = layer.self_attn.k_norm.weight, layer.self_attn.q_norm.weight
+        assert 0.5 < keys.abs().max() / keys.abs().median() < 2
+        assert queries[3] / queries.median() > 50
+    assert torch.equal(_logits(model), before)
+    # Negative control: half of a pair alone changes the function.
+    with torch.no_grad():
+        layers[1].self_attn.k_norm.weight[3] /= 2
+        layers[1].self_attn.q_norm.weight[3] *= 2
+    assert (_logits(model) - before).abs().max() > 1e-3
 
 
 def test_a_wrong_factor_is_noticed(tmp_path: Path) -> None:
