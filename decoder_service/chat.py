@@ -13,6 +13,7 @@ class Role(enum.Enum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    TOOL = "tool"
 
 
 class MediaKind(enum.Enum):
@@ -45,11 +46,35 @@ class Medium:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool.
+
+    Attributes:
+        id: Ties a result to it.
+        name: The tool's name.
+        arguments: JSON text.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Message:
-    """One message. Only user messages have media."""
+    """One message of a conversation. Only a user's or a tool's has media, only an assistant's has tool calls.
+
+    Attributes:
+        role: Its role.
+        parts: Text, media and tool calls, in order.
+        reasoning: The model's reasoning before an assistant's message.
+        tool_call_id: The call that a tool's message answers.
+    """
 
     role: Role
-    parts: tuple[Text | Medium, ...]
+    parts: tuple[Text | Medium | ToolCall, ...]
+    reasoning: str = ""
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True)

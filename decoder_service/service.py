@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 
 import grpc
+import structlog
 from tokenizers import decoders
 
 from decoder_service.engine import Engine, EngineError
@@ -13,16 +15,19 @@ from decoder_service.families.family import Family
 from decoder_service.families.registry import family_of
 from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
+from decoder_service.output.repetition import USUAL
 from decoder_service.request.admission import Admission, Limits
 from decoder_service.request.decoder import Decoder, ModelFacts
 from decoder_service.request.feature_store import FeatureStore
-from decoder_service.request.generation import GenerationDefaults
+from decoder_service.request.generation import GenerationDefaults, RecommendedSampling
 from decoder_service.request.prompt import PromptBuilder
 from decoder_service.rpc.servicer import DecoderServicer
 from decoder_service.settings import DecoderSettings
 from serving.bundle import Bundle, BundleError
 from serving.server import Service, StartError
 from vlm.v1 import decoder_pb2, decoder_pb2_grpc
+
+log = structlog.get_logger()
 
 
 class DecoderService(Service):
@@ -81,6 +86,8 @@ class DecoderService(Service):
         )
         if not isinstance(prompts.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
             raise ValueError("its tokenizer is not a byte-level one, as the decoder service needs")
+        if (thinking := prompts.thinking) is not None:
+            log.info("the model thinks, by its chat template", **dataclasses.asdict(thinking))
         slots = engine.info.slots
         features = settings.feature_limits(bundle.feature_width)
         context_length = settings.context_limit(bundle.context_length)
@@ -106,7 +113,11 @@ class DecoderService(Service):
                 max_feature_bytes=features.request,
                 media_timeout=settings.media_timeout,
             ),
-            defaults=GenerationDefaults.load(bundle.decoder_dir / "generation_config.json"),
+            defaults=GenerationDefaults(
+                recommended=RecommendedSampling.load(bundle.decoder_dir / "generation_config.json"),
+                sample=settings.generation_config == "auto",
+                repetition=USUAL if settings.repetition_detection == "on" else None,
+            ),
             features=FeatureStore(features.cached),
             constraints=Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos),
         )

@@ -101,6 +101,17 @@ class DecoderSettings(ServerSettings):
         description="Where the batch engine stores its measurements of this machine, if the bundle is not writable.",
     )
     default_max_tokens: int = Field(1024, ge=1, description="Most tokens of an answer if the request does not set it.")
+    generation_config: Literal["greedy", "auto"] = Field(
+        "greedy",
+        description="How to sample if the request sets no temperature: greedily, or (`auto`) with the temperature of "
+        "the checkpoint's generation_config. Its other values are used in both cases. A request can override this "
+        "(`recommended_sampling`). Use `auto` for models that think.",
+    )
+    repetition_detection: Literal["off", "on"] = Field(
+        "off",
+        description="End an answer that repeats itself: a pattern of 32 to 512 tokens, 4 times in a row. A request can "
+        "override this.",
+    )
     max_queue: int = Field(
         16, ge=0, description="Most requests that wait besides the running ones; more are refused with a retry delay."
     )

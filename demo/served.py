@@ -69,20 +69,18 @@ def while_serving(bundle: Path, variant: Variant, work: Callable[[Answer], T]) -
     """Start the whole system on a variant's bundle, call `work` with a function that answers cases, and stop.
 
     Raises:
-        LaunchError: The system cannot start.
-        SystemExit: It was interrupted.
+        SystemExit: It cannot start, or it was interrupted; the message says which.
     """
-    done: list[T] = []
 
-    def ask(address: str) -> None:
+    def ask(address: str) -> T:
         with Client(address) as client:
-            done.append(work(answer_through(client)))
+            return work(answer_through(client))
 
     plan = launcher.Plan(bundle=bundle, grpc_port=0, http_port=0, environment={"VISION_DTYPE": variant.encoder})
-    asyncio.run(launcher.run(plan, lambda addresses: asyncio.to_thread(ask, addresses.grpc)))
-    if not done:
-        raise SystemExit("interrupted")
-    return done[0]
+    try:
+        return asyncio.run(launcher.run_while(plan, lambda addresses: asyncio.to_thread(ask, addresses.grpc)))
+    except launcher.LaunchError as error:
+        raise SystemExit(str(error)) from error
 
 
 def answer_through(client: Client) -> Answer:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .errors import ExportError, one_line
+from .errors import ExportError, ExportProblem, one_line
 from .json_files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -19,11 +19,11 @@ def check_tokenizer(root: Path) -> None:
     """
     path = root / "tokenizer.json"
     if not path.is_file():
-        raise ExportError(f"The checkpoint {root} has no tokenizer.json: download it again with its tokenizer.")
+        raise ExportError(ExportProblem.NO_TOKENIZER, root=root)
     try:
         Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises no narrower kind
-        raise ExportError(f"{path} is not a readable tokenizer ({one_line(error)}): download it again.") from error
+        raise ExportError(ExportProblem.TOKENIZER_UNREADABLE, path=path, error=one_line(error)) from error
     read_json(root / "tokenizer_config.json")
 
 
@@ -43,8 +43,5 @@ def read_chat_template(root: Path) -> str:
     if isinstance(template, list):  # several named templates
         template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
     if not isinstance(template, str):
-        raise ExportError(
-            f"The checkpoint {root} has no chat template (chat_template.jinja, chat_template.json, or inside "
-            "tokenizer_config.json): take an instruct model, or add the template of the model it was made from."
-        )
+        raise ExportError(ExportProblem.NO_TEMPLATE, root=root)
     return template

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,7 @@ class Graph:
     Args:
         bundle: has the graph.
         precision: which one.
+        prefill: the one that reads prompts; None: the same.
         threads: of the computation; 0 leaves it to the library.
         operators: whether our own may be used, where this processor can.
         kv_dtype: how our own attention stores keys and values.
@@ -49,6 +50,7 @@ class Graph:
         bundle: Bundle,
         precision: str,
         *,
+        prefill: str | None = None,
         threads: int = 0,
         operators: bool = True,
         kv_dtype: KvDtype = "float16",
@@ -57,6 +59,7 @@ class Graph:
     ) -> None:
         text = bundle.text
         self._name = precision
+        self._prefill = prefill or precision
         self._runner = Runner(
             bundle.decoder_dir / "embedding.onnx",
             threads=threads,
@@ -66,7 +69,8 @@ class Graph:
             kv_dtype=kv_dtype,
             repack=repack,
         )
-        self._runner.load(precision, bundle.graph_path(precision))
+        for name in dict.fromkeys((precision, self._prefill)):
+            self._runner.load(name, bundle.graph_path(name))
         self._runner.use(
             KvCache(
                 layers=text.num_hidden_layers,
@@ -78,8 +82,13 @@ class Graph:
             ).buffers
         )
 
-    def greedy(self, asked: Asked, steps: int) -> tuple[list[int], NDArray[np.float32]]:
-        """Answer, whatever ends the turn.
+    def greedy(self, asked: Asked, steps: int, *, stop: Collection[int] = ()) -> tuple[list[int], NDArray[np.float32]]:
+        """Answer.
+
+        Args:
+            asked: the prompt.
+            steps: tokens that are written, unless one of `stop` comes before.
+            stop: tokens that end the answer and are not part of it; none: whatever ends the turn, it goes on.
 
         Returns:
             The tokens [steps], and the logits before each of them and after the last [steps + 1, vocabulary].
@@ -87,7 +96,10 @@ class Graph:
         first, after = self._read(asked)
         logits, tokens = [first], []
         for step in range(steps):
-            tokens.append(int(logits[-1].argmax()))
+            token = int(logits[-1].argmax())
+            if token in stop:
+                break
+            tokens.append(token)
             logits.append(self._say(tokens[-1], after + step))
         return tokens, np.stack(logits)
 
@@ -100,7 +112,7 @@ class Graph:
         """Logits after the prompt; and how many tokens it has, with the position of the next, [2]."""
         ids, positions = asked.prompt.engine_token_ids, asked.prompt.positions
         piece = Piece(0, 0, ids, asked.features, positions[:, :-1])
-        return np.asarray(self._runner.run(self._name, piece=piece)[0]), np.array([ids.size, positions[0, -1]])
+        return np.asarray(self._runner.run(self._prefill, piece=piece)[0]), np.array([ids.size, positions[0, -1]])
 
     def _say(self, token: int, after: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits after a token more, behind so many, at that position."""

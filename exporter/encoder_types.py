@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def measure_types(bundle: Bundle, say: Say) -> Measured:
         bundle: complete but for what is measured.
         say: called with {"total": units} first, and with {"done": units} whenever some are done.
     """
-    left_out = {name: why for name in TYPES if (why := _missing(name)) is not None}
+    left_out = {name: why for name in TYPES if (why := missing(name)) is not None}
     names = [name for name in TYPES if name not in left_out]
     family = vision_families.family_of(bundle)
     media = [family.fit_picture(bundle, kind(index)) for kind in KINDS.values() for index in range(_OF_A_KIND)]
@@ -80,7 +80,7 @@ def measure_types(bundle: Bundle, say: Say) -> Measured:
             yield item
             say({"done": 1})
 
-    features = {name: _encode(bundle, counted(media), name) for name in ("float32", *names)}
+    features = {name: list(encode(bundle, counted(media), name)) for name in ("float32", *names)}
     prompts = _prompts(bundle, media, features["float32"])
     longest = max(prompt.engine_token_ids.size for prompt in prompts)
     graph = Graph(bundle, bundle.decoder.precision, length=longest + _STEPS, repack=False)
@@ -104,7 +104,7 @@ def measure_types(bundle: Bundle, say: Say) -> Measured:
     return Measured(types, left_out)
 
 
-def _missing(name: str) -> str | None:
+def missing(name: str) -> str | None:
     """Why this machine cannot compute a type."""
     if name == "int8":
         try:
@@ -114,8 +114,14 @@ def _missing(name: str) -> str | None:
     return None
 
 
-def _encode(bundle: Bundle, media: Iterator[PreparedMedium], name: str) -> Features:
-    """The features of media; the encoder is in memory for as long as this takes."""
+def encode(bundle: Bundle, media: Iterable[PreparedMedium], name: str) -> Iterator[NDArray[np.float32]]:
+    """The features of each medium; the encoder is in memory for as long as this takes.
+
+    Args:
+        bundle: has the encoder.
+        media: what is encoded.
+        name: type to compute in.
+    """
     encoder = vision_families.family_of(bundle).load_encoder(
         bundle.vision_dir,
         device=torch.device("cpu"),
@@ -123,10 +129,10 @@ def _encode(bundle: Bundle, media: Iterator[PreparedMedium], name: str) -> Featu
         out_dtype=torch.float32,
         operators=True,
     )
-    features = [encoder.encode([medium])[0].numpy() for medium in media]
+    for medium in media:
+        yield encoder.encode([medium])[0].numpy()
     del encoder
     gc.collect()
-    return features
 
 
 def _prompts(bundle: Bundle, media: Sequence[PreparedMedium], features: Features) -> list[Prompt]:

@@ -92,10 +92,13 @@ class Family:
     Attributes:
         title: its name in sentences.
         architecture: the name of transformers' class in `config.json`.
+        plan: reads and checks all but the weights, which need not be there: what comes of it can estimate and tell, and
+            has no tensor to read. Raises ExportError as `open`.
         open: reads and checks the checkpoint in a directory. Raises ExportError where something is missing, damaged or
             unsupported.
     """
 
     title: str
     architecture: str
+    plan: Callable[[Path], Checkpoint]
     open: Callable[[Path], Checkpoint]

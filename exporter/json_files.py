@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import ExportError
+from .errors import ExportError, ExportProblem
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -16,11 +16,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ExportError(f"The checkpoint {path.parent} has no {path.name}: download it again.") from error
+        raise ExportError(ExportProblem.FILE_MISSING, root=path.parent, name=path.name) from error
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read ({error}): download it again.") from error
+        raise ExportError(ExportProblem.FILE_UNREADABLE, path=path, error=error) from error
     if not isinstance(value, dict):
-        raise ExportError(f"{path} does not hold a JSON object: download it again.")
+        raise ExportError(ExportProblem.JSON_NO_OBJECT, path=path)
     return value
 
 

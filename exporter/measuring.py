@@ -47,7 +47,7 @@ def measure_apart(root: Path, progress: Progress) -> Mapping[str, Mapping[str, f
 
 def _run(root: Path, progress: Progress) -> Mapping[str, Any]:
     """The last line that the process writes; the lines before move the bar."""
-    needed, available = _memory(Bundle.open(root)), _available()
+    needed, available = _memory(Bundle.open(root)), available_memory()
     if available is not None and available < needed:
         raise _NotMeasuredError(
             f"it takes {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} are available"
@@ -93,7 +93,7 @@ def _memory(bundle: Bundle) -> int:
     return int(max(2.5 * size(bundle.vision_dir), graph * (1.5 if bundle.decoder.precision == "int4" else 1))) + 2**29
 
 
-def _available() -> int | None:
+def available_memory() -> int | None:
     """Memory that the system has to give, in bytes; None where it does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()

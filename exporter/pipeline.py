@@ -4,17 +4,17 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from exporter.families.registry import open_checkpoint
+from exporter.families.registry import family_of, open_checkpoint, plan_checkpoint
 from serving.bundle import Bundle
 
 from .chat_files import TOKENIZER_FILES
-from .errors import ExportError
+from .errors import ExportError, ExportProblem
 from .json_files import write_json
 from .manifest import add_encoder_types, write_manifest
 from .measuring import measure_apart
 from .precision import Phase, Precision
 from .progress import Progress
-from .source import model_name, resolve
+from .source import locate
 from .writer import check_space, check_target, staged
 
 _PHASES: tuple[Phase, ...] = ("int4", "int8")
@@ -60,16 +60,23 @@ def export(
         ExportError: one sentence about what is wrong, whatever it is.
     """
     if precision not in ("int4", "fp32"):
-        raise ExportError(f"There is no precision {precision!r}: use int4 or fp32.")
+        raise ExportError(ExportProblem.NO_PRECISION, precision=precision)
     graphs = _graphs(precision, phases)
     if block_size not in _BLOCK_SIZES:
-        raise ExportError(f"There is no block size {block_size}: use one of {', '.join(map(str, _BLOCK_SIZES))}.")
+        raise ExportError(ExportProblem.NO_BLOCK_SIZE, block_size=block_size, known=", ".join(map(str, _BLOCK_SIZES)))
     if accuracy_level not in range(5):
-        raise ExportError(f"There is no accuracy level {accuracy_level}: use 0 to 4.")
+        raise ExportError(ExportProblem.NO_ACCURACY_LEVEL, level=accuracy_level)
     bars = Progress(enabled=progress)
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
-    checkpoint = open_checkpoint(resolve(source, revision=revision, show_progress=bars.enabled))
+    found = locate(source, revision=revision, show_progress=bars.enabled)
+    family_of(found.root)
+    found.fetch_settings()
+    planned = plan_checkpoint(found.root).estimate(graphs, block_size)
+    check_space(target, planned)
+    found.check_room(target, planned)
+    found.fetch_weights()
+    checkpoint = open_checkpoint(found.root)
     check_space(target, checkpoint.estimate(graphs, block_size))
 
     with staged(target) as stage:
@@ -95,7 +102,7 @@ def export(
         write_manifest(
             checkpoint,
             stage,
-            model_id=model_id or model_name(source, checkpoint.root),
+            model_id=model_id or found.name,
             decoder={
                 "precision": precision,
                 "graphs": {graph: path.relative_to(stage).as_posix() for graph, path in paths.items()},
@@ -116,9 +123,9 @@ def _graphs(precision: Precision, phases: Sequence[Phase] | None) -> tuple[Preci
     """The graphs to write, the bundle's own precision first."""
     if precision == "fp32":
         if phases is not None:
-            raise ExportError("An fp32 bundle has no phases: leave them out, or export at int4.")
+            raise ExportError(ExportProblem.PHASES_OF_FP32)
         return ("fp32",)
     chosen = set(_PHASES if phases is None else phases)
     if "int4" not in chosen or not chosen.issubset(_PHASES):
-        raise ExportError(f"There are no phases {','.join(sorted(chosen))!r}: use int4 or int4,int8.")
+        raise ExportError(ExportProblem.NO_PHASES, phases=",".join(sorted(chosen)))
     return tuple(phase for phase in _PHASES if phase in chosen)

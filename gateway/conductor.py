@@ -18,7 +18,7 @@ from gateway.feed import EncodeMeter, Feed, Stopwatch
 from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
 from gateway.ports import DecoderTier, GenerationCall, VisionTier
 from gateway.retry import Backoff, Deadline, retry_unavailable, settings_differ
-from serving.errors import Code, ServiceError, unimplemented
+from serving.errors import Code, ServiceError
 from serving.media import check_options
 from serving.tasks import cancel_and_wait, gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, gateway_pb2, media_pb2, vision_pb2
@@ -78,12 +78,14 @@ class _Progress:
         elif which == "delta":
             self.first_token = self.first_token or time.monotonic()
             self.tokens += len(event.delta.token_ids)
+        elif which == "tool_call":
+            pass
         elif which == "finished":
             timings = event.finished.timings
             timings.vision_seconds = self.vision.seconds
             timings.time_to_first_token_seconds = (self.first_token or time.monotonic()) - self.arrived
         else:
-            raise broken(Tier.DECODER, f"sent {f'the event {which!r}' if which else 'an event without content'}")
+            raise broken(Tier.DECODER, "sent an event without content")
         return True
 
 
@@ -262,13 +264,11 @@ class Conductor:
         Raises:
             ServiceError: The fields at fault are named as in the client's request.
         """
-        if request.tools:
-            raise unimplemented("tools", "leave it empty")
         check_options(request.media, "media")
         conversation = await collect(request.messages, self._limits)
         layouts = await self._layouts(conversation, request.media, request_id, deadline)
         question = decoder_pb2.CountPromptTokensRequest(messages=conversation.messages, layouts=layouts)
-        copy_fields(request, question, without=("messages", "media", "tools", "request_id"))
+        copy_fields(request, question, without=("messages", "media", "request_id"))
         try:
             counted = await retry_unavailable(
                 lambda: self._decoder.count(question, seconds=deadline.remaining()),

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import from_json
 
 from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # re-exported
+from serving.bundle_error import BundleProblem
 from serving.families import FamilyInfo, Frozen, Positive, TextInfo, VisionInfo
 from serving.families import TokenIds as TokenIds  # noqa: PLC0414  # re-exported
 
@@ -122,35 +123,28 @@ class Bundle(Frozen):
         try:
             header = _Header.model_validate_json(raw)
         except ValidationError as error:
-            raise BundleError(f"{manifest} cannot be read ({_first(error)}): export the bundle again.") from error
+            raise BundleError(BundleProblem.FILE_DAMAGED, path=manifest, error=_first(error)) from error
         if header.format != FORMAT:
-            raise BundleError(f"{manifest} does not describe a Triptych bundle (its format is {header.format!r}).")
+            raise BundleError(BundleProblem.OF_ANOTHER_PROGRAM, path=manifest, format=header.format)
         if header.format_version != FORMAT_VERSION:
             raise BundleError(
-                f"{manifest} has bundle format {header.format_version} and this version of Triptych reads "
-                f"{FORMAT_VERSION}: export the bundle again with the Triptych that is to serve it."
+                BundleProblem.FORMAT_VERSION, path=manifest, version=header.format_version, readable=FORMAT_VERSION
             )
         try:
             return cls.model_validate(_upgrade(from_json(raw)))
         except ValidationError as error:
-            raise BundleError(f"{manifest} is not valid ({_first(error)}): export the bundle again.") from error
+            raise BundleError(BundleProblem.MANIFEST_INVALID, path=manifest, error=_first(error)) from error
 
     def _check_files(self) -> None:
         for name, expected in self.files.items():
             path = self._path(name)
             if not path.is_file():
-                raise BundleError(f"The bundle {self.root} is incomplete, {name} is missing: export it again.")
+                raise BundleError(BundleProblem.FILE_MISSING, root=self.root, name=name)
             if (size := path.stat().st_size) != expected.size:
-                raise BundleError(
-                    f"The bundle {self.root} is damaged, {name} has {size:,} bytes instead of {expected.size:,}: "
-                    "copy or export it again."
-                )
+                raise BundleError(BundleProblem.FILE_SIZE, root=self.root, name=name, size=size, expected=expected.size)
         for precision, graph in self.decoder.graphs.items():
             if graph not in self.files:
-                raise BundleError(
-                    f"The bundle {self.root} is incomplete, its {precision} graph {graph} is not among its files: "
-                    "export it again."
-                )
+                raise BundleError(BundleProblem.GRAPH_NOT_LISTED, root=self.root, precision=precision, graph=graph)
 
     def verify(self) -> None:
         """Compare every file with its recorded SHA-256.
@@ -160,14 +154,12 @@ class Bundle(Frozen):
         """
         for name, expected in self.files.items():
             if sha256_file(self._path(name)) != expected.sha256:
-                raise BundleError(
-                    f"The bundle {self.root} is damaged, {name} does not match its digest: copy or export it again."
-                )
+                raise BundleError(BundleProblem.DIGEST, root=self.root, name=name)
 
     def _path(self, name: str) -> Path:
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts:
-            raise BundleError(f"{self.root / MANIFEST} names a file outside the bundle ({name}): do not use it.")
+            raise BundleError(BundleProblem.PATH_OUTSIDE, path=self.root / MANIFEST, name=name)
         return self.root / relative
 
     @property
@@ -223,9 +215,7 @@ class Bundle(Frozen):
         """
         if precision not in self.decoder.graphs:
             held = ", ".join(sorted(self.decoder.graphs))
-            raise BundleError(
-                f"The bundle {self.root} has no {precision} graph (it has {held}): export it with that precision."
-            )
+            raise BundleError(BundleProblem.NO_GRAPH, root=self.root, precision=precision, held=held)
         return self._path(self.decoder.graphs[precision])
 
 
@@ -263,16 +253,13 @@ def sha256_file(path: Path) -> str:
 
 def _read_manifest(root: Path) -> bytes:
     if not root.is_dir():
-        raise BundleError(f"There is no bundle at {root}: make one with `triptych export CHECKPOINT {root}`.")
+        raise BundleError(BundleProblem.MISSING, root=root)
     try:
         return (root / MANIFEST).read_bytes()
     except FileNotFoundError as error:
-        raise BundleError(
-            f"{root} is not a bundle, or only a part of one, since it has no {MANIFEST}: "
-            f"make one with `triptych export CHECKPOINT {root}`."
-        ) from error
+        raise BundleError(BundleProblem.NO_MANIFEST, root=root, manifest=MANIFEST) from error
     except OSError as error:
-        raise BundleError(f"{root / MANIFEST} cannot be read ({error.strerror}).") from error
+        raise BundleError(BundleProblem.UNREADABLE, path=root / MANIFEST, error=error.strerror) from error
 
 
 def _first(error: ValidationError) -> str:

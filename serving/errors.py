@@ -91,6 +91,13 @@ class Reason(enum.Enum):
         "The model's chat template raised an error for these messages.",
         "See the message.",
     )
+    THINKING_NOT_OPTIONAL = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "decoder",
+        "`enable_thinking` asks a model that always thinks not to, or one that never does to do so: its chat template "
+        "has no such choice.",
+        "Leave it out.",
+    )
 
     # Too much
     BODY_TOO_LARGE = ReasonInfo(

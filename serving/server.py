@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from serving.errors import ServiceError
 from serving.interceptors import CallInterceptor
 from serving.parent import end_with_parent
 from serving.settings import ServerSettings
+from serving.signals import ending_signals
 from serving.tasks import run_until
 from serving.transport import PortError, open_metrics_port, open_port, server_options
 
@@ -96,7 +96,7 @@ async def serve(
     on_listening: Callable[[int], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> None:
-    """Run a service until SIGINT or SIGTERM.
+    """Run a service until SIGINT, SIGTERM or SIGHUP.
 
     Args:
         service: The service.
@@ -110,7 +110,7 @@ async def serve(
     stopping = stop
     if stopping is None:
         stopping = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
     health_state = Health(service.grpc_names)

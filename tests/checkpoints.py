@@ -135,13 +135,14 @@ def make_checkpoint(
     dialect: Literal["v5", "v4"] = "v5",
     dtype: torch.dtype = torch.float32,
     shard_size: str = "5GB",
+    template: str = CHAT_TEMPLATE,
 ) -> Path:
     """Write a checkpoint into `folder` and return it.
 
     `rope_theta` is small so that the few positions of a test's prompt reach most of a head's frequencies: with the
     published 5,000,000, another `mrope_section` would change nothing that a test could see. `dialect` is the config's:
     "v5" has `rope_parameters`, "v4" has the published files' `rope_theta` and `rope_scaling`. `shard_size` is as
-    transformers reads it ("100KB" makes several files and an index).
+    transformers reads it ("100KB" makes several files and an index). `template` is the chat template.
     """
     tokenizer = make_tokenizer()
     ids = {token: _id(tokenizer, token) for token in SPECIAL_TOKENS}
@@ -193,7 +194,7 @@ def make_checkpoint(
         to_v4_dialect(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, context))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(template)
     _write_json(folder / "preprocessor_config.json", _processor("image", shortest=64 * 64, longest=192 * 192))
     _write_json(folder / "video_preprocessor_config.json", _processor("video", shortest=2 * 64 * 64, longest=192 * 192))
     _write_json(

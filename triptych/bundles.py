@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import Bundle
+from serving.bundle_error import BundleError, BundleProblem
+from serving.signals import importing
 
 
 def demo_checkpoint() -> Path:
@@ -37,14 +39,15 @@ def demo_bundle(precision: Literal["int4", "fp32"] = "int4") -> Path:
         return Bundle.open(out).root
     except BundleError:
         pass
-    import exporter  # noqa: PLC0415  # takes seconds to import, and the bundle mostly exists
+    with importing():
+        import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; most starts find the bundle made
 
     print(f"triptych: making the demo bundle in {out}, once …", file=sys.stderr)  # noqa: T201
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         exporter.export(checkpoint, out, precision=precision, model_id="triptych-demo", force=True)
     except (OSError, exporter.ExportError) as error:
-        raise BundleError(f"The demo bundle cannot be made: {error}") from error
+        raise BundleError(BundleProblem.NO_DEMO, error=error) from error
     return out
 
 

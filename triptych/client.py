@@ -26,11 +26,13 @@ class CallOptions(TypedDict, total=False):
         model: Name of the model.
         request_id: Id for the logs.
         timeout: Deadline of the call, in seconds.
+        enable_thinking: Whether the model is to think before it answers, if its chat template supports the choice.
     """
 
     model: str
     request_id: str
     timeout: float
+    enable_thinking: bool
 
 
 class CountOptions(MediaOptions, CallOptions, total=False):
@@ -57,6 +59,10 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
         stop: Strings that end the answer.
         return_prompt_token_ids: Return the prompt's token ids.
         report_progress: Send `Accepted` and `Progress` events.
+        recommended_sampling: Sample as the checkpoint's generation_config recommends, instead of greedily. Options that
+            are set take precedence.
+        repetition_detection: End an answer that repeats itself: `max_pattern_size` and `min_pattern_size` in tokens,
+            and `min_count`, how often the pattern must occur in a row.
     """
 
     max_tokens: int
@@ -73,6 +79,8 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     stop: Sequence[str]
     return_prompt_token_ids: bool
     report_progress: bool
+    recommended_sampling: bool
+    repetition_detection: Mapping[str, int]
 
 
 _GENERATION = tuple(
@@ -119,6 +127,7 @@ def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_
         media=options_to_wire(given),
         request_id=options.get("request_id", ""),
         report_progress=options.get("report_progress", False),
+        enable_thinking=options.get("enable_thinking"),
     )
 
 
@@ -129,6 +138,7 @@ def _count_request(messages: Iterable[Message], options: CountOptions) -> gatewa
         messages=to_wire(messages),
         media=options_to_wire(options),
         request_id=options.get("request_id", ""),
+        enable_thinking=options.get("enable_thinking"),
     )
 
 

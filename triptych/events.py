@@ -11,12 +11,21 @@ from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts."""
+    """Token counts.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens of the answer.
+        media_tokens: Of the prompt, rows of image and video features.
+        cached_tokens: Of the prompt, tokens found in the prefix cache.
+        reasoning_tokens: Of the answer, tokens up to the end of the reasoning.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     media_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,11 +161,13 @@ class Delta:
         text: Whole characters. They may be sent later than their tokens.
         token_ids: Tokens.
         logprobs: One for each of the tokens, if requested.
+        reasoning: Whole characters of the reasoning, from a model that thinks before it answers.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +194,7 @@ class Answer:
     timings: Timings
     logprobs: tuple[PositionLogprobs, ...] = ()
     media: tuple[MediaLayout, ...] = ()
+    reasoning: str = ""
 
 
 _STAGES: dict[int, Stage] = {
@@ -206,14 +218,14 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
             logprobs = tuple(
                 PositionLogprobs(_scored(p.chosen), tuple(map(_scored, p.top))) for p in event.delta.logprobs
             )
-            return Delta(event.delta.text, tuple(event.delta.token_ids), logprobs)
+            return Delta(event.delta.text, tuple(event.delta.token_ids), logprobs, event.delta.reasoning)
         case "finished":
             f = event.finished
             reason = chat_pb2.FinishReason.Name(f.reason).removeprefix("FINISH_REASON_").lower()
             u, t = f.usage, f.timings
             return Finished(
                 reason,
-                Usage(u.prompt_tokens, u.completion_tokens, u.media_tokens, u.cached_tokens),
+                Usage(u.prompt_tokens, u.completion_tokens, u.media_tokens, u.cached_tokens, u.reasoning_tokens),
                 Timings(
                     t.queue_seconds,
                     t.vision_seconds,
@@ -256,6 +268,7 @@ def gather(events: Iterable[Event]) -> Answer:
     prompt: tuple[int, ...] = ()
     media: tuple[MediaLayout, ...] = ()
     text: list[str] = []
+    reasoning: list[str] = []
     tokens: list[int] = []
     logprobs: list[PositionLogprobs] = []
     for event in events:
@@ -264,6 +277,7 @@ def gather(events: Iterable[Event]) -> Answer:
                 prompt, media = event.prompt_token_ids, event.media
             case Delta():
                 text.append(event.text)
+                reasoning.append(event.reasoning)
                 tokens += event.token_ids
                 logprobs += event.logprobs
             case Finished():
@@ -276,5 +290,6 @@ def gather(events: Iterable[Event]) -> Answer:
                     event.timings,
                     tuple(logprobs),
                     media,
+                    "".join(reasoning),
                 )
     raise ValueError("the events ended before the answer did")

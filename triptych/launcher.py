@@ -10,14 +10,18 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
 from serving.priority import lower_priority
+from serving.signals import ending_signals
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
 from serving.transport import HEALTH_OPTIONS, PortError, ReservedPorts, open_channel
+
+T = TypeVar("T")
 
 _LOOPBACK = "127.0.0.1"
 _FIRST_BACKOFF = 0.5
@@ -163,7 +167,7 @@ async def run(
     on_event: Callable[[str], None] = lambda line: print(f"triptych: {line}", file=sys.stderr),  # noqa: T201
     until: asyncio.Event | None = None,
 ) -> None:
-    """Run the system until SIGINT, SIGTERM or `until`.
+    """Run the system until SIGINT, SIGTERM, SIGHUP or `until`.
 
     Args:
         plan: The processes to start.
@@ -176,7 +180,8 @@ async def run(
     """
     stopping = until or asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    signals = ending_signals()
+    for number in signals:
         loop.add_signal_handler(number, stopping.set)
     system = System(plan)
     try:
@@ -193,8 +198,32 @@ async def run(
             await cancel_and_wait(keepers)
     finally:
         await system.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in signals:
             loop.remove_signal_handler(number)
+
+
+async def run_while(plan: Plan, work: Callable[[Addresses], Awaitable[T]]) -> T:
+    """Run the system for as long as some work takes.
+
+    Args:
+        plan: What to start.
+        work: Begun once requests would succeed; cancelled by SIGINT and SIGTERM.
+
+    Returns:
+        What the work gives.
+
+    Raises:
+        LaunchError: The system cannot start, or a signal came. Nothing is left running.
+    """
+    done: list[T] = []
+
+    async def keep(addresses: Addresses) -> None:
+        done.append(await work(addresses))
+
+    await run(plan, keep)
+    if not done:
+        raise LaunchError("interrupted")
+    return done[0]
 
 
 class System:

@@ -18,10 +18,12 @@ class Message:
     Attributes:
         role: `system`, `user` or `assistant`.
         parts: Text, images and videos, in the order of the prompt.
+        reasoning: The assistant's reasoning before its answer.
     """
 
     role: str
     parts: tuple[Part, ...]
+    reasoning: str = ""
 
 
 def user(*parts: Part) -> Message:
@@ -29,9 +31,9 @@ def user(*parts: Part) -> Message:
     return Message("user", parts)
 
 
-def assistant(text: str) -> Message:
-    """An answer of the model in an earlier turn."""
-    return Message("assistant", (text,))
+def assistant(text: str, *, reasoning: str = "") -> Message:
+    """An answer of the model in an earlier turn, and its reasoning before that."""
+    return Message("assistant", (text,), reasoning)
 
 
 def system(text: str) -> Message:
@@ -46,7 +48,9 @@ def to_wire(messages: Iterable[Message]) -> list[chat_pb2.Message]:
         ValueError: A role is unknown.
         TypeError: A part is neither text nor a medium.
     """
-    return [chat_pb2.Message(role=_role(m.role), parts=[_part(p) for p in m.parts]) for m in messages]
+    return [
+        chat_pb2.Message(role=_role(m.role), parts=[_part(p) for p in m.parts], reasoning=m.reasoning) for m in messages
+    ]
 
 
 def _role(name: str) -> chat_pb2.Role.ValueType:

@@ -2,6 +2,6 @@
 
 import sys
 
-from triptych_cli.main import main
+from triptych_cli.entry import main
 
 sys.exit(main())

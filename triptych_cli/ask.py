@@ -40,6 +40,18 @@ def add_parser(commands: Any) -> None:
     ask.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s")
     ask.add_argument("--max-tokens", type=whole(1, _MOST_TOKENS), metavar="N", help="most tokens to generate")
     ask.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (the default)")
+    ask.add_argument(
+        "--recommended-sampling",
+        action="store_true",
+        default=None,
+        help="sample as the checkpoint recommends; a model that thinks greedily may think in circles",
+    )
+    ask.add_argument(
+        "--thinking",
+        dest="enable_thinking",
+        action=argparse.BooleanOptionalAction,
+        help="whether the model is to think before it answers, where it has the choice",
+    )
     pixels = whole(1, MAX_PIXELS)
     ask.add_argument("--max-pixels", type=pixels, metavar="N", help="greatest area of an image after resizing")
     ask.add_argument("--min-pixels", type=pixels, metavar="N", help="least area of an image after resizing")
@@ -102,6 +114,7 @@ def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) ->
     """
     layouts: tuple[MediaLayout, ...] = ()
     with ProgressBar(sys.stderr, enabled=show_progress) as bar:
+        printed = _Printed(bar)
         bar.show(f"uploading {_megabytes(size)}" if size else "sending")
         for event in events:
             match event:
@@ -112,10 +125,37 @@ def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) ->
                 case Progress():
                     bar.show(event.stage, event.done, event.total)
                 case Delta():
-                    bar.close()
-                    print(event.text, end="", flush=True)  # noqa: T201
+                    printed.add(event)
     print(flush=True)  # noqa: T201
     return layouts
+
+
+class _Printed:
+    """What is printed of an answer. On a terminal that is what the model thinks, too, dimmed; else the answer alone.
+
+    Args:
+        bar: Erased when there is something to print.
+    """
+
+    def __init__(self, bar: ProgressBar) -> None:
+        self._bar = bar
+        self._shows_reasoning = is_terminal(sys.stdout)
+        self._between = ""
+
+    def add(self, delta: Delta) -> None:
+        """Print more of it."""
+        if delta.reasoning and not self._shows_reasoning:
+            self._bar.show("thinking")
+        elif delta.reasoning:
+            self._print(f"\x1b[2m{delta.reasoning}\x1b[0m")
+            self._between = "\n\n"
+        if delta.text:
+            self._print(f"{self._between}{delta.text}")
+            self._between = ""
+
+    def _print(self, text: str) -> None:
+        self._bar.close()
+        print(text, end="", flush=True)  # noqa: T201
 
 
 def _megabytes(size: int) -> str:

@@ -15,7 +15,6 @@ from triptych_cli.errors import CommandError
 
 if TYPE_CHECKING:
     from benchmarks.report import Report
-    from triptych.launcher import Addresses
 
 # `benchmarks` is imported on demand: a container image with the command line need not have it.
 
@@ -133,23 +132,17 @@ def _system(options: argparse.Namespace) -> Report:
     from triptych.client import AsyncClient  # noqa: PLC0415
 
     plan = system.SystemPlan(**_given(options, system.SystemPlan))
-    measured: list[tuple[str, system.SystemResults]] = []
 
-    async def measure(address: str) -> None:
+    async def measure(address: str) -> tuple[str, system.SystemResults]:
         async with AsyncClient(address) as client:
             (model, *_) = await client.models()
-            measured.append((model, await system.run(client, plan)))
-
-    async def started(addresses: Addresses) -> None:
-        await measure(addresses.grpc)
+            return model, await system.run(client, plan)
 
     if options.address is not None:
-        asyncio.run(measure(options.address))
+        model, results = asyncio.run(measure(options.address))
     else:
         bundle = options.open_bundle(options.bundle)
-        asyncio.run(launcher.run(launcher.Plan(bundle.root, grpc_port=0, http_port=0), started))
-    if not measured:
-        raise CommandError("interrupted")
-    model, results = measured[0]
+        started = launcher.Plan(bundle.root, grpc_port=0, http_port=0)
+        model, results = asyncio.run(launcher.run_while(started, lambda addresses: measure(addresses.grpc)))
     subject = {"model": model, "gateway": options.address or "started for this"}
     return Report("system", subject, plan, results, system.tables(results), system.curves(results))

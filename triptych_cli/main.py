@@ -1,4 +1,4 @@
-"""The command line: `triptych up`, `ask`, `export`, `demo`, `bench`.
+"""The command line: `triptych up`, `ask`, `export`, `evaluate`, `demo`, `bench`.
 
 Exit codes: 0 success; 2 wrong usage; 1 any other error, with one line on stderr.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import NoReturn
 
 from serving.bundle import Bundle, BundleError
 from serving.errors import ServiceError
+from serving.signals import importing, interrupt_on_signals
 from triptych import launcher
 from triptych.bundles import demo_bundle
-from triptych_cli import ask, bench
+from triptych_cli import ask, bench, evaluate
 from triptych_cli.arguments import positive
 from triptych_cli.errors import CommandError
 
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = _parser().parse_args(arguments)
-    # An export cleans up after SIGTERM as after SIGINT. `up` sets its own handlers.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        # An export that is ended cleans up. `up` sets its own handlers.
+        interrupt_on_signals()
+        options = _parser().parse_args(arguments)
         options.command(options)
     except (CommandError, launcher.LaunchError, BundleError) as error:
         return _fail(str(error))
@@ -117,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR if it exists")
     export.set_defaults(command=_export)
 
+    evaluate.add_parser(commands)
+
     demo = commands.add_parser("demo", help="start the demo, ask about its example files, stop", allow_abbrev=False)
     demo.set_defaults(command=_demo)
 
@@ -162,7 +164,8 @@ def _bundle(given: Path | None) -> Bundle:
 
 
 def _export(options: argparse.Namespace) -> None:
-    import exporter  # noqa: PLC0415  # takes seconds to import, and other commands do not need it
+    with importing():
+        import exporter  # noqa: PLC0415  # takes seconds to import, and other commands do not need it
 
     try:
         bundle = exporter.export(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from serving.bundle_error import BundleError
+from serving.bundle_error import BundleError, BundleProblem
 from vision_service.operators import find_operators
 
 if TYPE_CHECKING:
@@ -131,5 +131,5 @@ def stored_types(folder: Path) -> set[str]:
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             types = {str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  # a file, not a mapping
     except (OSError, SafetensorError) as error:
-        raise BundleError(f"The encoder in {folder} cannot be read ({error}): export the bundle again.") from error
+        raise BundleError(BundleProblem.ENCODER_UNREADABLE, folder=folder, error=error) from error
     return {name for name in types if name.startswith(("F", "BF"))}

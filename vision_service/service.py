@@ -9,7 +9,8 @@ import grpc
 import structlog
 import torch
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import Bundle
+from serving.bundle_error import BundleError, BundleProblem
 from serving.cores import usable_cores
 from serving.memory import release_freed_memory
 from serving.server import Service, StartError
@@ -154,8 +155,10 @@ class VisionService(Service):
             raise StartError(f"dtype int8 needs operators that cannot be used: {error}; use another dtype") from error
         if encoder.feature_width != bundle.feature_width:
             raise BundleError(
-                f"The encoder of {bundle.root} gives features {encoder.feature_width} wide, and bundle.json says "
-                f"{bundle.feature_width}: export the bundle again."
+                BundleProblem.FEATURE_WIDTH,
+                root=bundle.root,
+                width=encoder.feature_width,
+                expected=bundle.feature_width,
             )
         return bundle, preprocessor, encoder
 

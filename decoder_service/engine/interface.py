@@ -73,6 +73,13 @@ class FinishReason(enum.Enum):
     """`max_new_tokens` tokens were generated."""
 
 
+class Limit(enum.Enum):
+    """Which limit ended an answer."""
+
+    REPETITION = "repetition"
+    """The answer repeated itself."""
+
+
 @dataclass(frozen=True, eq=False)
 class EngineRequest:
     """A prompt to continue.

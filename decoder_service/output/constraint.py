@@ -18,13 +18,16 @@ import numpy as np
 from llguidance.hf import from_tokenizer
 from numpy.typing import NDArray
 
+from decoder_service.engine import Constraint
+from decoder_service.output.reasoning import Marks
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Kind = Literal["json_schema", "regex", "grammar", "choice"]
 
 # Bounded, since a model may go on writing blanks for ever; enough for the indentation of readable JSON.
-_JSON = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
+JSON_OPTIONS = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
 _COMPILED = 64
 
 
@@ -81,7 +84,7 @@ class Constraints:
     def _compile(self, form: Form) -> llguidance.LLMatcher:
         try:
             if form.kind == "json_schema":
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(form.text, overrides=_JSON)  # type: ignore[arg-type]  # the type is not exported
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(form.text, overrides=JSON_OPTIONS)  # type: ignore[arg-type]  # the type is not exported
             else:
                 grammar = llguidance.grammar_from(form.kind, form.text)
         except ValueError as error:
@@ -129,3 +132,45 @@ class MatcherConstraint:
         if self._matcher.is_error():
             raise ConstraintError(self._matcher.get_error())
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
+
+
+class AfterReasoning:
+    """Leaves the reasoning free, and constrains what follows it; the answer cannot end before. The marks are tokens.
+
+    Args:
+        constraint: Of the content.
+        marks: The marks.
+        opened: Whether the prompt ends inside the reasoning; if not, the answer may begin with it.
+        vocabulary: Tokens of a mask.
+        end_tokens: Tokens that end an answer.
+    """
+
+    def __init__(
+        self, constraint: Constraint, marks: Marks, *, opened: bool, vocabulary: int, end_tokens: Collection[int]
+    ) -> None:
+        self._constraint = constraint
+        self._marks = marks
+        self._inside = opened
+        self._may_open = not opened
+        self._free = np.ones(vocabulary, np.bool_)
+        self._free[list(end_tokens)] = False
+
+    def mask(self) -> NDArray[np.bool_]:
+        """As `Constraint`."""
+        if self._inside:
+            return self._free
+        mask = self._constraint.mask()
+        if self._may_open and self._marks.opening is not None:
+            mask = mask.copy()
+            mask[self._marks.opening] = True
+        return mask
+
+    def advance(self, token: int) -> None:
+        """As `Constraint`."""
+        if self._inside:
+            self._inside = token != self._marks.closing
+        elif self._may_open and token == self._marks.opening:
+            self._inside, self._may_open = True, False
+        else:
+            self._may_open = False
+            self._constraint.advance(token)

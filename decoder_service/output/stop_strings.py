@@ -30,7 +30,7 @@ class StopStrings:
             self.hit = True
             self._held = ""
             return text[: min(found)[1]]
-        held = max(self._beginning(text, stop) for stop in self._stops)
+        held = max(beginning(text, stop) for stop in self._stops)
         shown = len(text) - held
         self._held = text[shown:]
         return text[:shown]
@@ -40,10 +40,10 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    @staticmethod
-    def _beginning(text: str, stop: str) -> int:
-        """Length of the longest suffix of `text` that is a prefix of `stop`."""
-        for length in range(min(len(stop) - 1, len(text)), 0, -1):
-            if text.endswith(stop[:length]):
-                return length
-        return 0
+
+def beginning(text: str, word: str) -> int:
+    """Length of the longest suffix of `text` that is a proper prefix of `word`."""
+    for length in range(min(len(word) - 1, len(text)), 0, -1):
+        if text.endswith(word[:length]):
+            return length
+    return 0

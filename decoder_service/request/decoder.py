@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from decoder_service.chat import Layout, Message
 from decoder_service.engine import Engine
@@ -14,6 +14,8 @@ from decoder_service.request.admission import Admission, Limits, check_room
 from decoder_service.request.feature_store import FeatureStore
 from decoder_service.request.generation import GenerationDefaults
 from decoder_service.request.prompt import PromptBuilder
+from decoder_service.request.thinking import GreedyThinking
+from decoder_service.request.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,30 @@ class Decoder:
     defaults: GenerationDefaults
     features: FeatureStore
     constraints: Constraints
+    greedy_thinking: GreedyThinking = field(default_factory=GreedyThinking)
 
-    async def count(self, messages: Sequence[Message], layouts: Sequence[Layout], *, ids: bool) -> PromptCount:
+    async def count(
+        self,
+        messages: Sequence[Message],
+        layouts: Sequence[Layout],
+        *,
+        ids: bool,
+        tools: Tools | None = None,
+        enable_thinking: bool | None = None,
+    ) -> PromptCount:
         """Count the tokens of a prompt, which may be longer than the context.
 
         Args:
             messages: The conversation.
             layouts: One for each medium, in order.
             ids: Whether to return the ids; then the prompt must fit.
+            tools: As for `PromptBuilder.render`.
+            enable_thinking: As for `PromptBuilder.render`.
 
         Raises:
             ServiceError: The template refuses the conversation, or it does not fit.
         """
-        rendered = await asyncio.to_thread(self.prompts.render, messages)
+        rendered = await asyncio.to_thread(self.prompts.render, messages, tools=tools, enable_thinking=enable_thinking)
         lengths = await asyncio.to_thread(lambda: [self.prompts.length(layout) for layout in layouts])
         total = len(rendered.token_ids) + sum(length - 1 for length in lengths)
         token_ids: tuple[int, ...] = ()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from decoder_service.engine import SamplingParams
 from decoder_service.output.constraint import Form
+from decoder_service.output.repetition import RepetitionLimits
 
 MAX_TEMPERATURE = 2.0
 MAX_STOPS = 16
@@ -29,6 +32,7 @@ class Generation:
         stop: Strings before which the answer ends.
         return_prompt_token_ids: Whether the client wants the prompt's ids.
         form: The form that the answer must have, if any.
+        repetition: Repetition that ends the answer; None: no detection.
     """
 
     sampling: SamplingParams
@@ -36,28 +40,29 @@ class Generation:
     stop: tuple[str, ...] = ()
     return_prompt_token_ids: bool = False
     form: Form | None = None
+    repetition: RepetitionLimits | None = None
 
 
 @dataclass(frozen=True)
-class GenerationDefaults:
-    """Sampling defaults from the checkpoint's generation_config.json.
-
-    Its temperature is not used: sampling is greedy unless the request sets a temperature.
+class RecommendedSampling:
+    """Sampling parameters from the checkpoint's generation_config.json.
 
     Attributes:
+        temperature: The checkpoint's; 0 if it recommends greedy sampling, or nothing.
         top_p: The checkpoint's, else 1.
         top_k: The checkpoint's, else 0.
         min_p: The checkpoint's, else 0.
         repetition_penalty: The checkpoint's, else 1. It also applies to greedy sampling, as in transformers.
     """
 
+    temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
 
     @classmethod
-    def load(cls, path: Path) -> GenerationDefaults:
+    def load(cls, path: Path) -> RecommendedSampling:
         """Read generation_config.json; a missing file gives the fixed defaults.
 
         Raises:
@@ -68,12 +73,41 @@ class GenerationDefaults:
         config = json.loads(path.read_text(encoding="utf-8"))
         # Explicit nulls mean absent, as in transformers.
         config = {name: value for name, value in config.items() if value is not None}
+        temperature = _temperature(config)
         top_p = float(config.get("top_p", 1.0))
         top_k = int(config.get("top_k", 0))
         min_p = float(config.get("min_p", 0.0))
         repetition_penalty = float(config.get("repetition_penalty", 1.0))
-        if not (0 < top_p <= 1 and top_k >= 0 and 0 <= min_p <= 1 and 0 < repetition_penalty < math.inf):
+        if not (
+            0 <= temperature <= MAX_TEMPERATURE
+            and 0 < top_p <= 1
+            and top_k >= 0
+            and 0 <= min_p <= 1
+            and 0 < repetition_penalty < math.inf
+        ):
             raise ValueError(
-                f"{path.name} has top_p {top_p}, top_k {top_k}, min_p {min_p}, repetition_penalty {repetition_penalty}"
+                f"{path.name} has temperature {temperature}, top_p {top_p}, top_k {top_k}, min_p {min_p}, "
+                f"repetition_penalty {repetition_penalty}"
             )
-        return cls(top_p, top_k, min_p, repetition_penalty)
+        return cls(temperature, top_p, top_k, min_p, repetition_penalty)
+
+
+def _temperature(config: Mapping[str, Any]) -> float:
+    """The temperature of a generation_config. If it samples, the default of transformers is 1."""
+    sample = config.get("do_sample", "temperature" in config)
+    return float(config.get("temperature", 1.0)) if sample else 0.0
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """Defaults for generation options that a request does not set.
+
+    Attributes:
+        recommended: The checkpoint's. Its temperature is used only if `sample` is set: otherwise the default is greedy.
+        sample: Whether to use the checkpoint's temperature.
+        repetition: Repetition that ends the answer; None: no detection.
+    """
+
+    recommended: RecommendedSampling = RecommendedSampling()
+    sample: bool = False
+    repetition: RepetitionLimits | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from decoder_service.chat import Message
 from decoder_service.request.generation import Generation
+from decoder_service.request.tools import Tools
 from vlm.v1 import tensor_pb2
 
 
@@ -19,6 +20,8 @@ class Opening:
         generation: Its generation options.
         encoder_dtype: Type in which the encoder computes; unspecified if the caller does not know it.
         report_progress: Whether to send progress events.
+        tools: What the model may call.
+        enable_thinking: Whether the model is to think before it answers; None: as its chat template decides.
     """
 
     request_id: str
@@ -26,3 +29,5 @@ class Opening:
     generation: Generation
     encoder_dtype: tensor_pb2.DataType.ValueType = tensor_pb2.DATA_TYPE_UNSPECIFIED
     report_progress: bool = False
+    enable_thinking: bool | None = None
+    tools: Tools = field(default_factory=Tools)

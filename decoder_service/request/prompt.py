@@ -1,13 +1,14 @@
 """From a conversation to token ids: the checkpoint's chat template, then a token for every feature row.
 
-User text can never become a control token: transformers marks the control tokens in it before the template runs and
-encodes them as plain text afterwards (`sanitize_control_tokens`). Placeholders are expanded as ids, after tokenization,
-so that only placeholders written by the template are counted and expanded.
+User text can never become a control token: the control tokens in it are marked before the template runs and encoded as
+plain text afterwards (`control_tokens`). Placeholders are expanded as ids, after tokenization, so that only
+placeholders written by the template are counted and expanded.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,9 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from decoder_service.chat import Layout, Medium, Message, Role, Text, media_of
+from decoder_service.chat import Layout, Medium, Message, Role, Text, ToolCall, media_of
 from decoder_service.families.family import Family, Prompt
-from serving.errors import Reason, failure, invalid
+from decoder_service.output.reasoning import OPENING
+from decoder_service.output.tool_calls import CLOSING as CLOSING_CALL
+from decoder_service.output.tool_calls import OPENING as OPENING_CALL
+from decoder_service.request.control_tokens import ControlTokens
+from decoder_service.request.thinking import REASONING, Thinking, apply, template_choice
+from decoder_service.request.tools import Tools
+from serving.errors import Reason, failure, invalid, unimplemented
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,17 +39,19 @@ class Rendered:
     Attributes:
         token_ids: Token ids, with one placeholder for each medium.
         media: The media, one for each placeholder, in order.
+        opens_reasoning: Whether the prompt ends inside the reasoning.
     """
 
     token_ids: tuple[int, ...]
     media: tuple[Medium, ...]
+    opens_reasoning: bool = False
 
 
 class PromptBuilder:
     """Builds prompts. Its methods block, so call them off the event loop. Safe to call from several threads.
 
     Args:
-        tokenizer: The checkpoint's, with its chat template. All its added tokens are set to be control tokens.
+        tokenizer: The checkpoint's, with its chat template.
         family: Lays out the media.
     """
 
@@ -54,11 +63,15 @@ class PromptBuilder:
         self._lock = threading.Lock()
         # Disables its warning about long prompts; the service checks the context itself.
         tokenizer.model_max_length = sys.maxsize
-        # By default transformers sanitizes special tokens and those named in the template. A model may have learned
-        # others (`<think>`), which user text must not contain either.
-        tokenizer.chat_control_tokens = [
-            token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()
-        ]
+        # Not only special tokens and those named in the template. A model may have learned others (`<tool_call>`),
+        # which user text must not contain either.
+        self._control_tokens = ControlTokens(
+            [token.content for token in tokenizer.added_tokens_decoder.values() if not token.content.isspace()]
+        )
+        self.thinking = Thinking.of(tokenizer)
+        """How the model thinks; None if it does not."""
+        self.calls_tools = _calls_tools(tokenizer)
+        """Whether the model calls tools, in the form that `decoder_service.output.tool_calls` reads."""
         self._system_anywhere = _writes_system_anywhere(tokenizer)
 
     @classmethod
@@ -74,28 +87,40 @@ class PromptBuilder:
         """The tokenizer."""
         return self._tokenizer
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
+    def render(
+        self, messages: Sequence[Message], *, tools: Tools | None = None, enable_thinking: bool | None = None
+    ) -> Rendered:
         """Apply the chat template, with its generation prompt, and tokenize.
 
-        If the last message is the assistant's, the answer continues it: the turn stays open. System messages may be
-        anywhere (see `_placed`).
+        If the last message is the assistant's, the answer continues it: the turn stays open. If that message has only
+        reasoning, the answer continues the reasoning. System messages may be anywhere (see `_placed`).
+
+        Args:
+            messages: The conversation.
+            tools: The tools to define.
+            enable_thinking: Whether the model is to think; None: as the template decides.
 
         Raises:
-            ServiceError: INVALID_ARGUMENT if the template refuses the conversation; INTERNAL if it does not write one
+            ServiceError: INVALID_ARGUMENT if the template refuses the conversation, or does not support
+                `enable_thinking`; UNIMPLEMENTED if it does not support tools; INTERNAL if it does not write one
                 placeholder for each medium.
         """
+        choice: dict[str, Any] = {**template_choice(self.thinking, enable_thinking)}
+        definitions = tools.definitions() if tools is not None else []
+        called = [i for i, message in enumerate(messages) if message.role is Role.TOOL or _calls(message)]
+        if (definitions or called) and not self.calls_tools:
+            path = "tools" if definitions else f"messages[{called[0]}]"
+            raise unimplemented(path, "leave tools out; the chat template of this model knows none")
+        if definitions:
+            choice["tools"] = self._control_tokens.marked(definitions)
         conversation = [_template_message(message) for message in self._placed(messages)]
-        continues = messages[-1].role is Role.ASSISTANT
+        continued = _continued_part(messages[-1])
         try:
             with self._lock:
-                ids: list[int] = self._tokenizer.apply_chat_template(  # type: ignore[assignment]  # return_dict is not set
-                    conversation,
-                    tokenize=True,
-                    return_dict=False,
-                    add_generation_prompt=not continues,
-                    continue_final_message=continues,
-                    sanitize_control_tokens=True,
+                chat = self._control_tokens.chat(
+                    conversation, lambda marked: apply(self._tokenizer, marked, continued, **choice)
                 )
+                ids: list[int] = self._tokenizer(chat, add_special_tokens=False, sanitize_control_tokens=True).input_ids
         except (jinja2.TemplateError, ValueError) as error:  # the latter where the last message cannot be gone on with
             raise invalid(
                 "messages", f"the model's chat template refuses them: {error}", reason=Reason.TEMPLATE_REFUSES
@@ -107,7 +132,8 @@ class PromptBuilder:
                 Reason.TEMPLATE_MISMATCH,
                 f"the chat template wrote {len(written)} placeholders for {len(media)} media, or in another order",
             )
-        return Rendered(tuple(ids), media)
+        opens = self.thinking is not None and (continued == REASONING or self._opens_reasoning(ids))
+        return Rendered(tuple(ids), media, opens)
 
     def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages, with system messages at places that the template supports.
@@ -143,6 +169,11 @@ class PromptBuilder:
         """
         return self._family.lay_out(rendered.token_ids, layouts, self._encode, keys)
 
+    def _opens_reasoning(self, token_ids: Sequence[int]) -> bool:
+        # A mark takes a few tokens at most, and the template writes a line break or two behind it.
+        end = str(self._tokenizer.decode(list(token_ids[-16:]), skip_special_tokens=False))
+        return end.rstrip().endswith(OPENING)
+
     def _encode(self, text: str) -> list[int]:
         with self._lock:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
@@ -162,6 +193,37 @@ def _writes_system_anywhere(tokenizer: PreTrainedTokenizerFast) -> bool:
     return -1 not in places and places == sorted(places)
 
 
+def _calls_tools(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the chat template defines tools and asks for calls between the marks, which are tokens of their own."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or OPENING_CALL not in template:
+        return False
+    return {OPENING_CALL, CLOSING_CALL} <= {token.content for token in tokenizer.added_tokens_decoder.values()}
+
+
+def _calls(message: Message) -> tuple[ToolCall, ...]:
+    return tuple(part for part in message.parts if isinstance(part, ToolCall))
+
+
+def _arguments(text: str) -> object:
+    """Arguments of a call in the form of chat templates: an object, or what the model wrote instead of one."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _continued_part(last: Message) -> bool | str:
+    """The part of the last message that the answer continues, in the form that `apply` takes."""
+    if last.role is not Role.ASSISTANT:
+        return False
+    if _calls(last):
+        return False
+    has_text = any(isinstance(part, Text) and part.text for part in last.parts)
+    return REASONING if last.reasoning and not has_text else True
+
+
 def _template_message(message: Message) -> dict[str, Any]:
     """A message in the form of chat templates.
 
@@ -175,6 +237,20 @@ def _template_message(message: Message) -> dict[str, Any]:
             content.append({"type": "text", "text": text})
         else:
             content += [{"type": part.kind.value} for part in run if isinstance(part, Medium)]
+    seen: dict[str, Any] = {"role": message.role.value, "content": content}
     if all(part["type"] == "text" for part in content):
-        return {"role": message.role.value, "content": "".join(part["text"] for part in content)}
-    return {"role": message.role.value, "content": content}
+        seen["content"] = "".join(part["text"] for part in content)
+    if message.reasoning:
+        seen[REASONING] = message.reasoning
+    if calls := _calls(message):
+        seen["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in calls
+        ]
+    if message.tool_call_id:
+        seen["tool_call_id"] = message.tool_call_id
+    return seen

@@ -19,6 +19,7 @@ from decoder_service.engine import (
     EngineFinished,
     EngineRequest,
     FinishReason,
+    Limit,
     Prefilled,
     Prefilling,
     TokenDrawn,
@@ -26,8 +27,11 @@ from decoder_service.engine import (
 from decoder_service.engine.supervisor import not_ready
 from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
-from decoder_service.output.constraint import Form, FormError
+from decoder_service.output.constraint import AfterReasoning, FormError
 from decoder_service.output.pipeline import Delta, Output
+from decoder_service.output.reasoning import Reasoning
+from decoder_service.output.repetition import Repetition
+from decoder_service.output.tool_calls import ToolCallDelta, ToolCalls
 from decoder_service.request.admission import check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.feature_store import media_key
@@ -91,6 +95,7 @@ class Usage:
     completion_tokens: int
     media_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,14 +110,24 @@ class Timings:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event."""
+    """The last event.
+
+    Attributes:
+        reason: Why the answer ended.
+        usage: What was counted.
+        timings: Where the time went.
+        limit: Which limit ended it, where the reason is LENGTH.
+        called: Whether it ended by itself and calls tools.
+    """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
+    limit: Limit | None = None
+    called: bool = False
 
 
-Event = Started | StageProgress | Delta | Finished
+Event = Started | StageProgress | Delta | ToolCallDelta | Finished
 
 
 class Session:
@@ -179,10 +194,10 @@ class Session:
         Raises:
             ServiceError: From the engine, or from `arriving`.
         """
-        decoder, generation, prompt = self._decoder, self._opening.generation, self._prompt
+        decoder, prompt = self._decoder, self._prompt
         if prompt is None:
             raise RuntimeError("start comes before events")
-        output = Output(decoder.token_bytes, end_tokens=decoder.model.end_tokens, stop=generation.stop)
+        output = self._output()
         tally = _Tally(prompt, self._progress, self._arrived)
         queued = self._opening.report_progress  # sent at most once, and only if requested
         # Leaving the block frees the engine, also when a stop string ends the answer.
@@ -204,14 +219,28 @@ class Session:
                         tally.token()
                         for delta in output.push(event):
                             yield delta
-                        if output.stopped:
-                            tally.reason = FinishReason.STOP
+                        if output.ended:
+                            tally.cut(in_circles=output.in_circles)
                             break
                     case EngineFinished():
                         tally.reason = event.reason
         for delta in output.finish():
             yield delta
-        yield tally.finish()
+        yield tally.finish(output.reasoning_tokens, called=output.called)
+
+    def _output(self) -> Output:
+        decoder, generation, tools = self._decoder, self._opening.generation, self._opening.tools
+        thinking, reasoning = decoder.prompts.thinking, None
+        if thinking is not None:
+            reasoning = Reasoning(thinking.marks, opened=self._rendered.opens_reasoning)
+        return Output(
+            decoder.token_bytes,
+            end_tokens=decoder.model.end_tokens,
+            stop=generation.stop,
+            reasoning=reasoning,
+            repetition=Repetition(generation.repetition) if generation.repetition else None,
+            calls=ToolCalls(one=tools.one_call) if tools.offered else None,
+        )
 
     def _engine_request(self, prompt: Prompt) -> EngineRequest:
         return EngineRequest(
@@ -245,6 +274,7 @@ class _Tally:
         self._prefilled = Prefilled(0.0, 0.0)
         self._drawn = 0
         self.reason = FinishReason.LENGTH
+        self.limit: Limit | None = None
 
     def prefill(self, prefilled: Prefilled) -> None:
         """Record the end of the prefill."""
@@ -260,15 +290,22 @@ class _Tally:
         self._drawn += 1
         self._progress.token()
 
-    def finish(self) -> Finished:
+    def cut(self, *, in_circles: bool) -> None:
+        """Record a stop string, or a repetition."""
+        self.reason = FinishReason.LENGTH if in_circles else FinishReason.STOP
+        self.limit = Limit.REPETITION if in_circles else None
+
+    def finish(self, reasoning_tokens: int, *, called: bool) -> Finished:
         """Record the end of the answer, and return the last event."""
         decode_seconds = self._last - self._first
         self._progress.finished(self._drawn, decode_seconds)
         prefilled, prompt = self._prefilled, self._prompt
         return Finished(
             self.reason,
-            Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens),
+            Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens, reasoning_tokens),
             Timings(prefilled.queue_seconds, prefilled.prefill_seconds, decode_seconds, self._first - self._arrived),
+            self.limit,
+            called=called and self.reason is FinishReason.STOP,
         )
 
 
@@ -288,19 +325,43 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
     """
     if not decoder.engine.ready:
         raise not_ready()
+    decoder.greedy_thinking.check(decoder.prompts.thinking, opening.generation.sampling, opening.enable_thinking)
     with decoder.admission.enter() as place, Progress() as progress:
-        rendered = await asyncio.to_thread(decoder.prompts.render, opening.messages)
-        constraint = await _constraint(decoder, opening.generation.form)
+        rendered = await asyncio.to_thread(
+            decoder.prompts.render,
+            opening.messages,
+            tools=opening.tools,
+            enable_thinking=opening.enable_thinking,
+        )
+        constraint = await _constraint(decoder, opening, rendered)
         intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
         yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress, constraint=constraint)
 
 
-async def _constraint(decoder: Decoder, form: Form | None) -> Constraint | None:
+async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) -> Constraint | None:
+    """The constraint of the answer: of the form that was asked for, and of tool calls."""
+    try:
+        form = opening.tools.form(opening.generation.form)
+    except ValueError as error:
+        raise invalid(_FORM, str(error)) from error
     if form is None:
         return None
+    asked = form is opening.generation.form
     if not decoder.engine.info.constraints:
-        raise unimplemented(_FORM, "leave it unset, or serve the model with --engine batch")
+        path, what = (_FORM, "leave it unset") if asked else ("tools", "leave `strict` and `tool_choice` unset")
+        raise unimplemented(path, f"{what}, or serve the model with --engine batch")
     try:
-        return await asyncio.to_thread(decoder.constraints.compile, form)
+        constraint = await asyncio.to_thread(decoder.constraints.compile, form)
     except FormError as error:
-        raise invalid(f"{_FORM}.{form.kind}", f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error
+        path = f"{_FORM}.{form.kind}" if asked else "tools"
+        raise invalid(path, f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error
+    thinking = decoder.prompts.thinking
+    if thinking is None or thinking.marks.closing is None or opening.enable_thinking is False:
+        return constraint
+    return AfterReasoning(
+        constraint,
+        thinking.marks,
+        opened=rendered.opens_reasoning,
+        vocabulary=decoder.model.vocab_size,
+        end_tokens=decoder.model.end_tokens,
+    )

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from decoder_service.chat import MediaKind, Medium, Message, Role, Text, media_of
+from decoder_service.chat import MediaKind, Medium, Message, Role, Text, ToolCall, media_of
 from decoder_service.engine import MAX_LOGPROBS, SamplingParams
 from decoder_service.output.constraint import Form
+from decoder_service.output.repetition import MAX_COUNT, MAX_PATTERN_SIZE, RepetitionLimits
 from decoder_service.request.admission import Limits
 from decoder_service.request.generation import (
     MAX_BIASED_TOKENS,
@@ -26,8 +27,9 @@ from decoder_service.request.generation import (
 )
 from decoder_service.request.layout import WIRE_KINDS
 from decoder_service.request.opening import Opening
+from decoder_service.rpc import from_tools
 from serving.calls import check_request_id
-from serving.errors import Reason, failure, invalid, too_large, unimplemented
+from serving.errors import Reason, failure, invalid, too_large
 from serving.media import check_options, is_digest, relevant_options, requested_options
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
@@ -40,6 +42,7 @@ _ROLES = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
     chat_pb2.ROLE_USER: Role.USER,
     chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+    chat_pb2.ROLE_TOOL: Role.TOOL,
 }
 
 
@@ -52,7 +55,7 @@ def opening(
         request: The message.
         model: Name of the served model.
         vocab_size: Size of the vocabulary; token ids are below it.
-        defaults: The checkpoint's defaults for options that are not set.
+        defaults: Defaults for options that are not set.
         limits: Limits of one request.
 
     Raises:
@@ -60,10 +63,6 @@ def opening(
     """
     check_model(request.model, model)
     request_id = check_request_id(request.request_id)
-    if request.tools:
-        raise unimplemented("tools", "send none")
-    if request.HasField("tool_choice"):
-        raise unimplemented("tool_choice", "leave it unset")
     check_options(request.media, "media")
     return Opening(
         request_id,
@@ -71,7 +70,14 @@ def opening(
         generation(request.generation, defaults, vocab_size=vocab_size),
         request.encoder_dtype,
         request.report_progress,
+        enable_thinking(request),
+        from_tools.tools(request.tools, request.tool_choice),
     )
+
+
+def enable_thinking(request: decoder_pb2.GenerateOpen | decoder_pb2.CountPromptTokensRequest) -> bool | None:
+    """The request's choice whether the model is to think; None if it has none."""
+    return request.enable_thinking if request.HasField("enable_thinking") else None
 
 
 def check_model(name: str, model: str) -> None:
@@ -124,7 +130,7 @@ def conversation(
             reason=Reason.TOO_MANY_MEDIA,
             limit=limits.max_prompt_media,
         )
-    size = sum(len(part.text.encode()) for message in checked for part in message.parts if isinstance(part, Text))
+    size = sum(_text_bytes(message) for message in checked)
     if size > limits.max_text_bytes:
         raise too_large(
             "messages",
@@ -135,26 +141,40 @@ def conversation(
     return checked
 
 
+def _text_bytes(message: Message) -> int:
+    texts = [message.reasoning]
+    for part in message.parts:
+        if isinstance(part, Text):
+            texts.append(part.text)
+        elif isinstance(part, ToolCall):
+            texts += [part.name, part.arguments]
+    return sum(len(text.encode()) for text in texts)
+
+
 def _message(message: chat_pb2.Message, index: int, media: media_pb2.MediaOptions) -> Message:
     path = f"messages[{index}]"
-    if message.role == chat_pb2.ROLE_TOOL:
-        raise unimplemented(
-            f"{path}.role", "ROLE_TOOL has no meaning yet; send ROLE_SYSTEM, ROLE_USER or ROLE_ASSISTANT"
-        )
     role = _ROLES.get(message.role)
     if role is None:
         raise invalid(
             f"{path}.role",
-            f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2) or ROLE_ASSISTANT (3)",
+            f"is {int(message.role)}, which is no role; use ROLE_SYSTEM (1), ROLE_USER (2), "
+            "ROLE_ASSISTANT (3) or ROLE_TOOL (4)",
             reason=Reason.ROLE_UNKNOWN,
         )
     if not message.parts:
         raise invalid(f"{path}.parts", "is empty; send at least one part")
+    if message.reasoning and role is not Role.ASSISTANT:
+        raise invalid(f"{path}.reasoning", f"only ROLE_ASSISTANT has reasoning; this message is the {role.value}'s")
+    if bool(message.tool_call_id) != (role is Role.TOOL):
+        description = (
+            "is empty; name the call that this message answers" if role is Role.TOOL else "is ROLE_TOOL's alone"
+        )
+        raise invalid(f"{path}.tool_call_id", description)
     parts = tuple(_part(part, role, media, f"{path}.parts[{n}]") for n, part in enumerate(message.parts))
-    return Message(role, parts)
+    return Message(role, parts, message.reasoning, message.tool_call_id)
 
 
-def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: str) -> Text | Medium:
+def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: str) -> Text | Medium | ToolCall:
     match part.WhichOneof("part"):
         case "text":
             return Text(part.text)
@@ -163,16 +183,14 @@ def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: 
         case "video":
             return _medium(part.video, MediaKind.VIDEO, role, media, f"{path}.video")
         case "tool_call":
-            raise unimplemented(f"{path}.tool_call", "leave tool calls out of the conversation")
-        case "tool_result":
-            raise unimplemented(f"{path}.tool_result", "leave tool results out of the conversation")
+            return from_tools.call(part.tool_call, role, f"{path}.tool_call")
         case _:
             raise invalid(path, "has no content; set text, image or video")
 
 
 def _medium(sent: media_pb2.Media, kind: MediaKind, role: Role, request: media_pb2.MediaOptions, path: str) -> Medium:
-    if role is not Role.USER:
-        raise invalid(path, f"only ROLE_USER may send media; this message is the {role.value}'s")
+    if role not in (Role.USER, Role.TOOL):
+        raise invalid(path, f"only ROLE_USER and ROLE_TOOL may send media; this message is the {role.value}'s")
     if sent.WhichOneof("source") != "digest":
         raise invalid(path, "must be named by its digest: the decoder takes features, not files")
     if not is_digest(sent.digest):
@@ -187,15 +205,17 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
 
     Args:
         options: The message.
-        defaults: The checkpoint's defaults for options that are not set.
+        defaults: Defaults for options that are not set.
         vocab_size: Size of the vocabulary; token ids are below it.
 
     Raises:
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED, with the field's path.
     """
+    recommended = defaults.recommended
+    sample = options.recommended_sampling if options.HasField("recommended_sampling") else defaults.sample
     if options.HasField("max_tokens") and options.max_tokens < 1:
         raise invalid("generation.max_tokens", "is 0 and must be at least 1")
-    temperature, top_p, top_k = 0.0, defaults.top_p, defaults.top_k
+    temperature, top_p, top_k = recommended.temperature if sample else 0.0, recommended.top_p, recommended.top_k
     if options.HasField("temperature"):
         temperature = options.temperature
         _check(0 <= temperature <= MAX_TEMPERATURE, "temperature", temperature, f"from 0 to {MAX_TEMPERATURE:g}")
@@ -204,7 +224,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         _check(0 < top_p <= 1, "top_p", top_p, "greater than 0 and at most 1")
     if options.HasField("top_k"):
         top_k = options.top_k
-    min_p, repetition_penalty = defaults.min_p, defaults.repetition_penalty
+    min_p, repetition_penalty = recommended.min_p, recommended.repetition_penalty
     if options.HasField("min_p"):
         min_p = options.min_p
         _check(0 <= min_p <= 1, "min_p", min_p, "from 0 to 1")
@@ -233,7 +253,21 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
         form=_form(options.response_format) if options.HasField("response_format") else None,
+        repetition=_repetition(options, defaults.repetition),
     )
+
+
+def _repetition(options: chat_pb2.GenerationOptions, default: RepetitionLimits | None) -> RepetitionLimits | None:
+    if not options.HasField("repetition_detection"):
+        return default
+    sent = options.repetition_detection
+    most, least, count = sent.max_pattern_size, sent.min_pattern_size or 1, sent.min_count
+    if not most:
+        return None
+    _check(most <= MAX_PATTERN_SIZE, "repetition_detection.max_pattern_size", most, f"at most {MAX_PATTERN_SIZE}")
+    _check(least <= most, "repetition_detection.min_pattern_size", least, f"at most max_pattern_size, which is {most}")
+    _check(2 <= count <= MAX_COUNT, "repetition_detection.min_count", count, f"from 2 to {MAX_COUNT}")
+    return RepetitionLimits(least, most, count)
 
 
 def _form(sent: chat_pb2.ResponseFormat) -> Form:

@@ -15,7 +15,7 @@ from decoder_service.request.decoder import Decoder
 from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.layout import checked_layout
 from decoder_service.request.session import open_session
-from decoder_service.rpc import from_wire, to_wire
+from decoder_service.rpc import from_tools, from_wire, to_wire
 from serving.calls import bind_request_id
 from serving.errors import Reason, failure, invalid
 from serving.tasks import cancel_and_wait
@@ -120,7 +120,14 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             checked_layout(sent, medium, token_count=self._decoder.prompts.token_count, path=f"layouts[{index}]")
             for index, (sent, medium) in enumerate(zip(request.layouts, media, strict=True))
         ]
-        return to_wire.count(await self._decoder.count(messages, layouts, ids=request.return_token_ids))
+        counted = await self._decoder.count(
+            messages,
+            layouts,
+            ids=request.return_token_ids,
+            tools=from_tools.tools(request.tools),
+            enable_thinking=from_wire.enable_thinking(request),
+        )
+        return to_wire.count(counted)
 
     async def GetModel(self, request: decoder_pb2.GetModelRequest, context: _Context) -> chat_pb2.Model:
         """Return the loaded model."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from decoder_service.chat import Layout
-from decoder_service.engine import FinishReason
+from decoder_service.engine import FinishReason, Limit
 from decoder_service.output.logprobs import ScoredToken
 from decoder_service.output.pipeline import Delta
+from decoder_service.output.tool_calls import ToolCallDelta
 from decoder_service.request.decoder import Decoder, PromptCount
 from decoder_service.request.layout import WIRE_KINDS
 from decoder_service.request.session import Event, Stage, StageProgress, Started
@@ -16,6 +17,10 @@ _REASONS = {
     FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
 }
 
+_LIMITS = {
+    None: chat_pb2.FINISH_LIMIT_UNSPECIFIED,
+    Limit.REPETITION: chat_pb2.FINISH_LIMIT_REPETITION,
+}
 
 _STAGES = {Stage.QUEUED: chat_pb2.STAGE_QUEUED, Stage.PREFILL: chat_pb2.STAGE_PREFILL}
 
@@ -36,7 +41,11 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
             chat_pb2.PositionLogprobs(chosen=_scored(position.chosen), top=map(_scored, position.top))
             for position in value.logprobs
         ]
-        return chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=value.text, token_ids=value.token_ids, logprobs=logprobs))
+        delta = chat_pb2.Delta(text=value.text, token_ids=value.token_ids, logprobs=logprobs, reasoning=value.reasoning)
+        return chat_pb2.ChatEvent(delta=delta)
+    if isinstance(value, ToolCallDelta):
+        called = chat_pb2.ToolCallDelta(index=value.index, id=value.id, name=value.name, arguments=value.arguments)
+        return chat_pb2.ChatEvent(tool_call=called)
     if isinstance(value, Started):
         return chat_pb2.ChatEvent(
             started=chat_pb2.Started(
@@ -53,12 +62,14 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
         return chat_pb2.ChatEvent(progress=progress)
     return chat_pb2.ChatEvent(
         finished=chat_pb2.Finished(
-            reason=_REASONS[value.reason],
+            reason=chat_pb2.FINISH_REASON_TOOL_CALLS if value.called else _REASONS[value.reason],
+            limit=_LIMITS[value.limit],
             usage=chat_pb2.Usage(
                 prompt_tokens=value.usage.prompt_tokens,
                 completion_tokens=value.usage.completion_tokens,
                 media_tokens=value.usage.media_tokens,
                 cached_tokens=value.usage.cached_tokens,
+                reasoning_tokens=value.usage.reasoning_tokens,
             ),
             timings=chat_pb2.Timings(
                 queue_seconds=value.timings.queue,
@@ -99,6 +110,7 @@ def count(value: PromptCount) -> decoder_pb2.CountPromptTokensResponse:
 
 def model(decoder: Decoder) -> chat_pb2.Model:
     """The message of the loaded model."""
+    thinking, sampling = decoder.prompts.thinking, decoder.defaults.recommended
     return chat_pb2.Model(
         id=decoder.model.id,
         family=decoder.model.family,
@@ -107,4 +119,13 @@ def model(decoder: Decoder) -> chat_pb2.Model:
         video=True,
         precision=decoder.model.precision,
         encoder_fingerprint=decoder.model.encoder_fingerprint,
+        thinks=thinking is not None,
+        thinking_optional=thinking is not None and thinking.optional,
+        recommended_sampling=chat_pb2.RecommendedSampling(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+        ),
     )

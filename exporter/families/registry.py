@@ -3,14 +3,24 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, ExportProblem
 from exporter.families.qwen3_vl.family import QWEN3_VL
 from exporter.family import Checkpoint, Family
+from exporter.formats import refuse_other_formats
 from exporter.json_files import read_json
 
 FAMILIES: Mapping[str, Family] = {
     "qwen3_vl": QWEN3_VL,
 }
+
+
+def plan_checkpoint(root: Path) -> Checkpoint:
+    """Read and check all of the checkpoint in directory `root` but its weights, which need not be there.
+
+    Raises:
+        ExportError: see `open_checkpoint`.
+    """
+    return family_of(root).plan(root)
 
 
 def open_checkpoint(root: Path) -> Checkpoint:
@@ -19,11 +29,22 @@ def open_checkpoint(root: Path) -> Checkpoint:
     Raises:
         ExportError: it is of another family, or something is missing, damaged or unsupported.
     """
+    return family_of(root).open(root)
+
+
+def family_of(root: Path) -> Family:
+    """The family of the checkpoint in directory `root`, by its `config.json` alone.
+
+    Raises:
+        ExportError: it is of another family, or there is no such file.
+    """
+    if not (root / "config.json").is_file():
+        refuse_other_formats(root, (path.name for path in root.iterdir()))
     raw = read_json(root / "config.json")
     name, architectures = raw.get("model_type"), raw.get("architectures") or []
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None or architectures not in ([], [family.architecture]):
         found = ", ".join(architectures) or name or "no known architecture"
         accepted = " and ".join(f"{one.title} ({one.architecture})" for one in FAMILIES.values())
-        raise ExportError(f"{root} holds {found}: only {accepted} can be exported.")
-    return family.open(root)
+        raise ExportError(ExportProblem.FAMILY_UNSUPPORTED, root=root, found=found, accepted=accepted)
+    return family

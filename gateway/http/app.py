@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -84,12 +85,19 @@ def create_app(
 
 
 def _described(model: chat_pb2.Model) -> dict[str, Any]:
+    sampling = model.recommended_sampling
+    values = json_format.MessageToDict(
+        sampling, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     return {
         "id": model.id,
         "object": "model",
         "created": 0,
         "owned_by": "triptych",
         "max_model_len": model.context_length,
+        "thinks": model.thinks,
+        "thinking_optional": model.thinking_optional,
+        "recommended_sampling": {name: values[name] for name in sampling.DESCRIPTOR.fields_by_name},
     }
 
 

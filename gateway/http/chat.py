@@ -81,13 +81,14 @@ class _Answer:
         self._stream = bool(request.stream)
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._logprobs = bool(request.logprobs)
+        self._reasoning = request.include_reasoning is not False
         self._names = JsonNames(request)
         self._events = events
         self._pace = pace
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Raises ServiceError where it fails before any of it was sent."""
-        completion = Completion(scope["request_id"], logprobs=self._logprobs)
+        completion = Completion(scope["request_id"], logprobs=self._logprobs, reasoning=self._reasoning)
         async with contextlib.aclosing(self._events) as events:
             if self._stream:
                 stream = EventStream(send, self._pace, self._names)

@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.http.logprobs import content
 from gateway.http.media import described
+from gateway.http.tools import AnswerCalls, call_delta
 from vlm.v1 import chat_pb2
 
 _REASONS = {
@@ -27,6 +28,7 @@ def _usage(usage: chat_pb2.Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
@@ -41,10 +43,12 @@ class Completion:
     Args:
         request_id: The request's id.
         logprobs: Whether the client asked for log probabilities.
+        reasoning: Whether the client wants what the model thinks.
     """
 
-    def __init__(self, request_id: str, *, logprobs: bool = False) -> None:
+    def __init__(self, request_id: str, *, logprobs: bool = False, reasoning: bool = True) -> None:
         self._logprobs = logprobs
+        self._reasoning = reasoning
         self._id = f"chatcmpl-{request_id}"
         self._created = int(time.time())
         self._model = ""
@@ -56,6 +60,8 @@ class Completion:
     async def whole(self, events: AsyncIterator[chat_pb2.ChatEvent]) -> dict[str, Any]:
         """The answer in one piece."""
         text: list[str] = []
+        thoughts: list[str] = []
+        calls = AnswerCalls()
         scored: list[dict[str, Any]] = []
         finished = chat_pb2.Finished()
         media: dict[str, Any] = {}
@@ -66,12 +72,23 @@ class Completion:
                     media = _media(event.started)
                 case "delta":
                     text.append(event.delta.text)
+                    thoughts.append(event.delta.reasoning)
                     scored += content(event.delta.logprobs)
+                case "tool_call":
+                    calls.add(event.tool_call)
                 case "finished":
                     finished = event.finished
+        reasoning = "".join(thoughts) if self._reasoning else ""
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": "".join(text), "refusal": None},
+            "message": {
+                "role": "assistant",
+                # OpenAI's is null where the answer is calls alone.
+                "content": "".join(text) or (None if calls.whole else ""),
+                "refusal": None,
+                **calls.whole,
+                **({"reasoning_content": reasoning} if reasoning else {}),
+            },
             "logprobs": {"content": scored, "refusal": None} if self._logprobs else None,
             "finish_reason": _REASONS.get(finished.reason),
         }
@@ -88,8 +105,15 @@ class Completion:
                 yield self._chunk({"role": "assistant", "content": ""}, include_usage, more=_media(event.started))
             case "delta":
                 scored = content(event.delta.logprobs) if self._logprobs else []
-                if event.delta.text or scored:  # a token's log probability does not wait for its text
-                    yield self._chunk({"content": event.delta.text}, include_usage, scored=scored)
+                told = {}
+                if event.delta.reasoning and self._reasoning:
+                    told["reasoning_content"] = event.delta.reasoning
+                if event.delta.text or (scored and not told):  # a token's log probability does not wait for its text
+                    told["content"] = event.delta.text
+                if told:
+                    yield self._chunk(told, include_usage, scored=scored)
+            case "tool_call":
+                yield self._chunk(call_delta(event.tool_call), include_usage)
             case "finished":
                 yield self._chunk({}, include_usage, reason=_REASONS.get(event.finished.reason))
                 if include_usage:

@@ -124,12 +124,71 @@ Strings = Annotated[
 ]
 
 
+class CalledFunction(_Json):
+    """The function of a call in an earlier turn."""
+
+    name: StrictStr
+    arguments: StrictStr | dict[str, Any] | None = None  # OpenAI's are text; Ollama's clients send the object
+
+
+class CalledTool(_Json):
+    """A call in an earlier turn."""
+
+    id: StrictStr = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Function(_Json):
+    """A function that the model may call."""
+
+    name: StrictStr
+    description: StrictStr | None = None
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class FunctionTool(_Json):
+    """A tool; functions are the only kind that is served."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(_Json):
+    """The name of a function."""
+
+    name: StrictStr
+
+
+class NamedTool(_Json):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["auto", "none", "required"], Tag("<choice>")] | Annotated[NamedTool, Tag("<tool>")],
+    Discriminator(
+        lambda value: "<choice>" if isinstance(value, str) else "<tool>",
+        custom_error_type="tool_choice_type",
+        custom_error_message="must be auto, none, required, or a function by name",
+    ),
+]
+
+
 class Message(_Json):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     refusal: StrictStr | None = None  # an assistant's, in the place of its content
+    # An assistant's: what it thought, by the name that most servers have for it, and by vLLM's.
+    reasoning_content: StrictStr | None = None
+    reasoning: StrictStr | None = None
+    tool_calls: list[CalledTool] | None = None  # an assistant's
+    tool_call_id: StrictStr | None = None  # a tool's
 
 
 class StreamOptions(_Json):
@@ -182,6 +241,20 @@ def _seed(seed: int) -> int | None:
     return None if seed == -1 else seed & ((1 << 64) - 1)
 
 
+class ChatTemplateKwargs(_Json):
+    """What the chat template is told: vLLM's addition."""
+
+    enable_thinking: StrictBool | None = None
+
+
+class RepetitionDetection(_Json):
+    """When an answer is taken to run in circles: vLLM's addition."""
+
+    max_pattern_size: _Count = 0
+    min_pattern_size: _Count = 0
+    min_count: _Count = 0
+
+
 class CompletionRequest(_Json):
     """The body of a request. Ranges are the conductor's and the decoder's to check."""
 
@@ -217,6 +290,16 @@ class CompletionRequest(_Json):
     ebnf: StrictStr | None = None
     grammar: StrictStr | None = None
     json_schema: dict[str, Any] | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    include_reasoning: StrictBool | None = None
+    repetition_detection: RepetitionDetection | None = None
+    # Alibaba's name for `chat_template_kwargs.enable_thinking`.
+    enable_thinking: StrictBool | None = None
+    # Triptych's own.
+    recommended_sampling: StrictBool | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: StrictBool | None = None
     # vLLM's and transformers' way to say that the last message, the assistant's, is to be gone on with.
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None

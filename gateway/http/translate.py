@@ -19,6 +19,7 @@ from gateway.http.schema import (
     TextPart,
     VideoPart,
 )
+from gateway.http.tools import call_id_of, calls_of, tool_choice_of, tool_names, tools_of
 from serving.errors import ServiceError, invalid, unimplemented
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
@@ -27,11 +28,12 @@ _ROLES = {
     "developer": chat_pb2.ROLE_SYSTEM,
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
+    "tool": chat_pb2.ROLE_TOOL,
 }
 _DETAILS = {"low": media_pb2.DETAIL_LOW, "original": media_pb2.DETAIL_ORIGINAL}
 """Others are the request's own options, or the default."""
 
-_TRANSLATED = {"max_tokens", "top_k", "top_p", "logprobs", "stop", "response_format"}
+_TRANSLATED = {"max_tokens", "top_k", "top_p", "logprobs", "stop", "response_format", "repetition_detection"}
 """Options that JSON and wire have by one name with different meanings or types, or that are refused."""
 
 _SAME_OPTIONS = sorted(
@@ -110,6 +112,10 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
     limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     if limit is not None:
         generation.max_tokens = limit
+    if (circles := request.repetition_detection) is not None:
+        generation.repetition_detection.max_pattern_size = circles.max_pattern_size
+        generation.repetition_detection.min_pattern_size = circles.min_pattern_size
+        generation.repetition_detection.min_count = circles.min_count
     media = {field: option.value for field, option in options_of(request).items()}
     return gateway_pb2.ChatRequest(
         model=request.model or "",
@@ -118,22 +124,36 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         media=media_pb2.MediaOptions(**media) if media else None,  # type: ignore[arg-type]  # each of its field's type
         request_id=request_id,
         report_progress=bool(request.stream),
+        enable_thinking=_enable_thinking(request),
+        tools=tools_of(request),
+        tool_choice=tool_choice_of(request),
     )
+
+
+def _enable_thinking(request: CompletionRequest) -> bool | None:
+    kwargs = request.chat_template_kwargs
+    if kwargs is not None and kwargs.enable_thinking is not None:
+        return kwargs.enable_thinking
+    return request.enable_thinking
 
 
 def _message(message: Message, path: str) -> chat_pb2.Message:
     role = _ROLES.get(message.role)
     if role is None:
-        raise unimplemented(f"{path}.role", "use system, user or assistant")
+        raise unimplemented(f"{path}.role", "use system, user, assistant or tool")
     content = message.content
     if message.role == "assistant" and not content:  # it may have said nothing, or why it would not
         content = message.refusal or ("" if content is None else content)
     if content is None:
         raise invalid(f"{path}.content", "is missing")
-    if isinstance(content, str):
-        return chat_pb2.Message(role=role, parts=[chat_pb2.Part(text=content)])
-    parts = [_part(part, f"{path}.content[{j}]") for j, part in enumerate(content)]
-    return chat_pb2.Message(role=role, parts=parts)
+    reasoning = (message.reasoning_content or message.reasoning) if message.role == "assistant" else None
+    parts = (
+        [chat_pb2.Part(text=content)]
+        if isinstance(content, str)
+        else [_part(part, f"{path}.content[{j}]") for j, part in enumerate(content)]
+    )
+    parts += calls_of(message, path)
+    return chat_pb2.Message(role=role, parts=parts, reasoning=reasoning or "", tool_call_id=call_id_of(message, path))
 
 
 def _part(part: TextPart | RefusalPart | ImagePart | VideoPart, path: str) -> chat_pb2.Part:
@@ -173,29 +193,45 @@ class JsonNames:
 
     def __init__(self, request: CompletionRequest) -> None:
         self._strings = [not isinstance(message.content, list) for message in request.messages]
-        self._max_tokens = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        template = request.chat_template_kwargs
+        by_template = template is not None and template.enable_thinking is not None
         asked = form_of(request)
         self._form = "response_format" if asked is None else asked.name
-        self._media = {f"media.{field}": option.name for field, option in options_of(request).items()}
+        self._names = {
+            "enable_thinking": "chat_template_kwargs.enable_thinking" if by_template else "enable_thinking",
+            "generation.logprobs": "top_logprobs",  # on the wire it is how many, in the JSON whether
+            "generation.max_tokens": (
+                "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+            ),
+            **{f"media.{field}": option.name for field, option in options_of(request).items()},
+        }
 
     def __call__(self, path: str) -> str:
         """The name in the JSON; a path that is in it already stays as it is."""
-        if path.startswith("generation."):
-            return self._option(path.removeprefix("generation."))
-        if re.match(r"media\b", path):
-            return self._media.get(path, f"mm_processor_kwargs{path.removeprefix('media')}")
+        if path in self._names:
+            return self._names[path]
+        top = re.match(r"\w*", path)
+        match top[0] if top else "":
+            case "generation":
+                option = path.removeprefix("generation.")
+                return self._form if option.startswith("response_format") else option
+            case "media":
+                return f"mm_processor_kwargs{path.removeprefix('media')}"
+            case "tools" | "tool_choice":
+                return tool_names(path)
+            case "messages":
+                return self._in_message(path)
+        return path
+
+    def _in_message(self, path: str) -> str:
         match = re.match(r"(messages\[(\d+)\])\.parts(\[\d+\])?", path)
         if match is None:
             return path
-        number = int(match[2])
+        number, rest = int(match[2]), path[match.end() :]
+        if rest.startswith(".tool_call"):
+            return f"{match[1]}.tool_calls"
         if number < len(self._strings) and self._strings[number]:
             return f"{match[1]}.content"
-        rest = re.sub(r"^\.(image|video)\b", r".\1_url", path[match.end() :])
+        rest = re.sub(r"^\.(image|video)\b", r".\1_url", rest)
         rest = re.sub(r"\.options\b.*", ".detail", rest)  # a medium's own options come from nothing else
         return f"{match[1]}.content{match[3] or ''}{rest}"
-
-    def _option(self, name: str) -> str:
-        if name.startswith("response_format"):
-            return self._form
-        # On the wire `logprobs` is how many, in the JSON whether.
-        return {"max_tokens": self._max_tokens, "logprobs": "top_logprobs"}.get(name, name)

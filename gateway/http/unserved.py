@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gateway.http.schema import (
+    ChatTemplateKwargs,
     CompletionRequest,
     MediaIoKwargs,
     Message,
@@ -35,8 +36,6 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
     "modalities": (None, ["text"]),
     "n": (None, 1),
     "reasoning_effort": (None, "none"),
-    "tool_choice": (None, "none", "auto"),
-    "tools": _EMPTY,
     "verbosity": (None, "medium"),
     "web_search_options": _NONE,
     # vLLM's and SGLang's.
@@ -44,7 +43,6 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
     "bad_words": _EMPTY,
     "best_of": (None, 1),
     "chat_template": _NONE,
-    "chat_template_kwargs": (*_EMPTY, {"enable_thinking": False}),
     "documents": _EMPTY,
     "echo": _OFF,
     "ignore_eos": _OFF,
@@ -52,6 +50,7 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
     "length_penalty": (None, 1),
     "logits_processors": _EMPTY,
     "min_tokens": (None, 0),
+    "separate_reasoning": (None, True),
     "skip_special_tokens": (None, True),
     "stop_regex": _EMPTY,
     "stop_token_ids": _EMPTY,
@@ -70,7 +69,6 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
 _MESSAGE: dict[str, tuple[Any, ...]] = {
     "audio": _NONE,
     "function_call": _NONE,
-    "tool_calls": _EMPTY,
 }
 
 _PROCESSOR: dict[str, tuple[Any, ...]] = {
@@ -95,6 +93,9 @@ _VIDEO: dict[str, tuple[Any, ...]] = {"frame_recovery": _OFF, "max_duration": _N
 
 _MEDIA_IO: dict[str, tuple[Any, ...]] = {"audio": _EMPTY, "image": _EMPTY}
 
+# Other variables change nothing unless a template has them, and Qwen's have none.
+_TEMPLATE: dict[str, tuple[Any, ...]] = {"add_vision_id": _OFF}
+
 _STREAM: dict[str, tuple[Any, ...]] = {"continuous_usage_stats": _OFF}
 
 _REFUSED: dict[type[BaseModel], dict[str, tuple[Any, ...]]] = {
@@ -105,6 +106,7 @@ _REFUSED: dict[type[BaseModel], dict[str, tuple[Any, ...]]] = {
     MediaIoKwargs: _MEDIA_IO,
     VideoIoKwargs: _VIDEO,
     StreamOptions: _STREAM,
+    ChatTemplateKwargs: _TEMPLATE,
 }
 """Fields that would change the answer, by the object that holds them, with the values that ask for nothing."""
 

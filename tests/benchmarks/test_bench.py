@@ -111,7 +111,7 @@ def test_the_system_is_shown_as_tables(address: str, tmp_path: Path, capsys: pyt
         *("--new-tokens", "2", "--repeats", "1", "--picture", str(drawn)),
     )
     shown = capsys.readouterr().out
-    for title in ("First question about a picture", "Conversations at once", "Two questions about one picture"):
+    for title in ("First question about a picture", "Concurrent conversations", "Two questions about one picture"):
         assert title in shown
     assert drawn.exists()
 

@@ -28,11 +28,18 @@ from serving.bundle import Bundle
 class ScriptedEngine(Engine):
     """Generates the given tokens for every request, and records the requests."""
 
-    info = EngineInfo("scripted", "none", 1, 1)
+    info = EngineInfo("scripted", "none", 1, 1, constraints=True)
     ready = True
 
-    def __init__(self, drawn: Iterable[TokenDrawn] = (), *, cached_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        drawn: Iterable[TokenDrawn] = (),
+        *,
+        cached_tokens: int = 0,
+        reason: FinishReason = FinishReason.LENGTH,
+    ) -> None:
         self.drawn = tuple(drawn)
+        self.reason = reason
         self.cached_tokens = cached_tokens
         self.requests: list[EngineRequest] = []
 
@@ -43,7 +50,7 @@ class ScriptedEngine(Engine):
         yield Prefilled(0.0, 0.0, self.cached_tokens)
         for token in self.drawn:
             yield token
-        yield EngineFinished(FinishReason.LENGTH)
+        yield EngineFinished(self.reason)
 
     async def stop(self) -> None: ...
 

@@ -13,6 +13,8 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from decoder_service.output.repetition import USUAL
+from decoder_service.request.generation import GenerationDefaults, RecommendedSampling
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code
@@ -233,3 +235,12 @@ async def test_the_model_is_told(running: Running, bundle: Bundle) -> None:
     assert model.encoder_fingerprint == bundle.encoder_fingerprint
     assert model.images
     assert model.video
+
+
+async def test_settings_say_how_answers_are_drawn(serve_decoder: Serve) -> None:
+    """Greedily and to the end, unless the server is told otherwise."""
+    recommended = RecommendedSampling(temperature=0.7, top_p=0.8, top_k=20)
+    async with serve_decoder() as running:
+        assert running.service.decoder.defaults == GenerationDefaults(recommended)
+    async with serve_decoder(generation_config="auto", repetition_detection="on") as running:
+        assert running.service.decoder.defaults == GenerationDefaults(recommended, sample=True, repetition=USUAL)

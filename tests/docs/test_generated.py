@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from exporter.errors import ExportProblem
+from serving.bundle_error import BundleProblem
 from serving.errors import Reason
-from tools.docs import pages, sentences, settings, wire
+from serving.problem import Problem
+from tools.docs import pages, settings, wire
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("gateway", "vision_service", "decoder_service", "serving")
@@ -81,13 +84,11 @@ def _raised() -> dict[str, set[str]]:
     }
 
 
-@pytest.mark.parametrize(
-    ("said", "advice"),
-    [(sentences.of_export(), sentences.EXPORT), (sentences.of_opening(), sentences.OPENING)],
-    ids=["export", "opening"],
-)
-def test_every_sentence_has_its_own_advice(said: list[str], advice: dict[str, str]) -> None:
-    """Each sentence of the code has exactly one piece of advice, and each piece of advice its sentences."""
-    found = {sentence: sentences.keys(sentence, advice) for sentence in said}
-    assert [sentence for sentence, keys in found.items() if len(keys) != 1] == []
-    assert {keys[0] for keys in found.values()} == set(advice)
+@pytest.mark.parametrize("problems", [ExportProblem, BundleProblem])
+def test_every_problem_is_raised_and_has_a_remedy(problems: type[Problem]) -> None:
+    """No message of the tables is one that the code never gives, and none lacks a remedy."""
+    packages = ("exporter", "serving", "vision_service", "decoder_service", "triptych")
+    code = "".join(path.read_text(encoding="utf-8") for name in packages for path in (ROOT / name).rglob("*.py"))
+    raised = set(re.findall(rf"\b{problems.__name__}\.([A-Z0-9_]+)\b", code))
+    assert raised == set(problems.__members__)
+    assert all(problem.message and problem.remedy for problem in problems)

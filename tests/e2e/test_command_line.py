@@ -109,7 +109,7 @@ def test_up_says_which_port_is_taken() -> None:
         assert "--http-port" in _one_line(run("up", "--grpc-port", "0", "--http-port", port), 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_up_stops_cleanly(number: signal.Signals) -> None:
     """Either signal ends the launcher with 0 and leaves no service running."""
     with up() as system:

@@ -1,5 +1,6 @@
 """A bundle is whole or not there."""
 
+import contextlib
 import errno
 import importlib
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 import exporter
 from exporter import ExportError
+from exporter.writer import staged
 from serving.bundle import Bundle
 
 STAGES = (
@@ -97,3 +99,28 @@ def test_unwritable_target(checkpoint: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(ExportError, match=r"could not be written, and nothing was kept: Permission denied"):
         exporter.export(checkpoint, tmp_path / "out")
+
+
+def test_what_a_killed_export_left_is_swept(checkpoint: Path, tmp_path: Path) -> None:
+    """The next export removes what nobody has locked; a running export's directory and other files stay."""
+    left = tmp_path / ".out.01234567.partial"
+    (left / "vision").mkdir(parents=True)
+    kept = [tmp_path / ".other.01234567.partial", tmp_path / ".out.notes"]
+    kept[0].mkdir()
+    kept[1].write_text("mine")
+    with contextlib.suppress(KeyboardInterrupt), staged(tmp_path / "out") as running:
+        assert not left.exists()
+        exporter.export(checkpoint, tmp_path / "out", phases=["int4"])
+        assert sorted(tmp_path.iterdir()) == sorted([*kept, running, tmp_path / "out"])
+        raise KeyboardInterrupt
+    (tmp_path / ".out.01234567.old").mkdir()  # what a replacement leaves that is killed after it took the name
+    exporter.export(checkpoint, tmp_path / "out", phases=["int4"], force=True)
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "out"])
+
+
+def test_the_old_bundle_is_not_swept_before_there_is_a_new_one(checkpoint: Path, tmp_path: Path) -> None:
+    """An export killed between the two renames of a replacement leaves the old bundle under another name: it stays."""
+    old = tmp_path / ".out.01234567.old"
+    old.mkdir()
+    exporter.export(checkpoint, tmp_path / "out", phases=["int4"])
+    assert old.is_dir()

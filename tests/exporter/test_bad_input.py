@@ -1,16 +1,16 @@
 """Whatever is wrong, there is one sentence about it and nothing is written."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
 import exporter
 from exporter import ExportError
@@ -55,12 +55,123 @@ def _other(kind: str, architecture: str) -> Damage:
     return _edit("config.json", lambda c: c.update(model_type=kind, architectures=[architecture]))
 
 
+def _only(*files: tuple[str, str]) -> Damage:
+    """Nothing is there but these files."""
+
+    def damage(root: Path) -> None:
+        for path in root.iterdir():
+            path.unlink()
+        for name, content in files:
+            (root / name).write_text(content)
+
+    return damage
+
+
+def _quantized(**said: Any) -> Damage:
+    return _edit("config.json", lambda c: c.update(said))
+
+
+def _renamed(new_name: Callable[[str], str], **more: torch.Tensor) -> Damage:
+    def damage(root: Path) -> None:
+        state = load_file(root / "model.safetensors")
+        save_file({new_name(name): tensor for name, tensor in state.items()} | more, root / "model.safetensors")
+
+    return damage
+
+
+def _with_value(name: str, value: float) -> Damage:
+    def damage(root: Path) -> None:
+        state = load_file(root / "model.safetensors")
+        state[name].view(-1)[-1] = value
+        save_file(state, root / "model.safetensors")
+
+    return damage
+
+
+def _add_teacher(root: Path) -> None:
+    state = load_file(root / "model.safetensors")
+    teacher = {name.replace("student.", "teacher."): tensor.clone() for name, tensor in state.items()}
+    save_file(state | teacher, root / "model.safetensors")
+
+
+def _both(*damages: Damage) -> Damage:
+    return lambda root: [damage(root) for damage in damages]
+
+
+def _template(text: str) -> Damage:
+    return lambda root: (root / "chat_template.jinja").write_text(text)
+
+
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "qwen2_vl": (_other("qwen2_vl", "Qwen2VLForConditionalGeneration"), "Qwen2VLFor.*only dense Qwen3-VL"),
     "moe": (_other("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"), "Qwen3VLMoeFor.*only dense Qwen3-VL"),
     "text": (_other("qwen3", "Qwen3ForCausalLM"), "Qwen3ForCausalLM.*only dense Qwen3-VL"),
     "unnamed": (_edit("config.json", lambda c: (c.pop("model_type"), c.pop("architectures"))), "no known architecture"),
-    "quantized": (_edit("config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"})), "quantized"),
+    "awq": (_quantized(quantization_config={"quant_method": "awq", "bits": 4}), "quantized with AWQ"),
+    "gptq": (
+        _edit("config.json", lambda c: c["text_config"].update(quantization_config={"quant_method": "gptq"})),
+        "quantized with GPTQ",
+    ),
+    "bitsandbytes": (_quantized(quantization_config={"load_in_4bit": True}), "quantized with bitsandbytes"),
+    "compressed": (
+        _quantized(quantization_config={"quant_method": "compressed-tensors", "format": "float-quantized"}),
+        "quantized with compressed-tensors",
+    ),
+    "mlx": (_quantized(quantization={"group_size": 64, "bits": 4}), "quantized with MLX"),
+    "newer_mlx": (
+        _quantized(quantization={"group_size": 64, "bits": 4}, quantization_config={"group_size": 64, "bits": 4}),
+        "quantized with MLX",
+    ),
+    "gguf": (_only(("Qwen3VL-4B-Q4_K_M.gguf", "GGUF"), ("mmproj-F16.gguf", "GGUF")), "holds GGUF files"),
+    "gguf_beside_config": (
+        _both(_remove("model.safetensors"), lambda root: (root / "model.gguf").write_text("GGUF")),
+        "holds GGUF files",
+    ),
+    "adapter": (
+        _only(
+            ("adapter_config.json", '{"base_model_name_or_path": "Qwen/Qwen3-VL-4B-Instruct"}'),
+            ("adapter_model.safetensors", ""),
+        ),
+        r"only an adapter \(LoRA\) of Qwen/Qwen3-VL-4B-Instruct: merge it",
+    ),
+    "adapter_beside_config": (
+        _both(_remove("model.safetensors"), lambda root: (root / "adapter_model.safetensors").write_text("")),
+        r"only an adapter \(LoRA\): merge it",
+    ),
+    "unmerged_adapter": (
+        _renamed(lambda name: f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.')}"),
+        r"not merged \(base_model\.model\..*q_proj\.base_layer",
+    ),
+    "two_models": (
+        _both(_renamed(lambda name: f"student.{name}"), _add_teacher),
+        "several models, with the prefixes 'student.' and 'teacher.'",
+    ),
+    "names_of_mlx": (
+        _renamed(lambda name: name.replace("model.language_model.", "language_model.model.")),
+        r"lacks model\.language_model\..*it has language_model\.model\.",
+    ),
+    "nan": (
+        _with_value("model.language_model.layers.1.mlp.up_proj.weight", math.nan),
+        r"layers\.1\.mlp\.up_proj.* NaN",
+    ),
+    "infinite": (_with_value("model.language_model.embed_tokens.weight", math.inf), r"embed_tokens.* infinite"),
+    "nan_in_encoder": (_with_value("model.visual.merger.norm.bias", math.nan), r"visual\.merger\.norm\.bias .* NaN"),
+    "one_edge": (
+        _edit("preprocessor_config.json", lambda c: c.update(size={"longest_edge": 36864})),
+        r"preprocessor_config\.json has size = \{'longest_edge': 36864\}",
+    ),
+    "resample": (_edit("preprocessor_config.json", lambda c: c.update(resample=2)), "has resample = 2, where only 3"),
+    "video_patches": (
+        _edit("video_preprocessor_config.json", lambda c: c.update(patch_size=14)),
+        r"video_preprocessor_config\.json has patch_size = 14",
+    ),
+    "mean": (_edit("preprocessor_config.json", lambda c: c.update(image_mean="grey")), "cannot be served"),
+    "template_syntax": (_template("{% for message in messages %}"), "does not render .*endfor"),
+    "template_raises": (_template("{{ raise_exception('no pictures here') }}"), "does not render .*no pictures here"),
+    "template_of_text": (
+        _template("{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}\n{% endfor %}"),
+        "does not render .*0 placeholders for 2 media",
+    ),
     "bad_config": (_edit("config.json", lambda c: c["text_config"].update(hidden_size="wide")), "not a valid"),
     "json": (lambda root: (root / "config.json").write_text("{"), r"config\.json cannot be read"),
     "no_config": (_remove("config.json"), r"no config\.json"),
@@ -120,46 +231,10 @@ def test_no_such_directory(tmp_path: Path) -> None:
     assert "is a file" in _refused(tmp_path / "file", tmp_path / "out")
 
 
-def test_hub_is_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without a network the sentence says so and what to do; nothing is tried for long."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    download = huggingface_hub.snapshot_download
-
-    def closed_port(*args: Any, **kwargs: Any) -> Any:
-        return download(*args, endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "cache", **kwargs)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", closed_port)
-    sentence = _refused("Qwen/Qwen3-VL-4B-Instruct", tmp_path / "out")
-    assert "Hugging Face could not be reached" in sentence
-    assert "local checkpoint directory" in sentence
-
-
-def test_hub_download_is_asked_for_the_revision(
-    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, tmp_path: Path
-) -> None:
-    """A Hugging Face id is downloaded at the revision asked for, without pictures and readmes, and names the model."""
-    asked: dict[str, Any] = {}
-
-    def download(repo: str, **kwargs: Any) -> str:
-        asked.update(kwargs, repo=repo)
-        return str(checkpoint)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    bundle = exporter.export("someone/Fine-Tuned-VL", tmp_path / "out", revision="v2")
-    assert bundle.model.id == "Fine-Tuned-VL"
-    assert asked["repo"] == "someone/Fine-Tuned-VL"
-    assert asked["revision"] == "v2"
-    assert set(asked["allow_patterns"]) == {"*.json", "*.jinja", "*.safetensors"}
-
-
-def test_unknown_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A download that breaks off is reported as such."""
-
-    def broken(*_: Any, **__: Any) -> str:
-        raise LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
-    assert "Qwen/x at v2" in _refused("Qwen/x", tmp_path / "out", revision="v2")
+def test_a_weights_file_is_no_directory(tmp_path: Path) -> None:
+    """A GGUF file is named as such."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert "holds GGUF files" in _refused(tmp_path / "model.gguf", tmp_path / "out")
 
 
 def test_target_is_taken(checkpoint: Path, tmp_path: Path) -> None:
@@ -207,10 +282,8 @@ def test_short_source_while_reading(checkpoint: Path, tmp_path: Path, monkeypatc
     """A shard that shrinks under the export is reported, not half copied."""
     source = shutil.copytree(checkpoint, tmp_path / "source")
 
-    def shrink(*_: Any) -> None:
-        _truncate(source)
-
-    monkeypatch.setattr("exporter.pipeline.check_space", shrink)
+    steps = iter([lambda: None, lambda: _truncate(source)])  # before and after the headers are read
+    monkeypatch.setattr("exporter.pipeline.check_space", lambda *_: next(steps)())
     assert "ended early" in _refused(source, tmp_path / "out")
 
 

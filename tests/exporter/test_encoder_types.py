@@ -42,7 +42,7 @@ def test_an_export_writes_what_types_cost(
     """bundle.json gets a divergence for each type that can be computed here, all else is as without; a bar is shown."""
     bundle = exporter.export(checkpoint, tmp_path / "out", progress=True)
     assert bundle.encoder_types is not None
-    possible = {name for name in TYPES if encoder_types._missing(name) is None}
+    possible = {name for name in TYPES if encoder_types.missing(name) is None}
     assert "bfloat16" in possible
     assert bundle.encoder_types.keys() == possible
     for found in bundle.encoder_types.values():
@@ -99,7 +99,7 @@ def test_too_little_memory(
     int4_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where less memory is available than measuring takes, it is not begun."""
-    monkeypatch.setattr(measuring, "_available", lambda: 2**20)
+    monkeypatch.setattr(measuring, "available_memory", lambda: 2**20)
     monkeypatch.setattr(measuring, "_started", lambda *_: pytest.fail("it was begun"))
     assert measuring.measure_apart(int4_bundle.root, pipeline.Progress(enabled=False)) is None
     assert "it takes 0.5 GiB of memory and 0.0 are available" in caplog.text
@@ -112,13 +112,13 @@ def test_memory_is_counted_by_the_bundle(
     for bundle in (int4_bundle, fp32_bundle):
         graph = bundle.graph_path(bundle.decoder.precision)
         assert measuring._memory(bundle) > graph.with_name("model.onnx.data").stat().st_size
-    assert (measuring._available() or 0) > 2**20 or sys.platform != "linux"
+    assert (measuring.available_memory() or 0) > 2**20 or sys.platform != "linux"
 
     def refuse(*_: Any, **__: Any) -> str:
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert measuring._available() is None
+    assert measuring.available_memory() is None
 
 
 def test_a_type_that_cannot_be_computed_is_left_out(fp32_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,14 +136,14 @@ def test_the_same_features_cost_the_same_and_others_more(
 ) -> None:
     """Measured again a type costs the same to the last digit; float32's features cost nothing, damaged ones more."""
     monkeypatch.setattr(encoder_types, "TYPES", (name,))
-    real = encoder_types._encode
+    real = encoder_types.encode
 
     def cost(change: Any, encode_as: str) -> float:
         def encode(bundle: Bundle, media: Any, asked: str) -> encoder_types.Features:
-            rows = real(bundle, media, "float32" if asked == "float32" else encode_as)
+            rows = list(real(bundle, media, "float32" if asked == "float32" else encode_as))
             return rows if asked == "float32" else [change(row) for row in rows]
 
-        monkeypatch.setattr(encoder_types, "_encode", encode)
+        monkeypatch.setattr(encoder_types, "encode", encode)
         return measure_types(fp32_bundle, lambda line: None).types[name]["divergence"]
 
     found = cost(lambda rows: rows, name)
@@ -157,7 +157,7 @@ def test_weights_may_stay_in_their_file(request: pytest.FixtureRequest, precisio
     """A graph whose float32 weights are not copied says the same within 1e-4; rounded ones are copied as always."""
     bundle: Bundle = request.getfixturevalue(f"{precision}_bundle")
     media = [family_of(bundle).fit_picture(bundle, KINDS["drawing"](0))]
-    rows = encoder_types._encode(bundle, iter(media), "float32")
+    rows = list(encoder_types.encode(bundle, media, "float32"))
     [prompt] = encoder_types._prompts(bundle, media, rows)
     said = [Graph(bundle, precision, repack=repack).greedy(Asked(prompt, rows[0]), 3)[1] for repack in (True, False)]
     np.testing.assert_allclose(*said, rtol=0, atol=1e-4 if precision == "fp32" else 0)
@@ -165,13 +165,13 @@ def test_weights_may_stay_in_their_file(request: pytest.FixtureRequest, precisio
 
 def test_features_that_are_no_numbers(fp32_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """A type whose features are not finite is left out, so that `auto` does not take it."""
-    real = encoder_types._encode
+    real = encoder_types.encode
 
     def encode(bundle: Bundle, media: Any, name: str) -> encoder_types.Features:
-        rows = real(bundle, media, "float32")
+        rows = list(real(bundle, media, "float32"))
         return rows if name == "float32" else [np.full_like(row, np.nan) for row in rows]
 
-    monkeypatch.setattr(encoder_types, "_encode", encode)
+    monkeypatch.setattr(encoder_types, "encode", encode)
     monkeypatch.setattr(encoder_types, "TYPES", ("bfloat16",))
     found = measure_types(fp32_bundle, lambda line: None)
     assert found.types == {}

@@ -157,6 +157,12 @@ class FakeDecoder:
         self.words = words
         # What an answer consists of: text, and the log probabilities of the tokens that come with it.
         self.said: list[tuple[str, list[chat_pb2.PositionLogprobs]]] = [(word, []) for word in words]
+        # What it thinks before.
+        self.thoughts: tuple[str, ...] = ()
+        # The tool calls behind it.
+        self.called: tuple[chat_pb2.ToolCallDelta, ...] = ()
+        # Whether every token has a log probability.
+        self.scored = False
         self.fingerprint = fingerprint
         self.cached: set[str] = set()
         # Whether `started` comes after the last header, as a real decoder sends it, or after the last feature.
@@ -238,14 +244,30 @@ class FakeDecoder:
             await self._hook(call, "start")
             if not call.started:
                 yield starting
+            likely = (
+                [chat_pb2.PositionLogprobs(chosen=chat_pb2.TokenLogprob(text="x", raw=b"x"))] if self.scored else []
+            )
+            for thought in self.thoughts:
+                delta = chat_pb2.Delta(reasoning=thought, token_ids=[0], logprobs=likely)
+                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
             for i, (word, logprobs) in enumerate(self.said):
                 await self._hook(call, "delta")
-                delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs)
+                delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs or likely)
                 yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
+            for part in self.called:
+                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(tool_call=part))
             await self._hook(call, "finish")
-            usage = chat_pb2.Usage(prompt_tokens=7, completion_tokens=len(self.said), media_tokens=4, cached_tokens=2)
+            usage = chat_pb2.Usage(
+                prompt_tokens=7,
+                completion_tokens=len(self.thoughts) + len(self.said),
+                media_tokens=4,
+                cached_tokens=2,
+                reasoning_tokens=len(self.thoughts),
+            )
             finished = chat_pb2.Finished(
-                reason=chat_pb2.FINISH_REASON_STOP, usage=usage, timings=chat_pb2.Timings(queue_seconds=0.5)
+                reason=chat_pb2.FINISH_REASON_TOOL_CALLS if self.called else chat_pb2.FINISH_REASON_STOP,
+                usage=usage,
+                timings=chat_pb2.Timings(queue_seconds=0.5),
             )
             yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(finished=finished))
             call.complete = True
@@ -266,7 +288,13 @@ class FakeDecoder:
     def model(self) -> chat_pb2.Model:
         """What is loaded."""
         return chat_pb2.Model(
-            id=MODEL, family="qwen3_vl", context_length=4096, images=True, encoder_fingerprint=self.fingerprint
+            id=MODEL,
+            family="qwen3_vl",
+            context_length=4096,
+            images=True,
+            encoder_fingerprint=self.fingerprint,
+            thinks=True,
+            recommended_sampling=chat_pb2.RecommendedSampling(temperature=0.6, top_p=1, top_k=20, repetition_penalty=1),
         )
 
 

@@ -646,10 +646,7 @@ async def test_count_tokens_names_the_clients_field(conduct: Conduct) -> None:
 
 
 async def test_count_tokens_checks_what_the_decoder_is_not_shown(conduct: Conduct) -> None:
-    """Tools are refused by name, and options of media also where there are no media."""
-    with pytest.raises(ServiceError) as caught:
-        await conduct().count_tokens(gateway_pb2.CountTokensRequest(tools=[{}]), request_id="r", deadline=Deadline(30))
-    assert (caught.value.code, caught.value.violations[0].field) == (Code.UNIMPLEMENTED, "tools")
+    """Options of media, also where there are no media."""
     request = gateway_pb2.CountTokensRequest(messages=[user(text("x"))], media={"fps": 1000})
     with pytest.raises(ServiceError) as caught:
         await conduct().count_tokens(request, request_id="r", deadline=Deadline(30))

@@ -242,9 +242,9 @@ def _python(program: str, *arguments: str) -> contextlib.AbstractContextManager[
     return started([sys.executable, "-c", program, *arguments], env=environment, cwd=root)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_process_cleanly(number: signal.Signals) -> None:
-    """SIGTERM and SIGINT end it with exit code 0."""
+    """SIGTERM, SIGINT and SIGHUP end it with exit code 0."""
     with _python(PROGRAM) as process:
         assert line(process.stdout, "the server to listen") == "up\n"
         process.send_signal(number)

@@ -21,10 +21,11 @@ Script = Callable[[gateway_pb2.ChatRequest, Context], Iterator[chat_pb2.ChatEven
 
 @dataclass
 class Scripted(gateway_pb2_grpc.GatewayServicer):
-    """Plays `chat` and answers `count`; keeps the requests."""
+    """Plays `chat` and answers `count` and `models`; keeps the requests."""
 
     chat: Script
     count: gateway_pb2.CountTokensResponse = field(default_factory=gateway_pb2.CountTokensResponse)
+    models: tuple[str, ...] = ("m",)
     address: str = ""
     chats: list[gateway_pb2.ChatRequest] = field(default_factory=list)
     counts: list[gateway_pb2.CountTokensRequest] = field(default_factory=list)
@@ -36,6 +37,9 @@ class Scripted(gateway_pb2_grpc.GatewayServicer):
     def CountTokens(self, request: gateway_pb2.CountTokensRequest, context: Context) -> gateway_pb2.CountTokensResponse:
         self.counts.append(request)
         return self.count
+
+    def ListModels(self, request: gateway_pb2.ListModelsRequest, context: Context) -> gateway_pb2.ListModelsResponse:
+        return gateway_pb2.ListModelsResponse(models=[chat_pb2.Model(id=name) for name in self.models])
 
 
 @contextlib.contextmanager
@@ -63,13 +67,18 @@ def wait(event: threading.Event) -> None:
 
 
 def answered(
-    text: str = "A cat.", media: tuple[media_pb2.MediaLayout, ...] = (), progress: tuple[chat_pb2.Progress, ...] = ()
+    text: str = "A cat.",
+    media: tuple[media_pb2.MediaLayout, ...] = (),
+    progress: tuple[chat_pb2.Progress, ...] = (),
+    reasoning: tuple[str, ...] = (),
 ) -> Iterator[chat_pb2.ChatEvent]:
-    """The events of an answer in one delta."""
+    """The events of an answer in one delta, behind one for each piece of its reasoning."""
     started = chat_pb2.Started(request_id="r", model="m", prompt_tokens=9, media_tokens=4, media=media)
     yield chat_pb2.ChatEvent(started=started)
     for event in progress:
         yield chat_pb2.ChatEvent(progress=event)
+    for piece in reasoning:
+        yield chat_pb2.ChatEvent(delta=chat_pb2.Delta(reasoning=piece, token_ids=[0]))
     yield chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=text, token_ids=[1]))
     yield chat_pb2.ChatEvent(finished=chat_pb2.Finished(reason=chat_pb2.FINISH_REASON_STOP))
 

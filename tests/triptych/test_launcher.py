@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from serving.cores import usable_cores
-from triptych.launcher import Plan, Replica, System
+from triptych import launcher
+from triptych.launcher import Addresses, LaunchError, Plan, Replica, System
 
 
 def _values(replicas: list[Replica], name: str) -> set[str | None]:
@@ -52,3 +57,48 @@ def test_the_encoder_gives_way_to_the_decoder() -> None:
     system = System(Plan(Path("bundle"), grpc_port=0, http_port=0))
     assert all(replica.nice > 0 for replica in system.vision)
     assert all(replica.nice == 0 for replica in (*system.decoders, system.gateway))
+
+
+async def test_work_runs_while_the_system_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work's result is returned and its failure raised; a signal cancels it. The system is stopped each time."""
+    stopped, cancelled = [], []
+
+    class Standing:
+        """A system without services: it is up at once."""
+
+        def __init__(self, plan: Plan) -> None:
+            self.addresses = Addresses("grpc", "http")
+
+        async def start(self) -> None:
+            pass
+
+        async def keep(self, on_event: Callable[[str], None]) -> None:
+            await asyncio.Event().wait()
+
+        async def stop(self) -> None:
+            stopped.append(self.addresses.grpc)
+
+    monkeypatch.setattr(launcher, "System", Standing)
+    plan = Plan(Path("bundle"))
+
+    async def answer(addresses: Addresses) -> str:
+        return addresses.grpc
+
+    async def fail(addresses: Addresses) -> str:
+        raise ValueError(addresses.grpc)
+
+    async def interrupted(addresses: Addresses) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(addresses.grpc)
+        return ""
+
+    assert await launcher.run_while(plan, answer) == "grpc"
+    with pytest.raises(ValueError, match="grpc"):
+        await launcher.run_while(plan, fail)
+    with pytest.raises(LaunchError, match="interrupted"):
+        await launcher.run_while(plan, interrupted)
+    assert cancelled == ["grpc"]
+    assert stopped == ["grpc"] * 3

@@ -97,6 +97,21 @@ def test_events_come_back_as_values() -> None:
     assert answer.timings == triptych.Timings(1, 2, 3, 4, 0)
 
 
+def test_reasoning_comes_back_apart_and_goes_out_again() -> None:
+    """What the model thinks is no part of its answer, and has its own place in a later request."""
+    wire = [
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(reasoning="Fur ", token_ids=[1])),
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(reasoning="and ears.", token_ids=[2])),
+        chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A cat.", token_ids=[3])),
+        chat_pb2.ChatEvent(finished=chat_pb2.Finished(usage=chat_pb2.Usage(completion_tokens=3, reasoning_tokens=2))),
+    ]
+    answer = gather(event for event in map(from_wire, wire) if event is not None)
+    assert (answer.reasoning, answer.text) == ("Fur and ears.", "A cat.")
+    assert (answer.usage.reasoning_tokens, answer.token_ids) == (2, (1, 2, 3))
+    question, again = to_wire([triptych.user("?"), triptych.assistant(answer.text, reasoning=answer.reasoning)])
+    assert (question.reasoning, again.reasoning, again.parts[0].text) == ("", "Fur and ears.", "A cat.")
+
+
 def test_log_probabilities_come_back_as_values() -> None:
     """Each delta has those of its tokens, and the answer has those of all, in order."""
 
@@ -131,12 +146,18 @@ def test_options_have_their_places_in_the_request() -> None:
         "seed": 3,
         "stop": ["a"],
         "return_prompt_token_ids": True,
+        "recommended_sampling": False,
+        "repetition_detection": {"max_pattern_size": 8, "min_count": 3},
     }
-    given: Any = {**generation, "report_progress": True, "model": "m", "request_id": "r"}
+    given: Any = {**generation, "report_progress": True, "model": "m", "request_id": "r", "enable_thinking": False}
     request = _chat_request([triptych.user("hi")], given)
     assert request.generation == chat_pb2.GenerationOptions(**generation)
     assert (request.report_progress, request.model, request.request_id) == (True, "m", "r")
-    assert _chat_request([triptych.user("hi")], {}).generation == chat_pb2.GenerationOptions()
+    assert request.HasField("enable_thinking")
+    assert not request.enable_thinking
+    silent = _chat_request([triptych.user("hi")], {})
+    assert silent.generation == chat_pb2.GenerationOptions()
+    assert not silent.HasField("enable_thinking")
     assert set(ChatOptions.__annotations__) - set(CountOptions.__annotations__) == {*generation, "report_progress"}
 
 

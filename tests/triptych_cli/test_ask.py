@@ -111,7 +111,8 @@ def test_json_has_the_layouts_and_no_bar(picture: str) -> None:
     with playing(_play) as gateway, on_terminal(*words, gateway.address) as seen:
         assert seen.end() == 0
     answer = json.loads(seen.written)
-    assert set(answer) == {"text", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
+    fields = {"text", "reasoning", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
+    assert set(answer) == fields
     assert answer["media"] == [
         {
             "kind": "image",
@@ -251,3 +252,46 @@ def test_wrong_usage_is_one_line(words: tuple[str, ...], said: str, capsys: pyte
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"triptych ask: {said}")
     assert line.endswith("; see triptych ask --help")
+
+
+def _think(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+    accept(context)
+    yield from answered("A cat.", reasoning=("Fur ", "and\nears."))
+
+
+def test_what_the_model_thinks_is_dimmed_on_a_terminal() -> None:
+    """And set apart from the answer by a blank line."""
+    with playing(_think) as gateway, on_terminal("ask", "x", "--address", gateway.address) as seen:
+        assert seen.end() == 0
+    assert seen.written.endswith("\x1b[2mFur \x1b[0m\x1b[2mand\r\nears.\x1b[0m\r\n\r\nA cat.\r\n")
+
+
+def test_what_the_model_thinks_is_not_in_a_pipe() -> None:
+    """There the answer is alone; the bar tells that the model thinks."""
+    with playing(_think) as gateway, on_terminal("ask", "x", "--address", gateway.address, pipe_stdout=True) as seen:
+        assert seen.end() == 0
+        assert seen.process.stdout is not None
+        assert seen.process.stdout.read() == "A cat.\n"
+        assert "thinking" in seen.written
+        assert seen.screen() == []
+
+
+def test_what_the_model_thinks_is_apart_in_json() -> None:
+    """Beside the answer's text."""
+    with playing(_think) as gateway:
+        answer = json.loads(_piped("x", "--json", "--address", gateway.address).stdout)
+    assert (answer["reasoning"], answer["text"]) == ("Fur and\nears.", "A cat.")
+
+
+@pytest.mark.parametrize(
+    ("flags", "choice", "sampling"),
+    [((), None, None), (("--thinking",), True, None), (("--no-thinking", "--recommended-sampling"), False, True)],
+)
+def test_flags_of_models_that_think(flags: tuple[str, ...], choice: bool | None, sampling: bool | None) -> None:
+    """What is not said is the model's and the server's to choose."""
+    with playing(_think) as gateway:
+        assert _piped("x", *flags, "--address", gateway.address).returncode == 0
+        (request,) = gateway.chats
+    assert (request.enable_thinking if request.HasField("enable_thinking") else None) == choice
+    generation = request.generation
+    assert (generation.recommended_sampling if generation.HasField("recommended_sampling") else None) == sampling

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tools.docs import reasons, sentences, settings, wire
+from tools.docs import problems, reasons, settings, wire
 
 FOLDER = Path(__file__).parents[2] / "docs"
 
@@ -14,8 +14,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "wire": wire.markdown,
     "reasons": reasons.markdown,
     "settings": settings.markdown,
-    "export_errors": sentences.export_errors,
-    "bundle_errors": sentences.bundle_errors,
+    "export_errors": problems.export_errors,
+    "bundle_errors": problems.bundle_errors,
 }
 """The generator of each part, by the name in its comments: `<!-- generated: wire -->` … `<!-- end of wire -->`."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import Bundle
+from serving.bundle_error import BundleError, BundleProblem
 from vision_service.families.qwen3_vl.family import QWEN3_VL
 from vision_service.family import Family
 
@@ -21,8 +22,5 @@ def family_of(bundle: Bundle) -> Family:
     """
     name = bundle.model.family
     if name not in FAMILIES:
-        raise BundleError(
-            f"The bundle {bundle.root} holds a model of the family {name}, for which the vision service encodes "
-            f"nothing (it encodes for {', '.join(FAMILIES)}): serve another bundle."
-        )
+        raise BundleError(BundleProblem.FAMILY_UNKNOWN, root=bundle.root, family=name, known=", ".join(FAMILIES))
     return FAMILIES[name]

@@ -49,10 +49,10 @@ def main(connection: Connection, config: WorkerConfig, parent: int) -> None:
     """
     # On other systems than Linux the child notices between two tokens that the pipe is closed.
     end_with_parent(parent, signal.SIGKILL)
-    # A terminal's Ctrl-C and a supervisor's SIGTERM reach the whole process group. The parent drains, then sends
-    # Shutdown.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A terminal's Ctrl-C and SIGHUP and a supervisor's SIGTERM reach the whole process group. The parent drains, then
+    # sends Shutdown.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     # The parent has ended or closed the pipe.
     with contextlib.suppress(EOFError, OSError):
         _serve(connection, config)

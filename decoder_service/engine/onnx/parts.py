@@ -3,8 +3,8 @@
 A prefill chunk reads all weights, so a small chunk costs almost as much as one ten times as long, and a long one delays
 the running decodes. With parts a long chunk can be computed with decode steps in between. The results are the same.
 
-The nodes before the layers (lengths from masks, DeepStack's features) are repeated in every part that needs them, so
-only results of layers pass from part to part. The last part is the head, which only computes logits.
+The nodes before the layers (lengths from masks, features that later layers add) are repeated in every part that needs
+them, so only results of layers pass from part to part. The last part is the head, which only computes logits.
 """
 
 from __future__ import annotations

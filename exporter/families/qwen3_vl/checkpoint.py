@@ -1,6 +1,8 @@
 """A checkpoint directory, read and checked before any long work starts."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +11,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
 
 from exporter.chat_files import check_tokenizer, read_chat_template
-from exporter.errors import ExportError, one_line
+from exporter.errors import ExportError, ExportProblem, one_line
+from exporter.formats import take_quantization
 from exporter.json_files import read_json
 from exporter.progress import quiet
 from exporter.weights import Tensors
@@ -57,28 +60,42 @@ class Checkpoint:
     parameters: int
 
     @classmethod
+    def plan(cls, root: Path) -> "Checkpoint":
+        """Read and check everything in directory `root` but the weights, whose tensors can be counted and not read.
+
+        Raises:
+            ExportError: something is missing, damaged or unsupported.
+        """
+        config, _ = _read_config(root)
+        check_tokenizer(root)
+        image_processor = _read_image_processor(root)
+        generation_config = _read_generation_config(root, config)
+        shapes = _expected_shapes(config)
+        return cls(
+            root=root,
+            config=config,
+            tensors=Tensors.planned(shapes, _dtype(config)),
+            chat_template=read_chat_template(root),
+            image_processor=image_processor,
+            video_processor=_read_video_processor(root, image_processor),
+            generation_config=generation_config,
+            parameters=_count(shapes),
+        )
+
+    @classmethod
     def open(cls, root: Path) -> "Checkpoint":
         """Read and check the checkpoint in directory `root`.
 
         Raises:
             ExportError: something is missing, damaged or unsupported.
         """
-        config = _read_config(root)
+        planned = cls.plan(root)
+        config, block = _read_config(root)
+        tensors = Tensors.open(root).without_prefix(EMBEDDING, root).dequantized(block)
+        _settle_head(config, tensors)
         shapes = _expected_shapes(config)
-        tensors = Tensors.open(root)
         tensors.require(shapes, root)
-        check_tokenizer(root)
-        image_processor = _read_image_processor(root)
-        return cls(
-            root=root,
-            config=config,
-            tensors=tensors,
-            chat_template=read_chat_template(root),
-            image_processor=image_processor,
-            video_processor=_read_video_processor(root, image_processor),
-            generation_config=_read_generation_config(root, config),
-            parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
-        )
+        return replace(planned, config=config, tensors=tensors, parameters=_count(shapes))
 
     @property
     def text(self) -> Qwen3VLTextConfig:
@@ -111,29 +128,49 @@ class Checkpoint:
         return EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
 
 
-def _read_config(root: Path) -> Qwen3VLConfig:
+def _read_config(root: Path) -> tuple[Qwen3VLConfig, tuple[int, int]]:
+    """The config, and the blocks that share a scale if the weights are FP8."""
     raw = read_json(root / "config.json")
-    if "quantization_config" in raw or "quantization_config" in raw.get("text_config", {}):
-        raise ExportError(f"{root} is quantized already: export the unquantized checkpoint, the exporter quantizes it.")
+    block = take_quantization(root, raw)
     # Some files say it in the language model's part alone.
     raw.setdefault("tie_word_embeddings", raw.get("text_config", {}).get("tie_word_embeddings", False))
     try:
         with quiet():
             config: Qwen3VLConfig = Qwen3VLConfig.from_dict(raw)
     except Exception as error:  # transformers' validation raises many kinds, and each means a bad file
-        raise ExportError(f"{root / 'config.json'} is not a valid Qwen3-VL config ({one_line(error)}).") from error
+        raise ExportError(ExportProblem.CONFIG_INVALID, config=root / "config.json", error=one_line(error)) from error
     config.architectures = [ARCHITECTURE]
     _check_rope(root, config)
     text, vision = _text(config), _vision(config)
     if vision.out_hidden_size != text.hidden_size:
         raise ExportError(
-            f"{root / 'config.json'} is inconsistent: the encoder gives features of width {vision.out_hidden_size} "
-            f"and the language model's is {text.hidden_size}."
+            ExportProblem.WIDTHS_DIFFER,
+            config=root / "config.json",
+            features=vision.out_hidden_size,
+            hidden=text.hidden_size,
         )
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         if not 0 <= getattr(config, name) < text.vocab_size:
-            raise ExportError(f"{root / 'config.json'} is inconsistent: {name} lies outside the vocabulary.")
-    return config
+            raise ExportError(ExportProblem.TOKEN_OUTSIDE, config=root / "config.json", token=name)
+    return config, block
+
+
+def _settle_head(config: Qwen3VLConfig, tensors: Tensors) -> None:
+    """Say in the config whether the output head is the embedding table, by what is stored.
+
+    A head that differs from the table is used whatever the config says, as transformers 5 does. Without one a config
+    that ties in either of its parts ties; transformers draws a random head where only the language model's part does.
+    """
+    if LM_HEAD in tensors:
+        tied = config.tie_word_embeddings and EMBEDDING in tensors and tensors.same(LM_HEAD, EMBEDDING)
+    else:
+        tied = config.tie_word_embeddings or _text(config).tie_word_embeddings
+    if tied != config.tie_word_embeddings:
+        config.tie_word_embeddings = _text(config).tie_word_embeddings = tied
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _check_rope(root: Path, config: Qwen3VLConfig) -> None:
@@ -141,12 +178,11 @@ def _check_rope(root: Path, config: Qwen3VLConfig) -> None:
     kind = rope.get("rope_type", "default")
     if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
         # The graph builder would drop M-RoPE here and write a graph that runs and answers nonsense.
-        raise ExportError(f"{root / 'config.json'} asks for {kind!r} rotary embeddings: only 'default' is supported.")
+        raise ExportError(ExportProblem.ROPE_UNSUPPORTED, config=root / "config.json", kind=kind)
     section = rope.setdefault("mrope_section", [24, 20, 20])
     if len(section) != 3 or 2 * sum(section) != _text(config).head_dim:
         raise ExportError(
-            f"{root / 'config.json'} is inconsistent: mrope_section {section} does not divide half of head_dim "
-            f"{_text(config).head_dim} in three."
+            ExportProblem.MROPE_SECTION, config=root / "config.json", section=section, head_dim=_text(config).head_dim
         )
 
 
@@ -163,7 +199,7 @@ def _read_image_processor(root: Path) -> dict[str, Any]:
         return read_json(root / "preprocessor_config.json")
     settings = _combined_processor(root, "image_processor")
     if settings is None:
-        raise ExportError(f"The checkpoint {root} has no preprocessor_config.json: download it again.")
+        raise ExportError(ExportProblem.NO_PREPROCESSOR, root=root)
     return settings
 
 
@@ -192,11 +228,14 @@ def _read_generation_config(root: Path, config: Qwen3VLConfig) -> dict[str, Any]
         if settings.get(key) is None and implied is not None:
             settings[key] = implied
     if settings.get("eos_token_id") in (None, []):
-        raise ExportError(
-            f"The checkpoint {root} does not say which token ends an answer: add eos_token_id to its "
-            "generation_config.json."
-        )
+        raise ExportError(ExportProblem.NO_END_TOKEN, root=root)
     return settings
+
+
+def _dtype(config: Qwen3VLConfig) -> torch.dtype:
+    """The type that the weights are probably stored in: published configs name it in one of their parts."""
+    named = (part.dtype for part in (config, _text(config), _vision(config)))
+    return next((dtype for dtype in named if isinstance(dtype, torch.dtype)), torch.float32)
 
 
 def _text(config: Qwen3VLConfig) -> Qwen3VLTextConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, ExportProblem
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress, quiet
 from exporter.spool import Spool
@@ -62,5 +62,5 @@ def write_decoder(
             if precision != "int8":  # the library runs the bundle's own precision
                 model.make_genai_config(config, {}, str(folder))
         except NotImplementedError as error:
-            raise ExportError(f"The decoder graph of {checkpoint.root} cannot be built: {error}") from error
+            raise ExportError(ExportProblem.GRAPH_UNSUPPORTED, root=checkpoint.root, error=error) from error
     return graph

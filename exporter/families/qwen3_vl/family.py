@@ -13,6 +13,7 @@ from .checkpoint import ARCHITECTURE, Checkpoint
 from .decoder import write_decoder
 from .description import describe, encoder_fields
 from .embedding import write_embedding, write_identity_vision
+from .served import check_served
 from .size import estimate
 from .vision import write_vision
 
@@ -23,6 +24,17 @@ class Qwen3VL:
 
     checkpoint: Checkpoint
     family: str = "qwen3_vl"
+
+    @classmethod
+    def plan(cls, root: Path) -> "Qwen3VL":
+        """Read and check all but the weights of the checkpoint in directory `root`, also whether it can be served.
+
+        Raises:
+            ExportError: something is missing, damaged or unsupported.
+        """
+        checkpoint = Checkpoint.plan(root)
+        check_served(checkpoint)
+        return cls(checkpoint)
 
     @classmethod
     def open(cls, root: Path) -> "Qwen3VL":
@@ -101,4 +113,4 @@ class Qwen3VL:
         return encoder_fields(self.checkpoint)
 
 
-QWEN3_VL = Family(title="dense Qwen3-VL", architecture=ARCHITECTURE, open=Qwen3VL.open)
+QWEN3_VL = Family(title="dense Qwen3-VL", architecture=ARCHITECTURE, plan=Qwen3VL.plan, open=Qwen3VL.open)

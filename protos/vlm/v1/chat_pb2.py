@@ -22,11 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from vlm.v1 import media_pb2 as vlm_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11vlm/v1/chat.proto\x12\x06vlm.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x12vlm/v1/media.proto\"B\n\x07Message\x12\x1a\n\x04role\x18\x01 \x01(\x0e\x32\x0c.vlm.v1.Role\x12\x1b\n\x05parts\x18\x02 \x03(\x0b\x32\x0c.vlm.v1.Part\"\xb0\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x1e\n\x05image\x18\x02 \x01(\x0b\x32\r.vlm.v1.MediaH\x00\x12\x1e\n\x05video\x18\x03 \x01(\x0b\x32\r.vlm.v1.MediaH\x00\x12%\n\ttool_call\x18\x04 \x01(\x0b\x32\x10.vlm.v1.ToolCallH\x00\x12)\n\x0btool_result\x18\x05 \x01(\x0b\x32\x12.vlm.v1.ToolResultH\x00\x42\x06\n\x04part\"V\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"3\n\nToolResult\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"Z\n\nToolChoice\x12\x0e\n\x04\x61uto\x18\x01 \x01(\x08H\x00\x12\x0e\n\x04none\x18\x02 \x01(\x08H\x00\x12\x12\n\x08required\x18\x03 \x01(\x08H\x00\x12\x0e\n\x04name\x18\x04 \x01(\tH\x00\x42\x08\n\x06\x63hoice\"\x94\x01\n\x0eResponseFormat\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x03 \x01(\tH\x00\x12\x15\n\x0bjson_schema\x18\x04 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x05 \x01(\x08H\x00\x12 \n\x06\x63hoice\x18\x06 \x01(\x0b\x32\x0e.vlm.v1.ChoiceH\x00\x42\x08\n\x06\x66ormatJ\x04\x08\x01\x10\x02\"\x18\n\x06\x43hoice\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xf1\x04\n\x11GenerationOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12<\n\nlogit_bias\x18\x0b \x03(\x0b\x32(.vlm.v1.GenerationOptions.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0c \x01(\rH\t\x88\x01\x01\x12/\n\x0fresponse_format\x18\r \x01(\x0b\x32\x16.vlm.v1.ResponseFormat\x12\x1f\n\x17return_prompt_token_ids\x18\x0e \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobs\"\x97\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x04 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\r\x12\"\n\x05media\x18\x06 \x03(\x0b\x32\x13.vlm.v1.MediaLayout\"E\n\x08Progress\x12\x1c\n\x05stage\x18\x01 \x01(\x0e\x32\r.vlm.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"L\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x0b\n\x03raw\x18\x04 \x01(\x0c\"[\n\x10PositionLogprobs\x12$\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x14.vlm.v1.TokenLogprob\x12!\n\x03top\x18\x02 \x03(\x0b\x32\x14.vlm.v1.TokenLogprob\"T\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.vlm.v1.PositionLogprobs\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"\x8e\x01\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0evision_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x05 \x01(\x01\"p\n\x08\x46inished\x12$\n\x06reason\x18\x01 \x01(\x0e\x32\x14.vlm.v1.FinishReason\x12\x1c\n\x05usage\x18\x02 \x01(\x0b\x32\r.vlm.v1.Usage\x12 \n\x07timings\x18\x03 \x01(\x0b\x32\x0f.vlm.v1.Timings\"\xd0\x01\n\tChatEvent\x12\"\n\x07started\x18\x01 \x01(\x0b\x32\x0f.vlm.v1.StartedH\x00\x12\x1e\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\r.vlm.v1.DeltaH\x00\x12*\n\ttool_call\x18\x03 \x01(\x0b\x32\x15.vlm.v1.ToolCallDeltaH\x00\x12$\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x10.vlm.v1.FinishedH\x00\x12$\n\x08progress\x18\x05 \x01(\x0b\x32\x10.vlm.v1.ProgressH\x00\x42\x07\n\x05\x65vent\"\x8a\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x0e\n\x06images\x18\x04 \x01(\x08\x12\r\n\x05video\x18\x05 \x01(\x08\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x07 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*W\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_ENCODING\x10\x02\x12\x11\n\rSTAGE_PREFILL\x10\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11vlm/v1/chat.proto\x12\x06vlm.v1\x1a\x12vlm/v1/media.proto\"k\n\x07Message\x12\x1a\n\x04role\x18\x01 \x01(\x0e\x32\x0c.vlm.v1.Role\x12\x1b\n\x05parts\x18\x02 \x03(\x0b\x32\x0c.vlm.v1.Part\x12\x11\n\treasoning\x18\x03 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"\x8b\x01\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x1e\n\x05image\x18\x02 \x01(\x0b\x32\r.vlm.v1.MediaH\x00\x12\x1e\n\x05video\x18\x03 \x01(\x0b\x32\r.vlm.v1.MediaH\x00\x12%\n\ttool_call\x18\x04 \x01(\x0b\x32\x10.vlm.v1.ToolCallH\x00\x42\x06\n\x04partJ\x04\x08\x05\x10\x06\"S\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x04 \x01(\t\x12\x0e\n\x06strict\x18\x05 \x01(\x08J\x04\x08\x03\x10\x04\"7\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"l\n\nToolChoice\x12\x0e\n\x04\x61uto\x18\x01 \x01(\x08H\x00\x12\x0e\n\x04none\x18\x02 \x01(\x08H\x00\x12\x12\n\x08required\x18\x03 \x01(\x08H\x00\x12\x0e\n\x04name\x18\x04 \x01(\tH\x00\x12\x10\n\x08one_call\x18\x05 \x01(\x08\x42\x08\n\x06\x63hoice\"\x94\x01\n\x0eResponseFormat\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x03 \x01(\tH\x00\x12\x15\n\x0bjson_schema\x18\x04 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x05 \x01(\x08H\x00\x12 \n\x06\x63hoice\x18\x06 \x01(\x0b\x32\x0e.vlm.v1.ChoiceH\x00\x42\x08\n\x06\x66ormatJ\x04\x08\x01\x10\x02\"\x18\n\x06\x43hoice\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xe8\x05\n\x11GenerationOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12<\n\nlogit_bias\x18\x0b \x03(\x0b\x32(.vlm.v1.GenerationOptions.LogitBiasEntry\x12\x15\n\x08logprobs\x18\x0c \x01(\rH\t\x88\x01\x01\x12/\n\x0fresponse_format\x18\r \x01(\x0b\x32\x16.vlm.v1.ResponseFormat\x12\x1f\n\x17return_prompt_token_ids\x18\x0e \x01(\x08\x12!\n\x14recommended_sampling\x18\x10 \x01(\x08H\n\x88\x01\x01\x12\x39\n\x14repetition_detection\x18\x11 \x01(\x0b\x32\x1b.vlm.v1.RepetitionDetection\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x17\n\x15_recommended_sampling\"\\\n\x13RepetitionDetection\x12\x18\n\x10max_pattern_size\x18\x01 \x01(\r\x12\x18\n\x10min_pattern_size\x18\x02 \x01(\r\x12\x11\n\tmin_count\x18\x03 \x01(\r\"\x97\x01\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x04 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\r\x12\"\n\x05media\x18\x06 \x03(\x0b\x32\x13.vlm.v1.MediaLayout\"E\n\x08Progress\x12\x1c\n\x05stage\x18\x01 \x01(\x0e\x32\r.vlm.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"L\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12\x0b\n\x03raw\x18\x04 \x01(\x0c\"[\n\x10PositionLogprobs\x12$\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x14.vlm.v1.TokenLogprob\x12!\n\x03top\x18\x02 \x03(\x0b\x32\x14.vlm.v1.TokenLogprob\"g\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.vlm.v1.PositionLogprobs\x12\x11\n\treasoning\x18\x04 \x01(\t\"K\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\t\"\x80\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\r\"\x8e\x01\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0evision_seconds\x18\x02 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\x12#\n\x1btime_to_first_token_seconds\x18\x05 \x01(\x01\"\x94\x01\n\x08\x46inished\x12$\n\x06reason\x18\x01 \x01(\x0e\x32\x14.vlm.v1.FinishReason\x12\x1c\n\x05usage\x18\x02 \x01(\x0b\x32\r.vlm.v1.Usage\x12 \n\x07timings\x18\x03 \x01(\x0b\x32\x0f.vlm.v1.Timings\x12\"\n\x05limit\x18\x04 \x01(\x0e\x32\x13.vlm.v1.FinishLimit\"\xd0\x01\n\tChatEvent\x12\"\n\x07started\x18\x01 \x01(\x0b\x32\x0f.vlm.v1.StartedH\x00\x12\x1e\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\r.vlm.v1.DeltaH\x00\x12*\n\ttool_call\x18\x03 \x01(\x0b\x32\x15.vlm.v1.ToolCallDeltaH\x00\x12$\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x10.vlm.v1.FinishedH\x00\x12$\n\x08progress\x18\x05 \x01(\x0b\x32\x10.vlm.v1.ProgressH\x00\x42\x07\n\x05\x65vent\"s\n\x13RecommendedSampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\"\xf0\x01\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x0e\n\x06images\x18\x04 \x01(\x08\x12\r\n\x05video\x18\x05 \x01(\x08\x12\x11\n\tprecision\x18\x06 \x01(\t\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x07 \x01(\t\x12\x0e\n\x06thinks\x18\t \x01(\x08\x12\x19\n\x11thinking_optional\x18\n \x01(\x08\x12\x39\n\x14recommended_sampling\x18\x0b \x01(\x0b\x32\x1b.vlm.v1.RecommendedSampling*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*W\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_QUEUED\x10\x01\x12\x12\n\x0eSTAGE_ENCODING\x10\x02\x12\x11\n\rSTAGE_PREFILL\x10\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03*H\n\x0b\x46inishLimit\x12\x1c\n\x18\x46INISH_LIMIT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x46INISH_LIMIT_REPETITION\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,52 +34,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._loaded_options = None
   _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2695
-  _globals['_ROLE']._serialized_end=2790
-  _globals['_STAGE']._serialized_start=2792
-  _globals['_STAGE']._serialized_end=2879
-  _globals['_FINISHREASON']._serialized_start=2881
-  _globals['_FINISHREASON']._serialized_end=3006
-  _globals['_MESSAGE']._serialized_start=79
-  _globals['_MESSAGE']._serialized_end=145
-  _globals['_PART']._serialized_start=148
-  _globals['_PART']._serialized_end=324
-  _globals['_TOOL']._serialized_start=326
-  _globals['_TOOL']._serialized_end=412
-  _globals['_TOOLCALL']._serialized_start=414
-  _globals['_TOOLCALL']._serialized_end=469
-  _globals['_TOOLRESULT']._serialized_start=471
-  _globals['_TOOLRESULT']._serialized_end=522
-  _globals['_TOOLCHOICE']._serialized_start=524
-  _globals['_TOOLCHOICE']._serialized_end=614
-  _globals['_RESPONSEFORMAT']._serialized_start=617
-  _globals['_RESPONSEFORMAT']._serialized_end=765
-  _globals['_CHOICE']._serialized_start=767
-  _globals['_CHOICE']._serialized_end=791
-  _globals['_GENERATIONOPTIONS']._serialized_start=794
-  _globals['_GENERATIONOPTIONS']._serialized_end=1419
-  _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._serialized_start=1222
-  _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._serialized_end=1270
-  _globals['_STARTED']._serialized_start=1422
-  _globals['_STARTED']._serialized_end=1573
-  _globals['_PROGRESS']._serialized_start=1575
-  _globals['_PROGRESS']._serialized_end=1644
-  _globals['_TOKENLOGPROB']._serialized_start=1646
-  _globals['_TOKENLOGPROB']._serialized_end=1722
-  _globals['_POSITIONLOGPROBS']._serialized_start=1724
-  _globals['_POSITIONLOGPROBS']._serialized_end=1815
-  _globals['_DELTA']._serialized_start=1817
-  _globals['_DELTA']._serialized_end=1901
-  _globals['_TOOLCALLDELTA']._serialized_start=1903
-  _globals['_TOOLCALLDELTA']._serialized_end=1978
-  _globals['_USAGE']._serialized_start=1980
-  _globals['_USAGE']._serialized_end=2082
-  _globals['_TIMINGS']._serialized_start=2085
-  _globals['_TIMINGS']._serialized_end=2227
-  _globals['_FINISHED']._serialized_start=2229
-  _globals['_FINISHED']._serialized_end=2341
-  _globals['_CHATEVENT']._serialized_start=2344
-  _globals['_CHATEVENT']._serialized_end=2552
-  _globals['_MODEL']._serialized_start=2555
-  _globals['_MODEL']._serialized_end=2693
+  _globals['_ROLE']._serialized_start=3146
+  _globals['_ROLE']._serialized_end=3241
+  _globals['_STAGE']._serialized_start=3243
+  _globals['_STAGE']._serialized_end=3330
+  _globals['_FINISHREASON']._serialized_start=3332
+  _globals['_FINISHREASON']._serialized_end=3457
+  _globals['_FINISHLIMIT']._serialized_start=3459
+  _globals['_FINISHLIMIT']._serialized_end=3531
+  _globals['_MESSAGE']._serialized_start=49
+  _globals['_MESSAGE']._serialized_end=156
+  _globals['_PART']._serialized_start=159
+  _globals['_PART']._serialized_end=298
+  _globals['_TOOL']._serialized_start=300
+  _globals['_TOOL']._serialized_end=383
+  _globals['_TOOLCALL']._serialized_start=385
+  _globals['_TOOLCALL']._serialized_end=440
+  _globals['_TOOLCHOICE']._serialized_start=442
+  _globals['_TOOLCHOICE']._serialized_end=550
+  _globals['_RESPONSEFORMAT']._serialized_start=553
+  _globals['_RESPONSEFORMAT']._serialized_end=701
+  _globals['_CHOICE']._serialized_start=703
+  _globals['_CHOICE']._serialized_end=727
+  _globals['_GENERATIONOPTIONS']._serialized_start=730
+  _globals['_GENERATIONOPTIONS']._serialized_end=1474
+  _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._serialized_start=1252
+  _globals['_GENERATIONOPTIONS_LOGITBIASENTRY']._serialized_end=1300
+  _globals['_REPETITIONDETECTION']._serialized_start=1476
+  _globals['_REPETITIONDETECTION']._serialized_end=1568
+  _globals['_STARTED']._serialized_start=1571
+  _globals['_STARTED']._serialized_end=1722
+  _globals['_PROGRESS']._serialized_start=1724
+  _globals['_PROGRESS']._serialized_end=1793
+  _globals['_TOKENLOGPROB']._serialized_start=1795
+  _globals['_TOKENLOGPROB']._serialized_end=1871
+  _globals['_POSITIONLOGPROBS']._serialized_start=1873
+  _globals['_POSITIONLOGPROBS']._serialized_end=1964
+  _globals['_DELTA']._serialized_start=1966
+  _globals['_DELTA']._serialized_end=2069
+  _globals['_TOOLCALLDELTA']._serialized_start=2071
+  _globals['_TOOLCALLDELTA']._serialized_end=2146
+  _globals['_USAGE']._serialized_start=2149
+  _globals['_USAGE']._serialized_end=2277
+  _globals['_TIMINGS']._serialized_start=2280
+  _globals['_TIMINGS']._serialized_end=2422
+  _globals['_FINISHED']._serialized_start=2425
+  _globals['_FINISHED']._serialized_end=2573
+  _globals['_CHATEVENT']._serialized_start=2576
+  _globals['_CHATEVENT']._serialized_end=2784
+  _globals['_RECOMMENDEDSAMPLING']._serialized_start=2786
+  _globals['_RECOMMENDEDSAMPLING']._serialized_end=2901
+  _globals['_MODEL']._serialized_start=2904
+  _globals['_MODEL']._serialized_end=3144
 # @@protoc_insertion_point(module_scope)

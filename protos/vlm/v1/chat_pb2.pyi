@@ -6,7 +6,6 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vlm.v1 import media_pb2 as _media_pb2
@@ -34,11 +33,11 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     them there, and are added to the first where it does not.
     """
     ROLE_USER: _Role.ValueType  # 2
-    """The person. The only role that may carry images and video."""
+    """The person. May carry images and video."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
     """The model, in an earlier turn. As the last message: the answer goes on where it ends."""
     ROLE_TOOL: _Role.ValueType  # 4
-    """A tool's result. UNIMPLEMENTED for now."""
+    """A tool's result: the answer to a call of the assistant's. May carry images and video."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """Who speaks."""
@@ -50,11 +49,11 @@ ROLE_SYSTEM: Role.ValueType  # 1
 them there, and are added to the first where it does not.
 """
 ROLE_USER: Role.ValueType  # 2
-"""The person. The only role that may carry images and video."""
+"""The person. May carry images and video."""
 ROLE_ASSISTANT: Role.ValueType  # 3
 """The model, in an earlier turn. As the last message: the answer goes on where it ends."""
 ROLE_TOOL: Role.ValueType  # 4
-"""A tool's result. UNIMPLEMENTED for now."""
+"""A tool's result: the answer to a call of the assistant's. May carry images and video."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _Stage:
@@ -113,6 +112,26 @@ FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
 """The model called a tool."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _FinishLimit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FinishLimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishLimit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINISH_LIMIT_UNSPECIFIED: _FinishLimit.ValueType  # 0
+    """None: the answer ended by itself."""
+    FINISH_LIMIT_REPETITION: _FinishLimit.ValueType  # 6
+    """The answer repeated itself: GenerationOptions.repetition_detection."""
+
+class FinishLimit(_FinishLimit, metaclass=_FinishLimitEnumTypeWrapper):
+    """Which limit ended an answer."""
+
+FINISH_LIMIT_UNSPECIFIED: FinishLimit.ValueType  # 0
+"""None: the answer ended by itself."""
+FINISH_LIMIT_REPETITION: FinishLimit.ValueType  # 6
+"""The answer repeated itself: GenerationOptions.repetition_detection."""
+Global___FinishLimit: _TypeAlias = FinishLimit  # noqa: Y015
+
 @_typing.final
 class Message(_message.Message):
     """One turn of the conversation."""
@@ -121,8 +140,17 @@ class Message(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """Who speaks."""
+    reasoning: _builtins.str
+    """The reasoning before the answer: `Delta.reasoning` of that turn. Only ROLE_ASSISTANT. The model's chat template decides
+    what to do with it; most leave out the reasoning of turns before the last question. If the last message has only
+    reasoning, the answer continues it.
+    """
+    tool_call_id: _builtins.str
+    """The call that a ROLE_TOOL message answers: `ToolCall.id`. Only ROLE_TOOL, and required there."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
         """What is said, in order. At least one part."""
@@ -132,10 +160,12 @@ class Message(_message.Message):
         *,
         role: Global___Role.ValueType = ...,
         parts: _abc.Iterable[Global___Part] | None = ...,
+        reasoning: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,7 +181,6 @@ class Part(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     VIDEO_FIELD_NUMBER: _builtins.int
     TOOL_CALL_FIELD_NUMBER: _builtins.int
-    TOOL_RESULT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text. Names of control tokens in it (`<|im_end|>`, `<|image_pad|>`) stay plain text."""
     @_builtins.property
@@ -164,11 +193,7 @@ class Part(_message.Message):
 
     @_builtins.property
     def tool_call(self) -> Global___ToolCall:
-        """A call that the assistant made in an earlier turn. UNIMPLEMENTED for now."""
-
-    @_builtins.property
-    def tool_result(self) -> Global___ToolResult:
-        """What a tool answered. UNIMPLEMENTED for now."""
+        """A call that the assistant made in an earlier turn. Only ROLE_ASSISTANT, after its text."""
 
     def __init__(
         self,
@@ -177,13 +202,12 @@ class Part(_message.Message):
         image: _media_pb2.Media | None = ...,
         video: _media_pb2.Media | None = ...,
         tool_call: Global___ToolCall | None = ...,
-        tool_result: Global___ToolResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "video", b"video"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "tool_result", b"tool_result", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "tool_call", b"tool_call", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image", "video", "tool_call", "tool_result"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image", "video", "tool_call"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -198,24 +222,26 @@ class Tool(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Letters, digits, `_` and `-`; at most 64."""
+    """Letters, digits, `_`, `-` and `.`; at most 64."""
     description: _builtins.str
     """What it does, for the model to read."""
-    @_builtins.property
-    def parameters(self) -> _struct_pb2.Struct:
-        """JSON schema of its arguments."""
-
+    parameters: _builtins.str
+    """JSON schema of its arguments, in JSON; empty: it has none. At most 262,144 bytes for all tools together."""
+    strict: _builtins.bool
+    """Whether the arguments must keep the schema. A tool that must be called (`ToolChoice`) keeps it in any case."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         description: _builtins.str = ...,
-        parameters: _struct_pb2.Struct | None = ...,
+        parameters: _builtins.str = ...,
+        strict: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,32 +278,6 @@ class ToolCall(_message.Message):
 Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
-class ToolResult(_message.Message):
-    """The answer to a tool call."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
-    CONTENT_FIELD_NUMBER: _builtins.int
-    tool_call_id: _builtins.str
-    """The call that it answers."""
-    content: _builtins.str
-    """What the tool said."""
-    def __init__(
-        self,
-        *,
-        tool_call_id: _builtins.str = ...,
-        content: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "tool_call_id", b"tool_call_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
-
-@_typing.final
 class ToolChoice(_message.Message):
     """Whether the model may, must or must not call tools."""
 
@@ -287,6 +287,7 @@ class ToolChoice(_message.Message):
     NONE_FIELD_NUMBER: _builtins.int
     REQUIRED_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    ONE_CALL_FIELD_NUMBER: _builtins.int
     auto: _builtins.bool
     """The model decides (the default)."""
     none: _builtins.bool
@@ -295,6 +296,8 @@ class ToolChoice(_message.Message):
     """Some tool is called."""
     name: _builtins.str
     """This tool is called."""
+    one_call: _builtins.bool
+    """The answer has at most one call."""
     def __init__(
         self,
         *,
@@ -302,10 +305,11 @@ class ToolChoice(_message.Message):
         none: _builtins.bool = ...,
         required: _builtins.bool = ...,
         name: _builtins.str = ...,
+        one_call: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auto", b"auto", "choice", b"choice", "name", b"name", "none", b"none", "required", b"required"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto", b"auto", "choice", b"choice", "name", b"name", "none", b"none", "required", b"required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto", b"auto", "choice", b"choice", "name", b"name", "none", b"none", "one_call", b"one_call", "required", b"required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_choice: _TypeAlias = _typing.Literal["auto", "none", "required", "name"]  # noqa: Y015
     _WhichOneofArgType_choice: _TypeAlias = _typing.Literal["choice", b"choice"]  # noqa: Y015
@@ -421,6 +425,8 @@ class GenerationOptions(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     RETURN_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_SAMPLING_FIELD_NUMBER: _builtins.int
+    REPETITION_DETECTION_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to write. 1 to the context that the prompt leaves free; unset: the server's default, cut to that."""
     temperature: _builtins.float
@@ -453,9 +459,15 @@ class GenerationOptions(_message.Message):
     """
     return_prompt_token_ids: _builtins.bool
     """Ask for `Started.prompt_token_ids`."""
+    recommended_sampling: _builtins.bool
+    """Sample as the checkpoint's generation_config recommends (Model.recommended_sampling), its temperature included. Options
+    that are set take precedence. Unset: the server's `generation_config` setting, by default false.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The answer ends before the first of these strings, which is not part of it. At most 16, each 1 to 256 characters."""
+        """The answer ends before the first of these strings, which is not part of it. At most 16, each 1 to 256 characters. Only
+        `Delta.text` is searched for them, not `Delta.reasoning`.
+        """
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
@@ -463,7 +475,11 @@ class GenerationOptions(_message.Message):
 
     @_builtins.property
     def response_format(self) -> Global___ResponseFormat:
-        """Constrains the answer's form."""
+        """Constrains the answer's form: that of `Delta.text`. Reasoning before it is not constrained."""
+
+    @_builtins.property
+    def repetition_detection(self) -> Global___RepetitionDetection:
+        """End an answer that repeats itself. Unset: the server's `repetition_detection` setting, by default off."""
 
     def __init__(
         self,
@@ -482,10 +498,12 @@ class GenerationOptions(_message.Message):
         logprobs: _builtins.int | None = ...,
         response_format: Global___ResponseFormat | None = ...,
         return_prompt_token_ids: _builtins.bool = ...,
+        recommended_sampling: _builtins.bool | None = ...,
+        repetition_detection: Global___RepetitionDetection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_recommended_sampling", b"_recommended_sampling", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "recommended_sampling", b"recommended_sampling", "repetition_detection", b"repetition_detection", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "return_prompt_token_ids", b"return_prompt_token_ids", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_recommended_sampling", b"_recommended_sampling", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "recommended_sampling", b"recommended_sampling", "repetition_detection", b"repetition_detection", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "return_prompt_token_ids", b"return_prompt_token_ids", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -497,6 +515,8 @@ class GenerationOptions(_message.Message):
     _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
     _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
     _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__recommended_sampling: _TypeAlias = _typing.Literal["recommended_sampling"]  # noqa: Y015
+    _WhichOneofArgType__recommended_sampling: _TypeAlias = _typing.Literal["_recommended_sampling", b"_recommended_sampling"]  # noqa: Y015
     _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
     _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -518,6 +538,8 @@ class GenerationOptions(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recommended_sampling) -> _WhichOneofReturnType__recommended_sampling | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
@@ -529,6 +551,39 @@ class GenerationOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___GenerationOptions: _TypeAlias = GenerationOptions  # noqa: Y015
+
+@_typing.final
+class RepetitionDetection(_message.Message):
+    """Detects an answer that repeats itself: its last tokens are one pattern of tokens, several times in a row. It ends with
+    FINISH_REASON_LENGTH and FINISH_LIMIT_REPETITION. Repetitions of a short pattern are also repetitions of a multiple of it, so
+    equal tokens end an answer when there are `min_pattern_size` times `min_count` of them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_PATTERN_SIZE_FIELD_NUMBER: _builtins.int
+    MIN_PATTERN_SIZE_FIELD_NUMBER: _builtins.int
+    MIN_COUNT_FIELD_NUMBER: _builtins.int
+    max_pattern_size: _builtins.int
+    """Most tokens of a pattern, at most 1024. 0: no detection, whatever the server's setting is."""
+    min_pattern_size: _builtins.int
+    """Fewest tokens of a pattern, at most `max_pattern_size`. 0 is 1."""
+    min_count: _builtins.int
+    """How many times in a row the pattern must occur. 2 to 1000."""
+    def __init__(
+        self,
+        *,
+        max_pattern_size: _builtins.int = ...,
+        min_pattern_size: _builtins.int = ...,
+        min_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_pattern_size", b"max_pattern_size", "min_count", b"min_count", "min_pattern_size", b"min_pattern_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepetitionDetection: _TypeAlias = RepetitionDetection  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
@@ -681,8 +736,14 @@ class Delta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Whole characters only: a multi-byte character never comes in halves. May be empty."""
+    reasoning: _builtins.str
+    """Reasoning: whole characters, without the marks around it (`<think>`, `</think>`) and without the line breaks next to these.
+    It precedes all `text`. Its tokens are among `token_ids`. Only from a model that thinks (Model.thinks); with others all is
+    `text`. An answer that ends inside the reasoning has no text.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The tokens drawn since the last delta. The end-of-turn token is among them; its text is not shown."""
@@ -699,10 +760,11 @@ class Delta(_message.Message):
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[Global___PositionLogprobs] | None = ...,
+        reasoning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -752,6 +814,7 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the whole prompt."""
     completion_tokens: _builtins.int
@@ -760,6 +823,10 @@ class Usage(_message.Message):
     """Of the prompt, rows of image and video features."""
     cached_tokens: _builtins.int
     """Of the prompt, tokens that a cache spared from prefill."""
+    reasoning_tokens: _builtins.int
+    """Of `completion_tokens`, those up to the end of the reasoning, its marks included. All if the answer ended inside the
+    reasoning.
+    """
     def __init__(
         self,
         *,
@@ -767,10 +834,11 @@ class Usage(_message.Message):
         completion_tokens: _builtins.int = ...,
         media_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -825,8 +893,11 @@ class Finished(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Why the answer ended."""
+    limit: Global___FinishLimit.ValueType
+    """Which limit ended the answer, where `reason` is FINISH_REASON_LENGTH."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What was counted."""
@@ -841,10 +912,11 @@ class Finished(_message.Message):
         reason: Global___FinishReason.ValueType = ...,
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
+        limit: Global___FinishLimit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "reason", b"reason", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -903,6 +975,44 @@ class ChatEvent(_message.Message):
 Global___ChatEvent: _TypeAlias = ChatEvent  # noqa: Y015
 
 @_typing.final
+class RecommendedSampling(_message.Message):
+    """The sampling that the checkpoint's generation_config recommends. As in GenerationOptions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """0: greedy, or no recommendation."""
+    top_p: _builtins.float
+    """1: all tokens."""
+    top_k: _builtins.int
+    """0: no limit."""
+    min_p: _builtins.float
+    """0: no limit."""
+    repetition_penalty: _builtins.float
+    """1: none."""
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float = ...,
+        top_p: _builtins.float = ...,
+        top_k: _builtins.int = ...,
+        min_p: _builtins.float = ...,
+        repetition_penalty: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_p", b"min_p", "repetition_penalty", b"repetition_penalty", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecommendedSampling: _TypeAlias = RecommendedSampling  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     """A model that can be asked."""
 
@@ -915,6 +1025,9 @@ class Model(_message.Message):
     VIDEO_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    THINKS_FIELD_NUMBER: _builtins.int
+    THINKING_OPTIONAL_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_SAMPLING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its name."""
     family: _builtins.str
@@ -929,6 +1042,14 @@ class Model(_message.Message):
     """Precision of the decoder's weights: `int4`, `fp32`."""
     encoder_fingerprint: _builtins.str
     """Which encoder its features must come from; a vision service of another fingerprint is refused."""
+    thinks: _builtins.bool
+    """Whether it thinks before it answers: its answers have `Delta.reasoning`."""
+    thinking_optional: _builtins.bool
+    """Whether a request can choose with ChatRequest.enable_thinking."""
+    @_builtins.property
+    def recommended_sampling(self) -> Global___RecommendedSampling:
+        """Used with GenerationOptions.recommended_sampling. A model that thinks tends to repeat itself if it is sampled greedily."""
+
     def __init__(
         self,
         *,
@@ -939,10 +1060,13 @@ class Model(_message.Message):
         video: _builtins.bool = ...,
         precision: _builtins.str = ...,
         encoder_fingerprint: _builtins.str = ...,
+        thinks: _builtins.bool = ...,
+        thinking_optional: _builtins.bool = ...,
+        recommended_sampling: Global___RecommendedSampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recommended_sampling", b"recommended_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "encoder_fingerprint", b"encoder_fingerprint", "family", b"family", "id", b"id", "images", b"images", "precision", b"precision", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "encoder_fingerprint", b"encoder_fingerprint", "family", b"family", "id", b"id", "images", b"images", "precision", b"precision", "recommended_sampling", b"recommended_sampling", "thinking_optional", b"thinking_optional", "thinks", b"thinks", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -83,6 +83,7 @@ class GenerateOpen(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     ENCODER_DTYPE_FIELD_NUMBER: _builtins.int
     REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
+    ENABLE_THINKING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """For logs and traces."""
     model: _builtins.str
@@ -90,6 +91,8 @@ class GenerateOpen(_message.Message):
     encoder_dtype: _tensor_pb2.DataType.ValueType
     """Type that the encoder computes in: with the digest and the options it names a feature map."""
     report_progress: _builtins.bool
+    """As in ChatRequest."""
+    enable_thinking: _builtins.bool
     """As in ChatRequest."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
@@ -107,11 +110,11 @@ class GenerateOpen(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
-        """As in ChatRequest. UNIMPLEMENTED for now."""
+        """As in ChatRequest."""
 
     @_builtins.property
     def tool_choice(self) -> _chat_pb2.ToolChoice:
-        """As in ChatRequest. UNIMPLEMENTED for now."""
+        """As in ChatRequest."""
 
     def __init__(
         self,
@@ -125,12 +128,15 @@ class GenerateOpen(_message.Message):
         tool_choice: _chat_pb2.ToolChoice | None = ...,
         encoder_dtype: _tensor_pb2.DataType.ValueType = ...,
         report_progress: _builtins.bool = ...,
+        enable_thinking: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "media", b"media", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_dtype", b"encoder_dtype", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "encoder_dtype", b"encoder_dtype", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
+    _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_thinking) -> _WhichOneofReturnType__enable_thinking | None: ...
 
 Global___GenerateOpen: _TypeAlias = GenerateOpen  # noqa: Y015
 
@@ -288,10 +294,14 @@ class CountPromptTokensRequest(_message.Message):
     LAYOUTS_FIELD_NUMBER: _builtins.int
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    ENABLE_THINKING_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     return_token_ids: _builtins.bool
     """Ask for the ids, too."""
     model: _builtins.str
     """Name of the model; empty takes the one that is served."""
+    enable_thinking: _builtins.bool
+    """As in ChatRequest."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
         """The conversation, each medium named by its digest."""
@@ -300,6 +310,10 @@ class CountPromptTokensRequest(_message.Message):
     def layouts(self) -> _containers.RepeatedCompositeFieldContainer[_media_pb2.MediaLayout]:
         """One for each medium, in order of appearance."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
+        """As in ChatRequest: the prompt has their definitions."""
+
     def __init__(
         self,
         *,
@@ -307,12 +321,16 @@ class CountPromptTokensRequest(_message.Message):
         layouts: _abc.Iterable[_media_pb2.MediaLayout] | None = ...,
         return_token_ids: _builtins.bool = ...,
         model: _builtins.str = ...,
+        enable_thinking: _builtins.bool | None = ...,
+        tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["layouts", b"layouts", "messages", b"messages", "model", b"model", "return_token_ids", b"return_token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "layouts", b"layouts", "messages", b"messages", "model", b"model", "return_token_ids", b"return_token_ids", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
+    _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_thinking) -> _WhichOneofReturnType__enable_thinking | None: ...
 
 Global___CountPromptTokensRequest: _TypeAlias = CountPromptTokensRequest  # noqa: Y015
 

@@ -34,12 +34,18 @@ class ChatRequest(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
+    ENABLE_THINKING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty takes the one that is served. Another name is NOT_FOUND."""
     request_id: _builtins.str
     """The client's own id for logs and traces, at most 128 printable ASCII characters; empty: the gateway makes one."""
     report_progress: _builtins.bool
     """Ask for `progress` events while media are encoded and the prompt is computed."""
+    enable_thinking: _builtins.bool
+    """Whether the model is to think before it answers, if its chat template supports the choice (Model.thinking_optional). If
+    not, only the value that describes the model is accepted; the other is INVALID_ARGUMENT (THINKING_NOT_OPTIONAL). Unset: as
+    the template decides.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
         """The conversation, oldest first. 1 to 1024 messages; the last is not the assistant's."""
@@ -54,11 +60,13 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
-        """What the model may call. UNIMPLEMENTED for now."""
+        """What the model may call; at most 128. Their definitions are part of the prompt, as the model's chat template writes
+        them; where it knows no tools they are UNIMPLEMENTED. Calls come as `tool_call` events.
+        """
 
     @_builtins.property
     def tool_choice(self) -> _chat_pb2.ToolChoice:
-        """Whether it may call. UNIMPLEMENTED for now."""
+        """Whether it may call."""
 
     def __init__(
         self,
@@ -71,12 +79,15 @@ class ChatRequest(_message.Message):
         tool_choice: _chat_pb2.ToolChoice | None = ...,
         request_id: _builtins.str = ...,
         report_progress: _builtins.bool = ...,
+        enable_thinking: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "media", b"media", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
+    _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_thinking) -> _WhichOneofReturnType__enable_thinking | None: ...
 
 Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
 
@@ -120,11 +131,14 @@ class CountTokensRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ENABLE_THINKING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As in ChatRequest."""
     return_token_ids: _builtins.bool
     """Ask for the ids, too."""
     request_id: _builtins.str
+    """As in ChatRequest."""
+    enable_thinking: _builtins.bool
     """As in ChatRequest."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
@@ -136,7 +150,7 @@ class CountTokensRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
-        """As in ChatRequest. UNIMPLEMENTED for now."""
+        """As in ChatRequest."""
 
     def __init__(
         self,
@@ -147,12 +161,15 @@ class CountTokensRequest(_message.Message):
         tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
         return_token_ids: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        enable_thinking: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["media", b"media"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "media", b"media"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "messages", b"messages", "model", b"model", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "media", b"media", "messages", b"messages", "model", b"model", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
+    _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_thinking) -> _WhichOneofReturnType__enable_thinking | None: ...
 
 Global___CountTokensRequest: _TypeAlias = CountTokensRequest  # noqa: Y015
 

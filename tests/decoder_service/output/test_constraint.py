@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from decoder_service.engine import EngineFinished, EngineRequest, FinishReason, SamplingParams, TokenDrawn
+from decoder_service.engine import Constraint, EngineFinished, EngineRequest, FinishReason, SamplingParams, TokenDrawn
 from decoder_service.families.registry import family_of
-from decoder_service.output.constraint import ConstraintError, Constraints, Form, FormError, MatcherConstraint
+from decoder_service.output.constraint import AfterReasoning, ConstraintError, Constraints, Form, FormError
 from decoder_service.output.detokenizer import Detokenizer, TokenBytes
+from decoder_service.output.reasoning import Marks
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from tests.decoder_service.engines import collect, make_engine, running, text_request
@@ -33,7 +34,7 @@ def constraints(prompts: PromptBuilder, bundle: Bundle) -> Constraints:
     return Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos)
 
 
-def walk(constraint: MatcherConstraint, prompts: PromptBuilder, text: str) -> bool:
+def walk(constraint: Constraint, prompts: PromptBuilder, text: str) -> bool:
     """Whether every token of the text may be drawn, one after the other."""
     for token in prompts.tokenizer.encode(text, add_special_tokens=False):
         if not constraint.mask()[token]:
@@ -207,9 +208,7 @@ async def test_every_finished_answer_has_its_schema(bundle: Bundle, model: str) 
         json.loads(free)
 
 
-def constrained(
-    prompts: PromptBuilder, bundle: Bundle, constraint: MatcherConstraint | None, seed: int
-) -> EngineRequest:
+def constrained(prompts: PromptBuilder, bundle: Bundle, constraint: Constraint | None, seed: int) -> EngineRequest:
     """A short prompt whose answer is drawn at random."""
     prompt = prompts.tokenizer.encode("Answer in JSON:", add_special_tokens=False)
     request = text_request(prompt, TOKENS, SamplingParams(temperature=1.0, seed=seed))
@@ -229,3 +228,31 @@ def test_masks_are_of_the_vocabulary(constraints: Constraints, bundle: Bundle) -
     mask = constraints.compile(Form("regex", ".*")).mask()
     assert mask.shape == (bundle.text.vocab_size,)
     assert mask.dtype == np.bool_
+
+
+@pytest.mark.parametrize(
+    ("opened", "text", "allowed"),
+    [
+        (True, "any thing</think>yes", True),
+        (True, "</think>no", True),
+        (True, "yes</think>maybe", False),
+        (True, "<think></think>yes", True),
+        (False, "<think>any thing</think>no", True),
+        (False, "no", True),
+        (False, "maybe", False),
+        (False, "no<think>", False),
+        (False, "<think></think><think>", False),
+    ],
+)
+def test_reasoning_is_free(  # noqa: PLR0917  # three fixtures and three parameters
+    constraints: Constraints, prompts: PromptBuilder, bundle: Bundle, opened: bool, text: str, allowed: bool
+) -> None:
+    """Only what follows it has the form, whether the prompt or the model begins it, or nobody does."""
+    constraint = AfterReasoning(
+        constraints.compile(Form("choice", '["yes", "no"]')),
+        Marks.of(prompts.tokenizer.backend_tokenizer),
+        opened=opened,
+        vocabulary=bundle.text.vocab_size,
+        end_tokens=bundle.tokens.eos,
+    )
+    assert walk(constraint, prompts, text) == allowed

@@ -18,7 +18,7 @@ def shown(prompts: PromptBuilder, token_ids: Sequence[int], *, stop: Sequence[st
     deltas: list[Delta] = []
     for token in token_ids:
         deltas += output.push(TokenDrawn(token))
-        if output.stopped:
+        if output.ended:
             break
     return [*deltas, *output.finish()]
 

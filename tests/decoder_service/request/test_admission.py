@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from decoder_service.request.admission import Admission, check_room
-from decoder_service.request.generation import GenerationDefaults
+from decoder_service.request.generation import RecommendedSampling
 from decoder_service.settings import DecoderSettings
 from serving.errors import Code, ServiceError
 
@@ -60,28 +60,31 @@ def test_room_for_one_token_is_enough() -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (None, (1.0, 0, 0.0, 1.0)),
-        ({}, (1.0, 0, 0.0, 1.0)),
-        ({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}, (0.8, 20, 0.0, 1.0)),
-        ({"min_p": 0.1, "repetition_penalty": 1.05}, (1.0, 0, 0.1, 1.05)),
-        ({"top_p": None, "top_k": None, "min_p": None, "repetition_penalty": None}, (1.0, 0, 0.0, 1.0)),
+        (None, (0.0, 1.0, 0, 0.0, 1.0)),
+        ({}, (0.0, 1.0, 0, 0.0, 1.0)),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20}, (0.7, 0.8, 20, 0.0, 1.0)),
+        ({"do_sample": True}, (1.0, 1.0, 0, 0.0, 1.0)),
+        ({"temperature": 0.6}, (0.6, 1.0, 0, 0.0, 1.0)),
+        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, (0.0, 0.9, 0, 0.0, 1.0)),
+        ({"min_p": 0.1, "repetition_penalty": 1.05}, (0.0, 1.0, 0, 0.1, 1.05)),
+        ({"top_p": None, "top_k": None, "min_p": None, "repetition_penalty": None}, (0.0, 1.0, 0, 0.0, 1.0)),
     ],
 )
-def test_generation_config(tmp_path: Path, config: dict | None, expected: tuple[float, int, float, float]) -> None:
-    """What is kept of the likeliest tokens, and the penalty, are the checkpoint's; its temperature is of no account."""
+def test_generation_config(tmp_path: Path, config: dict | None, expected: tuple[float, ...]) -> None:
+    """What the checkpoint recommends; a temperature only where it samples, then 1 unless it names another."""
     path = tmp_path / "generation_config.json"
     if config is not None:
         path.write_text(json.dumps(config))
-    assert GenerationDefaults.load(path) == GenerationDefaults(*expected)
+    assert RecommendedSampling.load(path) == RecommendedSampling(*expected)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("config", [{"top_p": 0}, {"min_p": 2}, {"repetition_penalty": 0}])
+@pytest.mark.parametrize("config", [{"temperature": 3}, {"top_p": 0}, {"min_p": 2}, {"repetition_penalty": 0}])
 def test_a_broken_generation_config_is_refused(tmp_path: Path, config: dict) -> None:
     """Values that cannot be drawn with stop the start, not the first request."""
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=next(iter(config))):
-        GenerationDefaults.load(path)
+        RecommendedSampling.load(path)
 
 
 def test_the_context_is_the_models_or_less() -> None:

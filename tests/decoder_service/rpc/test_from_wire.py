@@ -5,30 +5,32 @@ from __future__ import annotations
 import pytest
 from google.protobuf import json_format
 
-from decoder_service.chat import MediaKind, Medium, Message, Role, Text
+from decoder_service.chat import MediaKind, Medium, Message, Role, Text, ToolCall
 from decoder_service.engine import SamplingParams
 from decoder_service.output.constraint import Form
+from decoder_service.output.repetition import USUAL, RepetitionLimits
 from decoder_service.request.admission import Limits
-from decoder_service.request.generation import Generation, GenerationDefaults
+from decoder_service.request.generation import Generation, GenerationDefaults, RecommendedSampling
 from decoder_service.request.opening import Opening
+from decoder_service.request.tools import Choice, Tool, Tools
 from decoder_service.rpc import from_wire
 from serving.errors import Code, ServiceError
 from serving.media import media_digest
 from vlm.v1 import decoder_pb2
 
 LIMITS = Limits(context_length=100, max_prompt_media=2, max_text_bytes=1000)
-DEFAULTS = GenerationDefaults(top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.25)
+DEFAULTS = GenerationDefaults(RecommendedSampling(0.6, top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.25))
 VOCAB_SIZE = 320
 DIGEST = media_digest(b"picture")
 USER = {"role": "ROLE_USER", "parts": [{"text": "hi"}]}
 
 
-def opening(generation: dict | None = None, **fields: object) -> Opening:
+def opening(generation: dict | None = None, defaults: GenerationDefaults = DEFAULTS, **fields: object) -> Opening:
     """Check an opening given as protobuf's JSON."""
     request = json_format.ParseDict(
         {"messages": [USER], "generation": generation or {}, **fields}, decoder_pb2.GenerateOpen()
     )
-    return from_wire.opening(request, model="tiny", vocab_size=VOCAB_SIZE, defaults=DEFAULTS, limits=LIMITS)
+    return from_wire.opening(request, model="tiny", vocab_size=VOCAB_SIZE, defaults=defaults, limits=LIMITS)
 
 
 def user(*parts: dict) -> list[dict]:
@@ -52,22 +54,41 @@ REFUSED = [
     ({"messages": [message(0)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
     ({"messages": [USER, message(99)]}, Code.INVALID_ARGUMENT, "messages[1].role"),
     ({"messages": [message(-1)]}, Code.INVALID_ARGUMENT, "messages[0].role"),
-    ({"messages": [message("ROLE_TOOL")]}, Code.UNIMPLEMENTED, "messages[0].role"),
+    ({"messages": [message("ROLE_TOOL"), USER]}, Code.INVALID_ARGUMENT, "messages[0].tool_call_id"),
+    ({"messages": [{**USER, "toolCallId": "1"}]}, Code.INVALID_ARGUMENT, "messages[0].tool_call_id"),
     ({"messages": [{"role": "ROLE_USER"}]}, Code.INVALID_ARGUMENT, "messages[0].parts"),
     ({"messages": user({"text": "x"}, {})}, Code.INVALID_ARGUMENT, "messages[0].parts[1]"),
-    ({"messages": user({"toolCall": {}})}, Code.UNIMPLEMENTED, "messages[0].parts[0].tool_call"),
-    ({"messages": user({"toolResult": {}})}, Code.UNIMPLEMENTED, "messages[0].parts[0].tool_result"),
+    ({"messages": user({"toolCall": {"name": "f"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].tool_call"),
+    (
+        {"messages": [message("ROLE_ASSISTANT", {"toolCall": {}}), USER]},
+        Code.INVALID_ARGUMENT,
+        "messages[0].parts[0].tool_call.name",
+    ),
     ({"messages": user({"image": {}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
     ({"messages": user({"image": {"data": "AA=="}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
     ({"messages": user({"video": {"url": "http://x"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].video"),
     ({"messages": user({"video": {"digest": "x"}})}, Code.INVALID_ARGUMENT, "messages[0].parts[0].video.digest"),
     ({"messages": [message("ROLE_SYSTEM", IMAGE), USER]}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
     ({"messages": [message("ROLE_ASSISTANT", IMAGE), USER]}, Code.INVALID_ARGUMENT, "messages[0].parts[0].image"),
+    ({"messages": [{**USER, "reasoning": "r"}]}, Code.INVALID_ARGUMENT, "messages[0].reasoning"),
+    (
+        {"messages": [{**message("ROLE_ASSISTANT"), "reasoning": "é" * 500}, USER]},
+        Code.RESOURCE_EXHAUSTED,
+        "messages",
+    ),
     ({"requestId": "a\nb"}, Code.INVALID_ARGUMENT, "request_id"),
     ({"requestId": "a" * 129}, Code.INVALID_ARGUMENT, "request_id"),
     ({"media": {"minPixels": 0}}, Code.INVALID_ARGUMENT, "media.min_pixels"),
-    ({"tools": [{"name": "f"}]}, Code.UNIMPLEMENTED, "tools"),
-    ({"toolChoice": {"auto": True}}, Code.UNIMPLEMENTED, "tool_choice"),
+    ({"tools": [{}]}, Code.INVALID_ARGUMENT, "tools[0].name"),
+    ({"tools": [{"name": "a b"}]}, Code.INVALID_ARGUMENT, "tools[0].name"),
+    ({"tools": [{"name": "f"}, {"name": "f"}]}, Code.INVALID_ARGUMENT, "tools[1].name"),
+    ({"tools": [{"name": "f", "parameters": "{"}]}, Code.INVALID_ARGUMENT, "tools[0].parameters"),
+    ({"tools": [{"name": "f", "parameters": "[]"}]}, Code.INVALID_ARGUMENT, "tools[0].parameters"),
+    ({"tools": [{"name": f"f{i}"} for i in range(129)]}, Code.INVALID_ARGUMENT, "tools"),
+    ({"tools": [{"name": "f", "description": "x" * 262145}]}, Code.INVALID_ARGUMENT, "tools"),
+    ({"toolChoice": {"required": True}}, Code.INVALID_ARGUMENT, "tool_choice"),
+    ({"toolChoice": {"auto": False}}, Code.INVALID_ARGUMENT, "tool_choice.auto"),
+    ({"tools": [{"name": "f"}], "toolChoice": {"name": "g"}}, Code.INVALID_ARGUMENT, "tool_choice.name"),
     ({"generation": {"maxTokens": 0}}, Code.INVALID_ARGUMENT, "generation.max_tokens"),
     ({"generation": {"temperature": -0.1}}, Code.INVALID_ARGUMENT, "generation.temperature"),
     ({"generation": {"temperature": 2.1}}, Code.INVALID_ARGUMENT, "generation.temperature"),
@@ -95,6 +116,21 @@ REFUSED = [
         {"generation": {"logitBias": {str(token): 1 for token in range(1025)}}},
         Code.INVALID_ARGUMENT,
         "generation.logit_bias",
+    ),
+    (
+        {"generation": {"repetitionDetection": {"maxPatternSize": 1025, "minCount": 2}}},
+        Code.INVALID_ARGUMENT,
+        "generation.repetition_detection.max_pattern_size",
+    ),
+    (
+        {"generation": {"repetitionDetection": {"maxPatternSize": 8, "minPatternSize": 9, "minCount": 2}}},
+        Code.INVALID_ARGUMENT,
+        "generation.repetition_detection.min_pattern_size",
+    ),
+    (
+        {"generation": {"repetitionDetection": {"maxPatternSize": 8, "minCount": 1}}},
+        Code.INVALID_ARGUMENT,
+        "generation.repetition_detection.min_count",
     ),
     ({"generation": {"logprobs": 21}}, Code.INVALID_ARGUMENT, "generation.logprobs"),
     *(
@@ -149,7 +185,7 @@ def test_a_conversation_becomes_values() -> None:
         messages=[
             message("ROLE_SYSTEM", {"text": "s"}),
             message("ROLE_USER", {"text": ""}, IMAGE, {"video": {"digest": digest}}),
-            message("ROLE_ASSISTANT", {"text": "a"}),
+            {**message("ROLE_ASSISTANT", {"text": "a"}), "reasoning": "r"},
             USER,
         ],
     )
@@ -157,7 +193,7 @@ def test_a_conversation_becomes_values() -> None:
     assert checked.messages == (
         Message(Role.SYSTEM, (Text("s"),)),
         Message(Role.USER, (Text(""), Medium(MediaKind.IMAGE, DIGEST), Medium(MediaKind.VIDEO, digest))),
-        Message(Role.ASSISTANT, (Text("a"),)),
+        Message(Role.ASSISTANT, (Text("a"),), "r"),
         Message(Role.USER, (Text("hi"),)),
     )
 
@@ -241,6 +277,44 @@ def test_unset_options_are_the_checkpoints() -> None:
     assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True)
 
 
+def test_recommended_sampling_is_taken_where_it_is_asked_for() -> None:
+    """By the request, or by the server's setting if the request is silent; what a request sets itself holds."""
+    sampling = GenerationDefaults(DEFAULTS.recommended, sample=True)
+
+    def temperature(defaults: GenerationDefaults, **options: object) -> float:
+        drawn = opening(options, defaults).generation.sampling
+        assert (drawn.top_p, drawn.top_k) == (0.8, 20)
+        return drawn.temperature
+
+    assert temperature(DEFAULTS) == 0
+    assert temperature(DEFAULTS, recommendedSampling=True) == 0.6
+    assert temperature(sampling) == 0.6
+    assert temperature(sampling, recommendedSampling=False) == 0
+    assert temperature(sampling, temperature=0) == 0
+    assert temperature(DEFAULTS, recommendedSampling=True, temperature=1.5) == 1.5
+
+
+def test_circles_are_looked_for_where_it_is_asked_for() -> None:
+    """By the request, or by the server's setting, which a request can turn off."""
+    looking = GenerationDefaults(repetition=USUAL)
+    asked = {"repetitionDetection": {"maxPatternSize": 8, "minCount": 3}}
+    off: dict = {"repetitionDetection": {}}
+    assert opening().generation.repetition is None
+    assert opening({}, looking).generation.repetition == USUAL
+    assert opening(asked).generation.repetition == opening(asked, looking).generation.repetition
+    assert opening(asked).generation.repetition == RepetitionLimits(1, 8, 3)
+    assert opening(off, looking).generation.repetition is None
+
+
+def test_whether_to_think_has_three_answers() -> None:
+    """Yes, no, and as the template has it."""
+    assert [opening(**said).enable_thinking for said in ({"enableThinking": True}, {"enableThinking": False}, {})] == [
+        True,
+        False,
+        None,
+    ]
+
+
 def test_seeds_are_drawn_afresh() -> None:
     """Without a seed two requests have two."""
     seeds = {opening().generation.sampling.seed for _ in range(5)}
@@ -262,3 +336,34 @@ def test_forms(sent: dict, form: Form) -> None:
     """Each kind of form arrives as it was sent."""
     assert opening(generation={"responseFormat": sent}).generation.form == form
     assert opening().generation.form is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "choice", "only", "one"),
+    [
+        (None, Choice.AUTO, "", False),
+        ({"auto": True, "oneCall": True}, Choice.AUTO, "", True),
+        ({"oneCall": True}, Choice.AUTO, "", True),
+        ({"none": True}, Choice.NONE, "", False),
+        ({"required": True}, Choice.REQUIRED, "", False),
+        ({"name": "f"}, Choice.REQUIRED, "f", False),
+    ],
+)
+def test_tools(sent: dict | None, choice: Choice, only: str, one: bool) -> None:
+    """Definitions and the choice between them arrive as they were sent."""
+    tool = {"name": "f", "description": "d", "parameters": '{"type": "object"}', "strict": True}
+    fields = {"tools": [tool], **({} if sent is None else {"toolChoice": sent})}
+    assert opening(**fields).tools == Tools((Tool("f", "d", '{"type": "object"}', strict=True),), choice, only, one)
+
+
+def test_calls_and_results_in_messages() -> None:
+    """An assistant's calls come after its text; a tool's result may have pictures."""
+    call = {"toolCall": {"id": "1", "name": "f", "arguments": "{}"}}
+    sent = [
+        USER,
+        message("ROLE_ASSISTANT", {"text": "a"}, call),
+        {**message("ROLE_TOOL", {"text": "r"}, IMAGE), "toolCallId": "1"},
+    ]
+    _, called, result = opening(messages=sent).messages
+    assert called == Message(Role.ASSISTANT, (Text("a"), ToolCall("1", "f", "{}")))
+    assert (result.role, result.tool_call_id, len(result.parts)) == (Role.TOOL, "1", 2)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from serving.bundle_error import BundleError
+from serving.bundle_error import BundleError, BundleProblem
 from vision_service.dtype import stored_types
 from vision_service.families.qwen3_vl.cost import encoder_cost
 from vision_service.families.qwen3_vl.tower import Tower
@@ -69,7 +69,7 @@ class Encoder:
         try:
             return cls(Tower(model, found, int8=int8), out_dtype=out_dtype)
         except ValueError as error:
-            raise BundleError(f"The encoder in {folder} cannot be served: {error}.") from error
+            raise BundleError(BundleProblem.ENCODER_UNSUPPORTED, folder=folder, error=error) from error
 
     @property
     def feature_width(self) -> int:
@@ -168,11 +168,9 @@ def load_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwe
             }
         model.load_state_dict(weights, strict=True, assign=True)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise BundleError(f"The encoder in {folder} cannot be read ({error}): export the bundle again.") from error
+        raise BundleError(BundleProblem.ENCODER_UNREADABLE, folder=folder, error=error) from error
     except RuntimeError as error:  # load_state_dict lists the missing names, one per line
-        raise BundleError(
-            f"The weights in {folder} are not those of its config.json ({_one_line(error)}): export the bundle again."
-        ) from error
+        raise BundleError(BundleProblem.ENCODER_WEIGHTS, folder=folder, error=_one_line(error)) from error
     # Not in the weights: computed from the config, and without storage so far.
     model.rotary_pos_emb = type(model.rotary_pos_emb)(config).to(device)
     model.requires_grad_(False)

@@ -4,51 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as image_size
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as video_size
 
-from serving.bundle import Bundle, BundleError
+from serving.bundle import Bundle
 from serving.errors import Reason, invalid, too_large
-from serving.families import VisionInfo
-from vision_service.families.qwen3_vl.patches import image_levels, patchify, video_levels
+from vision_service.families.qwen3_vl.patches import image_levels, patchify
 from vision_service.families.qwen3_vl.sampling import Sampling, patch_times, sample_indices
+from vision_service.families.qwen3_vl.settings import read_settings
 from vision_service.family import PreprocessLimits
 from vision_service.images import MAX_ASPECT_RATIO, decode_image
 from vision_service.media import PATH, Cancelled, Grid, Kind, Options, PreparedMedium, Range
 from vision_service.video import read_clip
-
-# The supported settings; a checkpoint with other ones is refused.
-_ALWAYS: dict[str, Any] = {
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "do_convert_rgb": True,
-    "resample": 3,
-}
-
-_Levels = Callable[[Sequence[float], Sequence[float], float], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """The settings of one of the bundle's two preprocessor files, with transformers' defaults."""
-
-    pixels: Range
-    levels: NDArray[np.float32]
-    # Only for videos.
-    fps: float
-    frames: Range
-    tokens_per_frame: int | None
 
 
 class Preprocessor:
@@ -68,18 +40,8 @@ class Preprocessor:
         self._patch = vision.patch_size
         self._temporal = vision.temporal_patch_size
         self._merge = vision.spatial_merge_size
-        self._image = _read_settings(
-            bundle.vision_dir / "preprocessor_config.json",
-            Qwen2VLImageProcessorPil,
-            vision,
-            image_levels,
-        )
-        self._video = _read_settings(
-            bundle.vision_dir / "video_preprocessor_config.json",
-            Qwen3VLVideoProcessor,
-            vision,
-            video_levels,
-        )
+        self._image = read_settings("image", bundle.vision_dir / "preprocessor_config.json", vision)
+        self._video = read_settings("video", bundle.vision_dir / "video_preprocessor_config.json", vision)
 
     @property
     def published(self) -> Options:
@@ -261,32 +223,3 @@ def fit_picture(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
     )
     grid = Grid(1, height // vision.patch_size, width // vision.patch_size)
     return PreparedMedium("image", grid, patches, image_levels(mean, std, factor))
-
-
-def _read_settings(path: Path, processor: type, vision: VisionInfo, levels: _Levels) -> _Settings:
-    """Read one preprocessor file; missing values have the defaults of the processor's class."""
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}): export the bundle again.") from error
-
-    def setting(name: str) -> Any:
-        value = config.get(name)
-        return getattr(processor, name, None) if value is None else value
-
-    expected = {**_ALWAYS, "patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
-    for name, value in {**expected, "merge_size": vision.spatial_merge_size}.items():
-        if setting(name) != value:
-            raise BundleError(f"{path} has {name} = {setting(name)}, where only {value} can be served.")
-    size = setting("size")
-    return _Settings(
-        # Older files have fields for the two bounds.
-        pixels=Range(
-            int(config.get("min_pixels") or size["shortest_edge"]),
-            int(config.get("max_pixels") or size["longest_edge"]),
-        ),
-        levels=levels(setting("image_mean"), setting("image_std"), setting("rescale_factor")),
-        fps=float(setting("fps") or 0),
-        frames=Range(int(setting("min_frames") or 0), int(setting("max_frames") or 0)),
-        tokens_per_frame=int(setting("max_video_tokens")) if setting("cap_pixels_per_frame") else None,
-    )

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import exporter
+from exporter.families.qwen3_vl.checkpoint import Checkpoint
 from serving.bundle import Bundle
 from tests.checkpoints import CHAT_TEMPLATE, make_checkpoint, to_v4_dialect
 
@@ -112,3 +115,43 @@ def test_tying_said_in_the_text_part_alone(int4_bundle: Bundle, checkpoint: Path
     bundle = exporter.export(source, tmp_path / "bundle")
     assert bundle.text.tie_word_embeddings
     assert _graph_files(bundle) == _graph_files(int4_bundle)
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: f"module.base_model.model.{name}",
+        lambda name: name.removeprefix("model."),
+        lambda name: f"module.{name.removeprefix('model.')}",
+        lambda name: f"model.{name}",
+    ],
+    ids=["module", "peft", "both", "inner model", "inner model in a module", "model twice"],
+)
+def test_prefixes_of_trainers(checkpoint: Path, tmp_path: Path, renamed: Callable[[str], str]) -> None:
+    """What a trainer put before the names is taken away; a tensor of its own beside the model does no harm."""
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    state = load_file(source / "model.safetensors")
+    odd = {renamed(name): tensor for name, tensor in state.items()} | {"value_head.weight": torch.zeros(1)}
+    save_file(odd, source / "model.safetensors")
+    tensors = Checkpoint.open(source).tensors
+    assert all(torch.equal(tensors[name].read(), tensor) for name, tensor in state.items())
+
+
+def test_a_prefix_before_an_untied_head(tmp_path: Path) -> None:
+    """The head is found beside the inner model, under the same prefix."""
+    source = make_checkpoint(tmp_path / "source", tie=False)
+    plain = exporter.export(source, tmp_path / "plain", phases=["int4"])
+    state = load_file(source / "model.safetensors")
+    save_file({f"module.{n.removeprefix('model.')}": t for n, t in state.items()}, source / "model.safetensors")
+    assert _graph_files(exporter.export(source, tmp_path / "bundle", phases=["int4"])) == _graph_files(plain)
+
+
+def test_no_quantization_said_outright(int4_bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
+    """`"quantization_config": null` is no quantization."""
+    source = shutil.copytree(checkpoint, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = config["text_config"]["quantization_config"] = None
+    (source / "config.json").write_text(json.dumps(config))
+    assert _graph_files(exporter.export(source, tmp_path / "bundle")) == _graph_files(int4_bundle)

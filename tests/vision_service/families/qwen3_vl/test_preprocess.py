@@ -139,6 +139,27 @@ def test_settings_of_the_checkpoint_are_used(bundle: Bundle, tmp_path: Path) -> 
     assert np.array_equal(medium.pixel_values(), expected["pixel_values"])
 
 
+def test_bounds_in_the_first_form(bundle: Bundle, tmp_path: Path) -> None:
+    """`size` with `min_pixels` and `max_pixels`, as Qwen2-VL's files have it, is the same two bounds."""
+    today = changed(
+        bundle, tmp_path / "today", "preprocessor_config.json", size={"shortest_edge": 128**2, "longest_edge": 160**2}
+    )
+    first = changed(
+        bundle, tmp_path / "first", "preprocessor_config.json", size={"min_pixels": 128**2, "max_pixels": 160**2}
+    )
+    for image in (noise(40, 40), noise(500, 300)):
+        expected, medium = (Preprocessor(b, LIMITS).prepare("image", png(image), Options()) for b in (today, first))
+        assert medium.grid == expected.grid
+        assert np.array_equal(medium.patches, expected.patches)
+
+
+@pytest.mark.parametrize("size", [{"longest_edge": 4096}, {"height": 64, "width": 64}, 64, {}])
+def test_bounds_that_are_not_two_are_refused(size: object, bundle: Bundle, tmp_path: Path) -> None:
+    """Another kind of size has no least and greatest number of pixels."""
+    with pytest.raises(BundleError, match="has size = "):
+        Preprocessor(changed(bundle, tmp_path / "b", "preprocessor_config.json", size=size), LIMITS)
+
+
 @pytest.mark.parametrize("fields", [{"do_normalize": False}, {"resample": 2}, {"patch_size": 14}, {"merge_size": 4}])
 def test_settings_that_are_not_done_are_refused(fields: dict[str, object], bundle: Bundle, tmp_path: Path) -> None:
     """A checkpoint that wants other preprocessing is not served wrongly."""

@@ -1,0 +1,13 @@
+"""Where the command `triptych` begins: signals first, then the imports that take a second."""
+
+from __future__ import annotations
+
+from serving.signals import end_at_once_on_signals
+
+
+def main() -> int:
+    """Run the command line with the process's own arguments; returns the exit code."""
+    end_at_once_on_signals()
+    from triptych_cli import main as commands  # noqa: PLC0415  # the slow imports
+
+    return commands.main()

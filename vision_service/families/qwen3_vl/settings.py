@@ -1,0 +1,112 @@
+"""The settings of a checkpoint's two preprocessor files, and whether they are supported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+from serving.bundle_error import BundleError, BundleProblem
+from serving.families import VisionInfo
+from vision_service.families.qwen3_vl.patches import image_levels, video_levels
+from vision_service.media import Kind, Range
+
+# The supported settings; a checkpoint with other ones is refused.
+_ALWAYS: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_convert_rgb": True,
+    "resample": 3,
+}
+
+_PROCESSORS: dict[Kind, type] = {"image": Qwen2VLImageProcessorPil, "video": Qwen3VLVideoProcessor}
+
+# A bound's names: beside `size`, as the first files have them, and in it, in the first form and in today's.
+_LEAST, _GREATEST = ("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One of the two preprocessor files, with the defaults that transformers gives it.
+
+    Attributes:
+        pixels: Least and greatest number of pixels after resizing; of a video, those of all its frames.
+        levels: What each byte of a colour becomes.
+        fps: Of a video: frames that are drawn in a second.
+        frames: Of a video: least and greatest number of them.
+        tokens_per_frame: Of a video: most tokens of a frame, where there is such a limit.
+    """
+
+    pixels: Range
+    levels: NDArray[np.float32]
+    fps: float
+    frames: Range
+    tokens_per_frame: int | None
+
+
+def read_settings(kind: Kind, path: Path, vision: VisionInfo) -> Settings:
+    """Read one preprocessor file of a bundle.
+
+    Raises:
+        BundleError: It is missing or damaged, or has unsupported settings.
+    """
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BundleError(BundleProblem.FILE_DAMAGED, path=path, error=error) from error
+    return settings_of(kind, config, path, vision)
+
+
+def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: VisionInfo) -> Settings:
+    """What a preprocessor file says; what it leaves out is as the processor's class has it.
+
+    Args:
+        kind: What is preprocessed.
+        config: The file's content.
+        path: Where it lies, for the message.
+        vision: Whose patches are to be made.
+
+    Raises:
+        BundleError: It has unsupported settings.
+    """
+
+    def setting(name: str) -> Any:
+        value = config.get(name)
+        return getattr(_PROCESSORS[kind], name, None) if value is None else value
+
+    expected = {**_ALWAYS, "patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
+    for name, value in {**expected, "merge_size": vision.spatial_merge_size}.items():
+        if setting(name) != value:
+            raise BundleError(
+                BundleProblem.SETTING_UNSUPPORTED, path=path, name=name, found=setting(name), supported=value
+            )
+    size = setting("size")
+    try:
+        pixels = Range(*(_bound(config, size, names) for names in (_LEAST, _GREATEST)))
+        levels = image_levels if kind == "image" else video_levels
+        settings = Settings(
+            pixels=pixels,
+            levels=levels(setting("image_mean"), setting("image_std"), setting("rescale_factor")),
+            fps=float(setting("fps") or 0),
+            frames=Range(int(setting("min_frames") or 0), int(setting("max_frames") or 0)),
+            tokens_per_frame=int(setting("max_video_tokens")) if setting("cap_pixels_per_frame") else None,
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(BundleProblem.SETTING_INVALID, path=path, kind=type(error).__name__, error=error) from error
+    if not 0 < pixels.low <= pixels.high:
+        raise BundleError(BundleProblem.SIZE_UNSUPPORTED, path=path, size=size)
+    return settings
+
+
+def _bound(config: Mapping[str, Any], size: Any, names: tuple[str, str]) -> int:
+    """A bound of the pixels; 0 where there is none."""
+    inner = size if isinstance(size, dict) else {}
+    return int(config.get(names[0]) or inner.get(names[1]) or inner.get(names[0]) or 0)
