@@ -5,6 +5,8 @@ The builder is a class made for subclassing, so nothing of it is patched. What i
 - `make_layer`, and the input's shape, carry the DeepStack features. `inputs_embeds` is
   [batch, sequence, (1 + L) · hidden]; the first chunk enters the network and chunk i + 1 is added to the residual
   stream after layer i. Text positions hold zeros there, so that a decode step needs nothing special.
+- `make_rope_init` keeps M-RoPE where there is YaRN, for which the builder would drop it; the tables of cosines and sines
+  are transformers' own, so that all of YaRN's options count.
 - `load_weights` hands out one layer at a time, `make_matmul_nbits` quantizes a weight when its node is made, and
   `make_initializer` writes each tensor to disk at once. The builder itself holds the whole float32 decoder until the
   end: 13.7 GB for the 2B model, where this way the 4B takes 2 GB.
@@ -20,7 +22,11 @@ import torch
 from onnxruntime_genai.models.builders.qwen import Qwen3VLTextModel
 from torch import nn
 from transformers import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextRMSNorm,
+    Qwen3VLTextRotaryEmbedding,
+)
 
 from exporter.progress import Advance
 from exporter.quantize import pack_int4
@@ -95,6 +101,19 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
             self.make_add(name, [self.layernorm_attrs["skip_input"], _chunk(1 + layer_id)], self.io_dtype, shape)
             self.layernorm_attrs["skip_input"] = f"{name}/output_0"
         self._advance(1)
+
+    # Positions
+
+    def make_rope_init(self, config: Qwen3VLConfig) -> None:
+        """Select M-RoPE."""
+        self.rope_attrs["op_type"] = "MRotaryEmbedding"
+        self.rope_attrs["mrope_section"] = self._checkpoint.mrope_section
+
+    def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cosines and sines of every position, [positions, width of half a head]."""
+        rotary = Qwen3VLTextRotaryEmbedding(self._checkpoint.text)
+        angles = torch.outer(torch.arange(self.rope_attrs["cache_length"]).float(), rotary.inv_freq)
+        return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
 
     # Streaming
 
