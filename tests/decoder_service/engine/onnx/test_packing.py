@@ -15,7 +15,7 @@ from onnx import helper
 import exporter
 from decoder_service.engine.batching.kv import KvCache
 from decoder_service.engine.model import Piece, Step
-from decoder_service.engine.onnx.operators import library
+from decoder_service.engine.onnx.operators import KvDtype, library
 from decoder_service.engine.onnx.packing import pack
 from decoder_service.engine.onnx.runner import Runner
 from serving.bundle import Bundle
@@ -97,8 +97,8 @@ def test_it_computes_what_was_exported(bundle: Bundle, rounded: Bundle, precisio
 
 
 @needs_avx512_vnni
-@pytest.mark.parametrize("precision", ["int4", "int8"])
-def test_with_our_operators_too(rounded: Bundle, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "kv_dtype"), [("int4", "int8"), ("int4", "float16"), ("int8", "int8")])
+def test_with_our_operators_too(rounded: Bundle, precision: str, kv_dtype: KvDtype) -> None:
     """Answers and a chunk in one run are, to the last bit, what they are in one each."""
     text = rounded.text
     runner = Runner(
@@ -107,10 +107,11 @@ def test_with_our_operators_too(rounded: Bundle, precision: str) -> None:
         layers=text.num_hidden_layers,
         head_size=text.head_dim,
         operators=library(),
+        kv_dtype=kv_dtype,
     )
     runner.load("it", rounded.graph_path(precision))
     runner.use(_cache(rounded, runner).buffers)
-    assert runner.cache_dtype == np.float16
+    assert (runner.cache_dtype, runner.cache_width) == (np.dtype(kv_dtype), text.head_dim + 4 * (kv_dtype == "int8"))
     nothing = np.zeros((0, rounded.feature_width), np.float32)
     rng = np.random.default_rng(4)
 
