@@ -11,6 +11,15 @@ REQUESTS = Gauge(
     "Requests inside: waiting for features, for a slot or for the end of the prefill, or decoding.",
     ["state"],
 )
+PARKED = Gauge(
+    "triptych_parked_requests",
+    "Requests that have started and wait for KV-cache memory, which older requests use.",
+)
+PARKS = Counter(
+    "triptych_parks_total",
+    "How often a request was parked; its keys and values were copied, or dropped to be computed again.",
+    ["keys_and_values"],
+)
 PROMPT_TOKENS = Counter(
     "triptych_prompt_tokens_total", "Tokens of prompts, computed or found in the prefix cache.", ["source"]
 )

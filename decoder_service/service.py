@@ -10,7 +10,7 @@ import grpc
 import structlog
 from tokenizers import decoders
 
-from decoder_service.engine import Engine, EngineError
+from decoder_service.engine import Engine, EngineError, Limit
 from decoder_service.families.family import Family
 from decoder_service.families.registry import family_of
 from decoder_service.output.constraint import Constraints
@@ -91,6 +91,7 @@ class DecoderService(Service):
         slots = engine.info.slots
         features = settings.feature_limits(bundle.feature_width)
         context_length = settings.context_limit(bundle.context_length)
+        room = min(context_length, engine.info.max_tokens or context_length)
         return Decoder(
             model=ModelFacts(
                 id=bundle.model.id,
@@ -106,7 +107,8 @@ class DecoderService(Service):
             engine=engine,
             admission=Admission(slots + settings.max_queue, running=slots, max_bytes=features.buffered),
             limits=Limits(
-                context_length=min(context_length, engine.info.max_tokens or context_length),
+                context_length=room,
+                context_limit=Limit.CONTEXT if room == context_length else Limit.KV_CACHE,
                 default_max_tokens=settings.default_max_tokens,
                 max_prompt_media=settings.max_prompt_media,
                 max_text_bytes=settings.max_text_bytes,
@@ -159,6 +161,7 @@ def _engine(settings: DecoderSettings, bundle: Bundle, family: Family) -> Engine
             context_length=settings.context_limit(bundle.context_length),
             kv_bytes=settings.kv_cache_bytes,
             kv_dtype="int8" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype,
+            parking_bytes=settings.kv_parking_bytes,
             chunk_tokens=settings.chunk_tokens,
             stall=settings.chunk_stall,
             read_ahead=settings.read_ahead,

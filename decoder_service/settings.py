@@ -45,21 +45,28 @@ class DecoderSettings(ServerSettings):
         32768,
         ge=0,
         description="Most tokens of a prompt and its answer, at most the model's own limit; 0: the model's limit. "
-        "KV-cache memory is reserved per request, for its prompt and its longest answer.",
+        "KV-cache memory is reserved as prompt and answer grow.",
     )
     slots: int = Field(8, ge=1, le=256, description="Most requests that the batch engine processes at once.")
     kv_cache_bytes: int | None = Field(
         None,
         ge=MIB,
         description="KV-cache memory of the batch engine, for all requests and the prefix cache together. A request "
-        "starts when the memory for its prompt and its longest answer is free. The context is at most what fits here. "
-        "Memory is allocated when it is first written. Not set: 4096 MiB, or as much as one request of "
+        "starts when the memory for its prompt and 256 tokens is free, and reserves 256 more each time its answer has "
+        "filled them; if they are not free, the youngest request is parked until they are. The context is at most what "
+        "fits here. Memory is allocated when it is first written. Not set: 4096 MiB, or as much as one request of "
         "`context_length` takes if that is more, but at most half of the memory that this process may use.",
     )
     kv_cache_dtype: Literal["auto", "int8", "float16"] = Field(
         "auto",
         description="How Triptych's own attention stores keys and values. `int8` takes half the memory of `float16` and "
         "is read faster; `auto` is `int8`. ONNX Runtime's attention stores `float32`.",
+    )
+    kv_parking_bytes: int = Field(
+        1024 * MIB,
+        ge=0,
+        description="Memory besides `kv_cache_bytes` for the keys and values of parked requests, allocated only while "
+        "there are any. Keys and values that do not fit are computed again when the request resumes.",
     )
     cached_prompts: int = Field(
         8,
@@ -106,7 +113,12 @@ class DecoderSettings(ServerSettings):
         Path("~/.cache/triptych"),
         description="Where the batch engine stores its measurements of this machine, if the bundle is not writable.",
     )
-    default_max_tokens: int = Field(1024, ge=1, description="Most tokens of an answer if the request does not set it.")
+    default_max_tokens: int = Field(
+        16384,
+        ge=1,
+        description="Most tokens of an answer if the request does not set `max_tokens`. The context or the deadline "
+        "may end it earlier; `finish_limit` names the limit.",
+    )
     generation_config: Literal["greedy", "auto"] = Field(
         "greedy",
         description="How to sample if the request sets no temperature: greedily, or (`auto`) with the temperature of "

@@ -138,8 +138,8 @@ class Reason(enum.Enum):
         Code.INVALID_ARGUMENT,
         "decoder",
         "`max_tokens` is over the free tokens of the context. The prompt is counted as far as it is known: a medium "
-        "whose size has not arrived yet counts as one token.",
-        "Lower it, or leave it out.",
+        "whose size has not arrived yet counts as one token. Over HTTP the number is reduced instead.",
+        "Lower it, leave it out, or set `clamp_max_tokens`.",
     )
     FEATURES_TOO_LARGE = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,

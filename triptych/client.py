@@ -45,7 +45,8 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     Options that are not set take the server's default.
 
     Attributes:
-        max_tokens: Most tokens to generate.
+        max_tokens: Most tokens to generate; if not set, as many as the context and the server allow.
+        clamp_max_tokens: Reduce `max_tokens` to the free tokens of the context instead of refusing it.
         temperature: 0 takes the likeliest token each time; up to 2.
         top_p: Keeps the likeliest tokens that reach this probability together.
         top_k: Keeps the k likeliest tokens.
@@ -66,6 +67,7 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     """
 
     max_tokens: int
+    clamp_max_tokens: bool
     temperature: float
     top_p: float
     top_k: int

@@ -99,6 +99,7 @@ class Started:
         media_tokens: Tokens of images and videos among them.
         prompt_token_ids: The ids of the prompt, if requested.
         media: The layout of each image and video, in order of appearance.
+        max_tokens: Most tokens of the answer: `max_tokens` of the request, or what the tightest limit leaves.
     """
 
     request_id: str
@@ -107,6 +108,7 @@ class Started:
     media_tokens: int
     prompt_token_ids: tuple[int, ...]
     media: tuple[MediaLayout, ...] = ()
+    max_tokens: int = 0
 
 
 Stage = Literal["queued", "encoding", "prefill"]
@@ -172,11 +174,20 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is complete. `reason` is `stop` or `length`."""
+    """The answer is complete.
+
+    Attributes:
+        reason: `stop`, or `length` where a limit ended it.
+        usage: What was counted.
+        timings: Where the time went.
+        limit: Which limit that was: `max_tokens`, `server` (its default bound), `context`, `kv_cache`, `deadline`,
+            or `repetition`.
+    """
 
     reason: str
     usage: Usage
     timings: Timings
+    limit: str | None = None
 
 
 Event = Accepted | Started | Progress | Delta | Finished
@@ -195,6 +206,7 @@ class Answer:
     logprobs: tuple[PositionLogprobs, ...] = ()
     media: tuple[MediaLayout, ...] = ()
     reasoning: str = ""
+    finish_limit: str | None = None
 
 
 _STAGES: dict[int, Stage] = {
@@ -210,7 +222,8 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
         case "started":
             s = event.started
             prompt = tuple(s.prompt_token_ids)
-            return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, prompt, tuple(map(_layout, s.media)))
+            media = tuple(map(_layout, s.media))
+            return Started(s.request_id, s.model, s.prompt_tokens, s.media_tokens, prompt, media, s.max_tokens)
         case "progress":
             stage = _STAGES.get(event.progress.stage)
             return None if stage is None else Progress(stage, event.progress.done, event.progress.total)
@@ -222,6 +235,7 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
         case "finished":
             f = event.finished
             reason = chat_pb2.FinishReason.Name(f.reason).removeprefix("FINISH_REASON_").lower()
+            limit = chat_pb2.FinishLimit.Name(f.limit).removeprefix("FINISH_LIMIT_").lower() if f.limit else None
             u, t = f.usage, f.timings
             return Finished(
                 reason,
@@ -233,6 +247,7 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
                     t.decode_seconds,
                     t.time_to_first_token_seconds,
                 ),
+                limit,
             )
     return None
 
@@ -291,5 +306,6 @@ def gather(events: Iterable[Event]) -> Answer:
                     tuple(logprobs),
                     media,
                     "".join(reasoning),
+                    event.limit,
                 )
     raise ValueError("the events ended before the answer did")

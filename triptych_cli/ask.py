@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from serving.errors import Code, ServiceError
 from serving.media import LOW, MAX_FPS, MAX_FRAMES, MAX_PIXELS
 from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
-from triptych.events import Accepted, Delta, Event, MediaLayout, Progress, Started, gather
+from triptych.events import Accepted, Delta, Event, Finished, MediaLayout, Progress, Started, gather
 from triptych.media import DETAILS, Image, Video
 from triptych.messages import user
 from triptych_cli.arguments import rate, whole
@@ -25,6 +25,15 @@ _M = TypeVar("_M", Image, Video)
 
 _MOST_TOKENS = (1 << 31) - 1
 """The largest value of the field; the server checks its own limit."""
+
+_CUT_BY = {
+    "server": "the server's longest answer without --max-tokens",
+    "context": "question and answer fill the context",
+    "kv_cache": "question and answer fill the server's memory for keys and values",
+    "deadline": "the time for an answer was over",
+    "repetition": "the answer repeated itself",
+}
+"""Limits other than the user's own, as sentences."""
 
 
 def add_parser(commands: Any) -> None:
@@ -82,13 +91,15 @@ def _run(options: argparse.Namespace) -> None:
                 del answer["logprobs"]  # not requested
                 print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
                 return
-            layouts = _print_answer(events, sum(len(medium.data) for medium in media), show_progress=terminal)
+            layouts, limit = _print_answer(events, sum(len(medium.data) for medium in media), show_progress=terminal)
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # from the channel, not from a server
                 hint = "start one with `triptych up` or name another with --address"
                 raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
             raise
     if terminal:
+        if limit in _CUT_BY:
+            print(f"\x1b[2mcut off: {_CUT_BY[limit]}\x1b[0m", file=sys.stderr)  # noqa: T201
         for path, layout in zip((*options.image, *options.video), layouts, strict=False):
             if _shrunk_by_default(layout, options):
                 print(f"\x1b[2m{_remark(path, layout)}\x1b[0m", file=sys.stderr)  # noqa: T201
@@ -101,7 +112,9 @@ def _read(kind: type[_M], path: Path) -> _M:
         raise CommandError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) -> tuple[MediaLayout, ...]:
+def _print_answer(
+    events: Iterator[Event], size: int, *, show_progress: bool
+) -> tuple[tuple[MediaLayout, ...], str | None]:
     """Print the answer while it is generated, with a progress bar before it.
 
     Args:
@@ -110,9 +123,10 @@ def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) ->
         show_progress: Whether to show a progress bar.
 
     Returns:
-        The layouts of the media.
+        The layouts of the media, and the limit that ended the answer, if any.
     """
     layouts: tuple[MediaLayout, ...] = ()
+    limit: str | None = None
     with ProgressBar(sys.stderr, enabled=show_progress) as bar:
         printed = _Printed(bar)
         bar.show(f"uploading {_megabytes(size)}" if size else "sending")
@@ -126,8 +140,10 @@ def _print_answer(events: Iterator[Event], size: int, *, show_progress: bool) ->
                     bar.show(event.stage, event.done, event.total)
                 case Delta():
                     printed.add(event)
+                case Finished():
+                    limit = event.limit
     print(flush=True)  # noqa: T201
-    return layouts
+    return layouts, limit
 
 
 class _Printed:

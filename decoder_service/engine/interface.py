@@ -70,12 +70,22 @@ class FinishReason(enum.Enum):
     STOP = "stop"
     """One of the stop tokens was sampled; it is the last token."""
     LENGTH = "length"
-    """`max_new_tokens` tokens were generated."""
+    """A limit was reached."""
 
 
 class Limit(enum.Enum):
-    """Which limit ended an answer."""
+    """The limit that ended an answer."""
 
+    MAX_TOKENS = "max_tokens"
+    """The `max_tokens` of the request."""
+    SERVER = "server"
+    """The server's default, because the request has no `max_tokens`."""
+    CONTEXT = "context"
+    """Prompt and answer fill the context."""
+    KV_CACHE = "kv_cache"
+    """Prompt and answer fill the memory of the KV cache."""
+    DEADLINE = "deadline"
+    """The deadline of the request."""
     REPETITION = "repetition"
     """The answer repeated itself."""
 
@@ -167,9 +177,15 @@ class TokenDrawn:
 
 @dataclass(frozen=True)
 class EngineFinished:
-    """The last event."""
+    """The last event.
+
+    Attributes:
+        reason: Why the answer ended.
+        limit: The limit that ended it, if that is not `max_new_tokens`.
+    """
 
     reason: FinishReason
+    limit: Limit | None = None
 
 
 EngineEvent = Prefilling | Prefilled | TokenDrawn | EngineFinished

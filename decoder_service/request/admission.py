@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from decoder_service.engine import Limit
+from decoder_service.request.generation import Generation
 from serving.errors import Reason, invalid, overloaded, too_large
 
 _SHORTEST_RETRY = 1.0
@@ -26,14 +28,16 @@ class Limits:
         max_text_bytes: Text of one conversation, in UTF-8 bytes.
         max_feature_bytes: Features, in bytes of float32.
         media_timeout: Seconds to wait for the next message about features.
+        context_limit: The limit that an answer meets at `context_length`: KV_CACHE if memory shortens the context.
     """
 
     context_length: int
-    default_max_tokens: int = 1024
+    default_max_tokens: int = 16384
     max_prompt_media: int = 64
     max_text_bytes: int = 2 << 20
     max_feature_bytes: int = 512 << 20
     media_timeout: float = 300.0
+    context_limit: Limit = Limit.CONTEXT
 
 
 class Place:
@@ -130,7 +134,7 @@ def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) 
 
     Args:
         prompt_tokens: Tokens of the prompt that are known so far.
-        max_tokens: Most tokens of the answer, if the request sets it.
+        max_tokens: Tokens of the answer that must fit, if any.
         context_length: Most tokens of both.
 
     Returns:
@@ -153,7 +157,21 @@ def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) 
         raise invalid(
             "generation.max_tokens",
             f"is {max_tokens}; the prompt, of at least {prompt_tokens} tokens, leaves at most {free} of the context of "
-            f"{context_length}",
+            f"{context_length}; clamp_max_tokens reduces it to that",
             reason=Reason.MAX_TOKENS_TOO_LARGE,
         )
     return free
+
+
+def answer_bound(generation: Generation, free: int, limits: Limits) -> tuple[int, Limit]:
+    """Most tokens of an answer, and the limit that this number comes from.
+
+    Args:
+        generation: Options of the request.
+        free: Tokens of the context that the prompt leaves free.
+        limits: Limits of the server.
+    """
+    bound, limit = generation.max_tokens, Limit.MAX_TOKENS
+    if bound is None:
+        bound, limit = limits.default_max_tokens, Limit.SERVER
+    return (bound, limit) if bound <= free else (free, limits.context_limit)

@@ -33,6 +33,7 @@ class Generation:
         return_prompt_token_ids: Whether the client wants the prompt's ids.
         form: The form that the answer must have, if any.
         repetition: Repetition that ends the answer; None: no detection.
+        clamp_max_tokens: Whether `max_tokens` is reduced to the free tokens of the context instead of refused.
     """
 
     sampling: SamplingParams
@@ -41,6 +42,12 @@ class Generation:
     return_prompt_token_ids: bool = False
     form: Form | None = None
     repetition: RepetitionLimits | None = None
+    clamp_max_tokens: bool = False
+
+    @property
+    def must_fit(self) -> int | None:
+        """Tokens of the answer that must fit in the context, if any."""
+        return None if self.clamp_max_tokens else self.max_tokens
 
 
 @dataclass(frozen=True)

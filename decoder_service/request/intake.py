@@ -44,7 +44,7 @@ class FeatureIntake:
         decoder: What is loaded.
         rendered: The conversation.
         encoder_dtype: Type in which the encoder computes, as in `Opening.encoder_dtype`.
-        max_tokens: Most tokens of the answer, if the request sets it.
+        max_tokens: Tokens of the answer that must fit in the context, as `Generation.must_fit`.
         place: The request's admission, which counts the bytes.
 
     Raises:

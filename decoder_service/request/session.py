@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from decoder_service.chat import Layout
 from decoder_service.engine import (
     Constraint,
+    EngineEvent,
     EngineFinished,
     EngineRequest,
     FinishReason,
@@ -32,7 +34,7 @@ from decoder_service.output.pipeline import Delta, Output
 from decoder_service.output.reasoning import Reasoning
 from decoder_service.output.repetition import Repetition
 from decoder_service.output.tool_calls import ToolCallDelta, ToolCalls
-from decoder_service.request.admission import check_room
+from decoder_service.request.admission import answer_bound, check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
@@ -55,6 +57,7 @@ class Started:
         media_tokens: Tokens of media among them.
         prompt_token_ids: The ids, if requested.
         layouts: The layout of each medium, in order.
+        max_tokens: Most tokens of the answer.
     """
 
     request_id: str
@@ -63,6 +66,7 @@ class Started:
     media_tokens: int
     prompt_token_ids: tuple[int, ...]
     layouts: tuple[Layout, ...]
+    max_tokens: int
 
 
 class Stage(enum.Enum):
@@ -116,7 +120,7 @@ class Finished:
         reason: Why the answer ended.
         usage: What was counted.
         timings: Where the time went.
-        limit: Which limit ended it, where the reason is LENGTH.
+        limit: The limit that ended it, if the reason is LENGTH.
         called: Whether it ended by itself and calls tools.
     """
 
@@ -163,6 +167,7 @@ class Session:
         self.intake = intake
         self._prompt: Prompt | None = None
         self._max_tokens = 0
+        self._limit = Limit.MAX_TOKENS
 
     async def start(self) -> Started:
         """Lay out the prompt. After `intake` has all layouts, with or without the features.
@@ -174,8 +179,8 @@ class Session:
         layouts = self.intake.layouts()
         keys = [media_key(layout.medium, self.intake.encoder) for layout in layouts]
         prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts, keys)
-        free = check_room(len(prompt.token_ids), generation.max_tokens, decoder.limits.context_length)
-        self._max_tokens = generation.max_tokens or min(decoder.limits.default_max_tokens, free)
+        free = check_room(len(prompt.token_ids), generation.must_fit, decoder.limits.context_length)
+        self._max_tokens, self._limit = answer_bound(generation, free, decoder.limits)
         return Started(
             self._opening.request_id,
             decoder.model.id,
@@ -183,13 +188,17 @@ class Session:
             prompt.media_tokens,
             prompt.token_ids if generation.return_prompt_token_ids else (),
             layouts,
+            self._max_tokens,
         )
 
-    async def events(self, arriving: asyncio.Task[None] | None = None) -> AsyncGenerator[Event, None]:
+    async def events(
+        self, arriving: asyncio.Task[None] | None = None, *, until: float = math.inf
+    ) -> AsyncGenerator[Event, None]:
         """Generate the answer. After `start`. Closing the generator frees the engine.
 
         Args:
             arriving: The task that feeds `intake`, if it is not complete; done when it is.
+            until: When an answer that has started ends, by the event loop's clock. No effect before its first token.
 
         Raises:
             ServiceError: From the engine, or from `arriving`.
@@ -205,8 +214,8 @@ class Session:
             contextlib.aclosing(decoder.engine.generate(self._engine_request(prompt))) as engine_events,
             contextlib.aclosing(beside(engine_events, arriving)) as events,
         ):
-            async for event in events:
-                match event:
+            while True:
+                match event := await _next(events, until if tally.begun else math.inf):
                     case None:
                         if queued:
                             yield StageProgress(Stage.QUEUED)
@@ -220,10 +229,12 @@ class Session:
                         for delta in output.push(event):
                             yield delta
                         if output.ended:
-                            tally.cut(in_circles=output.in_circles)
+                            tally.limit = Limit.REPETITION if output.in_circles else None
                             break
                     case EngineFinished():
-                        tally.reason = event.reason
+                        if event.reason is FinishReason.LENGTH:
+                            tally.limit = event.limit or self._limit
+                        break
         for delta in output.finish():
             yield delta
         yield tally.finish(output.reasoning_tokens, called=output.called)
@@ -273,8 +284,13 @@ class _Tally:
         self._arrived = self._first = self._last = arrived
         self._prefilled = Prefilled(0.0, 0.0)
         self._drawn = 0
-        self.reason = FinishReason.LENGTH
         self.limit: Limit | None = None
+        """The limit that ended the answer, if any."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a token."""
+        return self._drawn > 0
 
     def prefill(self, prefilled: Prefilled) -> None:
         """Record the end of the prefill."""
@@ -301,12 +317,25 @@ class _Tally:
         self._progress.finished(self._drawn, decode_seconds)
         prefilled, prompt = self._prefilled, self._prompt
         return Finished(
-            self.reason,
+            FinishReason.STOP if self.limit is None else FinishReason.LENGTH,
             Usage(len(prompt.token_ids), self._drawn, prompt.media_tokens, prefilled.cached_tokens, reasoning_tokens),
             Timings(prefilled.queue_seconds, prefilled.prefill_seconds, decode_seconds, self._first - self._arrived),
             self.limit,
-            called=called and self.reason is FinishReason.STOP,
+            called=called and self.limit is None,
         )
+
+
+async def _next(events: AsyncGenerator[EngineEvent | None, None], until: float) -> EngineEvent | None:
+    """The next event, or the end of the answer if none arrives until then."""
+    if until == math.inf:
+        return await anext(events)
+    try:
+        if asyncio.get_running_loop().time() >= until:  # also if events never have to be waited for
+            raise TimeoutError
+        async with asyncio.timeout_at(until):
+            return await anext(events)
+    except TimeoutError:
+        return EngineFinished(FinishReason.LENGTH, Limit.DEADLINE)
 
 
 @contextlib.asynccontextmanager
@@ -334,7 +363,7 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
             enable_thinking=opening.enable_thinking,
         )
         constraint = await _constraint(decoder, opening, rendered)
-        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.max_tokens, place)
+        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.must_fit, place)
         yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress, constraint=constraint)
 
 

@@ -254,6 +254,7 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         return_prompt_token_ids=options.return_prompt_token_ids,
         form=_form(options.response_format) if options.HasField("response_format") else None,
         repetition=_repetition(options, defaults.repetition),
+        clamp_max_tokens=options.clamp_max_tokens,
     )
 
 

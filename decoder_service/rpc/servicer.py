@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -22,6 +23,12 @@ from serving.tasks import cancel_and_wait
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+
+_MARGIN_SECONDS = 1.0
+_MARGIN_SHARE = 0.1
+"""How long before the deadline an answer ends, so that its last event arrives in time: the smaller of a number of
+seconds and a share of the time that the request has."""
 
 
 class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
@@ -43,7 +50,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         received while the prompt is prefilled as far as they have arrived. A deadline, or a client that disconnects,
         cancels this coroutine; leaving the blocks releases the place and the engine.
         """
-        arrived = time.perf_counter()
+        arrived, until = time.perf_counter(), _end_of_answer(context)
         requests = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("payload") != "open":
@@ -64,7 +71,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             rest = self._take_in(requests, session.intake, until=lambda: session.intake.complete)
             arriving = asyncio.create_task(rest, name="features")
             try:
-                async with contextlib.aclosing(session.events(arriving)) as events:
+                async with contextlib.aclosing(session.events(arriving, until=until)) as events:
                     async for event in events:
                         yield to_wire.event(event)
             finally:
@@ -132,3 +139,12 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
     async def GetModel(self, request: decoder_pb2.GetModelRequest, context: _Context) -> chat_pb2.Model:
         """Return the loaded model."""
         return to_wire.model(self._decoder)
+
+
+def _end_of_answer(context: _Context) -> float:
+    """When an unfinished answer ends because of the deadline, by the event loop's clock."""
+    left = context.time_remaining()
+    # None without a deadline, which the stubs do not know.
+    if left is None:  # type: ignore[redundant-expr, unused-ignore]
+        return math.inf  # type: ignore[unreachable]
+    return asyncio.get_running_loop().time() + left - min(_MARGIN_SECONDS, _MARGIN_SHARE * left)

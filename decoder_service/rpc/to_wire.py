@@ -19,6 +19,11 @@ _REASONS = {
 
 _LIMITS = {
     None: chat_pb2.FINISH_LIMIT_UNSPECIFIED,
+    Limit.MAX_TOKENS: chat_pb2.FINISH_LIMIT_MAX_TOKENS,
+    Limit.SERVER: chat_pb2.FINISH_LIMIT_SERVER,
+    Limit.CONTEXT: chat_pb2.FINISH_LIMIT_CONTEXT,
+    Limit.KV_CACHE: chat_pb2.FINISH_LIMIT_KV_CACHE,
+    Limit.DEADLINE: chat_pb2.FINISH_LIMIT_DEADLINE,
     Limit.REPETITION: chat_pb2.FINISH_LIMIT_REPETITION,
 }
 
@@ -55,6 +60,7 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
                 media_tokens=value.media_tokens,
                 prompt_token_ids=value.prompt_token_ids,
                 media=map(_layout, value.layouts),
+                max_tokens=value.max_tokens,
             )
         )
     if isinstance(value, StageProgress):
@@ -119,6 +125,7 @@ def model(decoder: Decoder) -> chat_pb2.Model:
         video=True,
         precision=decoder.model.precision,
         encoder_fingerprint=decoder.model.encoder_fingerprint,
+        default_max_tokens=decoder.limits.default_max_tokens,
         thinks=thinking is not None,
         thinking_optional=thinking is not None and thinking.optional,
         recommended_sampling=chat_pb2.RecommendedSampling(

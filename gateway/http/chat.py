@@ -19,7 +19,7 @@ from gateway.http.errors import status_of
 from gateway.http.ignored import IgnoredFields
 from gateway.http.schema import CompletionRequest
 from gateway.http.stream import EventStream, Pace
-from gateway.http.translate import JsonNames, parse, to_chat
+from gateway.http.translate import JsonNames, asked_tokens, parse, to_chat
 from gateway.http.unserved import ignored_fields
 from gateway.retry import Deadline
 from serving.errors import ServiceError
@@ -82,13 +82,16 @@ class _Answer:
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._logprobs = bool(request.logprobs)
         self._reasoning = request.include_reasoning is not False
+        self._max_tokens = asked_tokens(request)
         self._names = JsonNames(request)
         self._events = events
         self._pace = pace
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Raises ServiceError where it fails before any of it was sent."""
-        completion = Completion(scope["request_id"], logprobs=self._logprobs, reasoning=self._reasoning)
+        completion = Completion(
+            scope["request_id"], logprobs=self._logprobs, reasoning=self._reasoning, max_tokens=self._max_tokens
+        )
         async with contextlib.aclosing(self._events) as events:
             if self._stream:
                 stream = EventStream(send, self._pace, self._names)

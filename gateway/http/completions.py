@@ -19,6 +19,15 @@ _REASONS = {
     chat_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
+_LIMITS = {
+    chat_pb2.FINISH_LIMIT_MAX_TOKENS: "max_tokens",
+    chat_pb2.FINISH_LIMIT_SERVER: "server",
+    chat_pb2.FINISH_LIMIT_CONTEXT: "context",
+    chat_pb2.FINISH_LIMIT_KV_CACHE: "kv_cache",
+    chat_pb2.FINISH_LIMIT_DEADLINE: "deadline",
+    chat_pb2.FINISH_LIMIT_REPETITION: "repetition",
+}
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -37,6 +46,12 @@ def _media(started: chat_pb2.Started) -> dict[str, Any]:
     return {"media": [described(layout) for layout in started.media]} if started.media else {}
 
 
+def _limit(finished: chat_pb2.Finished) -> dict[str, Any]:
+    """Triptych's addition to a choice: which limit ended the answer."""
+    limit = _LIMITS.get(finished.limit)
+    return {} if limit is None else {"finish_limit": limit}
+
+
 class Completion:
     """One answer on its way to JSON.
 
@@ -44,11 +59,15 @@ class Completion:
         request_id: The request's id.
         logprobs: Whether the client asked for log probabilities.
         reasoning: Whether the client wants what the model thinks.
+        max_tokens: `max_tokens` of the request, if it is set.
     """
 
-    def __init__(self, request_id: str, *, logprobs: bool = False, reasoning: bool = True) -> None:
+    def __init__(
+        self, request_id: str, *, logprobs: bool = False, reasoning: bool = True, max_tokens: int | None = None
+    ) -> None:
         self._logprobs = logprobs
         self._reasoning = reasoning
+        self._max_tokens = max_tokens
         self._id = f"chatcmpl-{request_id}"
         self._created = int(time.time())
         self._model = ""
@@ -57,6 +76,15 @@ class Completion:
         head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
         return {**head, "choices": choices, **more}
 
+    def _started(self, started: chat_pb2.Started) -> dict[str, Any]:
+        """Triptych's additions to the JSON that are known from the beginning.
+
+        What each medium became, and `max_tokens` where it was cut.
+        """
+        self._model = started.model
+        cut = self._max_tokens is not None and 0 < started.max_tokens < self._max_tokens
+        return {**_media(started), **({"max_tokens": started.max_tokens} if cut else {})}
+
     async def whole(self, events: AsyncIterator[chat_pb2.ChatEvent]) -> dict[str, Any]:
         """The answer in one piece."""
         text: list[str] = []
@@ -64,12 +92,11 @@ class Completion:
         calls = AnswerCalls()
         scored: list[dict[str, Any]] = []
         finished = chat_pb2.Finished()
-        media: dict[str, Any] = {}
+        additions: dict[str, Any] = {}
         async for event in events:
             match event.WhichOneof("event"):
                 case "started":
-                    self._model = event.started.model
-                    media = _media(event.started)
+                    additions = self._started(event.started)
                 case "delta":
                     text.append(event.delta.text)
                     thoughts.append(event.delta.reasoning)
@@ -91,8 +118,9 @@ class Completion:
             },
             "logprobs": {"content": scored, "refusal": None} if self._logprobs else None,
             "finish_reason": _REASONS.get(finished.reason),
+            **_limit(finished),
         }
-        return self._frame("chat.completion", [choice], usage=_usage(finished.usage), **media)
+        return self._frame("chat.completion", [choice], usage=_usage(finished.usage), **additions)
 
     def chunks(self, event: chat_pb2.ChatEvent, *, include_usage: bool) -> Iterator[bytes]:
         """The chunks that an event makes, as lines of `text/event-stream`; those of the last end with `[DONE]`.
@@ -101,8 +129,8 @@ class Completion:
         """
         match event.WhichOneof("event"):
             case "started":
-                self._model = event.started.model
-                yield self._chunk({"role": "assistant", "content": ""}, include_usage, more=_media(event.started))
+                head = {"role": "assistant", "content": ""}
+                yield self._chunk(head, include_usage, more=self._started(event.started))
             case "delta":
                 scored = content(event.delta.logprobs) if self._logprobs else []
                 told = {}
@@ -115,7 +143,7 @@ class Completion:
             case "tool_call":
                 yield self._chunk(call_delta(event.tool_call), include_usage)
             case "finished":
-                yield self._chunk({}, include_usage, reason=_REASONS.get(event.finished.reason))
+                yield self._chunk({}, include_usage, finished=event.finished)
                 if include_usage:
                     yield self._line(self._frame("chat.completion.chunk", [], usage=_usage(event.finished.usage)))
                 yield DONE
@@ -126,11 +154,13 @@ class Completion:
         include_usage: bool,
         *,
         scored: Sequence[dict[str, Any]] = (),
-        reason: str | None = None,
+        finished: chat_pb2.Finished | None = None,
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         logprobs = {"content": scored, "refusal": None} if scored else None
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        if finished is not None:
+            choice |= {"finish_reason": _REASONS.get(finished.reason), **_limit(finished)}
         usage = {"usage": None} if include_usage else {}
         return self._line(self._frame("chat.completion.chunk", [choice], **usage, **more))
 

@@ -109,9 +109,10 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         generation.logprobs = request.top_logprobs or 0
     if request.top_k is not None:
         generation.top_k = max(request.top_k, 0)  # -1 is vLLM's way to say that there is no limit
-    limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    limit = asked_tokens(request)
     if limit is not None:
         generation.max_tokens = limit
+        generation.clamp_max_tokens = True  # OpenAI's is an upper bound, and tools send any large number
     if (circles := request.repetition_detection) is not None:
         generation.repetition_detection.max_pattern_size = circles.max_pattern_size
         generation.repetition_detection.min_pattern_size = circles.min_pattern_size
@@ -128,6 +129,11 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         tools=tools_of(request),
         tool_choice=tool_choice_of(request),
     )
+
+
+def asked_tokens(request: CompletionRequest) -> int | None:
+    """Most tokens of the answer, if the request sets it."""
+    return request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
 
 
 def _enable_thinking(request: CompletionRequest) -> bool | None:

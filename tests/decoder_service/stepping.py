@@ -13,7 +13,7 @@ from decoder_service.engine import EngineEvent, EngineFinished, EngineRequest, P
 from decoder_service.engine.batching.kv import KvCache
 from decoder_service.engine.batching.pace import Curve, Pace, Speed
 from decoder_service.engine.batching.scheduler import Scheduler
-from decoder_service.engine.batching.slots import Slots
+from decoder_service.engine.batching.slots import GROWTH, Slots
 from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.model import Model, Piece, Step
 from decoder_service.engine.onnx.phases import Phases
@@ -132,6 +132,8 @@ class Stepping:
         rooms: Tokens to read in each step.
         parts: Parts of chunks to compute in each step.
         budget: Tokens in memory.
+        parking: Tokens that are kept of parked requests.
+        growth: Tokens in a step of memory.
         model: What computes; None: the runner's graphs by the phase.
         keep_answers: Whether answers' keys and values are kept, too.
     """
@@ -146,6 +148,8 @@ class Stepping:
         rooms: Sequence[int] = (10_000,),
         parts: Sequence[int] = (1000,),
         budget: int = 100_000,
+        parking: int = 0,
+        growth: int = GROWTH,
         model: Model | None = None,
         keep_answers: bool = False,
     ) -> None:
@@ -160,7 +164,15 @@ class Stepping:
             dtype=runner.cache_dtype,
         )
         runner.use(self.cache.buffers)
-        self.slots = Slots(self.cache, slots=rows, running=slots, budget=budget, caching=caches is not None)
+        self.slots = Slots(
+            self.cache,
+            slots=rows,
+            running=slots,
+            budget=budget,
+            caching=caches is not None,
+            parking=parking,
+            growth=growth,
+        )
         self.model = Watched(model or Phases(runner, decode=runner.graphs[0], prefill=runner.graphs[-1]))
         self._shape = runner.shape
         self.answers: dict[Job, Answer] = {}

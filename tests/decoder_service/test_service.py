@@ -114,6 +114,31 @@ async def test_an_answer_may_fill_the_context(
             if got.finished.finished.reason == chat_pb2.FINISH_REASON_LENGTH:
                 break
         assert len(got.token_ids) == free
+        assert got.started.started.max_tokens == free
+        assert got.finished.finished.limit == chat_pb2.FINISH_LIMIT_CONTEXT
+        options = chat_pb2.GenerationOptions(temperature=2, seed=seed, max_tokens=2000, clamp_max_tokens=True)
+        cut = await answer(running, case, bundle, options)
+        assert (cut.token_ids, cut.started.started.max_tokens) == (got.token_ids, free)
+        assert cut.finished.finished.limit == chat_pb2.FINISH_LIMIT_CONTEXT
+        model = await running.stub.GetModel(decoder_pb2.GetModelRequest())
+        assert model.default_max_tokens == 16384
+
+
+async def test_an_answer_ends_before_its_deadline(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """Once it has begun, the client has all of it that was written, and the name of the limit, and no error."""
+    events: list[chat_pb2.ChatEvent] = []
+    seconds = 1.0
+    while not events:  # on a busy machine the time may be over before the first token
+        seconds *= 2
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async with generate(running, deadline=seconds) as call:
+                await opened(call, open_request(cases["text alone"], ENDLESS))
+                events = await rest_of(call)
+    finished = events[-1].finished
+    assert finished.reason == chat_pb2.FINISH_REASON_LENGTH
+    if finished.usage.completion_tokens < ENDLESS.max_tokens:
+        assert finished.limit == chat_pb2.FINISH_LIMIT_DEADLINE
+    await still_works(running, cases["text alone"])
 
 
 async def test_a_full_queue_refuses(running: Running, cases: dict[str, Case]) -> None:

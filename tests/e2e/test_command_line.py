@@ -8,6 +8,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -57,7 +58,8 @@ def test_ask_json_has_the_tokens_of_transformers(fp32_system: Up, checkpoint: Pa
     assert answer["text"] == reference.tokenizer.decode(answer["token_ids"], skip_special_tokens=True)
     assert answer["finish_reason"] == "stop"
     assert answer["usage"]["prompt_tokens"] == inputs.input_ids.shape[1]
-    assert set(answer) == {"text", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
+    fields = {"text", "reasoning", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
+    assert set(answer) == {*fields, "finish_limit"}
     assert answer["timings"]["time_to_first_token_seconds"] > 0
 
 
@@ -66,7 +68,21 @@ def test_max_tokens_ends_the_answer(int4_system: Up) -> None:
     asked = int4_system.ask("What is in the picture?", "--image", str(PICTURE), "--max-tokens", "2", "--json")
     answer = json.loads(asked.stdout)
     assert len(answer["token_ids"]) == 2
-    assert answer["finish_reason"] == "length"
+    assert (answer["finish_reason"], answer["finish_limit"]) == ("length", "max_tokens")
+
+
+@pytest.mark.parametrize("max_tokens", [None, 65_536])
+def test_an_answer_over_http_is_as_long_as_it_is(int4_system: Up, max_tokens: int | None) -> None:
+    """Without `max_tokens`, or with more than there is room for: no error, the end is the model's, a cut is told."""
+    body = {"messages": [{"role": "user", "content": "How are you?"}], "max_tokens": max_tokens}
+    response = httpx.post(f"{int4_system.http}/v1/chat/completions", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    (choice,) = answer["choices"]
+    assert (choice["finish_reason"], "finish_limit" in choice) == ("stop", False)
+    assert 0 < answer["usage"]["completion_tokens"] < 1024
+    told = answer.get("max_tokens")
+    assert told is None if max_tokens is None else 0 < told < max_tokens
 
 
 @pytest.mark.parametrize(

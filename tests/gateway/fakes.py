@@ -163,6 +163,9 @@ class FakeDecoder:
         self.called: tuple[chat_pb2.ToolCallDelta, ...] = ()
         # Whether every token has a log probability.
         self.scored = False
+        # The limit that ends an answer, and the most tokens that it is told to have.
+        self.limit: chat_pb2.FinishLimit.ValueType = chat_pb2.FINISH_LIMIT_UNSPECIFIED
+        self.max_tokens = 0
         self.fingerprint = fingerprint
         self.cached: set[str] = set()
         # Whether `started` comes after the last header, as a real decoder sends it, or after the last feature.
@@ -213,7 +216,13 @@ class FakeDecoder:
             needed = self.needed(call.open)
             yield decoder_pb2.GenerateResponse(media_needed=decoder_pb2.MediaNeeded(media_indices=needed))
             missing = dict.fromkeys(needed, -1)
-            started = chat_pb2.Started(request_id=call.open.request_id, model=MODEL, prompt_tokens=7, media_tokens=4)
+            started = chat_pb2.Started(
+                request_id=call.open.request_id,
+                model=MODEL,
+                prompt_tokens=7,
+                media_tokens=4,
+                max_tokens=self.max_tokens,
+            )
             starting = decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(started=started))
             while any(missing.values()):
                 if self.start_early and not call.started and -1 not in missing.values():
@@ -264,10 +273,12 @@ class FakeDecoder:
                 cached_tokens=2,
                 reasoning_tokens=len(self.thoughts),
             )
+            reason = chat_pb2.FINISH_REASON_TOOL_CALLS if self.called else chat_pb2.FINISH_REASON_STOP
             finished = chat_pb2.Finished(
-                reason=chat_pb2.FINISH_REASON_TOOL_CALLS if self.called else chat_pb2.FINISH_REASON_STOP,
+                reason=chat_pb2.FINISH_REASON_LENGTH if self.limit else reason,
                 usage=usage,
                 timings=chat_pb2.Timings(queue_seconds=0.5),
+                limit=self.limit,
             )
             yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(finished=finished))
             call.complete = True

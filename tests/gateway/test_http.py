@@ -201,6 +201,7 @@ async def test_messages_and_options_become_those_of_the_wire(http: httpx.AsyncCl
     assert opening.model == MODEL
     assert opening.generation == chat_pb2.GenerationOptions(
         max_tokens=9,
+        clamp_max_tokens=True,
         temperature=0.5,
         top_p=0.25,
         top_k=3,
@@ -219,6 +220,48 @@ async def test_options_left_out_stay_unset(http: httpx.AsyncClient, decoder: Fak
     """What the client leaves out, or sends as null, is the checkpoint's to say."""
     assert (await http.post(PATH, json={**HELLO, "temperature": None, "top_k": -1})).status_code == 200
     assert asked(decoder).generation == chat_pb2.GenerationOptions(top_k=0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    [
+        (chat_pb2.FINISH_LIMIT_MAX_TOKENS, "max_tokens"),
+        (chat_pb2.FINISH_LIMIT_SERVER, "server"),
+        (chat_pb2.FINISH_LIMIT_CONTEXT, "context"),
+        (chat_pb2.FINISH_LIMIT_KV_CACHE, "kv_cache"),
+        (chat_pb2.FINISH_LIMIT_DEADLINE, "deadline"),
+        (chat_pb2.FINISH_LIMIT_REPETITION, "repetition"),
+        (chat_pb2.FINISH_LIMIT_UNSPECIFIED, None),
+    ],
+)
+async def test_the_limit_that_ended_an_answer_is_named(
+    *, stream: bool, limit: chat_pb2.FinishLimit, name: str | None, wire: httpx.AsyncClient, decoder: FakeDecoder
+) -> None:
+    """Beside OpenAI's `finish_reason`, which stays `length`; an answer that ended by itself has no limit."""
+    decoder.limit = limit
+    response = await wire.post(PATH, json={**HELLO, "stream": stream})
+    choices = [body["choices"][0] for body in (events(response.text)[:-1] if stream else [response.json()])]
+    assert choices[-1]["finish_reason"] == ("length" if limit else "stop")
+    assert choices[-1].get("finish_limit") == name
+    assert not any("finish_limit" in choice for choice in choices[:-1])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_a_number_of_tokens_that_was_cut_is_told(
+    stream: bool, field: str, wire: httpx.AsyncClient, decoder: FakeDecoder
+) -> None:
+    """The decoder is asked to cut it instead of refusing it; `max_tokens` tells to what, and is there only then."""
+    decoder.max_tokens = 300
+    for asked_for, told in ((65536, 300), (300, None), (None, None)):
+        body = {**HELLO, "stream": stream, **({} if asked_for is None else {field: asked_for})}
+        response = await wire.post(PATH, json=body)
+        answer = events(response.text)[0] if stream else response.json()
+        assert (response.status_code, answer.get("max_tokens")) == (200, told)
+        assert decoder.calls[-1].open is not None
+        sent = decoder.calls[-1].open.generation
+        assert (sent.HasField("max_tokens"), sent.clamp_max_tokens) == (asked_for is not None,) * 2
 
 
 @pytest.mark.parametrize(("sent", "asked_for"), [({}, 0), ({"top_logprobs": 0}, 0), ({"top_logprobs": 20}, 20)])

@@ -74,7 +74,7 @@ def test_events_come_back_as_values() -> None:
     events = [
         chat_pb2.ChatEvent(
             started=chat_pb2.Started(
-                request_id="r", model="m", prompt_tokens=3, media_tokens=1, prompt_token_ids=[7, 8, 9]
+                request_id="r", model="m", prompt_tokens=3, media_tokens=1, prompt_token_ids=[7, 8, 9], max_tokens=3
             )
         ),
         chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A ", token_ids=[1])),
@@ -83,16 +83,21 @@ def test_events_come_back_as_values() -> None:
         chat_pb2.ChatEvent(
             finished=chat_pb2.Finished(
                 reason=chat_pb2.FINISH_REASON_LENGTH,
+                limit=chat_pb2.FINISH_LIMIT_KV_CACHE,
                 usage=chat_pb2.Usage(prompt_tokens=3, completion_tokens=3, media_tokens=1, cached_tokens=2),
                 timings=chat_pb2.Timings(queue_seconds=1, vision_seconds=2, prefill_seconds=3, decode_seconds=4),
             )
         ),
     ]
+    started, *_, finished = map(from_wire, events)
+    assert isinstance(started, triptych.Started)
+    assert isinstance(finished, triptych.Finished)
+    assert (started.max_tokens, finished.limit) == (3, "kv_cache")
     answer = gather(event for event in map(from_wire, events) if event is not None)
     assert answer.text == "A cat."
     assert answer.token_ids == (1, 2, 3)
     assert answer.prompt_token_ids == (7, 8, 9)
-    assert answer.finish_reason == "length"
+    assert (answer.finish_reason, answer.finish_limit) == ("length", "kv_cache")
     assert answer.usage == triptych.Usage(3, 3, 1, 2)
     assert answer.timings == triptych.Timings(1, 2, 3, 4, 0)
 
@@ -134,6 +139,7 @@ def test_options_have_their_places_in_the_request() -> None:
     """Every option of a chat goes to its own field, and one that is left out stays unset."""
     generation: dict[str, Any] = {
         "max_tokens": 1,
+        "clamp_max_tokens": True,
         "temperature": 0.5,
         "top_p": 0.25,
         "top_k": 2,

@@ -112,7 +112,7 @@ def test_json_has_the_layouts_and_no_bar(picture: str) -> None:
         assert seen.end() == 0
     answer = json.loads(seen.written)
     fields = {"text", "reasoning", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
-    assert set(answer) == fields
+    assert set(answer) == {*fields, "finish_limit"}
     assert answer["media"] == [
         {
             "kind": "image",
@@ -124,6 +124,27 @@ def test_json_has_the_layouts_and_no_bar(picture: str) -> None:
             "timestamps": [],
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "remarks"),
+    [
+        (chat_pb2.FINISH_LIMIT_MAX_TOKENS, []),
+        (chat_pb2.FINISH_LIMIT_DEADLINE, ["cut off: the time for an answer was over"]),
+    ],
+)
+def test_an_answer_that_is_cut_off_says_so(limit: chat_pb2.FinishLimit, remarks: list[str]) -> None:
+    """On a terminal, where it was not the user's own `--max-tokens`."""
+
+    def play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        accept(context)
+        *events, finished = answered("A cat")
+        finished.finished.reason, finished.finished.limit = chat_pb2.FINISH_REASON_LENGTH, limit
+        yield from (*events, finished)
+
+    with playing(play) as gateway, on_terminal("ask", "x", "--address", gateway.address) as seen:
+        assert seen.end() == 0
+    assert seen.screen() == ["A cat", *remarks]
 
 
 def test_the_bar_is_gone_after_an_error(picture: str) -> None:

@@ -19,6 +19,10 @@ from numpy.typing import DTypeLike, NDArray
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
+Saved = tuple[NDArray[Any], ...]
+"""The first tokens of a slot, outside the KV cache: [heads, tokens, width] of each buffer."""
+
+
 class KvCache:
     """Buffers [slots, heads, length, width], two for each layer: keys, then values.
 
@@ -52,6 +56,19 @@ class KvCache:
         """Copy the first `count` tokens of one slot to another."""
         for buffer in self.buffers:
             buffer[target, :, :count] = buffer[source, :, :count]
+
+    def save(self, slot: int, count: int) -> Saved:
+        """Return a copy of the first `count` tokens of a slot.
+
+        Raises:
+            MemoryError: There is no memory for the copy.
+        """
+        return tuple(buffer[slot, :, :count].copy() for buffer in self.buffers)
+
+    def restore(self, saved: Saved, slot: int) -> None:
+        """Copy saved tokens to the start of a slot, the same or another one."""
+        for buffer, kept in zip(self.buffers, saved, strict=True):
+            buffer[slot, :, : kept.shape[1]] = kept
 
     def swap(self, one: int, other: int, *, lengths: tuple[int, int]) -> None:
         """Exchange two slots, which hold `lengths[0]` and `lengths[1]` tokens."""

@@ -1,6 +1,7 @@
 """Selects what is computed next. It manages slots and token counts, and runs nothing.
 
 waiting ── first come, first served ──▶ prefilling (the prompt, in chunks) ──▶ decoding (a token each step) ──▶ finished
+                                            └───────────── parked, while memory is short ─────────────┘
 
 A prompt is prefilled completely before the next one starts, unless it is longer than the room of a step: then the next
 prompt starts as well, and chunks alternate between the prompt with the fewest tokens left and the oldest. So a short
@@ -10,6 +11,11 @@ fit yet blocks those behind it: otherwise a series of small requests could delay
 A prompt whose features are incomplete is prefilled as far as they have arrived, if `read_ahead` is set and a slot is
 free. It does not block others: those behind it pass it, and if one of them needs a slot, it gives up its own and
 returns to its place in the queue. What was computed of it stays in the prefix cache while there is room.
+
+The memory of an answer is reserved in steps. When none is left, prefix caches are freed, then the slots of prompts that
+wait for features, then the youngest running request is parked: it gives up its slot. No request starts while one is
+parked, and parked requests resume in the order of arrival, as soon as they fit. So every running request is older than
+every parked one, the oldest request is never parked, and no two requests wait for each other.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from decoder_service.engine.batching.prefix import Content, common_prefix
-from decoder_service.engine.batching.slots import SHORTEST_MATCH, Slot, Slots
+from decoder_service.engine.batching.slots import SHORTEST_MATCH, Parked, Slot, Slots
 
 LEAST_AHEAD = 64
 """Least tokens of an incomplete prompt that are worth a run of their own, which reads all weights."""
@@ -38,6 +44,8 @@ class Task:
         slot: Its slot, while it runs.
         cached: Tokens of the prompt that were found in the prefix cache, once its prefill has started.
         prefilled_before: Tokens of the prompt that were computed when it gave its slot up.
+        parked: Its state while it is parked.
+        grown: Most tokens for which it needed memory before it was parked; 0 if it never was.
         number: Its place in the order of arrival.
     """
 
@@ -47,6 +55,8 @@ class Task:
     slot: Slot | None = None
     cached: int | None = None
     prefilled_before: int = 0
+    parked: Parked | None = None
+    grown: int = 0
     number: int = 0
 
     @property
@@ -113,20 +123,23 @@ class Scheduler(Generic[T]):
         self._prefilling: list[T] = []  # the oldest first
         self._shortest_next = True
         self._decoding: list[T] = []
+        self._parked: list[T] = []  # the oldest first
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do until a request or features arrive."""
-        return (
-            not self._decoding
-            and not any(self.able(task) for task in self._prefilling)
-            and self._next_to_start() is None
-        )
+        busy = self._decoding or self._parked or any(self.able(task) for task in self._prefilling)
+        return not busy and self._next_to_start() is None
 
     @property
     def tasks(self) -> list[T]:
         """All tasks."""
-        return [*self._decoding, *self._prefilling, *self._waiting]
+        return [*self._decoding, *self._prefilling, *self._parked, *self._waiting]
+
+    @property
+    def parked(self) -> list[T]:
+        """Parked tasks, the oldest first."""
+        return list(self._parked)
 
     @property
     def decoding(self) -> list[T]:
@@ -137,6 +150,8 @@ class Scheduler(Generic[T]):
     def prefillable(self) -> int:
         """Number of tasks with tokens to prefill that have a slot or can get one."""
         running = sum(self.able(task) > 0 for task in self._prefilling)
+        if self._parked:
+            return running
         places = self._slots.free + len(self._prefilling) - running
         return running + min(sum(self.able(task) > 0 for task in self._waiting), places)
 
@@ -151,6 +166,55 @@ class Scheduler(Generic[T]):
         """Add a new request."""
         task.number = next(self._numbers)
         self._waiting.append(task)
+
+    def make_room(self) -> list[T]:
+        """Reserve memory for the next token of each answer, parking requests if necessary; resume those that fit again.
+
+        Returns:
+            Tasks without memory though no other runs. The caller must end them.
+        """
+        full = []
+        for task in sorted(self._decoding, key=_arrival):
+            while task.slot is not None and task.slot.length == task.slot.reserved:
+                if self._slots.grow(task.slot, task.need):
+                    continue
+                stalled = self._stalled
+                running = [*self._decoding, *self._prefilling]
+                if stalled:
+                    self._preempt(stalled[-1])
+                elif len(running) > 1:
+                    self._park(max(running, key=_arrival))
+                else:
+                    full.append(task)
+                    break
+        self._resume()
+        return full
+
+    def _park(self, task: T) -> None:
+        """Park a running task: free its slot until there is memory again."""
+        task.grown = max(task.grown, task.place.length, len(task.prompt))
+        task.parked = self._slots.park(task.place)
+        task.slot = None
+        (self._decoding if task in self._decoding else self._prefilling).remove(task)
+        bisect.insort(self._parked, task, key=_arrival)
+
+    def _resume(self) -> None:
+        """Resume parked tasks that fit, the oldest first. Preempts stalled tasks if necessary."""
+        while self._parked:
+            task = self._parked[0]
+            stalled = self._stalled
+            if task.parked is None or not self._slots.fits(
+                task.grown, task.need, without=[other.place for other in stalled]
+            ):
+                return
+            while (slot := self._slots.resume(task.parked, task.grown, task.need)) is None:
+                self._preempt(stalled.pop())
+            self._parked.remove(task)
+            task.slot, task.parked = slot, None
+            if slot.length < len(task.prompt):
+                bisect.insort(self._prefilling, task, key=_arrival)
+            else:
+                self._decoding.append(task)
 
     def next_chunk(self, room: int) -> Chunk[T] | None:
         """The next chunk to prefill; None if no prompt can be prefilled, none fits, or there is no room.
@@ -187,6 +251,8 @@ class Scheduler(Generic[T]):
 
         A task whose features are incomplete is next only if it fits without the slot of another task.
         """
+        if self._parked:
+            return None
         for task in self._waiting:
             if not self.able(task):
                 continue
@@ -194,9 +260,10 @@ class Scheduler(Generic[T]):
             before = [other for other in self._prefilling if self.able(other) or not task.whole]
             held = any(_shares_prefix(other, task) for other in before)
             if task.whole:
-                fits = self._slots.fits(task.need, without=[other.place for other in self._stalled])
+                stalled = [other.place for other in self._stalled]
+                fits = self._slots.fits(len(task.prompt), task.need, without=stalled)
                 return task if fits and not held else None
-            if not held and self._slots.fits(task.need):
+            if not held and self._slots.fits(len(task.prompt), task.need):
                 return task
         return None
 
@@ -211,7 +278,7 @@ class Scheduler(Generic[T]):
         task.prefilled_before = task.place.length
         self._slots.finish(task.place, task.prompt)
         task.slot = None
-        bisect.insort(self._waiting, task, key=lambda waiting: waiting.number)
+        bisect.insort(self._waiting, task, key=_arrival)
 
     def _next(self, ready: Sequence[T]) -> T:
         """The task of the next chunk: alternately the one with the fewest tokens left and the oldest."""
@@ -253,11 +320,20 @@ class Scheduler(Generic[T]):
             self._prefilling.remove(task)
         elif task in self._decoding:
             self._decoding.remove(task)
+        elif task in self._parked:
+            self._parked.remove(task)
         elif task in self._waiting:
             self._waiting.remove(task)
+        if task.parked is not None:
+            self._slots.forget(task.parked)
+            task.parked = None
         if task.slot is not None:
             self._slots.finish(task.slot, content)
             task.slot = None
+
+
+def _arrival(task: Task) -> int:
+    return task.number
 
 
 def _shares_prefix(running: Task, waiting: Task) -> bool:

@@ -1,8 +1,10 @@
 """KV-cache slot allocation, the prefix cache, and the memory budget of both.
 
-The memory of a running request is reserved in full at its start, for the prompt and the longest answer. So no request
-runs out of memory while it decodes. The keys and values of a finished request stay in its slot as a prefix cache,
-counted by their length, until the slot or the memory is needed: the least recently used is freed first.
+The memory of a running request is reserved in steps: for the prompt and a first step at its start, and for one step
+more each time its answer has filled the last one. The keys and values of a finished request stay in its slot as a
+prefix cache, counted by their length, until the slot or the memory is needed: the least recently used is freed first.
+When no prefix cache is left, a running request can be parked: its keys and values are copied out of the KV cache, to
+memory with a limit of its own, and are copied back later bit for bit.
 
 The slots of a decode step must be adjacent. Requests start and end, so sometimes a slot is moved; that reads and writes
 its keys and values about twice, while each decode step reads them once.
@@ -10,15 +12,19 @@ its keys and values about twice, while each decode step reads them once.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from decoder_service.engine.batching.prefix import Content, common_prefix
 
 # Shorter matches are not worth a copy: all chat prompts start with the same tokens.
 SHORTEST_MATCH = 16
+
+GROWTH = 256
+"""Tokens in a step of memory: a small part of a long answer, and seconds of decoding."""
 
 
 class Memory(Protocol):
@@ -28,6 +34,12 @@ class Memory(Protocol):
 
     def copy(self, source: int, target: int, count: int) -> None:
         """Copy the first `count` tokens of one slot to another."""
+
+    def save(self, slot: int, count: int) -> Any:
+        """Return a copy of the first `count` tokens of a slot. Raises MemoryError."""
+
+    def restore(self, saved: Any, slot: int) -> None:
+        """Copy saved tokens to a slot."""
 
     def swap(self, one: int, other: int, *, lengths: tuple[int, int]) -> None:
         """Exchange two slots, which hold `lengths[0]` and `lengths[1]` tokens."""
@@ -44,7 +56,7 @@ class Slot:
         index: Index in the KV cache; changes when the slot is moved.
         content: Its known content: the prompt of a running request, the whole text of a finished one.
         length: Number of computed tokens. Only `Slots` changes it.
-        reserved: Most tokens of the running request; 0 for a prefix cache.
+        reserved: Tokens of the running request that memory is reserved for; 0 for a prefix cache.
         used: Logical time of the last use.
     """
 
@@ -53,6 +65,21 @@ class Slot:
     length: int
     reserved: int
     used: int
+
+
+@dataclass(frozen=True, eq=False)
+class Parked:
+    """The state of a request that is parked.
+
+    Attributes:
+        content: The content of its slot.
+        length: Number of computed tokens.
+        saved: Their keys and values; None if there was no memory for them, so that they must be computed again.
+    """
+
+    content: Content
+    length: int
+    saved: Any
 
 
 class Slots:
@@ -64,14 +91,29 @@ class Slots:
         running: Most requests that run at once, at most `slots`.
         budget: Most tokens in all slots together.
         caching: Whether finished requests are kept as prefix caches.
+        parking: Most tokens of parked requests that are kept outside the slots.
+        growth: Tokens in a step of memory.
     """
 
-    def __init__(self, memory: Memory, *, slots: int, running: int, budget: int, caching: bool) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        slots: int,
+        running: int,
+        budget: int,
+        caching: bool,
+        parking: int = 0,
+        growth: int = GROWTH,
+    ) -> None:
         self._memory = memory
         self._slots: list[Slot | None] = [None] * slots
         self._most_running = running
         self._budget = budget
         self._caching = caching
+        self._parking = parking
+        self._growth = growth
+        self._saved = 0  # tokens of parked requests
         self._clock = itertools.count()
 
     @property
@@ -90,11 +132,17 @@ class Slots:
         kept = [slot for slot in self._slots if slot is not None and not slot.reserved]
         return sorted(kept, key=lambda slot: slot.used)
 
-    def fits(self, need: int, *, without: Collection[Slot] = ()) -> bool:
-        """Whether a request of `need` tokens can run now, or could without the slots `without`."""
+    def fits(self, length: int, need: int, *, without: Collection[Slot] = ()) -> bool:
+        """Whether a request can run now, or could without the slots `without`.
+
+        Args:
+            length: Tokens that it starts with: its prompt, or more if it was parked.
+            need: Tokens of the prompt and of the longest answer.
+            without: Slots of running requests.
+        """
         running = [slot for slot in self.running if slot not in without]
         taken = sum(self._whole(slot.reserved) for slot in running)
-        return len(running) < self._most_running and taken + self._whole(need) <= self._budget
+        return len(running) < self._most_running and taken + self._whole(self._step(length, need)) <= self._budget
 
     def take(self, prompt: Content, need: int) -> Slot | None:
         """Allocate a slot for a request, with the longest cached prefix of its prompt.
@@ -106,10 +154,76 @@ class Slots:
         Returns:
             The slot, with `length` computed tokens, at most all but one; None while there is no room.
         """
-        if not self.fits(need):
+        if not self.fits(len(prompt), need):
             return None
         source, match = self._longest_match(prompt)
-        return self._beside(source, match, prompt, need) or self._instead_of(source, match, prompt, need)
+        reserve = self._step(len(prompt), need)
+        return self._beside(source, match, prompt, reserve) or self._instead_of(source, match, prompt, reserve)
+
+    def grow(self, slot: Slot, need: int) -> bool:
+        """Reserve a further step for a running request that has filled its memory, or less if less is free.
+
+        Frees prefix caches if necessary.
+
+        Args:
+            slot: Its slot.
+            need: Tokens of the prompt and of the longest answer.
+
+        Returns:
+            Whether there is room for at least one token.
+        """
+        wanted = self._step(slot.length, need)
+        others = self._taken() - self._whole(slot.reserved)
+        for cache in self.caches:
+            if others + self._whole(wanted) <= self._budget:
+                break
+            others -= self._whole(cache.length)
+            self._drop(cache)
+        granted = min(wanted, (self._budget - others) // self._memory.granule * self._memory.granule)
+        if granted <= slot.length:
+            return False
+        slot.reserved = max(granted, slot.reserved)
+        return True
+
+    def park(self, slot: Slot) -> Parked:
+        """Free the slot of a running request, and keep its keys and values if there is memory for them."""
+        saved = None
+        if self._saved + slot.length <= self._parking:
+            with contextlib.suppress(MemoryError):
+                saved = self._memory.save(slot.index, slot.length)
+                self._saved += slot.length
+        self._drop(slot)
+        slot.reserved = 0
+        return Parked(slot.content, slot.length, saved)
+
+    def resume(self, parked: Parked, length: int, need: int) -> Slot | None:
+        """Allocate a slot for a parked request, and restore its keys and values. Frees prefix caches if necessary.
+
+        Keys and values that were not saved are not copied from prefix caches either: only if they are computed again as
+        before does the request continue from the same bits.
+
+        Args:
+            parked: The parked request.
+            length: Most tokens that it has had.
+            need: Tokens of the prompt and of the longest answer.
+
+        Returns:
+            The slot, with `parked.length` computed tokens or with none; None while there is no room.
+        """
+        if not self.fits(length, need):
+            return None
+        slot = self._beside(None, 0, parked.content, self._step(length, need))
+        assert slot is not None  # noqa: S101  # all prefix caches can be freed
+        if parked.saved is not None:
+            self._memory.restore(parked.saved, slot.index)
+            slot.length = parked.length
+            self.forget(parked)
+        return slot
+
+    def forget(self, parked: Parked) -> None:
+        """Free the saved keys and values of a parked request."""
+        if parked.saved is not None:
+            self._saved -= parked.length
 
     def extend(self, slot: Slot, count: int) -> None:
         """Record that `count` more tokens of a running request are computed."""
@@ -166,42 +280,48 @@ class Slots:
                     best, match = slot, common
         return best, match
 
-    def _beside(self, source: Slot | None, match: int, prompt: Content, need: int) -> Slot | None:
+    def _beside(self, source: Slot | None, match: int, prompt: Content, reserve: int) -> Slot | None:
         """A new slot with a copy of the matching prefix; None if only the source's own slot is available."""
         if source is not None and not source.reserved and match == source.length:
             return None  # all of it matches, so it can be continued in place
         for cache in self.caches:
-            if self._room(need) and None in self._slots:
+            if self._room(reserve) and None in self._slots:
                 break
             if cache is not source:
                 self._drop(cache)
-        if not self._room(need) or None not in self._slots:
+        if not self._room(reserve) or None not in self._slots:
             return None
         index = self._free_index()
         if source is not None:
             source.used = next(self._clock)
             self._memory.copy(source.index, index, match)
-        slot = Slot(index, prompt, match, need, next(self._clock))
+        slot = Slot(index, prompt, match, reserve, next(self._clock))
         self._slots[index] = slot
         return slot
 
-    def _instead_of(self, source: Slot | None, match: int, prompt: Content, need: int) -> Slot:
+    def _instead_of(self, source: Slot | None, match: int, prompt: Content, reserve: int) -> Slot:
         """The source's own slot, truncated to the matching prefix."""
         assert source is not None and not source.reserved  # noqa: S101, PT018  # else `_beside` had found a slot
         if source.length > match:
             self._memory.release(source.index, match)
-        source.content, source.length, source.reserved, source.used = prompt, match, need, next(self._clock)
+        source.content, source.length, source.reserved, source.used = prompt, match, reserve, next(self._clock)
         for cache in self.caches:
             if self._taken() <= self._budget:
                 break
             self._drop(cache)
         return source
 
+    def _step(self, length: int, need: int) -> int:
+        """Tokens to reserve for a request of `length` tokens: at most `need` and the budget."""
+        return min(
+            need, length + self._growth, max(self._budget // self._memory.granule * self._memory.granule, length)
+        )
+
     def _taken(self) -> int:
         return sum(self._whole(slot.reserved or slot.length) for slot in self._slots if slot is not None)
 
-    def _room(self, need: int) -> bool:
-        return self._taken() + self._whole(need) <= self._budget
+    def _room(self, reserve: int) -> bool:
+        return self._taken() + self._whole(reserve) <= self._budget
 
     def _whole(self, tokens: int) -> int:
         """Tokens rounded up to whole pages."""

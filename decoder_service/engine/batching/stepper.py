@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from decoder_service.engine.batching.pace import Pace
 from decoder_service.engine.batching.prefix import Content
 from decoder_service.engine.batching.scheduler import Chunk, Scheduler, Task
+from decoder_service.engine.batching.slots import Slot
 from decoder_service.engine.interface import (
     EngineEvent,
     EngineFinished,
     EngineRequest,
     FinishReason,
+    Limit,
     Prefilled,
     Prefilling,
     TokenDrawn,
@@ -33,6 +35,7 @@ from decoder_service.engine.media import check_spans, prefillable, rows_before
 from decoder_service.engine.model import Model, Piece, Shape, Step
 from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from decoder_service.engine.supervisor import failed
+from decoder_service.metrics import PARKED, PARKS
 from serving.errors import ServiceError
 
 log = structlog.get_logger()
@@ -93,6 +96,11 @@ class Job(Task):
             since=queued_at,
         )
 
+    @property
+    def replaying(self) -> bool:
+        """Whether tokens that were sampled before it was parked are computed again: the next one is known."""
+        return self.place.length - len(self.prompt) < len(self.answer)
+
     def begin(self, now: float) -> None:
         """Record the start of its prefill."""
         if self.started_at is None:
@@ -139,21 +147,23 @@ class _Prefill:
 
     Attributes:
         chunk: The chunk.
-        slot: Index of its slot when it was started.
+        slot: Its slot when it was started.
+        index: The index of that slot.
         parts: Computes one part for each `next`.
         seconds: Duration of the parts so far.
     """
 
     chunk: Chunk[Job]
-    slot: int
+    slot: Slot
+    index: int
     parts: Iterator[NDArray[np.float32] | None]
     seconds: float = 0.0
 
     @property
     def holds(self) -> bool:
         """Whether it can continue: its request still runs, in the slot to which the first parts were written."""
-        slot = self.chunk.task.slot
-        return slot is not None and (slot.index, slot.length) == (self.slot, self.chunk.start)
+        slot = self.slot
+        return self.chunk.task.slot is slot and (slot.index, slot.length) == (self.index, self.chunk.start)
 
 
 _NO_LOGITS = np.empty((0, 0), np.float32)
@@ -179,6 +189,7 @@ class Stepper:
         self._shape = shape
         self._keep_answers = keep_answers
         self._in_progress: _Prefill | None = None
+        PARKED.set(0)
 
     @property
     def idle(self) -> bool:
@@ -217,14 +228,27 @@ class Stepper:
     def cancel(self, job: Job) -> None:
         """Cancel a request. The computed tokens of its prompt stay in the prefix cache."""
         self._scheduler.remove(job, self._content(job))
+        PARKED.set(len(self._scheduler.parked))
 
     def decode(self) -> None:
         """The first half of a step: decode one token per running request, with a chunk in the same run if possible."""
+        self._make_room()
         decoding = len(self._scheduler.decoding)
         self._pace.begin(decoding, self._scheduler.prefillable)
         if decoding:
             together = self._model.together
             self._step(self._scheduler.next_chunk(self._pace.room(decoding)) if together else None)
+
+    def _make_room(self) -> None:
+        """Reserve memory for the next token of each answer. An answer that is alone and has none ends."""
+        before = self._scheduler.parked
+        for job in self._scheduler.make_room():
+            self._end(job, FinishReason.LENGTH, Limit.KV_CACHE)
+        parked = self._scheduler.parked
+        for job in parked:
+            if job not in before and job.parked is not None:
+                PARKS.labels("copied" if job.parked.saved is not None else "dropped").inc()
+        PARKED.set(len(parked))
 
     def prefill(self) -> None:
         """The second half: prefill as much as the step has time for."""
@@ -256,7 +280,7 @@ class Stepper:
             if (piece := self._piece(chunk)) is not None:
                 chunk.task.begin(time.perf_counter())
                 parts = self._model.prefill(piece, ends=chunk.completes)
-                self._in_progress = _Prefill(chunk, chunk.task.place.index, parts)
+                self._in_progress = _Prefill(chunk, chunk.task.place, chunk.task.place.index, parts)
                 break
         return self._in_progress
 
@@ -295,18 +319,22 @@ class Stepper:
         job = chunk.task
         self._scheduler.prefilled(chunk)
         if chunk.completes:
-            job.emit(job.prefilled(time.perf_counter()))
+            if not job.answer:  # else the prompt is computed again, after the request was parked
+                job.emit(job.prefilled(time.perf_counter()))
             return [job]
         job.since = time.perf_counter()
-        if job.request.report_progress:
+        if job.request.report_progress and not job.answer:
             job.emit(Prefilling(chunk.stop, len(job.prompt)))
         return []
 
     def _sample(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
-        """Sample a token for each job from its row of logits."""
-        if not jobs:
+        """Sample a token for each job from its row of logits, unless the token is known."""
+        rows = [row for row, job in enumerate(jobs) if not job.replaying]
+        if not rows:
             return
-        for job, drawn in zip(jobs, draw([job.sampler for job in jobs], logits[: len(jobs)]), strict=True):
+        sampling = [jobs[row] for row in rows]
+        logits = logits[rows] if len(rows) < len(jobs) else logits[: len(rows)]
+        for job, drawn in zip(sampling, draw([job.sampler for job in sampling], logits), strict=True):
             if isinstance(drawn, NotDrawn):
                 self._fail(job, drawn.why)
             else:
@@ -335,13 +363,15 @@ class Stepper:
     def _append(self, job: Job, drawn: TokenDrawn) -> None:
         job.answer.append(drawn.token_id)
         request = job.request
-        stopped = drawn.token_id in request.stop_token_ids
-        ended = stopped or len(job.answer) == request.max_new_tokens
-        if ended:
-            self._scheduler.remove(job, self._content(job))
         job.emit(drawn)
-        if ended:
-            job.emit(EngineFinished(FinishReason.STOP if stopped else FinishReason.LENGTH))
+        if drawn.token_id in request.stop_token_ids:
+            self._end(job, FinishReason.STOP)
+        elif len(job.answer) == request.max_new_tokens:
+            self._end(job, FinishReason.LENGTH)
+
+    def _end(self, job: Job, reason: FinishReason, limit: Limit | None = None) -> None:
+        self._scheduler.remove(job, self._content(job))
+        job.emit(EngineFinished(reason, limit))
 
     def _content(self, job: Job) -> Content | None:
         """The computed tokens of a request that the prefix cache may keep: those of the prompt.
@@ -370,9 +400,12 @@ class Stepper:
 
 def _next_tokens(first_slot: int, jobs: Sequence[Job]) -> Step:
     """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on."""
+    computed = [job.place.length - len(job.prompt) for job in jobs]  # tokens of each answer
     return Step(
         first_slot=first_slot,
         lengths=np.array([job.place.length for job in jobs], np.int64),
-        token_ids=np.array([job.answer[-1] for job in jobs], np.int32),
-        positions=np.array([job.request.positions[0, -1] + len(job.answer) - 1 for job in jobs], np.int64),
+        token_ids=np.array([job.answer[at] for job, at in zip(jobs, computed, strict=True)], np.int32),
+        positions=np.array(
+            [job.request.positions[0, -1] + at for job, at in zip(jobs, computed, strict=True)], np.int64
+        ),
     )

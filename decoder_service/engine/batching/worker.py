@@ -24,6 +24,7 @@ from decoder_service.engine.batching.spare import LOOK_SECONDS, Disturbance, Spa
 from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
 from decoder_service.engine.onnx import operators
+from decoder_service.engine.onnx.operators import KvDtype
 from decoder_service.engine.onnx.phases import LAYERS_AT_ONCE, Phases
 from decoder_service.engine.onnx.runner import Runner
 from decoder_service.engine.supervisor import failed
@@ -49,6 +50,7 @@ class BatchConfig:
         kv_bytes: Memory of the KV cache, for running requests and prefix caches together; None: enough for one request
             of `context_length`, within bounds.
         kv_dtype: How our own attention stores keys and values.
+        parking_bytes: Further memory for keys and values of parked requests; those without are computed again.
         chunk_tokens: Most prompt tokens to prefill in one step.
         stall: Mean slowdown of decode steps for each prompt being prefilled, as a fraction.
         read_ahead: Whether a prompt is prefilled while some of its features are missing; auto: while cores are idle.
@@ -64,7 +66,8 @@ class BatchConfig:
     slots: int = 8
     context_length: int = 32768
     kv_bytes: int | None = None
-    kv_dtype: operators.KvDtype = "int8"
+    kv_dtype: KvDtype = "int8"
+    parking_bytes: int = 1 << 30
     chunk_tokens: int = 512
     stall: float = 0.5
     read_ahead: Literal["auto", "on", "off"] = "auto"
@@ -156,6 +159,7 @@ class Worker:
             running=config.slots,
             budget=budget,
             caching=config.cached_prompts > 0,
+            parking=config.parking_bytes // cache.bytes_per_token,
         )
         self._shape = runner.shape
         scheduler = Scheduler[Job](slots, read_ahead=config.read_ahead == "on")
@@ -310,6 +314,7 @@ def _speed(config: BatchConfig, runner: Runner, model: Phases, room: int) -> Spe
         "threads": config.threads,
         "onnxruntime": onnxruntime.__version__,
         "operators": hashlib.sha256(library.read_bytes()).hexdigest() if (library := _operators(config)) else None,
+        "kv_dtype": runner.cache_dtype.name,
         "widths": widths(config.slots),
         "chunks": [size for size in CHUNKS if size <= room],
     }

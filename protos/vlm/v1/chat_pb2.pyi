@@ -96,7 +96,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """The model ended its turn, or a stop string appeared."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """`max_tokens` were written, or the context was full."""
+    """A limit was reached: Finished.limit tells which."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
     """The model called a tool."""
 
@@ -107,7 +107,7 @@ FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """The model ended its turn, or a stop string appeared."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""`max_tokens` were written, or the context was full."""
+"""A limit was reached: Finished.limit tells which."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
 """The model called a tool."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
@@ -120,6 +120,18 @@ class _FinishLimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishLim
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_LIMIT_UNSPECIFIED: _FinishLimit.ValueType  # 0
     """None: the answer ended by itself."""
+    FINISH_LIMIT_MAX_TOKENS: _FinishLimit.ValueType  # 1
+    """The request's own `max_tokens` were written."""
+    FINISH_LIMIT_SERVER: _FinishLimit.ValueType  # 2
+    """The request named no `max_tokens`, and the server's default was written."""
+    FINISH_LIMIT_CONTEXT: _FinishLimit.ValueType  # 3
+    """Prompt and answer fill the context."""
+    FINISH_LIMIT_KV_CACHE: _FinishLimit.ValueType  # 4
+    """Prompt and answer fill the server's memory for keys and values, which is shorter than the context would be."""
+    FINISH_LIMIT_DEADLINE: _FinishLimit.ValueType  # 5
+    """The deadline was near: what had been written by then is the answer. Before its first token the request fails with
+    DEADLINE_EXCEEDED instead.
+    """
     FINISH_LIMIT_REPETITION: _FinishLimit.ValueType  # 6
     """The answer repeated itself: GenerationOptions.repetition_detection."""
 
@@ -128,6 +140,18 @@ class FinishLimit(_FinishLimit, metaclass=_FinishLimitEnumTypeWrapper):
 
 FINISH_LIMIT_UNSPECIFIED: FinishLimit.ValueType  # 0
 """None: the answer ended by itself."""
+FINISH_LIMIT_MAX_TOKENS: FinishLimit.ValueType  # 1
+"""The request's own `max_tokens` were written."""
+FINISH_LIMIT_SERVER: FinishLimit.ValueType  # 2
+"""The request named no `max_tokens`, and the server's default was written."""
+FINISH_LIMIT_CONTEXT: FinishLimit.ValueType  # 3
+"""Prompt and answer fill the context."""
+FINISH_LIMIT_KV_CACHE: FinishLimit.ValueType  # 4
+"""Prompt and answer fill the server's memory for keys and values, which is shorter than the context would be."""
+FINISH_LIMIT_DEADLINE: FinishLimit.ValueType  # 5
+"""The deadline was near: what had been written by then is the answer. Before its first token the request fails with
+DEADLINE_EXCEEDED instead.
+"""
 FINISH_LIMIT_REPETITION: FinishLimit.ValueType  # 6
 """The answer repeated itself: GenerationOptions.repetition_detection."""
 Global___FinishLimit: _TypeAlias = FinishLimit  # noqa: Y015
@@ -425,10 +449,13 @@ class GenerationOptions(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     RETURN_PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CLAMP_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     RECOMMENDED_SAMPLING_FIELD_NUMBER: _builtins.int
     REPETITION_DETECTION_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Most tokens to write. 1 to the context that the prompt leaves free; unset: the server's default, cut to that."""
+    """Most tokens to write. 1 to the context that the prompt leaves free, unless `clamp_max_tokens` is set. Unset: as many as
+    the context leaves free, but no more than the server's default (Model.default_max_tokens).
+    """
     temperature: _builtins.float
     """0 takes the likeliest token each time (greedy); up to 2 flattens. Default 0, whatever the checkpoint recommends:
     an answer is repeatable unless another is asked for.
@@ -459,6 +486,10 @@ class GenerationOptions(_message.Message):
     """
     return_prompt_token_ids: _builtins.bool
     """Ask for `Started.prompt_token_ids`."""
+    clamp_max_tokens: _builtins.bool
+    """Have `max_tokens` cut to the context that the prompt leaves free. Otherwise more is INVALID_ARGUMENT
+    (MAX_TOKENS_TOO_LARGE). Started.max_tokens tells what it was cut to.
+    """
     recommended_sampling: _builtins.bool
     """Sample as the checkpoint's generation_config recommends (Model.recommended_sampling), its temperature included. Options
     that are set take precedence. Unset: the server's `generation_config` setting, by default false.
@@ -498,12 +529,13 @@ class GenerationOptions(_message.Message):
         logprobs: _builtins.int | None = ...,
         response_format: Global___ResponseFormat | None = ...,
         return_prompt_token_ids: _builtins.bool = ...,
+        clamp_max_tokens: _builtins.bool = ...,
         recommended_sampling: _builtins.bool | None = ...,
         repetition_detection: Global___RepetitionDetection | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_recommended_sampling", b"_recommended_sampling", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "recommended_sampling", b"recommended_sampling", "repetition_detection", b"repetition_detection", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_recommended_sampling", b"_recommended_sampling", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "recommended_sampling", b"recommended_sampling", "repetition_detection", b"repetition_detection", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "return_prompt_token_ids", b"return_prompt_token_ids", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_recommended_sampling", b"_recommended_sampling", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "clamp_max_tokens", b"clamp_max_tokens", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "recommended_sampling", b"recommended_sampling", "repetition_detection", b"repetition_detection", "repetition_penalty", b"repetition_penalty", "response_format", b"response_format", "return_prompt_token_ids", b"return_prompt_token_ids", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -599,6 +631,7 @@ class Started(_message.Message):
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MEDIA_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, the client's own or one that the gateway made."""
     model: _builtins.str
@@ -607,6 +640,8 @@ class Started(_message.Message):
     """Tokens of the whole prompt, media tokens included."""
     media_tokens: _builtins.int
     """Of these, the rows of image and video features."""
+    max_tokens: _builtins.int
+    """Most tokens that the answer will have: `max_tokens`, or what the tightest limit leaves."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's token ids, only where GenerationOptions.return_prompt_token_ids asks for them."""
@@ -624,10 +659,11 @@ class Started(_message.Message):
         media_tokens: _builtins.int = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         media: _abc.Iterable[_media_pb2.MediaLayout] | None = ...,
+        max_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "media_tokens", b"media_tokens", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "media", b"media", "media_tokens", b"media_tokens", "model", b"model", "prompt_token_ids", b"prompt_token_ids", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1025,6 +1061,7 @@ class Model(_message.Message):
     VIDEO_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     ENCODER_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    DEFAULT_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     THINKS_FIELD_NUMBER: _builtins.int
     THINKING_OPTIONAL_FIELD_NUMBER: _builtins.int
     RECOMMENDED_SAMPLING_FIELD_NUMBER: _builtins.int
@@ -1042,6 +1079,8 @@ class Model(_message.Message):
     """Precision of the decoder's weights: `int4`, `fp32`."""
     encoder_fingerprint: _builtins.str
     """Which encoder its features must come from; a vision service of another fingerprint is refused."""
+    default_max_tokens: _builtins.int
+    """Most tokens of an answer whose request names no `max_tokens`."""
     thinks: _builtins.bool
     """Whether it thinks before it answers: its answers have `Delta.reasoning`."""
     thinking_optional: _builtins.bool
@@ -1060,13 +1099,14 @@ class Model(_message.Message):
         video: _builtins.bool = ...,
         precision: _builtins.str = ...,
         encoder_fingerprint: _builtins.str = ...,
+        default_max_tokens: _builtins.int = ...,
         thinks: _builtins.bool = ...,
         thinking_optional: _builtins.bool = ...,
         recommended_sampling: Global___RecommendedSampling | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["recommended_sampling", b"recommended_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "encoder_fingerprint", b"encoder_fingerprint", "family", b"family", "id", b"id", "images", b"images", "precision", b"precision", "recommended_sampling", b"recommended_sampling", "thinking_optional", b"thinking_optional", "thinks", b"thinks", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "default_max_tokens", b"default_max_tokens", "encoder_fingerprint", b"encoder_fingerprint", "family", b"family", "id", b"id", "images", b"images", "precision", b"precision", "recommended_sampling", b"recommended_sampling", "thinking_optional", b"thinking_optional", "thinks", b"thinks", "video", b"video"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from decoder_service.request.admission import Admission, check_room
-from decoder_service.request.generation import RecommendedSampling
+from decoder_service.engine import Limit, SamplingParams
+from decoder_service.request.admission import Admission, Limits, answer_bound, check_room
+from decoder_service.request.generation import Generation, RecommendedSampling
 from decoder_service.settings import DecoderSettings
 from serving.errors import Code, ServiceError
 
@@ -55,6 +57,28 @@ def test_room_for_one_token_is_enough() -> None:
         check_room(99, 2, 100)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.violations[0].field == "generation.max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "expected"),
+    [
+        (9, 10, (9, Limit.MAX_TOKENS)),
+        (10, 10, (10, Limit.MAX_TOKENS)),
+        (11, 10, (10, Limit.CONTEXT)),
+        (None, 50, (20, Limit.SERVER)),
+        (None, 20, (20, Limit.SERVER)),
+        (None, 19, (19, Limit.CONTEXT)),
+        (30, 50, (30, Limit.MAX_TOKENS)),
+    ],
+)
+def test_the_tightest_limit_bounds_an_answer(asked: int | None, free: int, expected: tuple[int, Limit]) -> None:
+    """A request's own number may pass the server's default; what is free bounds both, and is named for what made it."""
+    generation = Generation(SamplingParams(), asked)
+    limits = Limits(context_length=100, default_max_tokens=20)
+    assert answer_bound(generation, free, limits) == expected
+    small = dataclasses.replace(limits, context_limit=Limit.KV_CACHE)
+    bound, limit = expected
+    assert answer_bound(generation, free, small) == (bound, Limit.KV_CACHE if limit is Limit.CONTEXT else limit)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import structlog
 
 from decoder_service.chat import Medium, Message, Role, Text
-from decoder_service.engine import EngineRequest, FinishReason, Limit, SamplingParams, TokenDrawn
+from decoder_service.engine import (
+    EngineEvent,
+    EngineRequest,
+    FinishReason,
+    Limit,
+    Prefilled,
+    SamplingParams,
+    TokenDrawn,
+)
 from decoder_service.families.registry import family_of
 from decoder_service.output.constraint import Form
 from decoder_service.output.pipeline import Delta
@@ -23,6 +34,7 @@ from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import PromptBuilder
 from decoder_service.request.session import Event, Finished, open_session
 from serving.bundle import Bundle
+from serving.errors import ServiceError
 from tests import templates
 from tests.decoder_service.cases import Case, named
 from tests.decoder_service.scripted import ScriptedEngine, scripted_decoder
@@ -147,7 +159,7 @@ async def test_an_answer_in_circles_is_ended_where_it_is_asked_for(bundle: Bundl
     """At the token that completes the last repetition, as a limit; unasked it goes on."""
     tokens = [TokenDrawn(token) for token in (5, 6, 7, 8) * 10]
     limits = RepetitionLimits(1, 8, 3)
-    for repetition, length, limit in ((None, 40, None), (limits, 12, Limit.REPETITION)):
+    for repetition, length, limit in ((None, 40, Limit.CONTEXT), (limits, 12, Limit.REPETITION)):
         decoder = scripted_decoder(bundle, prompts, ScriptedEngine(tokens))
         events = await events_of(decoder, Generation(SamplingParams(), repetition=repetition))
         finished = events[-1]
@@ -183,3 +195,103 @@ async def test_a_form_is_of_the_content(bundle: Bundle, prompts: PromptBuilder, 
         assert constraint is not None
         # Everything but the end of the answer.
         assert (~constraint.mask()).sum() == len(decoder.model.end_tokens) if free else constraint.mask().sum() < 10
+
+
+class Endless(ScriptedEngine):
+    """Draws tokens for ever: all at once, or the first few and then none."""
+
+    def __init__(self, *, then_none: bool) -> None:
+        super().__init__()
+        self.then_none = then_none
+        self.closed = False
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        yield Prefilled(0.0, 0.0)
+        try:
+            for number in itertools.count():
+                if self.then_none and number == 3:
+                    await asyncio.Event().wait()
+                yield TokenDrawn(65)
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize("then_none", [False, True])
+async def test_an_answer_ends_before_its_time_is_over(
+    bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case], then_none: bool
+) -> None:
+    """What has been written by then is the answer, be the engine quick or waiting; the engine is let go."""
+    engine = Endless(then_none=then_none)
+    decoder = scripted_decoder(bundle, prompts, engine)
+    opening = Opening("r-1", cases["text alone"].messages, Generation(SamplingParams()))
+    async with open_session(decoder, opening, arrived=time.perf_counter()) as session:
+        await session.start()
+        until = asyncio.get_running_loop().time() + 0.1
+        events = [event async for event in session.events(until=until)]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.reason, finished.limit) == (FinishReason.LENGTH, Limit.DEADLINE)
+    assert finished.usage.completion_tokens == sum(len(e.token_ids) for e in events if isinstance(e, Delta)) > 0
+    assert not then_none or finished.usage.completion_tokens == 3
+    assert engine.closed
+
+
+async def test_before_the_first_token_the_time_is_the_callers(
+    bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case]
+) -> None:
+    """There is no answer that could end: the caller's own deadline cancels it."""
+    decoder = scripted_decoder(bundle, prompts, ScriptedEngine([TokenDrawn(65)]))
+    opening = Opening("r-1", cases["text alone"].messages, Generation(SamplingParams()))
+    async with open_session(decoder, opening, arrived=time.perf_counter()) as session:
+        await session.start()
+        events = [event async for event in session.events(until=0.0)]
+    assert [len(event.token_ids) for event in events if isinstance(event, Delta)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "clamp", "limits", "bound", "limit"),
+    [
+        (None, False, {}, 4096, Limit.CONTEXT),
+        (None, False, {"default_max_tokens": 7}, 7, Limit.SERVER),
+        (None, False, {"context_limit": Limit.KV_CACHE}, 4096, Limit.KV_CACHE),
+        (5, False, {"default_max_tokens": 3}, 5, Limit.MAX_TOKENS),
+        (100_000, True, {"default_max_tokens": 3}, 4096, Limit.CONTEXT),
+    ],
+)
+async def test_the_limit_is_told(
+    *,
+    bundle: Bundle,
+    prompts: PromptBuilder,
+    cases: dict[str, Case],
+    asked: int | None,
+    clamp: bool,
+    limits: dict[str, Any],
+    bound: int,
+    limit: Limit,
+) -> None:
+    """At the beginning how long the answer may be, at its end which limit that was; an answer that stops has none."""
+    engine = ScriptedEngine([TokenDrawn(65)])
+    decoder = scripted_decoder(bundle, prompts, engine, **limits)
+    generation = Generation(SamplingParams(), asked, clamp_max_tokens=clamp)
+    opening = Opening("r-1", cases["text alone"].messages, generation)
+    for stop in ((), ("b",)):
+        opening = dataclasses.replace(opening, generation=dataclasses.replace(generation, stop=stop))
+        async with open_session(decoder, opening, arrived=time.perf_counter()) as session:
+            started = await session.start()
+            *_, finished = [event async for event in session.events()]
+        expected = min(bound, 4096 - started.prompt_tokens)
+        assert started.max_tokens == engine.requests[-1].max_new_tokens == expected
+        assert isinstance(finished, Finished)
+        assert finished.limit is (None if finished.reason is FinishReason.STOP else limit)
+
+
+async def test_more_than_there_is_room_for_is_refused_unless_it_may_be_cut(
+    bundle: Bundle, prompts: PromptBuilder, cases: dict[str, Case]
+) -> None:
+    """The number is refused by its name, where nobody said that it may be cut."""
+    decoder = scripted_decoder(bundle, prompts, ScriptedEngine([TokenDrawn(65)]))
+    opening = Opening("r-1", cases["text alone"].messages, Generation(SamplingParams(), 100_000))
+    with pytest.raises(ServiceError, match="clamp_max_tokens") as caught:
+        async with open_session(decoder, opening, arrived=time.perf_counter()):
+            pass
+    assert caught.value.reason == "MAX_TOKENS_TOO_LARGE"

@@ -272,9 +272,10 @@ def test_unset_options_are_the_checkpoints() -> None:
         "maxTokens": 9,
         "stop": ["a", "b"],
         "returnPromptTokenIds": True,
+        "clampMaxTokens": True,
     }
     drawn = SamplingParams(1.5, 0.5, 0, 7, min_p=0.25, repetition_penalty=1.5)
-    assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True)
+    assert opening(asked).generation == Generation(drawn, 9, ("a", "b"), True, clamp_max_tokens=True)
 
 
 def test_recommended_sampling_is_taken_where_it_is_asked_for() -> None:

@@ -82,6 +82,22 @@ def test_copies_and_exchanges() -> None:
         np.testing.assert_array_equal(buffer[2, :, :30], rows)
 
 
+def test_what_is_saved_comes_back_to_any_row() -> None:
+    """The first tokens are kept bit for bit outside the cache, whatever becomes of their row."""
+    kv = cache()
+    filled(kv, 0, 20, 0)
+    saved = kv.save(0, 17)
+    assert sum(kept.nbytes for kept in saved) == 17 * kv.bytes_per_token
+    filled(kv, 0, 20, 1)
+    filled(kv, 2, 50, 2)
+    expected = [buffer[2, :, 17:50].copy() for buffer in kv.buffers]
+    kv.restore(saved, 2)
+    for n, buffer in enumerate(kv.buffers):
+        np.testing.assert_array_equal(buffer[2, :, :17], known(buffer[0, :, :20].shape, 0, n)[:, :17])
+        np.testing.assert_array_equal(buffer[2, :, 17:50], expected[n])
+    assert holds(kv, 0, 20, 1)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="gives pages back on Linux alone")
 def test_memory_is_that_of_what_is_written() -> None:
     """Most of a terabyte is reserved; resident is what is written, and what is released is gone."""

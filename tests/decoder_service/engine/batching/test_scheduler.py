@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoder_service.engine.batching.prefix import Content
 from decoder_service.engine.batching.scheduler import LEAST_AHEAD, Scheduler, Task
 from decoder_service.engine.batching.slots import Slots
-from tests.decoder_service.engine.batching.test_slots import Notes
+from tests.decoder_service.engine.batching.test_slots import GRANULE, Notes
 
 
 def scheduler(*, running: int = 3, budget: int = 1000) -> Scheduler[Task]:
@@ -361,6 +362,195 @@ def test_everybody_is_answered_whose_features_come(
         step += 1
         assert step < 1000
     assert set(left.values()) == {0}
+
+
+@dataclass
+class Answers:
+    """Steps as the engine makes them, with numbers for tokens; what is drawn tells what lies before it."""
+
+    queue: Scheduler[Task]
+    slots: Slots
+    memory: Notes
+    drawn: dict[int, list[object]] = field(default_factory=dict)
+    full: list[Task] = field(default_factory=list)
+
+    def written(self, one: Task, count: int) -> None:
+        """So many tokens more of it are computed: those of its prompt, then those that were drawn."""
+        row, length = self.memory.rows[one.place.index], one.place.length
+        whole = [*one.prompt.token_ids.tolist(), *self.drawn.get(one.number, [])]
+        assert row[:length] == whole[:length]
+        row[length:] = whole[length : length + count]
+
+    def draw(self, one: Task) -> None:
+        """The token after those that are computed, unless it is known from before it was parked."""
+        answer = self.drawn.setdefault(one.number, [])
+        if one.place.length - len(one.prompt) == len(answer):
+            answer.append((one.number, len(answer)))
+        if len(one.prompt) + len(answer) == one.need:
+            self.queue.remove(one, one.prompt)
+
+    def step(self, room: int) -> None:
+        full = self.queue.make_room()
+        for one in full:
+            self.full.append(one)
+            self.queue.remove(one, None)
+        assert full or not self.queue.parked or any(one.slot is not None for one in self.queue.tasks)
+        decoding = self.queue.decoding
+        for one in decoding:
+            assert one.place.length < one.place.reserved
+            self.written(one, 1)
+        self.queue.decoded(decoding)
+        for one in decoding:
+            self.draw(one)
+        while (chunk := self.queue.next_chunk(room)) is not None:
+            room -= chunk.stop - chunk.start
+            self.written(chunk.task, chunk.stop - chunk.start)
+            self.queue.prefilled(chunk)
+            if chunk.completes:
+                self.draw(chunk.task)
+
+
+ARRIVALS = st.lists(
+    st.tuples(
+        st.integers(1, 40),  # tokens of the prompt
+        st.integers(1, 60),  # tokens of the answer
+        st.integers(0, 60),  # when it comes
+        st.none() | st.integers(0, 60),  # when its features come, after that
+        st.none() | st.integers(0, 90),  # when it is called off, after it came
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    arrivals=ARRIVALS,
+    room=st.integers(1, 60),
+    running=st.integers(1, 6),
+    budget=st.sampled_from([100, 104, 160, 300]),
+    growth=st.sampled_from([1, 7, 32]),
+    parking=st.sampled_from([0, 30, 1000]),
+    caching=st.booleans(),
+)
+def test_no_two_wait_for_each_other(
+    *,
+    arrivals: list[tuple[int, int, int, int | None, int | None]],
+    room: int,
+    running: int,
+    budget: int,
+    growth: int,
+    parking: int,
+    caching: bool,
+) -> None:
+    """Answers grow beyond memory at any time: all end, the oldest is never parked, and no bound is ever passed.
+
+    What lies in memory is always what a request stands for, be it copied out and back or computed again.
+    """
+    memory = Notes([[] for _ in range(running + 2)])
+    slots = Slots(
+        memory,
+        slots=running + 2,
+        running=running,
+        budget=budget,
+        caching=caching,
+        parking=parking,
+        growth=growth,
+    )
+    queue = Scheduler[Task](slots, read_ahead=True, least_ahead=2)
+    answers = Answers(queue, slots, memory)
+    here: list[tuple[int, Task, int | None, int | None]] = []
+    for tokens, answer, when, late, leaves in arrivals:
+        here.append((when, task(tokens, answer) if late is None else partial(tokens, tokens // 2), late, leaves))
+    called_off, step = set(), 0
+    while step <= 160 or not queue.idle:
+        for when, one, late, leaves in here:
+            if when == step:
+                queue.add(one)
+            if late is not None and when + late == step:
+                one.available = len(one.prompt)
+            if leaves is not None and when + leaves == step and one in queue.tasks:
+                called_off.add(id(one))
+                queue.remove(one, one.prompt if one.slot is not None else None)
+        answers.step(room)
+        held = sum(-(-(s.reserved or s.length) // GRANULE) * GRANULE for s in (*slots.running, *slots.caches))
+        assert held <= budget
+        assert sum(map(len, memory.rows)) <= budget
+        assert sum(one.parked.length for one in queue.parked if one.parked is not None and one.parked.saved) <= parking
+        begun = [one for one in queue.tasks if one.slot is not None]
+        if queue.parked:
+            assert max((one.number for one in begun), default=-1) < min(one.number for one in queue.parked)
+        step += 1
+        assert step < 5000
+    assert (answers.full, queue.tasks, slots.running) == ([], [], [])
+    for _, one, _, _ in here:
+        expected = [(one.number, n) for n in range(one.need - len(one.prompt))]
+        got = answers.drawn.get(one.number, [])
+        assert got == expected[: len(got)]
+        assert len(got) == len(expected) or id(one) in called_off
+
+
+def test_an_answer_that_is_alone_and_cannot_grow_ends() -> None:
+    """Only then: while another one runs, the one that came last waits, and goes on when the other is over."""
+    memory = Notes([[] for _ in range(3)])
+    slots = Slots(memory, slots=3, running=3, budget=40, caching=False, parking=0, growth=8)
+    queue = Scheduler[Task](slots, read_ahead=True)
+    answers = Answers(queue, slots, memory)
+    long, other = task(10, 100), task(10, 20)
+    queue.add(long)
+    queue.add(other)
+    seen = []
+    while not queue.idle:
+        answers.step(100)
+        seen.append((long in queue.decoding, queue.parked))
+    assert (True, [other]) in seen
+    assert answers.full == [long]
+    assert [len(answers.drawn[one.number]) for one in (long, other)] == [31, 20]
+
+
+def test_nobody_is_begun_while_somebody_is_parked() -> None:
+    """A small request that would fit waits, too: those before it go on first."""
+    memory = Notes([[] for _ in range(4)])
+    slots = Slots(memory, slots=4, running=4, budget=64, caching=False, parking=100, growth=8)
+    queue = Scheduler[Task](slots, read_ahead=True)
+    answers = Answers(queue, slots, memory)
+    first, second, small = task(16, 40), task(24, 30), task(1, 2)
+    for one in (first, second):
+        queue.add(one)
+    while not queue.parked:
+        answers.step(100)
+    assert queue.parked == [second]
+    queue.add(small)
+    assert slots.fits(1, 3)
+    answers.step(100)
+    assert (queue.decoding, queue.prefillable) == ([first], 0)
+    queue.remove(first, None)
+    answers.step(100)
+    assert (queue.decoding, queue.parked) == ([second, small], [])
+
+
+def test_one_that_is_parked_can_leave() -> None:
+    """Its saved keys and values are given back, so that the next one's can be saved."""
+    memory = Notes([[] for _ in range(3)])
+    slots = Slots(memory, slots=3, running=3, budget=48, caching=False, parking=24, growth=8)
+    queue = Scheduler[Task](slots, read_ahead=True)
+    answers = Answers(queue, slots, memory)
+    first = task(12, 30)
+    queue.add(first)
+    for _ in range(2):
+        other = task(12, 30)
+        queue.add(other)
+        while not queue.parked:
+            answers.step(100)
+        (parked,) = queue.parked
+        assert parked is other
+        assert other.parked is not None
+        assert other.parked.saved is not None
+        queue.remove(other, None)
+        assert queue.parked == []
+        queue.remove(first, None)
+        first = task(12, 30)
+        queue.add(first)
 
 
 @given(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from decoder_service.engine import Span
 from decoder_service.engine.batching.prefix import Content
-from decoder_service.engine.batching.slots import SHORTEST_MATCH, Slot, Slots
+from decoder_service.engine.batching.slots import SHORTEST_MATCH, Parked, Slot, Slots
 
 GRANULE = 4
 LONG = SHORTEST_MATCH + 4
@@ -28,6 +28,12 @@ class Notes:
         self.moved += count
         self.rows[target] = self.rows[source][:count]
 
+    def save(self, row: int, count: int) -> list[object]:
+        return self.rows[row][:count]
+
+    def restore(self, saved: list[object], row: int) -> None:
+        self.rows[row] = list(saved)
+
     def swap(self, one: int, other: int, *, lengths: tuple[int, int]) -> None:
         self.moved += sum(lengths)
         self.rows[one], self.rows[other] = self.rows[other][: lengths[1]], self.rows[one][: lengths[0]]
@@ -44,13 +50,21 @@ class Bench:
     running: int = 3
     budget: int = 400
     caching: bool = True
+    parking: int = 0
+    growth: int = 1000
     memory: Notes = field(init=False)
     slots: Slots = field(init=False)
 
     def __post_init__(self) -> None:
         self.memory = Notes([[] for _ in range(self.slot_count)])
         self.slots = Slots(
-            self.memory, slots=self.slot_count, running=self.running, budget=self.budget, caching=self.caching
+            self.memory,
+            slots=self.slot_count,
+            running=self.running,
+            budget=self.budget,
+            caching=self.caching,
+            parking=self.parking,
+            growth=self.growth,
         )
 
     def compute(self, slot: Slot, content: Content, count: int) -> None:
@@ -210,45 +224,139 @@ def test_nothing_is_kept_without_caching() -> None:
     assert again.length == 0
 
 
+def test_memory_is_promised_in_steps() -> None:
+    """At first for the prompt and a step, then a step more each time; never more than the request may need."""
+    bench = Bench(budget=64, growth=8)
+    slot = bench.run(words((1, 20)), need=41)
+    assert slot is not None
+    assert slot.reserved == 28
+    for reserved in (36, 41):
+        bench.compute(slot, slot.content.followed_by([7] * 40), slot.reserved - slot.length)
+        assert bench.slots.grow(slot, 41)
+        assert slot.reserved == reserved
+
+
+def test_a_cache_gives_way_to_an_answer_that_grows() -> None:
+    """The least recently used goes, and no more than must; where none is left, the step is as short as memory is."""
+    bench = Bench(budget=80, growth=16, slot_count=5)
+    slot = bench.run(words((1, LONG)), need=200)
+    assert slot is not None
+    assert slot.reserved == LONG + 16
+    for word in (2, 3):
+        content = words((word, SHORTEST_MATCH))
+        other = bench.run(content)
+        assert other is not None
+        bench.slots.finish(other, content)
+    bench.compute(slot, slot.content.followed_by([7] * 16), 16)
+    assert bench.slots.grow(slot, 200)
+    assert (slot.reserved, [cache.content.token_ids[0] for cache in bench.slots.caches]) == (52, [3])
+    other = bench.run(words((4, 5)), need=16)
+    assert other is not None
+    assert bench.slots.caches == []
+    bench.compute(slot, slot.content.followed_by([7] * 32), 16)
+    assert bench.slots.grow(slot, 200)
+    assert slot.reserved == 64
+    bench.compute(slot, slot.content.followed_by([7] * 44), 12)
+    assert not bench.slots.grow(slot, 200)
+    bench.slots.finish(other, None)
+    assert bench.slots.grow(slot, 200)
+    assert slot.reserved == 80
+
+
+def test_what_is_parked_comes_back_as_it_was() -> None:
+    """Its row and memory are free meanwhile. What there is no memory for is dropped, and nothing is found of it."""
+    bench = Bench(budget=64, growth=8, slot_count=2, running=2, parking=24)
+    first, second = bench.run(words((1, 20)), 60), bench.run(words((2, 20)), 60)
+    assert first is not None
+    assert second is not None
+    kept, dropped = bench.slots.park(second), bench.slots.park(first)
+    assert (kept.saved is not None, dropped.saved) == (True, None)
+    assert (bench.slots.running, bench.taken, bench.memory.rows) == ([], 0, [[], []])
+    stranger = bench.run(words((3, 50)))
+    assert stranger is not None
+    assert bench.slots.resume(kept, 20, 60) is None
+    bench.slots.finish(stranger, stranger.content)
+    back = bench.slots.resume(kept, 20, 60)
+    assert back is not None
+    assert (back.length, back.reserved, bench.slots.caches) == (20, 28, [])
+    bench.check(back)
+    again = bench.slots.resume(dropped, 20, 60)
+    assert again is not None
+    assert again.length == 0
+    assert bench.slots.park(back).saved is not None  # the memory was given back
+    third = bench.slots.park(again)
+    assert third.saved is not None  # nothing was computed of it
+
+
 CONTENTS = st.lists(st.tuples(st.integers(1, 2), st.sampled_from([3, SHORTEST_MATCH, 25])), min_size=1, max_size=4)
+
+
+def take(bench: Bench, prompt: Content, answer: int) -> Slot | None:
+    """A slot for a prompt and the first step of its answer: just where that fits beside those that run."""
+    need, running = len(prompt) + answer, bench.slots.running
+    first = max(min(need, len(prompt) + bench.growth, bench.budget), len(prompt))
+    promised = sum(-(-tokens // GRANULE) * GRANULE for tokens in (first, *(slot.reserved for slot in running)))
+    taken = bench.slots.take(prompt, need)
+    assert (taken is not None) == (promised <= bench.budget and len(running) < bench.running)
+    assert taken is None or taken.reserved == first
+    return taken
+
+
+def resume(bench: Bench, parked: list[tuple[Parked, Content]], wanted: dict[int, Content]) -> None:
+    """Let the last of those parked go on, if there is one and it fits."""
+    if not parked:
+        return
+    left, whole = parked[-1]
+    back = bench.slots.resume(left, left.length, len(whole))
+    if back is not None:
+        assert back.length == (left.length if left.saved is not None else 0)
+        wanted[id(back)] = whole
+        parked.pop()
+
+
+EVENTS = ["take", "take", "finish", "fail", "compute", "compute", "join", "park", "resume"]
 
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.lists(
-        st.tuples(CONTENTS, st.integers(0, 30), st.sampled_from(["take", "take", "finish", "fail", "compute", "join"])),
-        max_size=40,
-    ),
+    st.lists(st.tuples(CONTENTS, st.integers(0, 30), st.sampled_from(EVENTS)), max_size=40),
     st.sampled_from([120, 200, 400]),
+    st.sampled_from([5, 1000]),
+    st.sampled_from([0, 60, 1000]),
 )
 def test_whatever_happens_contents_and_promises_hold(
-    events: list[tuple[list[tuple[int, int]], int, str]], budget: int
+    events: list[tuple[list[tuple[int, int]], int, str]], budget: int, growth: int, parking: int
 ) -> None:
     """Each slot holds just what it stands for; promises never pass the budget; rows side by side; all comes back."""
-    bench = Bench(slot_count=5, running=3, budget=budget)
+    bench = Bench(slot_count=5, running=3, budget=budget, growth=growth, parking=parking)
     wanted: dict[int, Content] = {}
+    parked: list[tuple[Parked, Content]] = []
     for runs, number, event in events:
         running = bench.slots.running
         slot = running[number % len(running)] if running else None
+        promised = sum(-(-s.reserved // GRANULE) * GRANULE for s in running)
         if event == "take":
             prompt = words(*runs)
-            need = len(prompt) + 1 + number
-            fits = sum(-(-s.reserved // GRANULE) * GRANULE for s in running) + -(-need // GRANULE) * GRANULE <= budget
-            taken = bench.slots.take(prompt, need)
-            assert (taken is not None) == (fits and len(running) < 3)
-            if taken is not None:
-                wanted[id(taken)] = prompt.followed_by([7] * number)
+            taken = take(bench, prompt, number + 1)
+            wanted[id(taken)] = prompt.followed_by([7] * (1 + number))
+        elif event == "resume":
+            resume(bench, parked, wanted)
         elif slot is None:
             continue
         elif event == "compute":
             whole = wanted[id(slot)]
-            bench.compute(slot, whole, number)
+            if slot.length == slot.reserved < len(whole):
+                assert bench.slots.grow(slot, len(whole)) == (slot.length % GRANULE > 0 or promised < budget)
+            bench.compute(slot, whole, min(number, slot.reserved - slot.length))
         elif event == "join":
             first = bench.slots.side_by_side(running)
             assert sorted(s.index for s in running) == list(range(first, first + len(running)))
+        elif event == "park":
+            parked.append((bench.slots.park(slot), wanted[id(slot)]))
         else:
             bench.slots.finish(slot, wanted[id(slot)] if event == "finish" else None)
         assert bench.taken <= budget
+        assert sum(left.length for left, _ in parked if left.saved is not None) <= parking
         for held in bench.slots.running:
             assert bench.memory.rows[held.index][: held.length] == described(wanted[id(held)])[: held.length]
         for held in bench.slots.caches:
