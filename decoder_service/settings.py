@@ -59,8 +59,8 @@ class DecoderSettings(ServerSettings):
     )
     kv_cache_dtype: Literal["auto", "int8", "float16"] = Field(
         "auto",
-        description="How Triptych's own attention stores keys and values. `int8` takes half the memory of `float16` and "
-        "is read faster; `auto` is `int8`. ONNX Runtime's attention stores `float32`.",
+        description="Type in which Triptych's own attention stores keys and values. `int8` takes half the memory of "
+        "`float16` and is read faster; `auto` is `int8`. ONNX Runtime's attention stores `float32`.",
     )
     kv_parking_bytes: int = Field(
         1024 * MIB,

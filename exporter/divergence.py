@@ -53,7 +53,7 @@ class Graph:
         prefill: str | None = None,
         threads: int = 0,
         operators: bool = True,
-        kv_dtype: KvDtype = "float16",
+        kv_dtype: KvDtype = "int8",
         length: int = _MOST_TOKENS,
         repack: bool = True,
     ) -> None:

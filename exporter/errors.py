@@ -30,8 +30,8 @@ class ExportProblem(Problem):
     )
     ROPE_UNSUPPORTED = (
         (
-            "{config} asks for {kind!r} rotary embeddings, and only 'default' and 'yarn' are supported: without them the "
-            "context is {length} tokens."
+            "{config} asks for {kind!r} rotary embeddings, and only 'default' and 'yarn' are supported: without them "
+            "the context is {length} tokens."
         ),
         "Set `rope_type` in the config to `default`, or to `yarn` as the model's page has it for long contexts.",
     )

@@ -1,11 +1,28 @@
-"""The memory that this process may use."""
+"""The memory of this process: how much it may use, and the return of what it has freed."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
 _MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
+
+
+def release_freed_memory() -> bool:
+    """Return freed memory to the operating system.
+
+    glibc keeps freed blocks for later allocations. Loading a model frees as much memory as it keeps, and later
+    allocations do not need it.
+
+    Returns:
+        Whether the C library supports it (glibc); otherwise nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return False
+    trim(ctypes.c_size_t(0))
+    return True
 
 
 def usable_memory(memory_max: Path = _MEMORY_MAX) -> int:

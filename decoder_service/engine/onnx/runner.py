@@ -51,7 +51,7 @@ class Runner:
         layers: int,
         head_size: int,
         operators: Path | None = None,
-        kv_dtype: KvDtype = "float16",
+        kv_dtype: KvDtype = "int8",
         repack: bool = True,
     ) -> None:
         self._repack = repack

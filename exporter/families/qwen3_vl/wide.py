@@ -5,8 +5,8 @@ The builder is a class made for subclassing, so nothing of it is patched. What i
 - `make_layer`, and the input's shape, carry the DeepStack features. `inputs_embeds` is
   [batch, sequence, (1 + L) · hidden]; the first chunk enters the network and chunk i + 1 is added to the residual
   stream after layer i. Text positions hold zeros there, so that a decode step needs nothing special.
-- `make_rope_init` keeps M-RoPE where there is YaRN, for which the builder would drop it; the tables of cosines and sines
-  are transformers' own, so that all of YaRN's options count.
+- `make_rope_init` keeps M-RoPE where there is YaRN, for which the builder would drop it; the tables of cosines and
+  sines are transformers' own, so that all of YaRN's options count.
 - `load_weights` hands out one layer at a time, `make_matmul_nbits` quantizes a weight when its node is made, and
   `make_initializer` writes each tensor to disk at once. The builder itself holds the whole float32 decoder until the
   end: 13.7 GB for the 2B model, where this way the 4B takes 2 GB.

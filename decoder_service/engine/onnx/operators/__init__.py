@@ -48,11 +48,11 @@ def multiplies_all(model: ModelProto) -> bool:
     return all(node.domain == DOMAIN for node in model.graph.node if node.op_type in _ROUNDED_MATMULS)
 
 
-def substitute(model: ModelProto, *, head_size: int, threads: int = 1, kv_dtype: KvDtype = "float16") -> int:
+def substitute(model: ModelProto, *, head_size: int, threads: int = 1, kv_dtype: KvDtype = "int8") -> int:
     """Replace ONNX Runtime's operators by ours wherever they compute the same, except for rounding.
 
-    With our attention, a graph's keys and values are float16 or int8, including its inputs and outputs. The last axis of
-    the latter is four longer than a head is wide: a row ends with its scale.
+    With our attention, a graph's keys and values are float16 or int8, including its inputs and outputs. int8 rows are
+    four elements longer than a head is wide: they end with their scale.
 
     Args:
         model: A decoder graph, changed in place.

@@ -181,7 +181,7 @@ async def test_memory_follows_the_context(
     text = bundle.text
     monkeypatch.setattr(worker, "_USUAL_KV_BYTES", usual)
     monkeypatch.setattr(worker, "usable_memory", lambda: memory)
-    assert MIB // 2 == 256 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4
+    assert 256 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4 == MIB // 2
     with structlog.testing.capture_logs() as logs:
         engine = batch(bundle, context_length=2048)
         async with running(engine):

@@ -56,12 +56,16 @@ def test_rows_that_do_not_fill_a_page_are_freed_without_their_neighbours() -> No
     for row in range(3):
         for buffer in kv.buffers:
             buffer[row, :, :700] = row + 1
+    saved = kv.save(1, 500)
     kv.release(1, 333)
     for buffer in kv.buffers:
         assert (buffer[1, :, :333] == 2).all()
         assert (buffer[1, :, 333 + 32 : 700] == 0).all()
         assert (buffer[0, :, :700] == 1).all()
         assert (buffer[2, :, :700] == 3).all()
+    kv.restore(saved, 1)
+    for buffer in kv.buffers:
+        assert (buffer[1, :, :500] == 2).all()
 
 
 def test_copies_and_exchanges() -> None:

@@ -122,7 +122,7 @@ YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 
     [({}, 4096, "v4"), ({"mscale": 1.5, "mscale_all_dim": 0.5, "beta_fast": 4.0, "truncate": False}, 64, "v5")],
 )
 def test_yarn(tmp_path: Path, more: dict[str, Any], context: int, dialect: Any) -> None:
-    """Beyond the original length logits are within 1e-4 and greedy tokens the same, and the context is the longer one."""
+    """Beyond the original length logits are within 1e-4, greedy tokens the same, and the context is the longer one."""
     scaling = {**YARN, **more}
     source = make_checkpoint(tmp_path / "yarn", rope_scaling=scaling, context=context, dialect=dialect)
     bundle = exporter.export(source, tmp_path / "bundle", precision="fp32")

@@ -44,7 +44,7 @@ def test_the_function_is_the_same_bit_for_bit(tmp_path: Path, bias: bool) -> Non
     for layer in layers:
         smooth_layer(layer)
     changed = [not torch.equal(old, new) for old, new in zip(weights, layers.parameters(), strict=True)]
-    # Norms of queries and keys have no outliers here, and biases of queries, keys and the output no column to pass them to.
+    # Norms of queries and keys have no outliers here; biases of queries, keys and the output pass a factor to no column.
     assert sum(changed) == len(layers) * (10 if bias else 9)
     assert torch.equal(_logits(model), before)
 
