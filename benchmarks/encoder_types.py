@@ -63,7 +63,7 @@ def measure_encoder(
         operators: whether our own operators may be used.
     """
     exact = exporter.export(checkpoint, work / "fp32", precision="fp32", measure=False)
-    quantized = exporter.export(checkpoint, work / "int4", measure=False)
+    quantized = exporter.export(checkpoint, work / "int4", calibrate=False, measure=False)
     graphs = {"fp32": Graph(exact, "fp32", threads=threads)}
     for name in quantized.decoder.graphs:
         graphs[name] = Graph(quantized, name, threads=threads, operators=operators)

@@ -62,6 +62,7 @@ def measure(
     questions: Sequence[str] = QUESTIONS,
     steps: int,
     outliers: float | None = None,
+    calibrate: bool = False,
     threads: int = 0,
     operators: bool = True,
     kv_dtype: KvDtype = "int8",
@@ -75,6 +76,7 @@ def measure(
         questions: the questions about each picture.
         steps: tokens of an answer.
         outliers: the largest factor of the outliers; None: no outliers.
+        calibrate: whether the bundles with smoothing are calibrated, too, on the data of the package.
         threads: number of threads; 0: the library's default.
         operators: whether our own operators may be used.
         kv_dtype: how our own attention stores keys and values.
@@ -86,7 +88,9 @@ def measure(
         changed = add_outliers(checkpoint, work / "outliers", largest=outliers)
         variants += [("outliers", changed, False), ("outliers", changed, True)]
     for name, source, smoothed in variants:
-        bundle: Bundle = exporter.export(source, work / "int4", smooth=smoothed, measure=False, force=True)
+        bundle: Bundle = exporter.export(
+            source, work / "int4", smooth=smoothed, calibrate=calibrate and smoothed, measure=False, force=True
+        )
         for graph in bundle.decoder.graphs:
             computed = Graph(bundle, graph, threads=threads, operators=operators, kv_dtype=kv_dtype)
             yield Row(name, smoothed, graph, reference.compare(computed))
@@ -115,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="K",
         help="also with outlier channels of up to K; with --encoder, only in the encoder",
     )
+    parser.add_argument("--calibrate", action="store_true", help="calibrate the smoothed bundles")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: the library's")
     parser.add_argument("--no-operators", action="store_true", help="do not use our own operators")
     parser.add_argument(
@@ -140,7 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         else:
             given["kv_dtype"] = options.kv_cache_dtype
-            rows = measure(options.checkpoint, Path(work), pictures=pictures, outliers=options.outliers, **given)
+            rows = measure(
+                options.checkpoint,
+                Path(work),
+                pictures=pictures,
+                outliers=options.outliers,
+                calibrate=options.calibrate,
+                **given,
+            )
         if options.json:
             print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         else:

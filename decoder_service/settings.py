@@ -106,7 +106,7 @@ class DecoderSettings(ServerSettings):
     )
     operators: bool = Field(
         True,
-        description="Compute 4-bit matmuls, attention and rounding with Triptych's own operators, if the processor "
+        description="Compute quantized matmuls, attention and rounding with Triptych's own operators, if the processor "
         "has AVX-512 VNNI; the log shows whether they are used. Otherwise ONNX Runtime's are used.",
     )
     cache_dir: Path = Field(

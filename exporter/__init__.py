@@ -9,5 +9,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 from .errors import ExportError
 from .pipeline import export
 from .precision import Phase, Precision
+from .recipe import RECIPES, Recipe, RecipeName
 
-__all__ = ["ExportError", "Phase", "Precision", "export"]
+__all__ = ["RECIPES", "ExportError", "Phase", "Precision", "Recipe", "RecipeName", "export"]

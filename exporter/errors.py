@@ -117,6 +117,10 @@ class ExportProblem(Problem):
         "There is no precision {precision!r}: use int4 or fp32.",
         "Python only; the command line offers no other.",
     )
+    NO_RECIPE = (
+        "There is no recipe {recipe!r}: use one of {known}.",
+        "Python only; the command line offers no other.",
+    )
     NO_BLOCK_SIZE = (
         "There is no block size {block_size}: use one of {known}.",
         "32 is the default. Smaller blocks are more accurate and larger.",
@@ -124,6 +128,47 @@ class ExportProblem(Problem):
     NO_ACCURACY_LEVEL = (
         "There is no accuracy level {level}: use 0 to 4.",
         "4 is the default. 1 is slower and computes in float32.",
+    )
+    FP32_CALIBRATED = (
+        "An fp32 bundle has nothing to calibrate: leave it out, or export at int4.",
+        "Calibration is for quantization, and fp32 is not quantized.",
+    )
+    NO_CALIBRATION_DIRECTORY = (
+        (
+            "There is no directory {folder} to calibrate on: name one that holds pictures or a {prompts}, or leave it "
+            "out for the data of the package."
+        ),
+        "A typing error in `--calibrate DIR`.",
+    )
+    NO_CALIBRATION_DATA = (
+        "{folder} holds nothing to calibrate on: put pictures ({suffixes}) or a {prompts} into it.",
+        "It is the wrong directory, or its pictures are of other types.",
+    )
+    CALIBRATION_LINE = (
+        (
+            'Line {number} of {path} is not a prompt: write it as {{"prompt": "What is this?", "image": "photo.jpg", '
+            '"answer": "A cat."}}, where only "prompt" must be.'
+        ),
+        "An entry is missing, misspelt or not a string, or the line is not JSON.",
+    )
+    CALIBRATION_UNREADABLE = (
+        "{path} cannot be read ({error}): write it in UTF-8.",
+        "`prompts.jsonl` is in another encoding, or may not be read.",
+    )
+    CALIBRATION_PICTURE_MISSING = (
+        "The picture {path} cannot be read ({error}): add it, or take it out of {prompts}.",
+        "`prompts.jsonl` names a file that is not in the directory.",
+    )
+    CALIBRATION_PICTURE_DAMAGED = (
+        "The picture {path} {error}: replace it, or take it out.",
+        "A picture of the calibration data is damaged or too large.",
+    )
+    CALIBRATION_LAYOUT = (
+        (
+            "The calibration data cannot be laid out ({error}): correct the checkpoint's chat template, or export with "
+            "--no-calibrate."
+        ),
+        "The chat template does not take a user's message with a picture and an answer to it.",
     )
     NO_PHASES = (
         "There are no phases {phases!r}: use int4 or int4,int8.",

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .calibrated import Plan, Tokens
 from .precision import Phase, Precision
 from .progress import Progress
+from .recipe import Recipe
 
 
 class Checkpoint(Protocol):
@@ -29,6 +31,10 @@ class Checkpoint(Protocol):
         """What `config.json` says, as the present transformers writes it."""
 
     @property
+    def layers(self) -> int:
+        """Layers of the decoder."""
+
+    @property
     def chat_template(self) -> str:
         """The Jinja source."""
 
@@ -36,11 +42,34 @@ class Checkpoint(Protocol):
     def generation_config(self) -> dict[str, Any]:
         """What `generation_config.json` says, or what the config implies."""
 
-    def estimate(self, graphs: Sequence[Precision | Phase], block_size: int) -> int:
+    def estimate(self, graphs: Sequence[Precision | Phase], *, block_size: int, recipe: Recipe) -> int:
         """Bytes that a bundle with these decoder graphs will take, estimated a little too high."""
 
     def write_encoder(self, folder: Path, *, progress: Progress) -> None:
         """Write the encoder's config.json, model.safetensors and preprocessor settings into `folder`, the bundle's."""
+
+    def calibrate(
+        self,
+        tokens: Sequence[Tokens],
+        graphs: Sequence[Phase],
+        *,
+        block_size: int,
+        accuracy_level: int,
+        recipe: Recipe,
+        smooth: bool,
+        progress: Progress,
+    ) -> Plan:
+        """Look at what the decoder computes of some examples, and find how each of its matrices is rounded.
+
+        Args:
+            tokens: the examples.
+            graphs: those of the bundle.
+            block_size: as in `write_decoder`.
+            accuracy_level: as in `write_decoder`.
+            recipe: as in `write_decoder`.
+            smooth: whether outlier channels may be evened out.
+            progress: shows a bar.
+        """
 
     def write_decoder(
         self,
@@ -49,7 +78,9 @@ class Checkpoint(Protocol):
         precision: Precision | Phase,
         block_size: int,
         accuracy_level: int,
+        recipe: Recipe,
         smooth: bool,
+        plan: Plan | None,
         progress: Progress,
     ) -> Path:
         """Write one decoder graph with its data, and onnxruntime-genai's configuration for the bundle's own precision.
@@ -59,7 +90,9 @@ class Checkpoint(Protocol):
             precision: of the graph.
             block_size: input features that share one scale at INT4.
             accuracy_level: how `MatMulNBits` computes.
+            recipe: bits of the matrices at INT4.
             smooth: even out outlier channels before rounding.
+            plan: what `calibrate` found; None rounds by the weights alone.
             progress: shows a bar.
 
         Returns:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serving.bundle import FORMAT, FORMAT_VERSION, MANIFEST, sha256_file
+from serving.bundle import FORMAT, FORMAT_VERSION, MANIFEST, Bundle, sha256_file
 
 from .family import Checkpoint
 from .json_files import write_json
@@ -51,6 +51,18 @@ def write_manifest(
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "triptych_version": _version("triptych"),
             "versions": {package: _version(package) for package in _PACKAGES},
+        },
+    )
+
+
+def draft(checkpoint: Checkpoint, root: Path) -> Bundle:
+    """The bundle that is being made under `root`, for who needs its encoder and its tokenizer and no graph."""
+    return Bundle.unfinished(
+        root,
+        {
+            "model": {"id": checkpoint.root.name or "draft", "family": checkpoint.family, "parameters": 1},
+            **checkpoint.describe(),
+            "encoder_fingerprint": "0" * 64,
         },
     )
 

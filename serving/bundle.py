@@ -5,6 +5,7 @@ This module has the common part of all families; `serving.families` has the part
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
@@ -31,25 +32,55 @@ class ModelInfo(Frozen):
     parameters: Positive
 
 
+class RecipeInfo(Frozen):
+    """Which matrices of the INT4 graph have how many bits.
+
+    Attributes:
+        name: of the recipe.
+        bits: of the matrices of each kind, layer by layer; the output head has one entry.
+    """
+
+    name: str
+    bits: dict[str, tuple[Literal[4, 8], ...]]
+
+
+class CalibrationInfo(Frozen):
+    """The examples that scales and smoothing were chosen by.
+
+    Attributes:
+        data: "built-in", or the name of the directory that they were in.
+        sha256: of their texts and pixels.
+    """
+
+    data: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class DecoderInfo(Frozen):
     """The decoder graphs, all with the same inputs, outputs and KV cache.
 
     Attributes:
         precision: the bundle's own precision.
         graphs: path inside the bundle of each precision's graph: the own one, and "int8" if it was exported.
-        block_size: number of weights that share a scale at INT4.
+        block_size: number of weights that share a scale at 4 bits; at 8 bits it is twice as many if the matrix divides
+            into such blocks.
         accuracy_level: attribute of `MatMulNBits` that selects its arithmetic.
+        recipe: bits of the matrices of the INT4 graph. None at fp32, and for bundles written before this field existed,
+            in which all matrices have 4 bits.
         last_position_logits: whether the graphs return only the logits of the last position.
         smoothed: whether outlier channels were smoothed before quantization. The values of V in the KV cache then
             differ from those of a bundle without smoothing.
+        calibration: examples that scales and smoothing were chosen by; None: the weights alone.
     """
 
     precision: Literal["int4", "fp32"]
     graphs: dict[str, str]
     block_size: Positive
     accuracy_level: int
+    recipe: RecipeInfo | None = None
     last_position_logits: bool
     smoothed: bool = False  # bundles written before this field existed
+    calibration: CalibrationInfo | None = None
 
     @model_validator(mode="after")
     def _has_its_own_graph(self) -> Self:
@@ -115,6 +146,27 @@ class Bundle(Frozen):
         bundle._check_files()
         if verify:
             bundle.verify()
+        return bundle
+
+    @classmethod
+    def unfinished(cls, root: Path, description: Mapping[str, Any]) -> Self:
+        """A bundle in directory `root` that is being made: what is known of it, and no graph.
+
+        Args:
+            root: the bundle's directory.
+            description: the entries of `bundle.json` about the model.
+        """
+        decoder = {
+            "precision": "fp32",
+            "graphs": {"fp32": ""},
+            "block_size": 1,
+            "accuracy_level": 0,
+            "last_position_logits": True,
+        }
+        missing = {"created": "", "triptych_version": "", "versions": {}, "files": {}, "decoder": decoder}
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        bundle = cls.model_validate(_upgrade({**header, **missing, **description}))
+        bundle._root = root
         return bundle
 
     @classmethod

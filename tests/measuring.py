@@ -1,4 +1,7 @@
-"""Exports of tests do not measure what the encoder's types cost: it takes seconds, and few tests look at it."""
+"""Exports of tests neither calibrate nor measure what the encoder's types cost: it takes seconds.
+
+Few tests look at either, and those name what they want.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ import pytest
 
 @contextlib.contextmanager
 def unmeasured() -> Iterator[None]:
-    """Exports in this process leave the measurement out."""
+    """Exports in this process leave the measurement out, and calibrate only where they are told to."""
     from exporter import pipeline
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "measure_apart", lambda root, progress: None)
+        patch.setattr(pipeline, "CALIBRATED", False)
         yield

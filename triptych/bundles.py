@@ -60,7 +60,9 @@ def _fingerprint(checkpoint: Path) -> str:
     digest = hashlib.sha256()
     spec = importlib.util.find_spec("exporter")
     assert spec is not None and spec.origin is not None  # noqa: S101, PT018  # part of this distribution
-    for file in (*sorted(checkpoint.iterdir()), *sorted(Path(spec.origin).parent.glob("*.py"))):
+    exporter = Path(spec.origin).parent
+    sources = sorted(file for file in exporter.rglob("*") if file.suffix in {".py", ".jsonl"})
+    for file in (*sorted(checkpoint.iterdir()), *sources):
         digest.update(file.name.encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -85,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
     export.add_argument("--precision", choices=("int4", "fp32"), default="int4", help="default %(default)s")
     export.add_argument(
+        "--recipe",
+        choices=("small", "balanced", "fine"),
+        default="balanced",
+        help="which matrices of the int4 graph have 8 bits: none, those that gain the most, or more of them "
+        "(default %(default)s)",
+    )
+    export.add_argument(
         "--block-size", type=int, choices=(16, 32, 64, 128, 256), default=32, help="default %(default)s"
     )
     export.add_argument(
@@ -105,6 +112,22 @@ def _parser() -> argparse.ArgumentParser:
         dest="smooth",
         action="store_false",
         help="quantize without smoothing outlier channels before",
+    )
+    calibration = export.add_mutually_exclusive_group()
+    calibration.add_argument(
+        "--calibrate",
+        nargs="?",
+        const=True,
+        type=Path,
+        metavar="DIR",
+        help="choose scales and smoothing by pictures and prompts: those in DIR, or those of the package (the default)",
+    )
+    calibration.add_argument(
+        "--no-calibrate",
+        dest="calibrate",
+        action="store_false",
+        default=None,
+        help="choose scales and smoothing by the weights alone",
     )
     export.add_argument(
         "--no-measuring",
@@ -173,9 +196,11 @@ def _export(options: argparse.Namespace) -> None:
             options.bundle,
             precision=options.precision,
             phases=options.phases,
+            recipe=options.recipe,
             block_size=options.block_size,
             accuracy_level=options.accuracy_level,
             smooth=options.smooth,
+            calibrate=options.calibrate,
             measure=options.measure,
             model_id=options.model_id,
             revision=options.revision,

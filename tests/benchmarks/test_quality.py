@@ -13,7 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from benchmarks import quality
 from benchmarks.divergence import Reference, ask
-from benchmarks.outliers import add_outliers
+from benchmarks.outliers import Place, add_outliers, plant_outliers, shuffle_channels
 from exporter.divergence import Graph, kl_divergence
 from serving.bundle import Bundle
 
@@ -68,6 +68,22 @@ def test_outliers_are_the_same_function(checkpoint: Path, tmp_path: Path, larges
     assert np.median(loudest[1] / loudest[0]) > largest / 8
 
 
+def test_another_order_of_channels_is_the_same_function(checkpoint: Path, tmp_path: Path) -> None:
+    """Logits differ by float32's rounding alone, though every matrix of a layer has its weights elsewhere."""
+    ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
+    models = [
+        Qwen3VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
+        for source in (checkpoint, shuffle_channels(checkpoint, tmp_path / "shuffled"))
+    ]
+    with torch.inference_mode():
+        logits = [model(input_ids=ids).logits for model in models]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
+    for plain, shuffled in zip(
+        *(model.model.language_model.layers[1].named_parameters() for model in models), strict=True
+    ):
+        assert plain[1].dim() < 2 or not torch.equal(plain[1], shuffled[1]), plain[0]
+
+
 def test_outliers_leave_the_source_and_the_rest_alone(checkpoint: Path, tmp_path: Path) -> None:
     """The source is not written to, files and tensors keep their names, and the same seed draws the same channels."""
     before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
@@ -83,6 +99,32 @@ def test_outliers_leave_the_source_and_the_rest_alone(checkpoint: Path, tmp_path
             assert written == content
     shards = [path.name for path in first.glob("*.safetensors")]
     assert any((first / name).read_bytes() != (other / name).read_bytes() for name in shards)
+
+
+@pytest.mark.parametrize("where", ["down", "residual", "v"])
+def test_planted_outliers_are_the_same_function(checkpoint: Path, tmp_path: Path, where: Place) -> None:
+    """Logits are the plain checkpoint's, the activations are as much larger as asked, and no column gives them away."""
+    ids = torch.randint(0, 256, (1, 40), generator=torch.Generator().manual_seed(0))
+    readers = {"down": "mlp.down_proj", "residual": "mlp.gate_proj", "v": "self_attn.o_proj"}
+    planted = plant_outliers(checkpoint, tmp_path / "planted", where=where, ratio=100)
+    logits, loudest, columns = [], [], []
+    for source in (checkpoint, planted):
+        model = Qwen3VLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
+        heard: list[float] = []
+        for layer in model.model.language_model.layers:
+            reader = layer.get_submodule(readers[where])
+            norms = reader.weight.detach().norm(dim=0)
+            columns.append(float(norms.max() / norms.median()))
+            reader.register_forward_pre_hook(
+                lambda _, args, heard=heard: heard.append(float(args[0].flatten(0, 1).norm(dim=0).topk(4).values[-1]))
+            )
+        with torch.inference_mode():
+            logits.append(model(input_ids=ids).logits)
+        loudest.append(np.array(heard))
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-3, rtol=0)
+    assert np.median(loudest[1] / loudest[0]) > 20
+    half = len(columns) // 2
+    assert max(columns[half:]) < 1.5 * max(columns[:half])
 
 
 def test_the_command(checkpoint: Path, picture: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,8 @@ def test_estimate_covers_the_bundle(int4_bundle: Bundle, fp32_bundle: Bundle, ch
     margin = 64 * 2**20
     small = exporter.export(checkpoint, tmp_path / "small", phases=["int4"])
     for bundle in (int4_bundle, fp32_bundle, small):
-        needed = open_checkpoint(checkpoint).estimate(tuple(bundle.decoder.graphs), 32) - margin
+        given = {"block_size": 32, "recipe": exporter.RECIPES["balanced"]}
+        needed = open_checkpoint(checkpoint).estimate(tuple(bundle.decoder.graphs), **given) - margin
         held = sum(info.size for info in bundle.files.values())
         assert held - 2**20 < needed < 1.5 * held
 

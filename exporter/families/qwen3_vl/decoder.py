@@ -6,9 +6,11 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
+from exporter.calibrated import Plan
 from exporter.errors import ExportError, ExportProblem
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress, quiet
+from exporter.recipe import Recipe
 from exporter.spool import Spool
 
 from .checkpoint import Checkpoint
@@ -23,7 +25,9 @@ def write_decoder(
     precision: Precision | Phase,
     block_size: int,
     accuracy_level: int,
+    recipe: Recipe,
     smooth: bool,
+    plan: Plan | None,
     progress: Progress,
 ) -> Path:
     """Write `folder`/{precision}/model.onnx with its data; unless it is INT8, also `folder`/genai_config.json.
@@ -55,7 +59,16 @@ def write_decoder(
     ):
         try:
             model = kind(
-                config, weight_type, options, checkpoint=checkpoint, spool=spool, smooth=smooth, advance=advance
+                config,
+                weight_type,
+                options,
+                checkpoint=checkpoint,
+                spool=spool,
+                recipe=recipe,
+                graph=precision,
+                smooth=smooth,
+                plan=plan,
+                advance=advance,
             )
             model.make_model(str(checkpoint.root))
             model.save_model(str(folder))

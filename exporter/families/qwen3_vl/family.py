@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.calibrated import Plan, Tokens
+from exporter.choice import roundings_of
 from exporter.family import Family
 from exporter.precision import Phase, Precision
 from exporter.progress import Progress
+from exporter.recipe import Recipe
 
+from .calibration import calibrate
 from .checkpoint import ARCHITECTURE, Checkpoint
 from .decoder import write_decoder
 from .description import describe, encoder_fields
@@ -61,6 +65,11 @@ class Qwen3VL:
         return self.checkpoint.config.to_dict()
 
     @property
+    def layers(self) -> int:
+        """Layers of the decoder."""
+        return self.checkpoint.text.num_hidden_layers
+
+    @property
     def chat_template(self) -> str:
         """The Jinja source."""
         return self.checkpoint.chat_template
@@ -70,13 +79,33 @@ class Qwen3VL:
         """What `generation_config.json` says, or what the config implies."""
         return self.checkpoint.generation_config
 
-    def estimate(self, graphs: Sequence[Precision | Phase], block_size: int) -> int:
+    def estimate(self, graphs: Sequence[Precision | Phase], *, block_size: int, recipe: Recipe) -> int:
         """Bytes that a bundle will take."""
-        return estimate(self.checkpoint, graphs, block_size)
+        return estimate(self.checkpoint, graphs, block_size=block_size, recipe=recipe)
 
     def write_encoder(self, folder: Path, *, progress: Progress) -> None:
         """Write the encoder's part of a bundle."""
         write_vision(self.checkpoint, folder, progress=progress)
+
+    def calibrate(
+        self,
+        tokens: Sequence[Tokens],
+        graphs: Sequence[Phase],
+        *,
+        block_size: int,
+        accuracy_level: int,
+        recipe: Recipe,
+        smooth: bool,
+        progress: Progress,
+    ) -> Plan:
+        """Find how each site is rounded."""
+        roundings = {
+            graph: roundings_of(
+                graph, block_size=block_size, accuracy_level=accuracy_level, recipe=recipe, layers=self.layers
+            )
+            for graph in graphs
+        }
+        return calibrate(self.checkpoint, tokens, roundings, smooth=smooth, progress=progress)
 
     def write_decoder(
         self,
@@ -85,7 +114,9 @@ class Qwen3VL:
         precision: Precision | Phase,
         block_size: int,
         accuracy_level: int,
+        recipe: Recipe,
         smooth: bool,
+        plan: Plan | None,
         progress: Progress,
     ) -> Path:
         """Write one decoder graph; returns its path."""
@@ -95,7 +126,9 @@ class Qwen3VL:
             precision=precision,
             block_size=block_size,
             accuracy_level=accuracy_level,
+            recipe=recipe,
             smooth=smooth,
+            plan=plan,
             progress=progress,
         )
 

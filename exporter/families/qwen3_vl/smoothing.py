@@ -3,16 +3,19 @@
 Where a channel's activations are many times as large as the others' and the columns that read it as many times smaller,
 both suffer from rounding: the activations share one step with the outlier, the small columns share one with their
 block. A channel's factor may be moved from one side to the other wherever nothing but a product stands between them:
-from a norm to the projections that read it, from V to the output projection, from up to down, and from the norm of the
-keys, which may be stored in 8 bits, to the norm of the queries, which are not.
+from a norm to the projections that read it, from V to the output projection, from up to down. Such a place is a site.
+Keys may be stored in 8 bits, and queries are not: factors of the keys' channels are moved to the queries.
 
-The rule looks at weights alone. A channel whose column is far from the others' is given a column of their magnitude,
-so that its activation is as large as what it contributes. Factors are powers of two, which no floating-point product or
-sum rounds: the graph before rounding is the same, bit for bit. A channel whose column is within a factor of four of the
-median is left as the training made it.
+Factors are powers of two, which no floating-point product or sum rounds: the graph before rounding is the same, bit for
+bit. A calibrated export chooses them (`exporter.choice`). The rule for the others looks at weights alone: a channel
+whose column is far from the others' is given a column of their magnitude, so that its activation is as large as what it
+contributes; one within a factor of four of the median is left as the training made it.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -22,35 +25,82 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextRMSNorm,
 )
 
+from exporter.recipe import Kind
+
 _FEWEST = 2.0  # a factor of four: below, nothing was gained, and weights trained for their rounding lost by it
 _MOST = 10.0  # a column of zeros asks for an infinite factor
+
+HEAD = "head"
+"""The site of the final norm and the output head."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a channel's factor may be moved.
+
+    Attributes:
+        name: of the site, the same in every layer.
+        source: what gives the channels.
+        readers: what reads them, by kind of matrix as recipes name them.
+        groups: (kv heads, query heads of each, width), where a channel of V is read by every query head of its group:
+            the readers are then [rows, kv heads · group · width] and the channels kv heads · width.
+    """
+
+    name: str
+    source: nn.Linear | Qwen3VLTextRMSNorm
+    readers: Mapping[Kind, nn.Linear]
+    groups: tuple[int, int, int] | None = None
+
+    def columns(self, values: torch.Tensor) -> torch.Tensor:
+        """Rows over the readers' inputs [rows, inputs] as rows over channels [rows · group, channels]."""
+        if self.groups is None:
+            return values
+        heads, group, width = self.groups
+        return values.view(-1, heads, group, width).transpose(1, 2).reshape(-1, heads * width)
+
+    def inputs(self, factors: torch.Tensor) -> torch.Tensor:
+        """Factors of channels [channels] as factors of the readers' inputs [inputs]."""
+        if self.groups is None:
+            return factors
+        heads, group, width = self.groups
+        return factors.view(heads, 1, width).expand(-1, group, -1).reshape(-1)
+
+    def apply(self, factors: torch.Tensor) -> None:
+        """Multiply what the source gives by `factors` [channels] and divide what reads it, in place."""
+        scale_outputs(self.source, factors)
+        for reader in self.readers.values():
+            divide_columns(reader, self.inputs(factors))
+
+
+def sites(layer: Qwen3VLTextDecoderLayer) -> tuple[Site, ...]:
+    """The sites of a layer.
+
+    V and up come before the norms: a large row of theirs would speak for every column of the norm's readers.
+    """
+    attention, mlp = layer.self_attn, layer.mlp
+    heads = attention.v_proj.out_features // attention.head_dim
+    return (
+        Site("down", mlp.up_proj, {"down": mlp.down_proj}),
+        Site(
+            "o",
+            attention.v_proj,
+            {"o": attention.o_proj},
+            groups=(heads, attention.num_key_value_groups, attention.head_dim),
+        ),
+        Site(
+            "qkv",
+            layer.input_layernorm,
+            {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj},
+        ),
+        Site("gate_up", layer.post_attention_layernorm, {"gate": mlp.gate_proj, "up": mlp.up_proj}),
+    )
 
 
 @torch.no_grad()
 def smooth_layer(layer: Qwen3VLTextDecoderLayer) -> None:
-    """Even out one layer's channels, in place."""
-    attention, mlp = layer.self_attn, layer.mlp
-    # V and up come before the norms: a large row of theirs would speak for every column of the norm's readers.
-    factors = column_factors([mlp.down_proj.weight])
-    scale_outputs(mlp.up_proj, factors)
-    divide_columns(mlp.down_proj, factors)
-
-    # One channel of V is read by every query head of its group: o_proj is [hidden, kv heads · group · head_dim].
-    hidden, group, width = attention.o_proj.out_features, attention.num_key_value_groups, attention.head_dim
-    columns = attention.o_proj.weight.view(hidden, -1, group, width).transpose(1, 2)
-    factors = column_factors([columns.reshape(hidden * group, -1)])
-    scale_outputs(attention.v_proj, factors)
-    divide_columns(attention.o_proj, factors.view(-1, 1, width).expand(-1, group, -1).reshape(-1))
-
-    for norm, readers in (
-        (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
-        (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
-    ):
-        factors = column_factors(reader.weight for reader in readers)
-        scale_outputs(norm, factors)
-        for reader in readers:
-            divide_columns(reader, factors)
-    smooth_keys(attention)
+    """Even out one layer's channels by the rule for weights, in place."""
+    for site in sites(layer):
+        site.apply(column_factors(site.columns(reader.weight) for reader in site.readers.values()))
 
 
 @torch.no_grad()

@@ -13,32 +13,34 @@ The builder is a class made for subclassing, so nothing of it is patched. What i
 """
 
 import importlib.metadata
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnxruntime_genai.models.builders.qwen import Qwen3VLTextModel
 from torch import nn
 from transformers import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextDecoderLayer,
-    Qwen3VLTextRMSNorm,
-    Qwen3VLTextRotaryEmbedding,
-)
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRotaryEmbedding
 
+from exporter.calibrated import Plan
+from exporter.precision import Phase, Precision
 from exporter.progress import Advance
-from exporter.quantize import pack_int4
+from exporter.quantize import pack_blocks
+from exporter.recipe import Kind, Recipe, block_of
 from exporter.spool import Spool
 
-from .checkpoint import TEXT_PREFIX, Checkpoint
+from .checkpoint import Checkpoint
 from .genai import complete_genai_config
-from .smoothing import column_factors, divide_columns, scale_outputs, smooth_layer
+from .layers import head_rows, read_layer, read_norm
+from .smoothing import HEAD, column_factors, divide_columns, scale_outputs, sites, smooth_keys, smooth_layer
 
-_Module = TypeVar("_Module", bound=nn.Module)
-
-_ROWS = 16_384  # of the output head, looked at together
+_PROJECTION = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)_proj/MatMul")
+_HEAD = "/lm_head/MatMul"
 
 
 class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no types
@@ -50,7 +52,10 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         options: the builder's own.
         checkpoint: where the weights come from.
         spool: where they go.
+        recipe: bits of the matrices, where weights are INT4.
+        graph: which one it is.
         smooth: even out outlier channels, which changes nothing before rounding.
+        plan: how a calibration would have sites rounded; None goes by the weights alone.
         advance: called after each layer, and after the output head.
     """
 
@@ -62,12 +67,18 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         *,
         checkpoint: Checkpoint,
         spool: Spool,
+        recipe: Recipe,
+        graph: Precision | Phase,
         smooth: bool,
+        plan: Plan | None,
         advance: Advance,
     ) -> None:
+        self._graph: Precision | Phase = graph
+        self._plan = plan
         self._smooth = smooth
         self._checkpoint = checkpoint
         self._spool = spool
+        self._recipe = recipe
         self._advance = advance
         self._levels = checkpoint.deepstack_levels
         super().__init__(config, ir.DataType.FLOAT, weight_type, "cpu", "", options)
@@ -117,9 +128,10 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
 
     # Streaming
 
-    def load_weights(self, input_path: str) -> "_StreamedWeights":
+    def load_weights(self, input_path: str) -> "StreamedWeights":
         """Give the builder modules that are read when their turn comes."""
-        return _StreamedWeights(self._checkpoint, smooth=self._smooth)
+        self._weights = StreamedWeights(self._checkpoint, self._graph, smooth=self._smooth, plan=self._plan)
+        return self._weights
 
     def make_initializer(self, tensor: Any, /, name: str, **kwargs: Any) -> None:
         """Write a tensor to disk and keep where it is."""
@@ -128,8 +140,11 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
         value.const_value = self._spool.add(value.const_value)
 
     def make_matmul_nbits(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
-        """Add the matmul of one linear layer, in 4 bits; returns its node's name."""
-        packed = pack_int4(matmul.weight, block_size=self.quant_attrs["matmul_block_size"])
+        """Add the matmul of one linear layer, in the recipe's bits; returns its node's name."""
+        kind, layer = _matrix(basename)
+        bits = self._recipe.bits(kind, layer, self._checkpoint.text.num_hidden_layers)
+        block = block_of(bits, self.quant_attrs["matmul_block_size"], matmul.in_features)
+        packed = pack_blocks(matmul.weight, bits=bits, block_size=block, importance=self._weights.importance(kind))
         return str(super().make_matmul_nbits(packed, basename, root_input, **kwargs))
 
     def make_lm_head(self, lm_head: nn.Module) -> None:
@@ -153,46 +168,78 @@ def _chunk(index: int) -> str:
     return f"/model/deepstack/chunk_{index}"
 
 
-class _StreamedWeights:
-    """What the builder walks over instead of a loaded model: the same modules, each read when its turn comes."""
+def _matrix(basename: str) -> tuple[Kind, int]:
+    """Which matrix the builder means by the name of a node, and of which layer."""
+    if basename == _HEAD:
+        return "head", 0
+    found = _PROJECTION.fullmatch(basename)
+    if found is None:
+        raise NotImplementedError(f"{basename} is a matmul that no recipe knows")
+    layer, kind = found.groups()
+    return cast("Kind", kind), int(layer)
 
-    def __init__(self, checkpoint: Checkpoint, *, smooth: bool) -> None:
+
+class StreamedWeights:
+    """What the builder walks over instead of a loaded model: the same modules, each read when its turn comes.
+
+    Args:
+        checkpoint: where the weights come from.
+        graph: which one is built.
+        smooth: even out outlier channels.
+        plan: how a calibration would have it; None goes by the weights alone.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, graph: Precision | Phase, *, smooth: bool, plan: Plan | None) -> None:
+        self._checkpoint = checkpoint
+        self._graph = graph
         self._smooth = smooth
-        self._tensors = checkpoint.tensors
-        self._head = checkpoint.lm_head
-        self._config = checkpoint.text
-        config = self._config
+        self._plan = plan
+        config = checkpoint.text
         with torch.device("meta"):
             self._embedding = nn.Embedding(config.vocab_size, config.hidden_size)
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-            norm = Qwen3VLTextRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self._norm = self._filled(norm, f"{TEXT_PREFIX}norm.")
+        self._norm = read_norm(checkpoint)
         # The graph's head is its own, also where the table that it is read from is the embeddings', too.
-        self._head_factors = column_factors(self._head_rows()) if smooth else torch.ones(config.hidden_size)
+        self._head_factors = self._factors_of_head()
         scale_outputs(self._norm, self._head_factors)
+        self._importances: dict[Kind, torch.Tensor] = {}
         # The builder recognises the final norm by where it sits in the model.
         self.model = SimpleNamespace(language_model=SimpleNamespace(norm=self._norm))
 
+    def importance(self, kind: Kind) -> NDArray[np.float32] | None:
+        """Of the inputs of a matrix of the module that was yielded last; None where nothing was calibrated."""
+        return self._importances[kind].numpy() if self._plan is not None else None
+
     def modules(self) -> Iterator[nn.Module]:
+        """The modules in the builder's order; what was yielded before the last one is gone."""
         yield self._embedding  # left on the meta device: embedding.onnx holds the table
-        for index in range(self._config.num_hidden_layers):
-            with torch.device("meta"):
-                layer = Qwen3VLTextDecoderLayer(self._config, index)
-            self._filled(layer, f"{TEXT_PREFIX}layers.{index}.")
-            if self._smooth:
+        for index in range(self._checkpoint.text.num_hidden_layers):
+            layer = read_layer(self._checkpoint, index)
+            if self._plan is not None:
+                self._follow(self._plan, layer, index)
+            elif self._smooth:
                 smooth_layer(layer)
+            if self._smooth:
+                smooth_keys(layer.self_attn)
             yield layer
         yield self._norm
-        self.lm_head.load_state_dict({"weight": self._tensors[self._head].read()}, assign=True)
+        self.lm_head.load_state_dict({"weight": self._checkpoint.tensors[self._checkpoint.lm_head].read()}, assign=True)
         divide_columns(self.lm_head, self._head_factors)
+        if self._plan is not None:
+            self._importances = {"head": self._plan[-1, HEAD].importance * self._head_factors}
         yield self.lm_head
 
-    def _head_rows(self) -> Iterator[torch.Tensor]:
-        head = self._tensors[self._head]
-        for start in range(0, head.shape[0], _ROWS):
-            yield head.read(slice(start, start + _ROWS))
+    def _follow(self, plan: Plan, layer: Qwen3VLTextDecoderLayer, index: int) -> None:
+        for site in sites(layer):
+            planned = plan[index, site.name]
+            factors = planned.factors[self._graph]
+            site.apply(factors)
+            importance = planned.importance * site.inputs(factors)
+            self._importances |= dict.fromkeys(site.readers, importance)
 
-    def _filled(self, module: _Module, prefix: str) -> _Module:
-        state = {name: self._tensors[prefix + name].read() for name in module.state_dict()}
-        module.load_state_dict(state, assign=True)
-        return module
+    def _factors_of_head(self) -> torch.Tensor:
+        if self._plan is not None:
+            return self._plan[-1, HEAD].factors[self._graph]
+        if self._smooth:
+            return column_factors(head_rows(self._checkpoint))
+        return torch.ones(self._checkpoint.text.hidden_size)

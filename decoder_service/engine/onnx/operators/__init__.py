@@ -20,6 +20,7 @@ _LIBRARY = Path(__file__).with_name("operators.so")
 # The instruction sets that the compiler may use.
 _FLAGS = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "bmi2", "f16c", "fma"}
 
+_BITS = (4, 8)
 _LANES = 16  # float32 values in a register
 _WIDEST_HEAD = 256
 _LARGEST_GROUP = 32
@@ -66,7 +67,7 @@ def substitute(model: ModelProto, *, head_size: int, threads: int = 1, kv_dtype:
     taken = _round_rows(model)
     matmuls = [node for node in model.graph.node if node.op_type == "MatMulNBits" and _is_our_matmul(node)]
     for node in matmuls:
-        _take(node, threads=threads)
+        _take(node, threads=threads, bits=_attributes(node).get("bits", 4))
     # Without our matmuls, attention uses ONNX Runtime's threads (0), as the operators around it do.
     threads = threads if matmuls else 0
     stored: set[str] = set()
@@ -89,24 +90,24 @@ def substitute(model: ModelProto, *, head_size: int, threads: int = 1, kv_dtype:
     return taken
 
 
-def _take(node: NodeProto, *attributes: str, threads: int) -> None:
-    """Replace the operator of a node; it keeps these attributes."""
+def _take(node: NodeProto, *attributes: str, **given: int) -> None:
+    """Replace the operator of a node; it keeps these attributes and gets others."""
     node.domain = DOMAIN
     kept = [attribute for attribute in node.attribute if attribute.name in attributes]
     del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute("threads", threads)])
+    node.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in given.items())])
     while node.input and not node.input[-1]:
         node.input.pop()
 
 
 def _is_our_matmul(node: NodeProto) -> bool:
-    """Whether it is a 4-bit matmul in blocks of whole registers, without zero points, group index or bias."""
+    """Whether it is a 4- or 8-bit matmul in blocks of whole registers, without zero points, group index or bias."""
     if node.domain != "com.microsoft":
         return False
     known = _attributes(node)
     size = known["block_size"]
     return bool(
-        known.get("bits", 4) == 4
+        known.get("bits", 4) in _BITS
         and known.get("accuracy_level", 0) == 4
         and size % 32 == 0
         and known["K"] % size == 0

@@ -1,18 +1,20 @@
-// triptych.MatMulNBits: what com.microsoft.MatMulNBits computes at 4 bits and accuracy level 4 (activations rounded to
-// 8 bits, a scale for each row and block), several times as fast where there are several rows. For AVX-512 with VNNI.
+// triptych.MatMulNBits: what com.microsoft.MatMulNBits computes at 4 and 8 bits and accuracy level 4 (activations rounded
+// to 8 bits, a scale for each row and block), several times as fast where there are several rows. For AVX-512 with VNNI.
 //
 //   A       float [..., K]
-//   B       uint8 [N, K / block, block / 2], two weights a byte, their zero point 8; a constant
+//   B       uint8 [N, K / block, block x bits / 8], at 4 bits two weights a byte; zero is 2^(bits - 1); a constant
 //   scales  float [N, K / block]; a constant
 //   Y       float [..., N]
 //
 // Sixteen output channels are in the lanes of a register, so that no sum across lanes is ever needed and
-// every weight that was unpacked serves up to eight rows. Weights stay unsigned (0..15) and activations signed, as the
-// instruction wants them: sum((w - 8) x) = sum(w x) - 8 sum(x), and what is subtracted is known from the activations.
+// every weight that was unpacked serves up to eight rows. Weights stay unsigned (0..15, 0..255) and activations signed,
+// as the instruction wants them: sum((w - zero) x) = sum(w x) - zero sum(x), and what is subtracted is known from the
+// activations.
 //
 // A tile holds the weights of sixteen channels:
 //
-//   K / 8 x 16 words of 8 weights, as B has them: the low halves of a word's bytes are its weights 0, 2, 4 and 6
+//   K x bits / 32 x 16 words of weights, as B has them: at 4 bits the low halves of a word's bytes are its weights 0, 2,
+//     4 and 6; at 8 bits they are its four weights
 //   K / block x 16 scales, float16, as shares of the channel's largest
 //   16 largest scales, float
 
@@ -35,16 +37,19 @@ size_t up(size_t value, size_t step) { return (value + step - 1) / step * step; 
 struct Weights {
   const OrtApi* api;
   size_t n, k, block;
+  size_t bits;     // of a weight: 4 or 8
   size_t threads;  // of the pool
   char* tiles;
 
   size_t blocks() const { return k / block; }
-  size_t tile_bytes() const { return up(k * 8 + blocks() * 32, 64) + 64; }
+  size_t row_bytes() const { return k * bits / 8; }  // of weights
+  size_t word_bytes() const { return row_bytes() * kLanes; }
+  size_t tile_bytes() const { return up(word_bytes() + blocks() * 32, 64) + 64; }
   size_t tile_count() const { return up(n, kLanes) / kLanes; }
 };
 
-// Rows of activations, rounded: a row's bytes in the order of the weights, the scale of each of its blocks, and -8
-// times the sum of each.
+// Rows of activations, rounded: a row's bytes in the order of the weights, the scale of each of its blocks, and the sum
+// of each times what stands for zero, negative.
 struct Rounded {
   size_t rows;
   int8_t* bytes;
@@ -63,13 +68,13 @@ struct Job {
 };
 
 void pack_tile(const Weights& weights, size_t first, const uint8_t* b, const float* scales, char* tile) {
-  const size_t blocks = weights.blocks(), words = weights.k / 8, row_bytes = weights.k / 2;
+  const size_t blocks = weights.blocks(), row_bytes = weights.row_bytes(), words = row_bytes / 4;
   const size_t used = weights.n - first < kLanes ? weights.n - first : kLanes;
   memset(tile, 0, weights.tile_bytes());
   for (size_t word = 0; word < words; ++word)
     for (size_t lane = 0; lane < used; ++lane)
       memcpy(tile + (word * kLanes + lane) * 4, b + (first + lane) * row_bytes + word * 4, 4);
-  char* shares = tile + weights.k * 8;
+  char* shares = tile + weights.word_bytes();
   float* largest = reinterpret_cast<float*>(tile + weights.tile_bytes() - 64);
   for (size_t lane = 0; lane < used; ++lane) {
     const float* own = scales + (first + lane) * blocks;
@@ -88,8 +93,10 @@ void round_row(const void* argument, size_t row, char*) {
   const size_t k = job.weights->k, block = job.weights->block, blocks = job.weights->blocks();
   const float* a = job.a + row * k;
   int8_t* bytes = job.rounded.bytes + row * k;
-  // Of eight activations the even ones come first.
+  // At 4 bits, of eight activations the even ones come first.
+  const bool paired = job.weights->bits == 4;
   const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  const int32_t zero = paired ? 8 : 128;
   for (size_t i = 0; i < blocks; ++i, a += block, bytes += block) {
     __m512 most = _mm512_setzero_ps();
     for (size_t j = 0; j < block; j += kLanes) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(a + j)));
@@ -99,40 +106,55 @@ void round_row(const void* argument, size_t row, char*) {
     for (size_t j = 0; j < block; j += kLanes) {
       const __m512i values = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(a + j), inverse));
       sum = _mm512_add_epi32(sum, values);
-      const __m128i packed = _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(values), order);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + j), packed);
+      const __m128i packed = _mm512_cvtsepi32_epi8(values);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes + j), paired ? _mm_shuffle_epi8(packed, order) : packed);
     }
     job.rounded.scales[row * blocks + i] = scale;
-    job.rounded.corrections[row * blocks + i] = -8 * _mm512_reduce_add_epi32(sum);
+    job.rounded.corrections[row * blocks + i] = -zero * _mm512_reduce_add_epi32(sum);
+  }
+}
+
+// Adds the products of sixty-four bytes of weights, those of sixteen channels, with what `R` rows have there.
+template <int Bits, int R>
+inline void add_products(const char* words, const int8_t* x, size_t row_bytes, __m512i* sum) {
+  const __m512i bytes = _mm512_load_si512(words);
+  if constexpr (Bits == 4) {
+    const __m512i low = _mm512_set1_epi8(15);
+    const __m512i even = _mm512_and_si512(bytes, low), odd = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+    for (int r = 0; r < R; ++r) {
+      int32_t pair[2];
+      memcpy(pair, x + r * row_bytes, 8);
+      sum[r] = _mm512_dpbusd_epi32(sum[r], even, _mm512_set1_epi32(pair[0]));
+      sum[r] = _mm512_dpbusd_epi32(sum[r], odd, _mm512_set1_epi32(pair[1]));
+    }
+  } else {
+    for (int r = 0; r < R; ++r) {
+      int32_t four;
+      memcpy(&four, x + r * row_bytes, 4);
+      sum[r] = _mm512_dpbusd_epi32(sum[r], bytes, _mm512_set1_epi32(four));
+    }
   }
 }
 
 // Sixteen channels of `R` rows from `row` on, to `y`, whose rows are `stride` apart.
-template <int R>
+template <int Bits, int R>
 void compute_tile(const Job& job, const char* tile, size_t row, size_t first, float* y, size_t stride) {
+  constexpr size_t kStep = 32 / Bits;  // weights of a channel in a word
   const Weights& weights = *job.weights;
   const size_t k = weights.k, block = weights.block, blocks = weights.blocks();
   const int8_t* bytes = job.rounded.bytes + row * k;
   const float* scales = job.rounded.scales + row * blocks;
   const int32_t* corrections = job.rounded.corrections + row * blocks;
-  const char* shares = tile + k * 8;
-  const __m512i low = _mm512_set1_epi8(15);
+  const char* shares = tile + weights.word_bytes();
   __m512 total[R];
   for (int r = 0; r < R; ++r) total[r] = _mm512_setzero_ps();
+  const char* words = tile;
   for (size_t i = 0; i < blocks; ++i) {
     __m512i sum[R];
     for (int r = 0; r < R; ++r) sum[r] = _mm512_set1_epi32(corrections[r * blocks + i]);
-    for (size_t j = i * block; j < (i + 1) * block; j += 8) {
-      const char* words = tile + j * 8;
+    for (size_t j = i * block; j < (i + 1) * block; j += kStep, words += 64) {
       _mm_prefetch(words + kPrefetch, _MM_HINT_T0);
-      const __m512i both = _mm512_load_si512(words);
-      const __m512i even = _mm512_and_si512(both, low), odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-      for (int r = 0; r < R; ++r) {
-        int32_t x[2];
-        memcpy(x, bytes + r * k + j, 8);
-        sum[r] = _mm512_dpbusd_epi32(sum[r], even, _mm512_set1_epi32(x[0]));
-        sum[r] = _mm512_dpbusd_epi32(sum[r], odd, _mm512_set1_epi32(x[1]));
-      }
+      add_products<Bits, R>(words, bytes + j, k, sum);
     }
     const __m512 share = _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(shares + i * 32)));
     for (int r = 0; r < R; ++r) {
@@ -147,6 +169,20 @@ void compute_tile(const Job& job, const char* tile, size_t row, size_t first, fl
     _mm512_mask_storeu_ps(y + (row + r) * stride, used, _mm512_mul_ps(total[r], largest));
 }
 
+template <int Bits>
+void compute_rows(const Job& job, const char* tile, size_t row, size_t first, float* y, size_t stride) {
+  switch (job.rounded.rows - row) {
+    case 1: return compute_tile<Bits, 1>(job, tile, row, first, y, stride);
+    case 2: return compute_tile<Bits, 2>(job, tile, row, first, y, stride);
+    case 3: return compute_tile<Bits, 3>(job, tile, row, first, y, stride);
+    case 4: return compute_tile<Bits, 4>(job, tile, row, first, y, stride);
+    case 5: return compute_tile<Bits, 5>(job, tile, row, first, y, stride);
+    case 6: return compute_tile<Bits, 6>(job, tile, row, first, y, stride);
+    case 7: return compute_tile<Bits, 7>(job, tile, row, first, y, stride);
+    default: return compute_tile<Bits, kMostRows>(job, tile, row, first, y, stride);
+  }
+}
+
 // Results of an item are [rows, channels of the item].
 void compute_item(const void* argument, size_t item, char* results) {
   const Job& job = *static_cast<const Job*>(argument);
@@ -159,17 +195,8 @@ void compute_item(const void* argument, size_t item, char* results) {
   for (size_t tile = begin; tile < end; ++tile, to += kLanes) {
     const char* packed = weights.tiles + tile * weights.tile_bytes();
     for (size_t row = 0; row < job.rounded.rows; row += kMostRows) {
-      const size_t rows = job.rounded.rows - row, first = tile * kLanes;
-      switch (rows < kMostRows ? rows : kMostRows) {
-        case 1: compute_tile<1>(job, packed, row, first, to, stride); break;
-        case 2: compute_tile<2>(job, packed, row, first, to, stride); break;
-        case 3: compute_tile<3>(job, packed, row, first, to, stride); break;
-        case 4: compute_tile<4>(job, packed, row, first, to, stride); break;
-        case 5: compute_tile<5>(job, packed, row, first, to, stride); break;
-        case 6: compute_tile<6>(job, packed, row, first, to, stride); break;
-        case 7: compute_tile<7>(job, packed, row, first, to, stride); break;
-        default: compute_tile<8>(job, packed, row, first, to, stride);
-      }
+      const auto compute_some = weights.bits == 4 ? compute_rows<4> : compute_rows<8>;
+      compute_some(job, packed, row, tile * kLanes, to, stride);
     }
   }
 }
@@ -194,15 +221,23 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
   }
   Shape shape;
   if (OrtStatus* status = shape_of(*api, constants[0], &shape)) return status;
-  if (shape.rank != 3 || shape.dimensions[2] % 16)
-    return api->create_status(kOrtInvalidArgument, "MatMulNBits: B has to be [N, K / block, block / 2], block a multiple of 32");
-  const size_t block = static_cast<size_t>(shape.dimensions[2]) * 2;
-  int64_t threads = 0;
+  int64_t threads = 0, bits = 0;
   if (OrtStatus* status = api->attribute(info, "threads", &threads)) return status;
+  if (OrtStatus* status = api->attribute(info, "bits", &bits)) return status;
+  if (bits != 4 && bits != 8) return api->create_status(kOrtInvalidArgument, "MatMulNBits: weights have 4 or 8 bits");
+  if (shape.rank != 3 || shape.dimensions[2] % (bits * 4))
+    return api->create_status(kOrtInvalidArgument,
+                              "MatMulNBits: B has to be [N, K / block, block x bits / 8], block a multiple of 32");
+  const size_t block = static_cast<size_t>(shape.dimensions[2] * 8 / bits);
   Weights* weights = static_cast<Weights*>(malloc(sizeof(Weights)));
   if (!weights) return api->create_status(kOrtFail, "MatMulNBits: out of memory");
-  *weights = {api,   static_cast<size_t>(shape.dimensions[0]), static_cast<size_t>(shape.dimensions[1]) * block,
-              block, static_cast<size_t>(threads),             nullptr};
+  *weights = {api,
+              static_cast<size_t>(shape.dimensions[0]),
+              static_cast<size_t>(shape.dimensions[1]) * block,
+              block,
+              static_cast<size_t>(bits),
+              static_cast<size_t>(threads),
+              nullptr};
   const size_t bytes = weights->tile_count() * weights->tile_bytes();
   weights->tiles = static_cast<char*>(aligned_alloc(64, bytes));
   if (!weights->tiles || !join_pool(weights->threads)) {

@@ -1,4 +1,4 @@
-"""Our attention over 8-bit keys and values computes what numpy gives by the same scheme, and no border changes a bit."""
+"""Our attention over 8-bit keys and values is what numpy gives by the same scheme, and no border changes a bit."""
 
 from __future__ import annotations
 
