@@ -1,9 +1,9 @@
 """The KV cache: one buffer per layer for all slots. Memory is allocated only where it is written.
 
 A slot reserves address space for the longest request. The kernel allocates the pages of an anonymous mapping when they
-are first written, and `release` frees them. Memory is counted in granules: the tokens of one head that fill a page. Where
-no whole number of tokens does, a slot may take up to one page per head and buffer more. Huge pages are disabled: one huge
-page holds thousands of tokens of one head, so a short prompt would take the memory of a long one.
+are first written, and `release` frees them. Memory is counted in granules: the tokens of one head that fill a page.
+Where no whole number of tokens does, a slot may take up to one page per head and buffer more. Huge pages are disabled:
+one huge page holds thousands of tokens of one head, so a short prompt would take the memory of a long one.
 """
 
 from __future__ import annotations
