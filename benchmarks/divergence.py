@@ -20,10 +20,10 @@ from exporter.divergence import Asked, Graph, kl_divergence
 from serving.bundle import Bundle
 from serving.media import media_digest
 from vision_service import media
+from vision_service.clip import VideoLimits
 from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.family import PreprocessLimits
-from vision_service.video import VideoLimits
 
 _LIMITS = PreprocessLimits(1 << 26, VideoLimits(seconds=600, frames=10_000, sampled=768, pixels=1 << 24), 1 << 16)
 

@@ -18,10 +18,10 @@ from exporter.encoder_types import QUESTIONS, encode
 from exporter.pictures import KINDS
 from serving.bundle import Bundle
 from vision_service.budget import default_budget
+from vision_service.clip import VideoLimits
 from vision_service.families import registry as vision_families
 from vision_service.family import PreprocessLimits
 from vision_service.media import Options, PreparedMedium
-from vision_service.video import VideoLimits
 
 _OF_A_KIND = 4
 _FIRST = 1000  # the export looks at pictures with smaller numbers: what is tuned on those is not judged by them

@@ -161,10 +161,15 @@ class Reason(enum.Enum):
     IMAGE_UNREADABLE = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "vision",
-        "Not an image of a known format, or damaged.",
-        "Send one of the formats that the message lists.",
+        "Not an image of a known format, or damaged. The message names the format if the file's first bytes tell.",
+        "Do what the message says: convert it, or send one of the formats that it lists.",
     )
-    IMAGE_TRUNCATED = ReasonInfo(Code.INVALID_ARGUMENT, "vision", "The image is truncated.", "Send all of it.")
+    IMAGE_TRUNCATED = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "vision",
+        "The image is truncated. A JPEG that lacks only the marker of its end is not.",
+        "Send all of it.",
+    )
     IMAGE_MODE_UNSUPPORTED = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "vision",
@@ -193,11 +198,15 @@ class Reason(enum.Enum):
     VIDEO_UNREADABLE = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "vision",
-        "No video of a known container, damaged, or of an unknown codec.",
-        "Send MP4, MOV, WebM, MKV or AVI.",
+        "No video of a known container, damaged, or of an unknown codec; or a still image. The message names the "
+        "format if the file's first bytes tell.",
+        "Send MP4, MOV, WebM, MKV, AVI, GIF, animated PNG or WebP, or JPEGs one after another.",
     )
     VIDEO_TRUNCATED = ReasonInfo(
-        Code.INVALID_ARGUMENT, "vision", "The video is much shorter than its header states.", "Send all of it."
+        Code.INVALID_ARGUMENT,
+        "vision",
+        "The video is much shorter than its header states, or a GIF or another image that moves breaks off.",
+        "Send all of it.",
     )
     VIDEO_WITHOUT_PICTURES = ReasonInfo(
         Code.INVALID_ARGUMENT, "vision", "The file has only sound or text, or a cover picture.", "Send a video."

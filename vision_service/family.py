@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from serving.bundle import Bundle
+from vision_service.clip import VideoLimits
 from vision_service.cost import Cost
 from vision_service.media import Advance, Cancelled, Grid, Kind, Options, PreparedMedium
-from vision_service.video import VideoLimits
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import struct
 from collections.abc import Callable
@@ -10,7 +12,10 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from serving.errors import Reason, ServiceError, invalid, too_large
+from vision_service import jpeg, png
+from vision_service.kinds import kind_of
 from vision_service.media import PATH
+from vision_service.outlines import canvas_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if features.check("avif") else []))
 """Supported formats. Pillow has some forty more, each with a parser that would get untrusted bytes."""
@@ -27,15 +32,15 @@ _PNG_HEAD = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
 # images that the setting allows.
 Image.MAX_IMAGE_PIXELS = None
 
-# Exceptions of Pillow's parsers for damaged files, found by tests with such files; they depend on the format.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
+"""Exceptions of Pillow's parsers for damaged files, found by tests with such files; they depend on the format."""
 
 
 def decode_image(data: bytes, *, max_pixels: int, check: Callable[[int, int], None] | None = None) -> Image.Image:
     """Decode an image upright in RGB; of an animated file, the first frame.
 
     Transparent pixels are blended with white, as in transformers. 16-bit greyscale keeps its upper 8 bits, as Pillow
-    does for 16-bit colour.
+    does for 16-bit colour. A JPEG whose pixels are all there needs no end. Texts and profiles of a PNG are not read.
 
     Args:
         data: The file's bytes.
@@ -47,15 +52,15 @@ def decode_image(data: bytes, *, max_pixels: int, check: Callable[[int, int], No
         ServiceError: INVALID_ARGUMENT with reason IMAGE_UNREADABLE, IMAGE_TRUNCATED, IMAGE_ASPECT_RATIO or
             IMAGE_MODE_UNSUPPORTED; RESOURCE_EXHAUSTED with reason IMAGE_TOO_LARGE.
     """
-    with _open(data, max_pixels) as image:
-        _check_size(image.width, image.height, max_pixels)
+    with _open(data, max_pixels) as opened:
+        _check_size(opened.width, opened.height, max_pixels)
         if check is not None:
-            check(image.width, image.height)
-        _load(image)
+            check(opened.width, opened.height)
+        image = _load(opened, data)
         _turn_upright(image)
         try:
-            return _to_rgb(image)
-        except _DAMAGE as error:
+            return to_rgb(image)
+        except DAMAGE as error:
             raise invalid(
                 PATH,
                 f"has the pixel mode {image.mode}, which cannot be shown as RGB; convert it to 8-bit RGB",
@@ -83,6 +88,10 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if data.startswith(png.SIGNATURE):
+        data = png.without_extras(data)
+    elif (canvas := canvas_of(data)) is not None:
+        _check_size(*canvas, max_pixels)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -91,18 +100,49 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             width, height = struct.unpack_from(">II", data, len(_PNG_HEAD))
             _check_size(width, height, max_pixels)
             raise _breaks_off() from error
-        raise invalid(
-            PATH, f"is no image that can be read; use {', '.join(FORMATS)}", reason=Reason.IMAGE_UNREADABLE
-        ) from (error)
-    except _DAMAGE as error:
+        kind = kind_of(data)
+        description = (
+            f"is no image that can be read; use {', '.join(FORMATS)}" if kind is None else kind.refusal("image")
+        )
+        raise invalid(PATH, description, reason=Reason.IMAGE_UNREADABLE) from error
+    except DAMAGE as error:
         raise _damaged(error) from error
 
 
-def _load(image: Image.Image) -> None:
+def _load(image: Image.Image, data: bytes) -> Image.Image:
+    """Decode the pixels; of a JPEG that has all of them and no end, as another image."""
     try:
         image.load()
-    except _DAMAGE as error:
-        raise _damaged(error) from error
+    except DAMAGE as error:
+        refusal = _damaged(error)
+        if refusal.reason == Reason.IMAGE_TRUNCATED.name and data.startswith(jpeg.SIGNATURE):
+            image.close()  # gives its memory back
+            with contextlib.suppress(*DAMAGE):
+                if (whole := _with_end(data)) is not None:
+                    return whole
+        raise refusal from error
+    return image
+
+
+def _with_end(data: bytes) -> Image.Image | None:
+    """The image of a JPEG without an end, if the same pixels come out whatever follows; None if not."""
+    image: Image.Image | None = None
+    digests: set[bytes] = set()
+    for ended in jpeg.with_ends(data):
+        image = None  # only one is in memory
+        image = Image.open(io.BytesIO(ended), formats=("JPEG",))
+        image.load()
+        digests.add(_digest(image))
+        if len(digests) > 1:
+            return None
+    return image
+
+
+def _digest(image: Image.Image) -> bytes:
+    digest = hashlib.sha256()
+    for top in range(0, image.height, _BAND_ROWS):
+        digest.update(image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height))).tobytes())
+    return digest.digest()
 
 
 def _damaged(error: BaseException) -> ServiceError:
@@ -121,11 +161,16 @@ def _turn_upright(image: Image.Image) -> None:
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             ImageOps.exif_transpose(image, in_place=True)
-    except _DAMAGE:
+    except DAMAGE:
         return  # a damaged EXIF orientation is no reason to refuse the picture
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image, or the frame of it that is loaded, in RGB as `decode_image` describes.
+
+    Raises:
+        ValueError: Its pixels are 32-bit integers or floats.
+    """
     if image.mode in ("I", "F"):
         # No white level is defined for 32-bit integers and floats, so any scale would be a guess.
         raise ValueError(image.mode)

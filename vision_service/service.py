@@ -16,6 +16,7 @@ from serving.memory import release_freed_memory
 from serving.server import Service, StartError
 from vision_service.budget import default_budget, published_budget
 from vision_service.cache import FeatureCache
+from vision_service.clip import VideoLimits
 from vision_service.deadline import DeadlineCheck
 from vision_service.dtype import choose_dtype
 from vision_service.encodings import Encodings
@@ -25,7 +26,6 @@ from vision_service.operators import OperatorsError
 from vision_service.scheduler import Scheduler
 from vision_service.servicer import VisionServicer, describe
 from vision_service.settings import VisionSettings
-from vision_service.video import VideoLimits
 from vlm.v1 import vision_pb2, vision_pb2_grpc
 
 log = structlog.get_logger()

@@ -1,21 +1,25 @@
-"""Decodes sampled frames of video files to RGB, or raises an error with the cause."""
+"""Decodes sampled frames of video files to RGB, or raises an error with the cause.
+
+Containers are read by FFmpeg; animated images and JPEG frames by `animation`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NoReturn
 
 import av
-import numpy as np
 from av.stream import Disposition
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 from PIL import Image
 
-from serving.errors import Reason, ServiceError, invalid, too_large
+from serving.errors import Reason, ServiceError, invalid
+from vision_service.animation import is_animation, read_animation
+from vision_service.clip import Clip, Collector, SampleFrames, TargetSize, VideoLimits
+from vision_service.kinds import kind_of
 from vision_service.media import PATH, Cancelled, WorkCancelledError
 
 FORMATS = ("mov", "matroska", "avi")
@@ -25,13 +29,7 @@ Others are refused. Some of them (HLS, DASH, concat) refer to files and addresse
 """
 
 DEFAULT_FPS = 24.0
-"""Frames per second if the file has none, as in transformers."""
-
-TargetSize = Callable[[int, int, int], tuple[int, int]]
-"""Function from frames, height and width of a video to the height and width of its resized frames."""
-
-SampleFrames = Callable[[int, float], list[int]]
-"""Function from the number of frames and the fps of a video to the sampled indices, ascending, at least one."""
+"""Frames per second if neither the header nor the times of the frames tell, as in transformers."""
 
 _ROTATIONS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
@@ -40,48 +38,46 @@ _ROTATIONS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 27
 _MISSING_SECONDS = 1.0
 _MISSING_SHARE = 0.1
 
-
-@dataclass(frozen=True)
-class VideoLimits:
-    """Limits of a video.
-
-    Attributes:
-        seconds: Longest duration.
-        frames: Most frames, sampled or not: each must be decoded.
-        sampled: Most sampled frames.
-        pixels: Most pixels of a frame.
-    """
-
-    seconds: float
-    frames: int
-    sampled: int
-    pixels: int
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The sampled frames of a video.
-
-    Attributes:
-        frames: [frames, height, width, 3], uint8, resized.
-        indices: Index of each in the video.
-        fps: The video's frames per second.
-        size_given: Width and height of its frames, upright, before resizing.
-    """
-
-    frames: NDArray[np.uint8]
-    indices: tuple[int, ...]
-    fps: float
-    size_given: tuple[int, int]
+# The header's rate may differ from another by this share.
+_RATE_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class _Header:
-    """The values in the container's header; None if missing."""
+    """The values in the container's header, and what the times of its packets say; None if missing.
+
+    Attributes:
+        frames: Number of frames.
+        fps: Frames per second.
+        seconds: Duration.
+        span: Seconds from the first frame to the last, by the packets.
+    """
 
     frames: int | None
-    fps: float
+    fps: float | None
     seconds: float | None
+    span: float | None
+
+    def rate(self, total: int) -> tuple[float, bool]:
+        """Frames per second, and whether it comes from the times of the frames.
+
+        Screen and browser recordings are written while frames come at any time: their header has no rate, 1000 (the
+        unit of their times), or one that fits neither duration nor times. If the header's rate fits one of the two, it
+        is used, as in transformers.
+
+        Args:
+            total: Number of frames.
+        """
+        if self.span and total > 1:
+            measured = (total - 1) / self.span
+            stated = total / self.seconds if self.seconds else None
+            if self.fps is None or not any(_is_near(self.fps, rate) for rate in (measured, stated) if rate):
+                return measured, True
+        return self.fps or DEFAULT_FPS, False
+
+
+def _is_near(told: float, other: float) -> bool:
+    return abs(told / other - 1) <= _RATE_TOLERANCE
 
 
 class _FrameCountError(Exception):
@@ -98,7 +94,8 @@ def read_clip(
     """Decode a video and keep the sampled frames, upright and resized.
 
     The number of frames is taken from the container, as in transformers' PyAV reader; if it is missing or wrong, by
-    decoding. Frames are resized with Pillow's bicubic filter like images; transformers' video processor uses
+    decoding. So is the frame rate, from which the times of the frames follow; if it does not fit the times in the file,
+    those are used. Frames are resized with Pillow's bicubic filter like images; transformers' video processor uses
     torchvision's, which differs in the rounding of single pixel values.
 
     Args:
@@ -114,6 +111,8 @@ def read_clip(
             `target_size`.
         WorkCancelledError: `cancelled` returned True.
     """
+    if is_animation(data):
+        return read_animation(data, sample=sample, limits=limits, target_size=target_size, cancelled=cancelled)
     reader = _Reader(data, limits, cancelled)
     try:
         header = reader.header()
@@ -145,9 +144,13 @@ class _Reader:
                 io_open=_refuse_other_files,
             )
         except (av.error.FFmpegError, ValueError) as error:
-            raise invalid(
-                PATH, "is no video that can be read; use MP4, MOV, WebM, MKV or AVI", reason=Reason.VIDEO_UNREADABLE
-            ) from error
+            kind = kind_of(self._data)
+            description = (
+                "is no video that can be read; use MP4, MOV, WebM, MKV or AVI"
+                if kind is None
+                else kind.refusal("video")
+            )
+            raise invalid(PATH, description, reason=Reason.VIDEO_UNREADABLE) from error
 
     def _stream(self, container: av.container.InputContainer) -> VideoStream:
         if not container.streams:
@@ -164,25 +167,44 @@ class _Reader:
         """Read the container's header, and check it against the limits."""
         with self._open() as container:
             stream = self._stream(container)
-            self._check_pixels(stream.width, stream.height)
+            self._limits.check_pixels(stream.width, stream.height)
             seconds = None
             if stream.duration is not None and stream.time_base is not None:
                 seconds = float(stream.duration * stream.time_base)
             elif container.duration is not None and len(container.streams) == 1:
                 seconds = container.duration / av.time_base  # of all streams: this one's only if there is no other
             header = _Header(
-                frames=stream.frames or None, fps=float(stream.average_rate or DEFAULT_FPS), seconds=seconds
+                frames=stream.frames or None,
+                fps=None if stream.average_rate is None else float(stream.average_rate),
+                seconds=seconds,
+                span=self._span(container, stream),
             )
         if header.seconds is not None:
-            self._check_seconds(header.seconds)
+            self._limits.check_seconds(header.seconds)
         if header.frames is not None:
-            self._check_frames(header.frames)
-            self._check_seconds(header.frames / header.fps)
+            self._limits.check_frames(header.frames)
+            self._limits.check_seconds(header.frames / header.rate(header.frames)[0])
         return header
+
+    def _span(self, container: av.container.InputContainer, stream: VideoStream) -> float | None:
+        """Seconds from the first frame to the last, by the times of the packets; nothing is decoded."""
+        if stream.time_base is None:
+            return None
+        times: list[int] = []
+        with contextlib.suppress(av.error.FFmpegError):  # decoding meets the same damage, and says so
+            for packet in container.demux(stream):
+                if self._cancelled():
+                    raise WorkCancelledError
+                time = packet.dts if packet.pts is None else packet.pts
+                if time is not None:
+                    times.append(time)
+                if len(times) > self._limits.frames:
+                    break
+        return float((max(times) - min(times)) * stream.time_base) if times else None
 
     def count(self, header: _Header) -> int:
         """Count the frames by decoding them."""
-        count = sum(1 for _ in self._decode(header.fps))
+        count = sum(1 for _ in self._decode(header.rate(1)[0]))
         if count == 0:
             raise _without_frames()
         return count
@@ -193,37 +215,24 @@ class _Reader:
         Raises:
             _FrameCountError: There are fewer frames than `total`, although the video is complete.
         """
-        indices = sample(total, header.fps)
-        if len(indices) > self._limits.sampled:
-            raise too_large(
-                PATH,
-                f"is a video of which {len(indices)} frames would be looked at, over the limit of "
-                f"{self._limits.sampled} (max_sampled_frames); lower fps or max_frames",
-                reason=Reason.VIDEO_TOO_MANY_FRAMES,
-                limit=self._limits.sampled,
-            )
-        wanted = iter(indices)
-        following: int | None = next(wanted)
-        kept: list[NDArray[np.uint8]] = []
-        size: tuple[int, int] | None = None
-        size_given = (0, 0)
+        fps, measured = header.rate(total)
+        indices = sample(total, fps)
+        self._limits.check_sampled(len(indices))
+        collector = Collector(indices, target_size)
+        times: list[float] = []
         count, seconds = 0, 0.0
-        with contextlib.closing(self._decode(header.fps)) as frames:
-            for frame, seconds in frames:  # noqa: B007  # the last values are used after the loop
+        with contextlib.closing(self._decode(fps)) as frames:
+            for frame, seconds in frames:  # the last values are used after the loop
                 count += 1
-                if count - 1 == following:
-                    picture = _upright(frame)
-                    if size is None:
-                        size = target_size(len(indices), picture.height, picture.width)
-                        size_given = picture.size
-                    kept.append(np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)))
-                    following = next(wanted, None)
-                if following is None:
+                if count - 1 == collector.following:
+                    collector.keep(_upright(frame))
+                    times.append(max(seconds, *times[-1:], 0.0) if measured else (count - 1) / fps)
+                if collector.following is None:
                     break
-        if following is not None:
-            self._check_whole(count, seconds, header)
+        if collector.following is not None:
+            self._check_whole(count, seconds, header.seconds, 1 / fps)
             raise _FrameCountError(count)
-        return Clip(np.stack(kept), tuple(indices), header.fps, size_given)
+        return collector.clip(tuple(times))
 
     def _decode(self, fps: float) -> Generator[tuple[av.VideoFrame, float]]:
         """Yield every frame in order with its time after the first, checked against the limits."""
@@ -235,55 +244,32 @@ class _Reader:
             for count, frame in enumerate(container.decode(stream), start=1):
                 if self._cancelled():
                     raise WorkCancelledError
-                self._check_frames(count)
-                self._check_pixels(frame.width, frame.height)
+                self._limits.check_frames(count)
+                self._limits.check_pixels(frame.width, frame.height)
                 time = frame.time if frame.pts is not None else (count - 1) / fps
                 first = time if first is None else first
-                self._check_seconds(time - first)
+                self._limits.check_seconds(time - first)
                 yield frame, time - first
 
-    def _check_whole(self, frames: int, seconds: float, header: _Header) -> None:
-        """Raise an error if there are fewer frames than in the header because the file is truncated."""
+    def _check_whole(self, frames: int, seconds: float, announced: float | None, frame: float) -> None:
+        """Raise an error if there are fewer frames than in the header because the file is truncated.
+
+        Args:
+            frames: Decoded frames.
+            seconds: Time of the last.
+            announced: Duration in the header, in seconds.
+            frame: Duration of a frame in seconds.
+        """
         if frames == 0:
             raise _without_frames()
-        if header.seconds is None:
+        if announced is None:
             return
-        missing = header.seconds - (seconds + 1 / header.fps)
-        if missing > max(_MISSING_SECONDS, _MISSING_SHARE * header.seconds):
+        missing = announced - (seconds + frame)
+        if missing > max(_MISSING_SECONDS, _MISSING_SHARE * announced):
             raise invalid(
                 PATH,
-                f"is a video that breaks off {seconds:.1f} seconds into {header.seconds:.1f}; send all of it",
+                f"is a video that breaks off {seconds:.1f} seconds into {announced:.1f}; send all of it",
                 reason=Reason.VIDEO_TRUNCATED,
-            )
-
-    def _check_seconds(self, seconds: float) -> None:
-        if seconds > self._limits.seconds:
-            raise too_large(
-                PATH,
-                f"is a video of {seconds:.1f} seconds, over the limit of {self._limits.seconds:g} (max_video_seconds)",
-                reason=Reason.VIDEO_TOO_LONG,
-                limit=int(self._limits.seconds),
-            )
-
-    def _check_frames(self, frames: int) -> None:
-        if frames > self._limits.frames:
-            raise too_large(
-                PATH,
-                f"is a video of {frames} frames or more, over the limit of {self._limits.frames} (max_video_frames)",
-                reason=Reason.VIDEO_TOO_MANY_FRAMES,
-                limit=self._limits.frames,
-            )
-
-    def _check_pixels(self, width: int, height: int) -> None:
-        if width < 1 or height < 1:
-            raise invalid(PATH, f"is a video of {width} x {height} pixels", reason=Reason.VIDEO_UNREADABLE)
-        if width * height > self._limits.pixels:
-            raise too_large(
-                PATH,
-                f"is a video of {width} x {height} pixels, over the limit of {self._limits.pixels} a frame "
-                "(max_video_pixels)",
-                reason=Reason.VIDEO_TOO_LARGE,
-                limit=self._limits.pixels,
             )
 
 

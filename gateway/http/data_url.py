@@ -1,7 +1,7 @@
 """`data:` URLs, read as WHATWG's fetch standard reads them (its "data: URL processor" and Infra's forgiving-base64).
 
 Phones and SDKs break base64 into lines, leave padding out, percent-encode it or leave the media type out; a browser
-reads every one of those.
+reads every one of those. vLLM's form for the frames of a video, `data:video/jpeg;base64,A,B,C`, is read, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from urllib.parse import unquote_to_bytes
 
 _HEAD = re.compile(r"[\x00-\x20]*data:([^,#]*),", re.IGNORECASE)
 _BASE64 = re.compile(r";[ \t\n\r]*base64[ \t\n\f\r]*$", re.IGNORECASE)
+_JPEG_FRAMES = re.compile(r"[ \t\n\r]*video/jpeg[ \t\n\r]*;", re.IGNORECASE)
+_JPEG = b"\xff\xd8\xff"
 _WHITESPACE = b"\t\n\f\r "
 _SLICE_BYTES = 1 << 20  # a multiple of 4
 
@@ -23,12 +25,12 @@ def is_data_url(url: str) -> bool:
 
 
 def decode(url: str) -> bytes:
-    """The bytes of a `data:` URL.
+    """The bytes of a `data:` URL; of frames, one JPEG after another.
 
     Decodes in slices, so that other threads run in between.
 
     Raises:
-        ValueError: It is no `data:` URL, or its base64 is not valid.
+        ValueError: It is no `data:` URL, its base64 is not valid, or a frame is no JPEG.
     """
     head = _HEAD.match(url)
     if head is None:
@@ -42,7 +44,22 @@ def decode(url: str) -> bytes:
         body = unquote_to_bytes(body)
     if not _BASE64.search(head[1]):
         return body
-    return _forgiving_base64(body.translate(None, _WHITESPACE))
+    body = body.translate(None, _WHITESPACE)
+    if _JPEG_FRAMES.match(head[1]):
+        return _frames(body)
+    if b"," in body:
+        raise ValueError("not valid base64: only the frames of a video, data:video/jpeg;base64,A,B,C, have commas")
+    return _forgiving_base64(body)
+
+
+def _frames(body: bytes) -> bytes:
+    out = bytearray()
+    for number, text in enumerate(body.split(b","), start=1):
+        frame = _forgiving_base64(text)
+        if not frame.startswith(_JPEG):
+            raise ValueError(f"data:video/jpeg, and its frame {number} is no JPEG")
+        out += frame
+    return bytes(out)
 
 
 def _forgiving_base64(text: bytes) -> bytes:

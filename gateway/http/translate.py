@@ -182,7 +182,7 @@ def _media(address: Address, path: str) -> media_pb2.Media:
     try:
         data = data_url.decode(address.url)
     except ValueError as error:
-        raise invalid(f"{path}.url", "is not valid base64") from error
+        raise invalid(f"{path}.url", f"is {error}") from error
     detail = _DETAILS.get(address.detail or "auto")
     return media_pb2.Media(
         data=data,

@@ -22,6 +22,7 @@ from gateway.http.translate import JsonNames, parse, to_chat
 from gateway.http.unserved import ignored_fields
 from gateway.media import RequestLimits
 from gateway.settings import GatewaySettings
+from serving.errors import ServiceError
 from tests.gateway.conftest import AT_ONCE
 from tests.gateway.fakes import MODEL, FakeDecoder, FakeVision, InProcessDecoder, InProcessVision
 from tests.gateway.openai_json import HELLO, PATH, ask, error, picture
@@ -216,6 +217,35 @@ def test_base64_that_a_browser_does_not_read(text: str) -> None:
     """It is refused."""
     with pytest.raises(ValueError, match="base64"):
         data_url.decode(f"data:image/png;base64,{text}")
+
+
+JPEGS = [b"\xff\xd8\xff\xe0" + bytes(number) for number in range(4)]
+
+
+@pytest.mark.parametrize("head", ["video/jpeg;base64", "VIDEO/JPEG; charset=x;base64", " video/jpeg ;base64"])
+@pytest.mark.parametrize("comma", [",", "%2C", " ,\n"])
+def test_frames_of_a_video(head: str, comma: str) -> None:
+    """JPEGs in base64 with commas between, as vLLM takes them, are one JPEG after another."""
+    body = comma.join(base64.b64encode(jpeg).decode() for jpeg in JPEGS)
+    assert data_url.decode(f"data:{head},{body}") == b"".join(JPEGS)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("data:video/mp4;base64,AAAA,AAAA", "data:video/jpeg;base64,A,B,C"),
+        ("data:video/jpeg;base64,/9j/,AAAA", "frame 2 is no JPEG"),
+        ("data:video/jpeg;base64,/9j/,", "frame 2 is no JPEG"),
+        ("data:video/jpeg;base64,/9j/,abcde", "not valid base64"),
+    ],
+)
+def test_frames_that_are_none(url: str, message: str) -> None:
+    """Other files have no commas, and frames are JPEGs; the refusal says what to send."""
+    body = {"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}}]}]}
+    with pytest.raises(ServiceError) as refused:
+        to_chat(parse(json.dumps(body).encode()), "r-1")
+    assert refused.value.violations[0].field == "messages[0].content[0].video_url.url"
+    assert message in refused.value.message
 
 
 async def test_a_body_in_gzip(http: httpx.AsyncClient, decoder: FakeDecoder) -> None:

@@ -19,10 +19,10 @@ from serving.bundle import Bundle
 from serving.media import media_digest
 from triptych import Image, Message, Video
 from vision_service import media
+from vision_service.clip import VideoLimits
 from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.family import PreprocessLimits
-from vision_service.video import VideoLimits
 
 _KINDS = {Image: chat.MediaKind.IMAGE, Video: chat.MediaKind.VIDEO}
 

@@ -18,10 +18,10 @@ from serving.bundle import Bundle
 from tests.checkpoints import make_checkpoint
 from tests.measuring import unmeasured
 from tests.vision_service.gated import GatedEncoder
+from vision_service.clip import VideoLimits
 from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.family import PreprocessLimits
-from vision_service.video import VideoLimits
 
 LIMITS = PreprocessLimits(
     image_pixels=4_000_000,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
+import tracemalloc
 import warnings
 import zlib
 
@@ -141,12 +143,122 @@ def test_cut_off_files_are_refused(kind: str, share: float) -> None:
     assert error.reason in (("IMAGE_TRUNCATED",) if kind not in ("WEBP", "AVIF") else ("IMAGE_UNREADABLE",))
 
 
+def _with_chunks(data: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG with chunks after its header."""
+    body = b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
+    return data[:33] + body + data[33:]
+
+
+_MANY = 3 << 20  # over the megabyte that Pillow decompresses
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"zTXt", b"workflow\0\0" + zlib.compress(bytes(_MANY))),
+        (b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(bytes(_MANY))),
+        (b"tEXt", b"workflow\0" + b"x" * _MANY),
+        (b"iCCP", b"profile\0\0" + zlib.compress(bytes(_MANY))),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(_MANY))),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(_MANY))),
+        (b"gAMA", b"short"[:2]),
+    ],
+    ids=["zTXt", "iTXt", "tEXt", "iCCP", "exif", "xmp", "damaged"],
+)
+def test_extras_of_a_png_do_not_matter(chunk: tuple[bytes, bytes]) -> None:
+    """Long texts and profiles cost nothing and refuse nothing, before the pixels and after them."""
+    picture = noise(90, 60)
+    before = _with_chunks(png(picture), chunk)
+    assert decode_image(before, max_pixels=LIMIT).tobytes() == picture.tobytes()
+    alone = _with_chunks(png(picture), chunk)[33 : -len(png(picture)) + 33]
+    after = png(picture)[:-12] + alone + png(picture)[-12:]
+    assert decode_image(after, max_pixels=LIMIT).tobytes() == picture.tobytes()
+
+
+def test_texts_of_a_png_are_not_decompressed() -> None:
+    """A hundred texts of 64 MiB, compressed to less than a thousandth, take no memory."""
+    squeezed = zlib.compress(bytes(64 << 20))
+    data = _with_chunks(png(noise(64, 64)), *[(b"zTXt", b"Raw profile type exif\0\0" + squeezed)] * 100)
+    tracemalloc.start()
+    try:
+        decode_image(data, max_pixels=LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < len(data) * 3 + (8 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_orientation_in_a_png_text() -> None:
+    """Small texts with the orientation are read still."""
+    xmp = b'<x:xmpmeta xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    for head, body in ((b"\0\0\0\0\0", xmp), (b"\0\1\0\0\0", zlib.compress(xmp))):
+        data = _with_chunks(png(noise(90, 60)), (b"iTXt", b"XML:com.adobe.xmp" + head + body))
+        assert decode_image(data, max_pixels=LIMIT).size == (60, 90)
+
+
+def _jpeg_files() -> list[bytes]:
+    """JPEGs whose pixels are stored in several ways: one scan, several, with restarts, grey."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    return [
+        save(picture, "JPEG", quality=95),
+        save(picture, "JPEG", quality=30, subsampling=2),
+        save(picture, "JPEG", progressive=True),
+        save(picture, "JPEG", restart_marker_blocks=4),
+        save(picture, "JPEG", restart_marker_rows=1),
+        save(picture.convert("L"), "JPEG"),
+        save(picture.convert("CMYK"), "JPEG"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_jpeg_without_its_end(number: int) -> None:
+    """A JPEG that lacks nothing but the marker of its end, or half of that, is the same picture."""
+    data = _jpeg_files()[number]
+    assert data.endswith(b"\xff\xd9")
+    whole = decode_image(data, max_pixels=LIMIT)
+    for cut in (data[:-1], data[:-2]):
+        assert decode_image(cut, max_pixels=LIMIT).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_jpeg_that_lacks_pixels(number: int) -> None:
+    """Cut anywhere else, also between scans and at restarts, it is refused: no grey rest is ever looked at."""
+    data = _jpeg_files()[number]
+    markers = [found.start() for found in re.finditer(rb"\xff[\xc4\xd0-\xd7\xda]", data)]
+    shares = [int(len(data) * share) for share in np.linspace(0.2, 0.99, 12)]
+    last = range(len(data) - 40, len(data) - 2)
+    for at in {*markers, *(marker + 2 for marker in markers), *shares, *last}:
+        in_header = at < data.find(b"\xff\xda") + 16
+        assert refusal(data[:at]).reason in ("IMAGE_TRUNCATED", *["IMAGE_UNREADABLE"] * in_header), at
+
+
+def test_gif_with_a_huge_frame_is_refused() -> None:
+    """A frame that is larger than the picture of the header counts, before memory for it is taken."""
+    header = b"GIF89a" + struct.pack("<HHBBB", 10, 10, 0x80, 0, 0) + bytes([255, 0, 0, 0, 255, 0])
+    disposed = b"\x21\xf9\x04" + bytes([2 << 2]) + bytes(4)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + b"\2\2\x4c\1\0;"
+    error = refusal(header + disposed + frame)
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "IMAGE_TOO_LARGE")
+
+
+def test_webp_with_a_huge_canvas_is_refused() -> None:
+    """So does the canvas of a WebP, whose frames may be small."""
+    out = bytearray(save(noise(64, 64), "WEBP", save_all=True, append_images=[noise(64, 64, 1)]))
+    assert out[12:16] == b"VP8X"
+    out[24:30] = (16_383).to_bytes(3, "little") * 2
+    error = refusal(bytes(out))
+    assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "IMAGE_TOO_LARGE")
+
+
 def test_what_is_no_image_is_refused() -> None:
-    """Text by the name of .png, zeros, a PDF and an SVG are told apart from pictures."""
-    for data in (b"This is a text file, whatever its name.", bytes(1000), b"%PDF-1.7\n", b"<svg></svg>"):
+    """Text by the name of .png and zeros are told apart from pictures, and the formats are named."""
+    for data in (b"This is a text file, whatever its name.", bytes(1000)):
         error = refusal(data)
         assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "IMAGE_UNREADABLE")
-    assert all(kind in error.message for kind in FORMATS)
+        assert all(kind in error.message for kind in FORMATS)
 
 
 def test_formats_that_are_not_named_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,67 @@ def test_variable_frame_rate(bundle: Bundle, preprocessor: Preprocessor, tmp_pat
     assert medium.grid == grid
     assert list(medium.timestamps) == expected
     assert np.array_equal(medium.pixel_values(), patches)
+
+
+def recording(container: str, times: list[int], *, live: bool = False) -> bytes:
+    """A recording whose frames come when something moves, as browsers write it.
+
+    Args:
+        container: FFmpeg's name.
+        times: Of each frame, in milliseconds.
+        live: Write no duration.
+    """
+    out = io.BytesIO()
+    with av.open(out, "w", format=container, options={"live": "1"} if live else {}) as target:
+        stream: Any = target.add_stream("libvpx" if container == "webm" else "libx264", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time, image in zip(times, noises(len(times), 64, 64), strict=True):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    return out.getvalue()
+
+
+def without_rate(webm: bytes) -> bytes:
+    """Matroska's DefaultDuration becomes a Void element of the same length, as browsers leave it out."""
+    data = bytearray(webm)
+    at = data.find(b"\x23\xe3\x83")
+    total = 4 + (data[at + 3] & 0x7F)
+    data[at], data[at + 1], data[at + 2 : at + total] = 0xEC, 0x80 | (total - 2), bytes(total - 2)
+    return bytes(data)
+
+
+UNEVEN = [i * 333 + (37 * i * i) % 211 for i in range(30)]
+BURST = [0, *(8000 + i * 33 for i in range(19))]
+
+
+@pytest.mark.parametrize(
+    ("data", "times", "frames"),
+    [
+        (recording("webm", UNEVEN), UNEVEN, 20),
+        (without_rate(recording("webm", BURST, live=True)), BURST, 18),
+        (recording("mp4", BURST), BURST, 18),
+    ],
+    ids=["1000 frames a second", "no rate", "a rate that fits nothing"],
+)
+def test_recordings(data: bytes, times: list[int], frames: int, preprocessor: Preprocessor) -> None:
+    """Where the header's rate fits neither duration nor frames, each frame has the time at which it is shown."""
+    medium = preprocessor.prepare("video", data, Options())
+    assert len(medium.frame_times) == frames
+    indices = np.linspace(0, len(times) - 1, frames).round().astype(int)
+    assert list(medium.frame_times) == pytest.approx([times[index] / 1000 for index in indices], abs=0.002)
+    assert medium.timestamps[-1] == pytest.approx(sum(medium.frame_times[-2:]) / 2)
+
+
+def test_a_duration_that_lies(preprocessor: Preprocessor, tmp_path: Path) -> None:
+    """An MP4 whose header has a thirtieth of its duration is sampled like the same clip with the right one."""
+    data = bytearray(write_clip(tmp_path / "clip.mp4", noises(40)))
+    at = data.find(b"mdhd") + 20
+    data[at : at + 4] = (int.from_bytes(data[at : at + 4]) // 30).to_bytes(4)
+    medium = preprocessor.prepare("video", bytes(data), Options())
+    assert list(medium.frame_times) == pytest.approx(np.linspace(0, 39, 8).round() / 10)
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])

@@ -27,7 +27,7 @@ class _MediaKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaKind.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     MEDIA_KIND_UNSPECIFIED: _MediaKind.ValueType  # 0
     MEDIA_KIND_IMAGE: _MediaKind.ValueType  # 1
-    """A still image. Of an animated file, the first frame."""
+    """A still image. Of an animated file, the first frame; as a video, all of its frames can be looked at."""
     MEDIA_KIND_VIDEO: _MediaKind.ValueType  # 2
     """A video: sampled to frames, two frames to a temporal patch."""
 
@@ -36,7 +36,7 @@ class MediaKind(_MediaKind, metaclass=_MediaKindEnumTypeWrapper):
 
 MEDIA_KIND_UNSPECIFIED: MediaKind.ValueType  # 0
 MEDIA_KIND_IMAGE: MediaKind.ValueType  # 1
-"""A still image. Of an animated file, the first frame."""
+"""A still image. Of an animated file, the first frame; as a video, all of its frames can be looked at."""
 MEDIA_KIND_VIDEO: MediaKind.ValueType  # 2
 """A video: sampled to frames, two frames to a temporal patch."""
 Global___MediaKind: _TypeAlias = MediaKind  # noqa: Y015
@@ -82,7 +82,8 @@ class Media(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The file itself, as it lies on disk (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; MP4, WebM, MOV, MKV, AVI).
+    """The file itself, as it lies on disk. Images: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF. Videos: MP4, WebM, MOV, MKV, AVI;
+    GIF, animated PNG and animated WebP, each frame for its own time; JPEGs one after another, half a second each.
     At most the gateway's `max_image_bytes` (32 MiB unless it is set otherwise) or `max_video_bytes` (64 MiB).
     """
     url: _builtins.str

@@ -131,8 +131,8 @@ class Preprocessor:
             clip.frames,
             self._video.levels,
             clip.size_given,
-            timestamps=patch_times(clip.indices, clip.fps, self._temporal),
-            frame_times=tuple(index / clip.fps for index in clip.indices),
+            timestamps=patch_times(clip.times, self._temporal),
+            frame_times=clip.times,
         )
 
     def _video_size(self, count: int, height: int, width: int, pixels: Range) -> tuple[int, int]:

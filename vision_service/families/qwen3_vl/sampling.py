@@ -43,17 +43,14 @@ def sample_indices(total: int, video_fps: float, sampling: Sampling) -> list[int
     return [int(index) for index in np.linspace(0, total - 1, count).round()]
 
 
-def patch_times(indices: Sequence[int], video_fps: float, temporal_patch_size: int) -> tuple[float, ...]:
+def patch_times(times: Sequence[float], temporal_patch_size: int) -> tuple[float, ...]:
     """The time of each temporal patch: midway between its first and its last frame, in seconds.
 
     Args:
-        indices: The frames that were sampled; the last is repeated to fill the last patch.
-        video_fps: The video's frames per second.
+        times: The times of the sampled frames in seconds; the last is repeated to fill the last patch.
         temporal_patch_size: Frames of a patch.
     """
-    full = [*indices, *[indices[-1]] * (-len(indices) % temporal_patch_size)]
-    times = [index / video_fps for index in full]
+    full = [*times, *[times[-1]] * (-len(times) % temporal_patch_size)]
     return tuple(
-        (times[start] + times[start + temporal_patch_size - 1]) / 2
-        for start in range(0, len(times), temporal_patch_size)
+        (full[start] + full[start + temporal_patch_size - 1]) / 2 for start in range(0, len(full), temporal_patch_size)
     )

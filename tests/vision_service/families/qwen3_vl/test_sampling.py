@@ -31,4 +31,4 @@ def test_indices_and_times_equal_transformers(total: int, video_fps: float, fps:
     assert indices == expected.tolist()
     assert indices == sorted(set(indices))
     times = Qwen3VLProcessor._calculate_timestamps(None, expected, video_fps, 2)
-    assert list(patch_times(indices, video_fps, 2)) == times
+    assert list(patch_times([index / video_fps for index in indices], 2)) == times
