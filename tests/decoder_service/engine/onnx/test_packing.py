@@ -132,8 +132,8 @@ def test_with_our_operators_too(rounded: Bundle, precision: str, kv_dtype: KvDty
 
 
 @needs_avx512_vnni
-@pytest.mark.parametrize("precision", ["int4", "int8"])
-def test_where_it_is_cut_changes_no_bit(rounded: Bundle, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "kv_dtype"), [("int4", "int8"), ("int8", "int8"), ("int8", "float16")])
+def test_where_it_is_cut_changes_no_bit(rounded: Bundle, precision: str, kv_dtype: KvDtype) -> None:
     """A prompt into chunks, or the graph into parts: logits, keys and values are the same.
 
     With ONNX Runtime's operators they are not quite: its attention computes a single token in another way than several.
@@ -145,6 +145,7 @@ def test_where_it_is_cut_changes_no_bit(rounded: Bundle, precision: str) -> None
         layers=text.num_hidden_layers,
         head_size=text.head_dim,
         operators=library(),
+        kv_dtype=kv_dtype,
     )
     runner.load("whole", rounded.graph_path(precision))
     runner.load("parts", rounded.graph_path(precision), layers_at_once=1)
@@ -180,7 +181,8 @@ def test_where_it_is_cut_changes_no_bit(rounded: Bundle, precision: str) -> None
     last = np.array([42])
     step = runner.run("whole", step=Step(1, last, ids[42:], last))
     assert np.abs(step - whole).max() < 1e-2
-    assert not np.array_equal(step, whole)
+    # Where all of it is rounded to 8 bits, so small a difference may vanish.
+    assert not np.array_equal(step, whole) or precision == kv_dtype
 
 
 def test_graphs_that_give_all_logits_serve_too(bundle: Bundle, tmp_path: Path) -> None:
