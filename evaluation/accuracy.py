@@ -14,11 +14,12 @@ from serving.bundle import Bundle
 from serving.errors import Code, ServiceError
 from serving.tasks import gather_or_cancel
 from triptych import launcher
-from triptych.client import AsyncClient, ChatOptions
+from triptych.client import AsyncClient
 from triptych.media import Image
 from triptych.messages import user
+from triptych.options import ChatOptions
 
-_TRIES = 5
+_TRIES = 5  # also where the client itself would give up: an evaluation takes hours
 _OF_THE_QUESTION = {
     *(Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED, Code.FAILED_PRECONDITION),
     *(Code.DEADLINE_EXCEEDED, Code.UNIMPLEMENTED),
@@ -128,7 +129,7 @@ def accuracy_of_bundle(
     plan = launcher.Plan(bundle.root, grpc_port=0, http_port=0, environment=environment)
 
     async def work(addresses: launcher.Addresses) -> Sequence[Item]:
-        async with AsyncClient(addresses.grpc) as client:
+        async with AsyncClient(addresses.grpc, retries=0) as client:
             return await _ask_all(client, file, advance, asking)
 
     return summary(asyncio.run(launcher.run_while(plan, work)), encoder)
@@ -143,7 +144,7 @@ def accuracy_at(address: str, bundle: Bundle, file: QuestionFile, advance: Advan
     """
 
     async def work() -> Sequence[Item]:
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, retries=0) as client:
             served = await client.models()
             if bundle.model.id not in served:
                 raise EvaluationError(f"{address} serves {', '.join(served)}, and {bundle.root} is {bundle.model.id}")

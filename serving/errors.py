@@ -102,9 +102,10 @@ class Reason(enum.Enum):
     # Too much
     BODY_TOO_LARGE = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
-        "gateway",
-        "HTTP: the body is over `max_message_bytes`.",
-        "Send fewer or smaller media; base64 adds a third.",
+        "any",
+        "The body (HTTP) or the message (gRPC) is over `max_message_bytes`. gRPC itself refuses the message, without "
+        "details; the Python client adds the reason.",
+        "Send fewer or smaller media; in JSON, base64 adds a third.",
     )
     TOO_MANY_MESSAGES = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,

@@ -19,10 +19,19 @@ def ending_signals() -> tuple[signal.Signals, ...]:
     return tuple(number for number in known if signal.getsignal(number) is not signal.SIG_IGN)
 
 
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code of a program that Ctrl-C has ended, as shells have it."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP."""
+
+
 def interrupt_on_signals() -> None:
-    """Have each of them raise KeyboardInterrupt, so that what runs cleans up."""
+    """Have each of them raise KeyboardInterrupt, so that what runs cleans up; `Terminated` if it is not Ctrl-C."""
     for number in ending_signals():
-        signal.signal(number, signal.default_int_handler)
+        # asyncio takes the place of this handler of Ctrl-C, and of no other.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else _terminate)
 
 
 def end_at_once_on_signals() -> None:
@@ -52,6 +61,10 @@ def importing() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:  # as `signal` calls it
+    raise Terminated
+
+
 def _end(number: int, frame: FrameType | None) -> None:  # as `signal` calls it
     os.write(2, b"triptych: interrupted\n")
-    os._exit(1)
+    os._exit(INTERRUPTED if number == signal.SIGINT else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import grpc
@@ -10,6 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from serving.errors import Code, Reason, ServiceError, Violation, failure, overloaded
+from serving.settings import MIB
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -18,6 +20,9 @@ DOMAIN = "triptych"
 
 # gRPC itself refuses calls over a server's `maximum_concurrent_rpcs`, with this text and no details.
 _TOO_MANY_CALLS = "Concurrent RPC limit"
+
+# Likewise messages over the limit, with the two sizes in bytes.
+_MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
 
 def to_proto(error: ServiceError) -> status_pb2.Status:
@@ -79,5 +84,9 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
     code = Code.__members__.get(name, Code.INTERNAL)
     if code is Code.RESOURCE_EXHAUSTED and _TOO_MANY_CALLS in (error.details() or ""):
         return overloaded(Reason.TOO_MANY_CALLS, "the server takes no more calls at once", retry_after=1.0)
+    if code is Code.RESOURCE_EXHAUSTED and (sizes := _MESSAGE_TOO_LARGE.search(error.details() or "")):
+        sent, limit = (f"{int(size) / MIB:.1f} MiB" for size in sizes.groups())
+        message = f"the request is {sent} and the server takes {limit}: send fewer or smaller images and videos"
+        return failure(Reason.BODY_TOO_LARGE, message, metadata={"limit": sizes[2]})
     retry_after = 1.0 if code is Code.UNAVAILABLE else None
     return ServiceError(code, name, error.details() or name, retry_after=retry_after)

@@ -104,7 +104,7 @@ def client_options(address: str) -> Options:
     """
     return [
         ("grpc.max_receive_message_length", 128 * MIB),
-        ("grpc.max_send_message_length", 128 * MIB),
+        ("grpc.max_send_message_length", -1),  # the gateway's setting decides
         ("grpc.keepalive_time_ms", 30_000),
         # Do not use a proxy for outgoing connections.
         ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),

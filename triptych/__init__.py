@@ -1,15 +1,15 @@
 """The Python client library. The command line is `triptych_cli`.
 
->>> import triptych
+>>> import pathlib, triptych
 >>> with triptych.Client("127.0.0.1:50051") as client:
-...     for event in client.chat([triptych.user("What is in the picture?", triptych.Image.open("scene.png"))]):
+...     for event in client.chat(triptych.user(pathlib.Path("scene.png"), "What is in the picture?")):
 ...         if isinstance(event, triptych.Delta):
 ...             print(event.text, end="")
 """
 
 from serving.errors import Code, Violation
-from serving.errors import ServiceError as TriptychError
 from triptych.client import AsyncClient, Client
+from triptych.errors import AnswerError, TriptychError
 from triptych.events import (
     Accepted,
     Answer,
@@ -23,14 +23,17 @@ from triptych.events import (
     Timings,
     TokenCount,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from triptych.media import Image, Video
-from triptych.messages import Message, assistant, system, user
+from triptych.messages import Message, assistant, system, tool, user
+from triptych.tools import Tool, ToolCall
 
 __all__ = [
     "Accepted",
     "Answer",
+    "AnswerError",
     "AsyncClient",
     "Client",
     "Code",
@@ -46,11 +49,15 @@ __all__ = [
     "Timings",
     "TokenCount",
     "TokenLogprob",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
     "TriptychError",
     "Usage",
     "Video",
     "Violation",
     "assistant",
     "system",
+    "tool",
     "user",
 ]

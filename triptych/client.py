@@ -2,146 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Generator, Iterable
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
-
-import grpc
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from serving.calls import REQUEST_ID_HEADER
-from serving.status import from_rpc_error
+from serving.errors import Code
 from serving.transport import client_options, open_blocking_channel, open_channel
+from triptych.errors import AnswerError, TriptychError, closed, typed
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
-from triptych.media import MediaOptions, options_to_wire
-from triptych.messages import Message, to_wire
-from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc
+from triptych.options import ChatOptions, CountOptions, chat_request, count_request
+from triptych.retries import Attempts
+from vlm.v1 import gateway_pb2, gateway_pb2_grpc
+
+if TYPE_CHECKING:
+    from triptych.messages import Conversation
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_RETRIES = 2
 
-
-class CallOptions(TypedDict, total=False):
-    """Options of all calls about a conversation.
-
-    Attributes:
-        model: Name of the model.
-        request_id: Id for the logs.
-        timeout: Deadline of the call, in seconds.
-        enable_thinking: Whether the model is to think before it answers, if its chat template supports the choice.
-    """
-
-    model: str
-    request_id: str
-    timeout: float
-    enable_thinking: bool
-
-
-class CountOptions(MediaOptions, CallOptions, total=False):
-    """Options of a count: `MediaOptions` and `CallOptions`."""
-
-
-class ChatOptions(MediaOptions, CallOptions, total=False):
-    """Options of a chat: these, `MediaOptions` and `CallOptions`.
-
-    Options that are not set take the server's default.
-
-    Attributes:
-        max_tokens: Most tokens to generate; if not set, as many as the context and the server allow.
-        clamp_max_tokens: Reduce `max_tokens` to the free tokens of the context instead of refusing it.
-        temperature: 0 takes the likeliest token each time; up to 2.
-        top_p: Keeps the likeliest tokens that reach this probability together.
-        top_k: Keeps the k likeliest tokens.
-        min_p: Keeps tokens at least this fraction as likely as the likeliest.
-        repetition_penalty: Over 1 makes tokens of the prompt and of the answer less likely.
-        presence_penalty: Subtracted from the logits of tokens that the answer contains; -2 to 2.
-        frequency_penalty: Subtracted from a token's logit once for each occurrence in the answer; -2 to 2.
-        logit_bias: Added to these tokens' logits; token id to -100 to 100.
-        logprobs: Return the log probability of each token and of this many likeliest ones; 0 to 20.
-        seed: Makes sampling repeatable.
-        stop: Strings that end the answer.
-        return_prompt_token_ids: Return the prompt's token ids.
-        report_progress: Send `Accepted` and `Progress` events.
-        recommended_sampling: Sample as the checkpoint's generation_config recommends, instead of greedily. Options that
-            are set take precedence.
-        repetition_detection: End an answer that repeats itself: `max_pattern_size` and `min_pattern_size` in tokens,
-            and `min_count`, how often the pattern must occur in a row.
-    """
-
-    max_tokens: int
-    clamp_max_tokens: bool
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    logprobs: int
-    seed: int
-    stop: Sequence[str]
-    return_prompt_token_ids: bool
-    report_progress: bool
-    recommended_sampling: bool
-    repetition_detection: Mapping[str, int]
-
-
-_GENERATION = tuple(
-    name for name in chat_pb2.GenerationOptions.DESCRIPTOR.fields_by_name if name in ChatOptions.__annotations__
-)
-"""Options that are fields of GenerationOptions with the same names."""
-
-
-def _check_names(options: Mapping[str, object], known: type[TypedDict]) -> None:  # type: ignore[valid-type]
-    """Raise TypeError for an unknown option, as Python does for any other keyword."""
-    for name in options:
-        if name not in known.__annotations__:
-            raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known.__annotations__))}")
-
-
-def _generation(given: Mapping[str, Any]) -> chat_pb2.GenerationOptions:
-    """The generation options as a message.
-
-    Raises:
-        TypeError: A value has another type than the option; the message names the option. ValueError likewise.
-    """
-    generation = chat_pb2.GenerationOptions()
-    for name in _GENERATION:
-        if name not in given:
-            continue
-        value = given[name]
-        if name == "stop" and isinstance(value, str):
-            raise TypeError(f"stop is {value!r}: it must be a list of strings")
-        try:
-            generation.MergeFrom(chat_pb2.GenerationOptions(**{name: value}))
-        except (TypeError, ValueError) as error:  # a UnicodeEncodeError is a ValueError with other arguments
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{name} is {value!r}: {error}") from None
-    return generation
-
-
-def _chat_request(messages: Iterable[Message], options: ChatOptions) -> gateway_pb2.ChatRequest:
-    _check_names(options, ChatOptions)
-    given = {name: value for name, value in options.items() if value is not None}
-    return gateway_pb2.ChatRequest(
-        model=options.get("model", ""),
-        messages=to_wire(messages),
-        generation=_generation(given),
-        media=options_to_wire(given),
-        request_id=options.get("request_id", ""),
-        report_progress=options.get("report_progress", False),
-        enable_thinking=options.get("enable_thinking"),
-    )
-
-
-def _count_request(messages: Iterable[Message], options: CountOptions) -> gateway_pb2.CountTokensRequest:
-    _check_names(options, CountOptions)
-    return gateway_pb2.CountTokensRequest(
-        model=options.get("model", ""),
-        messages=to_wire(messages),
-        media=options_to_wire(options),
-        request_id=options.get("request_id", ""),
-        enable_thinking=options.get("enable_thinking"),
-    )
+T = TypeVar("T")
 
 
 def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
@@ -150,76 +33,148 @@ def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
     return Accepted(request_id) if isinstance(request_id, str) else None
 
 
+def _parsed(answer: Answer, form: type[T]) -> T:
+    """The instance that an answer's JSON describes.
+
+    Raises:
+        AnswerError: It is cut, or none.
+    """
+    from triptych import schemas  # noqa: PLC0415  # imports pydantic
+
+    if answer.finish_reason == "length":
+        tokens = answer.usage.completion_tokens
+        limit = answer.finish_limit or "max_tokens"
+        message = f"the answer was cut at {tokens} tokens, before its JSON was complete; the limit was {limit}"
+        raise AnswerError(Code.RESOURCE_EXHAUSTED, "ANSWER_CUT", message, answer)
+    if answer.tool_calls:
+        message = f"the model called {answer.tool_calls[0].name} instead of answering"
+        raise AnswerError(Code.INTERNAL, "ANSWER_INVALID", message, answer)
+    try:
+        return schemas.read_json(form, answer.text)
+    except ValueError as error:
+        raise AnswerError(Code.INTERNAL, "ANSWER_INVALID", f"the answer is not of the type: {error}", answer) from error
+
+
 class Client:
     """A blocking client of a gateway; safe to share between threads.
 
     Args:
         address: `host:port` of the gateway.
+        retries: How often a call that fails with UNAVAILABLE is tried again, after the server's delay or half a second,
+            doubled each time; 0 switches it off. A chat is tried again only before its first event. `timeout` bounds
+            all attempts together.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
         self._channel = open_blocking_channel(address, client_options(address))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
+        self._retries = retries
+        self._closed = False
 
-    def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Iterator[Event]:
+    def chat(self, messages: Conversation, **options: Unpack[ChatOptions]) -> Generator[Event, None, None]:
         """Generate an answer, event by event. Leaving the loop cancels the call.
 
+        Args:
+            messages: Messages, as of `user`, `system`, `assistant` and `tool`, strings (of the user), or dictionaries
+                as in OpenAI's JSON. A message or a string alone is a conversation of one message.
+            options: As in `ChatOptions`.
+
         Raises:
-            TriptychError: The server's error, with its code, reason and fields.
-            ValueError: An option or a role is unknown.
+            TriptychError: The call fails. Raised while events are read; it has the code, the reason and the fields.
+            TypeError: An option is unknown or its value has another type; likewise a message. Raised at once.
+            ValueError: No message can hold a value, or a role is unknown.
         """
-        call = self._stub.Chat(_chat_request(messages, options), timeout=options.get("timeout"))
+        return self._events(chat_request(messages, options), options.get("timeout"))
+
+    def _events(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> Generator[Event, None, None]:
+        attempts = Attempts(self._retries, seconds)
+        while True:
+            begun = False
+            try:
+                with contextlib.closing(self._attempt(request, attempts.remaining())) as events:
+                    for event in events:
+                        begun = True
+                        yield event
+                return
+            except TriptychError as error:
+                delay = None if begun else attempts.delay(error)
+                if delay is None:
+                    raise
+            time.sleep(delay)
+
+    def _attempt(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> Generator[Event, None, None]:
+        self._check_open()
+        call = self._stub.Chat(request, timeout=seconds)
         try:
-            # The gateway sends the metadata when it has received the request, before the first event.
-            if options.get("report_progress") and (accepted := _accepted(call.initial_metadata())):
-                yield accepted
-            for wire in call:
-                event = from_wire(wire)
-                if event is not None:
-                    yield event
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            with typed():
+                # The gateway sends the metadata when it has received the request, before the first event.
+                if request.report_progress and (accepted := _accepted(call.initial_metadata())):
+                    yield accepted
+                for wire in call:
+                    event = from_wire(wire)
+                    if event is not None:
+                        yield event
         finally:
             call.cancel()
 
-    def answer(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Answer:
+    def answer(self, messages: Conversation, **options: Unpack[ChatOptions]) -> Answer:
         """Generate an answer, as `chat`, and return it as a whole."""
         return gather(self.chat(messages, **options))
 
-    def count(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> TokenCount:
+    def parse(self, messages: Conversation, form: type[T], **options: Unpack[ChatOptions]) -> T:
+        """Generate an answer whose JSON describes an instance of a type, and return that.
+
+        The schema constrains the answer, but is not part of the prompt: the question must say what is wanted.
+
+        Args:
+            messages: As for `chat`.
+            form: A pydantic model, a dataclass, a TypedDict, `list[int]`, or any other type that pydantic reads.
+            options: As for `chat`, without those of the answer's form.
+
+        Raises:
+            AnswerError: A limit cut the answer, the model called a tool instead, or a validator of the type refuses.
+            TriptychError: As for `chat`.
+        """
+        return _parsed(self.answer(messages, response_format=form, **options), form)  # type: ignore[misc]  # twice: TypeError
+
+    def count(self, messages: Conversation, **options: Unpack[CountOptions]) -> TokenCount:
         """Count the tokens of a conversation, and compute the layout of each image and video.
 
-        Nothing is encoded or generated.
-
-        Raises:
-            TriptychError: The server's error, with its code, reason and fields.
-            ValueError: An option or a role is unknown.
+        Nothing is encoded or generated. Errors as for `chat`.
         """
-        request = _count_request(messages, options)
-        try:
-            reply = self._stub.CountTokens(request, timeout=options.get("timeout"))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        return count_from_wire(reply)
+        request = count_request(messages, options)
+        return count_from_wire(self._call(self._stub.CountTokens, request, options.get("timeout")))
 
-    def count_tokens(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> int:
-        """Count the tokens of the conversation's prompt, including media.
-
-        Raises:
-            TriptychError: The server's error, with its code, reason and fields.
-        """
+    def count_tokens(self, messages: Conversation, **options: Unpack[CountOptions]) -> int:
+        """Count the tokens of the conversation's prompt, including media. Errors as for `chat`."""
         return self.count(messages, **options).prompt_tokens
 
     def models(self) -> list[str]:
         """Names of the served models."""
-        try:
-            reply = self._stub.ListModels(gateway_pb2.ListModelsRequest())
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        reply = self._call(self._stub.ListModels, gateway_pb2.ListModelsRequest(), None)
         return [model.id for model in reply.models]
+
+    def _call(self, method: Any, request: Any, seconds: float | None) -> Any:
+        """The response of a call that is not streamed."""
+        attempts = Attempts(self._retries, seconds)
+        while True:
+            self._check_open()
+            try:
+                with typed():
+                    return method(request, timeout=attempts.remaining())
+            except TriptychError as error:
+                delay = attempts.delay(error)
+                if delay is None:
+                    raise
+            time.sleep(delay)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed()
 
     def close(self) -> None:
         """Close the connection and cancel running calls."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -232,74 +187,91 @@ class Client:
 
 
 class AsyncClient:
-    """An asyncio client of a gateway; belongs to the event loop in which it was made.
+    """An asyncio client of a gateway; belongs to the event loop in which it was made. Arguments as for `Client`."""
 
-    Args:
-        address: `host:port` of the gateway.
-    """
-
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
         self._channel = open_channel(address, client_options(address))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
+        self._retries = retries
+        self._closed = False
 
-    async def chat(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> AsyncIterator[Event]:
-        """Generate an answer, event by event. Closing the iterator cancels the call.
+    def chat(self, messages: Conversation, **options: Unpack[ChatOptions]) -> AsyncGenerator[Event, None]:
+        """Generate an answer, event by event. Closing the iterator cancels the call. Otherwise as `Client.chat`."""
+        return self._events(chat_request(messages, options), options.get("timeout"))
 
-        Raises:
-            TriptychError: The server's error, with its code, reason and fields.
-            ValueError: An option or a role is unknown.
-        """
-        call = self._stub.Chat(_chat_request(messages, options), timeout=options.get("timeout"))
+    async def _events(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
+        attempts = Attempts(self._retries, seconds)
+        while True:
+            begun = False
+            try:
+                async with contextlib.aclosing(self._attempt(request, attempts.remaining())) as events:
+                    async for event in events:
+                        begun = True
+                        yield event
+                return
+            except TriptychError as error:
+                delay = None if begun else attempts.delay(error)
+                if delay is None:
+                    raise
+            await asyncio.sleep(delay)
+
+    async def _attempt(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
+        self._check_open()
+        call = self._stub.Chat(request, timeout=seconds)
         try:
-            if options.get("report_progress") and (accepted := _accepted(await call.initial_metadata())):
-                yield accepted
-            async for wire in call:
-                event = from_wire(wire)
-                if event is not None:
-                    yield event
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            with typed():
+                if request.report_progress and (accepted := _accepted(await call.initial_metadata())):
+                    yield accepted
+                async for wire in call:
+                    event = from_wire(wire)
+                    if event is not None:
+                        yield event
         finally:
             call.cancel()  # always: an unfinished aio call is never collected
 
-    async def answer(self, messages: Iterable[Message], **options: Unpack[ChatOptions]) -> Answer:
+    async def answer(self, messages: Conversation, **options: Unpack[ChatOptions]) -> Answer:
         """Generate an answer, as `chat`, and return it as a whole."""
         return gather([event async for event in self.chat(messages, **options)])
 
-    async def count(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> TokenCount:
-        """Count the tokens of a conversation, and compute the layout of each image and video.
+    async def parse(self, messages: Conversation, form: type[T], **options: Unpack[ChatOptions]) -> T:
+        """Generate an answer whose JSON describes an instance of a type, and return that. As `Client.parse`."""
+        return _parsed(await self.answer(messages, response_format=form, **options), form)  # type: ignore[misc]  # as there
 
-        Nothing is encoded or generated.
+    async def count(self, messages: Conversation, **options: Unpack[CountOptions]) -> TokenCount:
+        """Count the tokens of a conversation, and compute the layout of each image and video. As `Client.count`."""
+        request = count_request(messages, options)
+        return count_from_wire(await self._call(self._stub.CountTokens, request, options.get("timeout")))
 
-        Raises:
-            TriptychError: The server's error, with its code, reason and fields.
-            ValueError: An option or a role is unknown.
-        """
-        request = _count_request(messages, options)
-        try:
-            reply = await self._stub.CountTokens(request, timeout=options.get("timeout"))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        return count_from_wire(reply)
-
-    async def count_tokens(self, messages: Iterable[Message], **options: Unpack[CountOptions]) -> int:
-        """Count the tokens of the conversation's prompt, including media.
-
-        Raises:
-            TriptychError: The server's error, with its code, reason and fields.
-        """
+    async def count_tokens(self, messages: Conversation, **options: Unpack[CountOptions]) -> int:
+        """Count the tokens of the conversation's prompt, including media. Errors as for `chat`."""
         return (await self.count(messages, **options)).prompt_tokens
 
     async def models(self) -> list[str]:
         """Names of the served models."""
-        try:
-            reply = await self._stub.ListModels(gateway_pb2.ListModelsRequest())
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        reply = await self._call(self._stub.ListModels, gateway_pb2.ListModelsRequest(), None)
         return [model.id for model in reply.models]
+
+    async def _call(self, method: Any, request: Any, seconds: float | None) -> Any:
+        """The response of a call that is not streamed."""
+        attempts = Attempts(self._retries, seconds)
+        while True:
+            self._check_open()
+            try:
+                with typed():
+                    return await method(request, timeout=attempts.remaining())
+            except TriptychError as error:
+                delay = attempts.delay(error)
+                if delay is None:
+                    raise
+            await asyncio.sleep(delay)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed()
 
     async def close(self) -> None:
         """Close the connection and cancel running calls."""
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from triptych.errors import incomplete
+from triptych.tools import ToolCall
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
 
 
@@ -106,7 +108,7 @@ class Started:
     model: str
     prompt_tokens: int
     media_tokens: int
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...] = field(repr=False)
     media: tuple[MediaLayout, ...] = ()
     max_tokens: int = 0
 
@@ -173,11 +175,28 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class ToolCallDelta:
+    """More of a call of a tool.
+
+    Attributes:
+        index: Which call of the answer, from 0.
+        id: The call's id; only in the first delta of a call.
+        name: Name of the tool; only in the first delta of a call.
+        arguments: More of the JSON text of the arguments.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The answer is complete.
 
     Attributes:
-        reason: `stop`, or `length` where a limit ended it.
+        reason: `stop`, `tool_calls`, or `length` where a limit ended it.
         usage: What was counted.
         timings: Where the time went.
         limit: Which limit that was: `max_tokens`, `server` (its default bound), `context`, `kv_cache`, `deadline`,
@@ -190,23 +209,24 @@ class Finished:
     limit: str | None = None
 
 
-Event = Accepted | Started | Progress | Delta | Finished
+Event = Accepted | Started | Progress | Delta | ToolCallDelta | Finished
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A complete answer, with the fields of its events."""
+    """A complete answer, with the fields of its events, and the calls of tools in it."""
 
     text: str
-    token_ids: tuple[int, ...]
-    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = field(repr=False)
+    prompt_token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: str
     usage: Usage
     timings: Timings
-    logprobs: tuple[PositionLogprobs, ...] = ()
+    logprobs: tuple[PositionLogprobs, ...] = field(default=(), repr=False)
     media: tuple[MediaLayout, ...] = ()
     reasoning: str = ""
     finish_limit: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 _STAGES: dict[int, Stage] = {
@@ -214,6 +234,10 @@ _STAGES: dict[int, Stage] = {
     chat_pb2.STAGE_ENCODING: "encoding",
     chat_pb2.STAGE_PREFILL: "prefill",
 }
+
+
+_REASONS = {n: name.removeprefix("FINISH_REASON_").lower() for name, n in chat_pb2.FinishReason.items()}
+_LIMITS = {n: name.removeprefix("FINISH_LIMIT_").lower() for name, n in chat_pb2.FinishLimit.items() if n}
 
 
 def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
@@ -232,13 +256,14 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
                 PositionLogprobs(_scored(p.chosen), tuple(map(_scored, p.top))) for p in event.delta.logprobs
             )
             return Delta(event.delta.text, tuple(event.delta.token_ids), logprobs, event.delta.reasoning)
+        case "tool_call":
+            c = event.tool_call
+            return ToolCallDelta(c.index, c.id, c.name, c.arguments)
         case "finished":
             f = event.finished
-            reason = chat_pb2.FinishReason.Name(f.reason).removeprefix("FINISH_REASON_").lower()
-            limit = chat_pb2.FinishLimit.Name(f.limit).removeprefix("FINISH_LIMIT_").lower() if f.limit else None
             u, t = f.usage, f.timings
             return Finished(
-                reason,
+                _REASONS.get(f.reason, "unspecified"),
                 Usage(u.prompt_tokens, u.completion_tokens, u.media_tokens, u.cached_tokens, u.reasoning_tokens),
                 Timings(
                     t.queue_seconds,
@@ -247,7 +272,7 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
                     t.decode_seconds,
                     t.time_to_first_token_seconds,
                 ),
-                limit,
+                _LIMITS.get(f.limit),
             )
     return None
 
@@ -278,7 +303,7 @@ def gather(events: Iterable[Event]) -> Answer:
     """Assemble an answer from its events.
 
     Raises:
-        ValueError: The events end without `Finished`.
+        TriptychError: The events end without `Finished`.
     """
     prompt: tuple[int, ...] = ()
     media: tuple[MediaLayout, ...] = ()
@@ -286,6 +311,7 @@ def gather(events: Iterable[Event]) -> Answer:
     reasoning: list[str] = []
     tokens: list[int] = []
     logprobs: list[PositionLogprobs] = []
+    calls: dict[int, list[ToolCallDelta]] = {}
     for event in events:
         match event:
             case Started():
@@ -295,6 +321,8 @@ def gather(events: Iterable[Event]) -> Answer:
                 reasoning.append(event.reasoning)
                 tokens += event.token_ids
                 logprobs += event.logprobs
+            case ToolCallDelta():
+                calls.setdefault(event.index, []).append(event)
             case Finished():
                 return Answer(
                     "".join(text),
@@ -307,5 +335,10 @@ def gather(events: Iterable[Event]) -> Answer:
                     media,
                     "".join(reasoning),
                     event.limit,
+                    tuple(_call(calls[index]) for index in sorted(calls)),
                 )
-    raise ValueError("the events ended before the answer did")
+    raise incomplete()
+
+
+def _call(deltas: list[ToolCallDelta]) -> ToolCall:
+    return ToolCall(deltas[0].id, deltas[0].name, "".join(delta.arguments for delta in deltas))

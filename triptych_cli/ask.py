@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from serving.errors import Code, ServiceError
 from serving.media import LOW, MAX_FPS, MAX_FRAMES, MAX_PIXELS
-from triptych.client import DEFAULT_ADDRESS, ChatOptions, Client
-from triptych.events import Accepted, Delta, Event, Finished, MediaLayout, Progress, Started, gather
-from triptych.media import DETAILS, Image, Video
-from triptych.messages import user
+from triptych.client import DEFAULT_ADDRESS, Client
+from triptych.errors import incomplete
+from triptych.events import Accepted, Answer, Delta, Event, Finished, MediaLayout, Progress, Started, gather
+from triptych.media import DETAILS, Image, Video, in_bytes
+from triptych.options import ChatOptions
+from triptych_cli import question
 from triptych_cli.arguments import rate, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
 
-_M = TypeVar("_M", Image, Video)
-
 _MOST_TOKENS = (1 << 31) - 1
 """The largest value of the field; the server checks its own limit."""
+
 
 _CUT_BY = {
     "server": "the server's longest answer without --max-tokens",
@@ -42,13 +44,33 @@ def add_parser(commands: Any) -> None:
     Args:
         commands: The result of `ArgumentParser.add_subparsers`.
     """
-    ask = commands.add_parser("ask", help="ask a running gateway", allow_abbrev=False)
-    ask.add_argument("question")
-    ask.add_argument("--image", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
-    ask.add_argument("--video", type=Path, action="append", default=[], metavar="PATH", help="may be repeated")
+    ask = commands.add_parser(
+        "ask",
+        help="ask a running gateway",
+        allow_abbrev=False,
+        usage="triptych ask QUESTION [--image PATH ...] [--video PATH ...] [options]",
+    )
+    ask.add_argument("question", nargs="?", metavar="QUESTION", help="`-` reads it from stdin")
+    for kind in ("image", "video"):
+        help_text = "one or more; `-` is stdin; may be repeated"
+        ask.add_argument(f"--{kind}", action="append", nargs="+", default=[], metavar="PATH", help=help_text)
+    ask.add_argument("--system", metavar="TEXT", help="system message")
+    ask.add_argument(
+        "--schema", type=Path, metavar="FILE", help="answer with JSON that the JSON schema in this file admits"
+    )
     ask.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s")
     ask.add_argument("--max-tokens", type=whole(1, _MOST_TOKENS), metavar="N", help="most tokens to generate")
     ask.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (the default)")
+    ask.add_argument("--top-p", type=rate(1), metavar="P", help="the likeliest tokens that reach this probability")
+    ask.add_argument("--top-k", type=whole(0, (1 << 32) - 1), metavar="K", help="the K likeliest tokens; 0: all")
+    ask.add_argument(
+        "--min-p", type=float, metavar="P", help="tokens at least this fraction as likely as the likeliest"
+    )
+    ask.add_argument("--seed", type=whole(0, (1 << 64) - 1), metavar="N", help="makes sampling repeatable")
+    ask.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer before it; may be repeated")
+    ask.add_argument("--repetition-penalty", type=float, metavar="F", help="over 1 avoids tokens that have occurred")
+    ask.add_argument("--presence-penalty", type=float, metavar="F", help="-2 to 2, for tokens of the answer")
+    ask.add_argument("--frequency-penalty", type=float, metavar="F", help="-2 to 2, for each time that one occurred")
     ask.add_argument(
         "--recommended-sampling",
         action="store_true",
@@ -77,59 +99,72 @@ def _run(options: argparse.Namespace) -> None:
     low, high = options.min_pixels, options.max_pixels
     if low is not None and high is not None and low > high:
         options.wrong_usage(f"argument --max-pixels: {high} is less than --min-pixels, which is {low}")
-    media: list[Image | Video] = [_read(Image, path) for path in options.image]
-    media += [_read(Video, path) for path in options.video]
+    question.complete(options)
+    messages = question.read_messages(options)
+    media = [part for part in messages[-1].parts if isinstance(part, Image | Video)]
     terminal = is_terminal(sys.stderr) and not options.json
     # Flags with the name of a chat option set that option.
     given = {name: value for name, value in vars(options).items() if name in ChatOptions.__annotations__}
     chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # of that type
-    with Client(options.address) as client:
+    if options.schema is not None:
+        chat["response_format"] = question.read_schema(options.schema)
+    with Client(options.address, retries=0) as client:  # whoever sees the error decides
         try:
-            events = client.chat([user(*media, options.question)], **chat)
+            events = client.chat(messages, **chat)
+        except ValueError as error:  # such as bytes of the terminal that are no UTF-8
+            raise CommandError(f"the request cannot be sent: {error}") from error
+        try:
             if options.json:
-                answer = dataclasses.asdict(gather(events))
-                del answer["logprobs"]  # not requested
-                print(json.dumps(answer, ensure_ascii=False))  # noqa: T201
+                _print_json(gather(events))
                 return
-            layouts, limit = _print_answer(events, sum(len(medium.data) for medium in media), show_progress=terminal)
+            with ProgressBar(sys.stderr, enabled=terminal) as bar:
+                size = sum(len(medium.data) for medium in media)
+                bar.show(f"uploading {in_bytes(size)}" if size else "sending")
+                printed = _JsonPrinted(bar) if options.schema is not None else _Printed(bar)
+                layouts, end = _print_answer(events, bar, printed)
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # from the channel, not from a server
                 hint = "start one with `triptych up` or name another with --address"
                 raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
-            raise
+            raise CommandError(question.explained(error, messages, options)) from error
     if terminal:
-        if limit in _CUT_BY:
-            print(f"\x1b[2mcut off: {_CUT_BY[limit]}\x1b[0m", file=sys.stderr)  # noqa: T201
-        for path, layout in zip((*options.image, *options.video), layouts, strict=False):
+        for medium, layout in zip(media, layouts, strict=False):
             if _shrunk_by_default(layout, options):
-                print(f"\x1b[2m{_remark(path, layout)}\x1b[0m", file=sys.stderr)  # noqa: T201
+                print(f"\x1b[2m{_remark(medium.name, layout)}\x1b[0m", file=sys.stderr)  # noqa: T201
+    if end.reason == "length":
+        cut = _cut(end)
+        if options.schema is not None:
+            raise CommandError(f"the JSON is incomplete, {cut}")
+        print(f"triptych: {cut}", file=sys.stderr)  # noqa: T201
 
 
-def _read(kind: type[_M], path: Path) -> _M:
-    try:
-        return kind.open(path)
-    except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror or error}") from error
+def _print_json(answer: Answer) -> None:
+    values = dataclasses.asdict(answer)
+    del values["logprobs"]  # not requested
+    del values["tool_calls"]  # no tools are offered
+    print(json.dumps(values, ensure_ascii=False))  # noqa: T201
+
+
+def _cut(end: Finished) -> str:
+    cause = _CUT_BY.get(end.limit or "", "--max-tokens")
+    return f"cut at {end.usage.completion_tokens} tokens: {cause}"
 
 
 def _print_answer(
-    events: Iterator[Event], size: int, *, show_progress: bool
-) -> tuple[tuple[MediaLayout, ...], str | None]:
+    events: Iterator[Event], bar: ProgressBar, printed: _Printed
+) -> tuple[tuple[MediaLayout, ...], Finished]:
     """Print the answer while it is generated, with a progress bar before it.
 
     Args:
         events: The answer's events.
-        size: Bytes of the media.
-        show_progress: Whether to show a progress bar.
+        bar: Shows what happens before the first token.
+        printed: Prints the answer.
 
     Returns:
-        The layouts of the media, and the limit that ended the answer, if any.
+        The layouts of the media, and the last event.
     """
     layouts: tuple[MediaLayout, ...] = ()
-    limit: str | None = None
-    with ProgressBar(sys.stderr, enabled=show_progress) as bar:
-        printed = _Printed(bar)
-        bar.show(f"uploading {_megabytes(size)}" if size else "sending")
+    try:
         for event in events:
             match event:
                 case Accepted():
@@ -141,9 +176,12 @@ def _print_answer(
                 case Delta():
                     printed.add(event)
                 case Finished():
-                    limit = event.limit
-    print(flush=True)  # noqa: T201
-    return layouts, limit
+                    printed.end()
+                    return layouts, event
+    except BaseException:
+        printed.end_line()  # what is said on stderr begins a line of its own
+        raise
+    raise incomplete()
 
 
 class _Printed:
@@ -157,6 +195,7 @@ class _Printed:
         self._bar = bar
         self._shows_reasoning = is_terminal(sys.stdout)
         self._between = ""
+        self._is_empty = True
 
     def add(self, delta: Delta) -> None:
         """Print more of it."""
@@ -169,13 +208,39 @@ class _Printed:
             self._print(f"{self._between}{delta.text}")
             self._between = ""
 
+    def end(self) -> None:
+        """End the line of a complete answer."""
+        self._print("\n")
+
+    def end_line(self) -> None:
+        """End the line of an answer that is not complete."""
+        if not self._is_empty:
+            print(flush=True)  # noqa: T201
+
     def _print(self, text: str) -> None:
         self._bar.close()
+        self._is_empty = False
         print(text, end="", flush=True)  # noqa: T201
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+class _JsonPrinted(_Printed):
+    """Prints JSON when it is complete, in one line: a model may write any white space between its tokens."""
+
+    def __init__(self, bar: ProgressBar) -> None:
+        super().__init__(bar)
+        self._text: list[str] = []
+
+    def add(self, delta: Delta) -> None:
+        """Keep more of it."""
+        self._bar.show("thinking" if delta.reasoning else "answering")
+        self._text.append(delta.text)
+
+    def end(self) -> None:
+        """Print it; as it is if it was cut."""
+        text = "".join(self._text)
+        with contextlib.suppress(ValueError):
+            text = json.dumps(json.loads(text), ensure_ascii=False)
+        self._print(f"{text}\n")
 
 
 def _shrunk_by_default(layout: MediaLayout, options: argparse.Namespace) -> bool:
@@ -194,7 +259,7 @@ def _shrunk_by_default(layout: MediaLayout, options: argparse.Namespace) -> bool
     return shrunk and pixels >= (LOW.max_pixels if image else LOW.max_video_pixels) // 2
 
 
-def _remark(path: Path, layout: MediaLayout) -> str:
+def _remark(path: str, layout: MediaLayout) -> str:
     given, used = (f"{width} x {height}" for width, height in (layout.size_given, layout.size_used))
     if layout.kind == "image":
         return f"{path}: {given} seen as {used} ({layout.tokens} tokens); --detail original or --max-pixels for more"

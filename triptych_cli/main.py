@@ -1,12 +1,13 @@
 """The command line: `triptych up`, `ask`, `export`, `evaluate`, `demo`, `bench`.
 
-Exit codes: 0 success; 2 wrong usage; 1 any other error, with one line on stderr.
+Exit codes: 0 success; 2 wrong usage; 130 Ctrl-C; 1 any other error, with one line on stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import NoReturn
 
 from serving.bundle import Bundle, BundleError
 from serving.errors import ServiceError
-from serving.signals import importing, interrupt_on_signals
+from serving.signals import INTERRUPTED, Terminated, importing, interrupt_on_signals
 from triptych import launcher
 from triptych.bundles import demo_bundle
 from triptych_cli import ask, bench, evaluate
@@ -48,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except ServiceError as error:
         return _fail(error.message)
-    except KeyboardInterrupt:
-        return _fail("interrupted")
+    except KeyboardInterrupt as error:
+        code = _fail("interrupted")
+        return code if isinstance(error, Terminated) else INTERRUPTED
     except BrokenPipeError:
         # The reader has closed the pipe (`triptych ask … | head`), so the flush at exit must not write.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,6 +69,7 @@ def _fail(sentence: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="triptych", description="Qwen3-VL as three services.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"triptych {importlib.metadata.version('triptych')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     up = commands.add_parser("up", help="run the whole system as local processes", allow_abbrev=False)

@@ -60,6 +60,16 @@ class Constraint(Protocol):
             ConstraintError: It can go no further.
         """
 
+    def forced(self) -> list[int]:
+        """The tokens behind the one drawn last that have no alternative.
+
+        They are part of the answer, and the next mask is of the token behind them. Waits until they are known, which
+        takes much less time than a mask.
+
+        Raises:
+            ConstraintError: It can go no further.
+        """
+
     def advance(self, token: int) -> None:
         """A token was drawn. Returns at once: what may follow it is computed beside the engine."""
 

@@ -72,12 +72,16 @@ class Model(Protocol):
     def parts(self) -> int:
         """Number of parts in which a prefill chunk is computed."""
 
-    def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Run a decode step and, only if `together`, a prefill chunk in the same run.
+    def decode(self, step: Step | None, piece: Piece | None = None) -> NDArray[np.float32]:
+        """Run a decode step, and in the same run known tokens of an answer or, only if `together`, a prefill chunk.
+
+        Args:
+            step: The decode step; None for known tokens alone.
+            piece: The known tokens, or the chunk.
 
         Returns:
-            Logits, float32 [n, vocab], owned by the caller: of each token of the step, in order, then of the chunk's
-            last token.
+            Logits, float32 [n, vocab], owned by the caller: of each token of the step, in order, then of the last token
+            of `piece`.
         """
 
     def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:

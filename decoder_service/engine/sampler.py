@@ -11,7 +11,7 @@ of sorted candidates does not change the result, and mostly a few are enough: so
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,10 +80,23 @@ class Sampler:
         """The next random number, in [0, 1)."""
         return float(self._random.random())
 
+    def forced(self) -> Iterator[int]:
+        """The tokens behind the last one for which the constraint leaves no choice. Each is counted as if sampled."""
+        if self._constraint is None:
+            return
+        for token in self._constraint.forced():
+            if not self.greedy:
+                self.share()  # with or without forced tokens, a seed gives the same answer
+            self._count(token)
+            yield token
+
     def remember(self, token: int) -> None:
         """Count a token of the answer."""
         if self._constraint is not None:
             self._constraint.advance(token)
+        self._count(token)
+
+    def _count(self, token: int) -> None:
         if not self.adjusts:
             return
         self._counts[token] = self._counts.get(token, 0) + 1

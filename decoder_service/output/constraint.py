@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["json_schema", "regex", "grammar", "choice"]
 
-# Bounded, since a model may go on writing blanks for ever; enough for the indentation of readable JSON.
-JSON_OPTIONS = {"whitespace_pattern": r"[ \t\n\r]{0,24}"}
+# One way to write JSON, that of Qwen's tool calls. A model cannot write blanks for ever, and more tokens are forced.
+JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _COMPILED = 64
 
 
@@ -73,13 +73,17 @@ class Constraints:
             from_tokenizer, tokenizer, n_vocab=vocabulary, eos_token=sorted(end_tokens)
         )
 
-    def compile(self, form: Form) -> MatcherConstraint:
+    def compile(self, form: Form, *, force: bool = True) -> MatcherConstraint:
         """A constraint at the beginning of an answer. Takes up to a second for a large form that is new.
+
+        Args:
+            form: The form.
+            force: Whether tokens without alternative are taken at once (see `Constraint.forced`).
 
         Raises:
             FormError: It is no such form, or uses what is not supported.
         """
-        return MatcherConstraint(self._compiled(form).deep_copy(), self._vocabulary, self._thread)
+        return MatcherConstraint(self._compiled(form).deep_copy(), self._vocabulary, self._thread, force=force)
 
     def _compile(self, form: Form) -> llguidance.LLMatcher:
         try:
@@ -102,12 +106,17 @@ class MatcherConstraint:
         matcher: At the beginning of the form.
         vocabulary: Tokens of a mask.
         thread: Computes masks.
+        force: Whether tokens without alternative are taken at once.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, matcher: llguidance.LLMatcher, vocabulary: int, thread: ThreadPoolExecutor, *, force: bool = True
+    ) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._thread = thread
+        self._force = force
+        self._forced: Future[list[int]] | None = None
         self._next: Future[NDArray[np.bool_]] = thread.submit(self._compute)
 
     def mask(self) -> NDArray[np.bool_]:
@@ -118,16 +127,30 @@ class MatcherConstraint:
         """
         return self._next.result()
 
+    def forced(self) -> list[int]:
+        """The tokens behind the one drawn last that have no alternative; they are taken. Waits until they are known.
+
+        Raises:
+            ConstraintError: It can go no further.
+        """
+        return [] if self._forced is None else self._forced.result()
+
     def advance(self, token: int) -> None:
         """A token was drawn. Returns at once."""
-        self._next = self._thread.submit(self._consume, token)
+        self._forced = self._thread.submit(self._consume, token)
+        self._next = self._thread.submit(self._compute, self._forced)  # in the same thread, so it never waits
 
-    def _consume(self, token: int) -> NDArray[np.bool_]:
+    def _consume(self, token: int) -> list[int]:
         if not self._matcher.consume_token(token):
             raise ConstraintError(self._matcher.get_error())
-        return self._compute()
+        forced = self._matcher.compute_ff_tokens() if self._force else []
+        if not self._matcher.consume_tokens(forced):
+            raise ConstraintError(self._matcher.get_error())
+        return forced
 
-    def _compute(self) -> NDArray[np.bool_]:
+    def _compute(self, consumed: Future[list[int]] | None = None) -> NDArray[np.bool_]:
+        if consumed is not None:
+            consumed.result()  # raises what went wrong there
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise ConstraintError(self._matcher.get_error())
@@ -164,6 +187,10 @@ class AfterReasoning:
             mask = mask.copy()
             mask[self._marks.opening] = True
         return mask
+
+    def forced(self) -> list[int]:
+        """As `Constraint`."""
+        return [] if self._inside else self._constraint.forced()
 
     def advance(self, token: int) -> None:
         """As `Constraint`."""

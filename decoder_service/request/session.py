@@ -380,7 +380,9 @@ async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) ->
         path, what = (_FORM, "leave it unset") if asked else ("tools", "leave `strict` and `tool_choice` unset")
         raise unimplemented(path, f"{what}, or serve the model with --engine batch")
     try:
-        constraint = await asyncio.to_thread(decoder.constraints.compile, form)
+        constraint = await asyncio.to_thread(
+            decoder.constraints.compile, form, force=opening.generation.sampling.logprobs is None
+        )
     except FormError as error:
         path = f"{_FORM}.{form.kind}" if asked else "tools"
         raise invalid(path, f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error

@@ -81,7 +81,7 @@ class Watched:
         self.calls: list[Call] = []
         self.together, self.parts = model.together, model.parts
 
-    def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
+    def decode(self, step: Step | None, piece: Piece | None = None) -> NDArray[np.float32]:
         self.calls.append(Call.of(step, piece))
         return self.model.decode(step, piece)
 

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import jsonschema
 import psutil
 import pytest
 
@@ -61,6 +62,24 @@ def test_ask_json_has_the_tokens_of_transformers(fp32_system: Up, checkpoint: Pa
     fields = {"text", "reasoning", "token_ids", "prompt_token_ids", "finish_reason", "usage", "timings", "media"}
     assert set(answer) == {*fields, "finish_limit"}
     assert answer["timings"]["time_to_first_token_seconds"] > 0
+
+
+def test_ask_answers_with_json_of_a_schema(int4_system: Up, tmp_path: Path) -> None:
+    """`--schema` prints one line of JSON that keeps the schema; without it the model answers in words."""
+    schema = {
+        "type": "object",
+        "properties": {"shapes": {"type": "integer", "minimum": 0, "maximum": 9}, "red": {"type": "boolean"}},
+        "required": ["shapes", "red"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "shapes.json").write_text(json.dumps(schema))
+    question = ("How many shapes are there?", "--image", str(PICTURE))
+    answer = int4_system.ask(*question, "--schema", str(tmp_path / "shapes.json"))
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.count("\n") == 1
+    jsonschema.validate(json.loads(answer.stdout), schema)
+    with pytest.raises(ValueError, match="Expecting value"):
+        json.loads(int4_system.ask(*question).stdout)
 
 
 def test_max_tokens_ends_the_answer(int4_system: Up) -> None:

@@ -9,7 +9,11 @@ from concurrent import futures
 from dataclasses import dataclass, field
 
 import grpc
+from grpc_status import rpc_status
 
+from serving.errors import ServiceError
+from serving.status import to_proto
+from serving.transport import server_options
 from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc, media_pb2
 
 SECONDS = 60
@@ -29,6 +33,7 @@ class Scripted(gateway_pb2_grpc.GatewayServicer):
     address: str = ""
     chats: list[gateway_pb2.ChatRequest] = field(default_factory=list)
     counts: list[gateway_pb2.CountTokensRequest] = field(default_factory=list)
+    count_errors: list[ServiceError] = field(default_factory=list)
 
     def Chat(self, request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
         self.chats.append(request)
@@ -36,6 +41,8 @@ class Scripted(gateway_pb2_grpc.GatewayServicer):
 
     def CountTokens(self, request: gateway_pb2.CountTokensRequest, context: Context) -> gateway_pb2.CountTokensResponse:
         self.counts.append(request)
+        if self.count_errors:
+            fail(context, self.count_errors.pop(0))
         return self.count
 
     def ListModels(self, request: gateway_pb2.ListModelsRequest, context: Context) -> gateway_pb2.ListModelsResponse:
@@ -43,10 +50,14 @@ class Scripted(gateway_pb2_grpc.GatewayServicer):
 
 
 @contextlib.contextmanager
-def playing(chat: Script, count: gateway_pb2.CountTokensResponse | None = None) -> Iterator[Scripted]:
+def playing(
+    chat: Script, count: gateway_pb2.CountTokensResponse | None = None, *, max_message_bytes: int = 1 << 27
+) -> Iterator[Scripted]:
     """Serve a script on a free port."""
     servicer = Scripted(chat, count or gateway_pb2.CountTokensResponse())
-    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server = grpc.server(
+        futures.ThreadPoolExecutor(4), options=list(server_options(max_message_bytes=max_message_bytes))
+    )
     gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server)
     servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
@@ -61,6 +72,11 @@ def accept(context: Context, request_id: str = "r") -> None:
     context.send_initial_metadata((("x-request-id", request_id),))
 
 
+def fail(context: Context, error: ServiceError) -> None:
+    """End the call with an error and its details, as the gateway does."""
+    context.abort_with_status(rpc_status.to_status(to_proto(error)))
+
+
 def wait(event: threading.Event) -> None:
     """Wait for an event of the test."""
     assert event.wait(SECONDS), "the test never came so far"
@@ -71,6 +87,7 @@ def answered(
     media: tuple[media_pb2.MediaLayout, ...] = (),
     progress: tuple[chat_pb2.Progress, ...] = (),
     reasoning: tuple[str, ...] = (),
+    finished: chat_pb2.Finished | None = None,
 ) -> Iterator[chat_pb2.ChatEvent]:
     """The events of an answer in one delta, behind one for each piece of its reasoning."""
     started = chat_pb2.Started(request_id="r", model="m", prompt_tokens=9, media_tokens=4, media=media)
@@ -80,7 +97,7 @@ def answered(
     for piece in reasoning:
         yield chat_pb2.ChatEvent(delta=chat_pb2.Delta(reasoning=piece, token_ids=[0]))
     yield chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=text, token_ids=[1]))
-    yield chat_pb2.ChatEvent(finished=chat_pb2.Finished(reason=chat_pb2.FINISH_REASON_STOP))
+    yield chat_pb2.ChatEvent(finished=finished or chat_pb2.Finished(reason=chat_pb2.FINISH_REASON_STOP))
 
 
 def image_layout(given: tuple[int, int], used: tuple[int, int]) -> media_pb2.MediaLayout:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import pydantic
 import pytest
 
 import triptych
-from tests.triptych.scripted import SECONDS, Context, accept, answered, image_layout, playing, video_layout, wait
+from serving.errors import Reason, ServiceError, unavailable
+from tests.triptych.scripted import (
+    SECONDS,
+    Context,
+    Script,
+    accept,
+    answered,
+    fail,
+    image_layout,
+    playing,
+    video_layout,
+    wait,
+)
+from triptych.retries import Attempts
 from vlm.v1 import chat_pb2, gateway_pb2
 
 MESSAGES = [triptych.user(triptych.Image(b"data"), "what?")]
@@ -31,31 +46,44 @@ LAYOUTS = (
 class Blocking:
     """Calls of the blocking client."""
 
-    def events(self, address: str, **options: Any) -> list[triptych.Event]:
-        with triptych.Client(address) as client:
+    def events(self, address: str, retries: int = 0, **options: Any) -> list[triptych.Event]:
+        with triptych.Client(address, retries=retries) as client:
             return list(client.chat(MESSAGES, **options))
 
-    def call(self, address: str, name: str, **options: Any) -> Any:
-        with triptych.Client(address) as client:
-            return getattr(client, name)(MESSAGES, **options)
+    def call(self, address: str, name: str, *more: Any, retries: int = 0, **options: Any) -> Any:
+        with triptych.Client(address, retries=retries) as client:
+            return getattr(client, name)(options.pop("messages", MESSAGES), *more, **options)
+
+    def after_close(self, address: str) -> None:
+        client = triptych.Client(address)
+        client.close()
+        client.answer(MESSAGES)
 
 
 class Asyncio:
     """The same calls of the client on asyncio."""
 
-    def events(self, address: str, **options: Any) -> list[triptych.Event]:
+    def events(self, address: str, retries: int = 0, **options: Any) -> list[triptych.Event]:
         async def run() -> list[triptych.Event]:
-            async with triptych.AsyncClient(address) as client:
+            async with triptych.AsyncClient(address, retries=retries) as client:
                 return [event async for event in client.chat(MESSAGES, **options)]
 
         return asyncio.run(run())
 
-    def call(self, address: str, name: str, **options: Any) -> Any:
+    def call(self, address: str, name: str, *more: Any, retries: int = 0, **options: Any) -> Any:
         async def run() -> Any:
-            async with triptych.AsyncClient(address) as client:
-                return await getattr(client, name)(MESSAGES, **options)
+            async with triptych.AsyncClient(address, retries=retries) as client:
+                return await getattr(client, name)(options.pop("messages", MESSAGES), *more, **options)
 
         return asyncio.run(run())
+
+    def after_close(self, address: str) -> None:
+        async def run() -> None:
+            client = triptych.AsyncClient(address)
+            await client.close()
+            await client.answer(MESSAGES)
+
+        asyncio.run(run())
 
 
 @pytest.fixture(params=[Blocking, Asyncio])
@@ -141,11 +169,137 @@ def test_acceptance_does_not_wait_for_the_first_event() -> None:
         wait(cancelled)
 
 
+def _failing(times: int, error: ServiceError, *, accepts: bool = True, begins: bool = False) -> Script:
+    """Fails so many times, before the answer or behind its first event, and answers then."""
+    left = [error] * times
+
+    def play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        if accepts:
+            accept(context)
+        if begins:
+            yield chat_pb2.ChatEvent(started=chat_pb2.Started(request_id="r"))
+        if left:
+            fail(context, left.pop())
+        yield from answered()
+
+    return play
+
+
+DOWN = unavailable(Reason.DECODER_UNAVAILABLE, "no decoder", retry_after=0.001)
+
+
+def test_what_is_unavailable_is_tried_again(client: Blocking | Asyncio) -> None:
+    """As often as it was told to, for answers and for counts; the request is the same each time."""
+    with playing(_failing(2, DOWN)) as gateway:
+        assert client.call(gateway.address, "answer", retries=2).text == "A cat."
+        assert len(gateway.chats) == 3
+        assert gateway.chats[0] == gateway.chats[2]
+        gateway.count_errors += [DOWN, DOWN]
+        client.call(gateway.address, "count", retries=2)
+        assert len(gateway.counts) == 3
+
+
+@pytest.mark.parametrize(
+    ("play", "options", "calls"),
+    [
+        (_failing(9, DOWN), {"retries": 2}, 3),  # it stays so
+        (_failing(9, DOWN), {"retries": 0}, 1),  # switched off
+        (_failing(9, DOWN, begins=True), {"retries": 2}, 1),  # the answer has begun
+        (_failing(9, DOWN), {"retries": 2, "report_progress": True}, 1),  # so has this one, with `Accepted`
+        (_failing(9, unavailable(Reason.DECODER_UNAVAILABLE, "no decoder", retry_after=999)), {"timeout": 60}, 1),
+        (_failing(9, ServiceError(triptych.Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", "no", retry_after=0.001)), {}, 1),
+    ],
+    ids=["too often", "off", "begun", "accepted", "past the deadline", "another code"],
+)
+def test_what_is_not_tried_again(client: Blocking | Asyncio, play: Script, options: dict[str, Any], calls: int) -> None:
+    """The error comes with its reason and its delay."""
+    with playing(play) as gateway, pytest.raises(triptych.TriptychError) as raised:
+        client.events(gateway.address, **{"retries": 2, **options})
+    assert len(gateway.chats) == calls
+    assert raised.value.reason in ("DECODER_UNAVAILABLE", "QUEUE_FULL")
+    assert raised.value.retry_after is not None
+
+
+def test_delays_double_and_keep_to_the_deadline() -> None:
+    """From the server's delay, or from half a second."""
+    endless = Attempts(3, None)
+    delays = [endless.delay(unavailable(Reason.DECODER_UNAVAILABLE, "", retry_after=2.0)) for _ in range(4)]
+    assert delays.pop() is None
+    assert [least <= (delay or 0) <= 1.25 * least for least, delay in zip((2, 4, 8), delays, strict=True)] == [True] * 3
+    silent = triptych.TriptychError(triptych.Code.UNAVAILABLE, "UNAVAILABLE", "")
+    assert 0.5 <= (Attempts(1, 60).delay(silent) or 0) <= 0.625
+    assert Attempts(1, 0.4).delay(silent) is None
+
+
+def test_a_message_over_the_limit_is_a_sentence(client: Blocking | Asyncio) -> None:
+    """With both sizes, also for programs, in the place of gRPC's own words."""
+    with playing(_play, max_message_bytes=1 << 20) as gateway, pytest.raises(triptych.TriptychError) as raised:
+        client.call(gateway.address, "count", messages=[triptych.user(triptych.Image(b"x" * (5 << 19)))])
+    assert (raised.value.reason, raised.value.metadata) == ("BODY_TOO_LARGE", {"limit": str(1 << 20)})
+    expected = "the request is 2.5 MiB and the server takes 1.0 MiB: send fewer or smaller images and videos"
+    assert raised.value.message == expected
+
+
+def test_a_closed_client_says_so(client: Blocking | Asyncio) -> None:
+    """Not with an error of gRPC."""
+    with playing(_play) as gateway, pytest.raises(triptych.TriptychError, match="is closed") as raised:
+        client.after_close(gateway.address)
+    assert raised.value.reason == "CLIENT_CLOSED"
+
+
+class Shapes(pydantic.BaseModel):
+    """What a picture shows."""
+
+    count: int = pydantic.Field(le=9)
+    colours: list[str] = []
+
+
+def _says(text: str, finished: chat_pb2.Finished | None = None) -> Script:
+    return lambda request, context: answered(text, finished=finished)
+
+
+def test_an_answer_becomes_an_instance_of_a_type(client: Blocking | Asyncio) -> None:
+    """The request has the type's schema, without further properties; the JSON becomes an instance."""
+    with playing(_says('{"count": 3, "colours": ["red"]}')) as gateway:
+        assert client.call(gateway.address, "parse", Shapes, max_tokens=50) == Shapes(count=3, colours=["red"])
+        (request,) = gateway.chats
+    schema = json.loads(request.generation.response_format.json_schema)
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["count"] == {"maximum": 9, "title": "Count", "type": "integer"}
+    assert request.generation.max_tokens == 50
+    with playing(_says("[1, 2]")) as gateway:
+        assert client.call(gateway.address, "parse", list[int]) == [1, 2]
+
+
+CUT = chat_pb2.Finished(reason=chat_pb2.FINISH_REASON_LENGTH, usage=chat_pb2.Usage(completion_tokens=7))
+
+
+@pytest.mark.parametrize(
+    ("play", "reason", "said"),
+    [
+        (_says('{"count": 3', CUT), "ANSWER_CUT", "cut at 7 tokens, before its JSON was complete"),
+        (_says('{"count": 10}'), "ANSWER_INVALID", "less than or equal to 9"),
+        (_says("Three."), "ANSWER_INVALID", "not of the type"),
+    ],
+)
+def test_what_becomes_no_instance_is_a_clear_error(
+    client: Blocking | Asyncio, play: Script, reason: str, said: str
+) -> None:
+    """It says why, and has the answer."""
+    with playing(play) as gateway, pytest.raises(triptych.AnswerError, match=said) as raised:
+        client.call(gateway.address, "parse", Shapes)
+    assert raised.value.reason == reason
+    assert raised.value.answer is not None
+    assert raised.value.answer.text
+
+
 @pytest.mark.parametrize("name", ["answer", "count"])
 def test_an_unknown_option_is_a_type_error(client: Blocking | Asyncio, name: str) -> None:
     """A misspelled option is refused like any other keyword of Python's, before anything is sent."""
     with pytest.raises(TypeError, match="there is no option 'max_pixel'"):
         client.call("127.0.0.1:1", name, max_pixel=1000)
+    with triptych.Client("127.0.0.1:1") as blocking, pytest.raises(TypeError, match="'max_token'"):
+        blocking.chat(MESSAGES, max_token=3)  # type: ignore[call-arg]  # at once, though no event is read
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import triptych
-from triptych.client import ChatOptions, CountOptions, _chat_request
 from triptych.events import from_wire, gather
 from triptych.messages import to_wire
+from triptych.options import ChatOptions, CountOptions, chat_request
 from vlm.v1 import chat_pb2
 
 
@@ -19,6 +19,7 @@ def test_the_public_names() -> None:
     assert sorted(triptych.__all__) == [
         "Accepted",
         "Answer",
+        "AnswerError",
         "AsyncClient",
         "Client",
         "Code",
@@ -34,12 +35,16 @@ def test_the_public_names() -> None:
         "Timings",
         "TokenCount",
         "TokenLogprob",
+        "Tool",
+        "ToolCall",
+        "ToolCallDelta",
         "TriptychError",
         "Usage",
         "Video",
         "Violation",
         "assistant",
         "system",
+        "tool",
         "user",
     ]
     assert all(hasattr(triptych, name) for name in triptych.__all__)
@@ -65,8 +70,10 @@ def test_a_wrong_role_or_part_is_refused_at_home() -> None:
     """What the wire has no word for never leaves the client."""
     with pytest.raises(ValueError, match="role 'narrator' is unknown"):
         to_wire([triptych.Message("narrator", ("hello",))])
-    with pytest.raises(TypeError, match="not bytes"):
-        to_wire([triptych.user(b"raw")])  # type: ignore[arg-type]  # that is the mistake
+    with pytest.raises(TypeError, match="a part is text, an Image, a Video, or what an Image is made of, not int"):
+        triptych.user(5)  # type: ignore[arg-type]  # that is the mistake
+    with pytest.raises(TypeError, match="not int"):
+        to_wire([triptych.Message("user", (5,))])  # type: ignore[arg-type]
 
 
 def test_events_come_back_as_values() -> None:
@@ -78,7 +85,9 @@ def test_events_come_back_as_values() -> None:
             )
         ),
         chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A ", token_ids=[1])),
-        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=0)),
+        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=1, id="c2", name="b", arguments="{}")),
+        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=0, id="c1", name="a", arguments='{"x"')),
+        chat_pb2.ChatEvent(tool_call=chat_pb2.ToolCallDelta(index=0, arguments=": 1}")),
         chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="cat.", token_ids=[2, 3])),
         chat_pb2.ChatEvent(
             finished=chat_pb2.Finished(
@@ -98,6 +107,7 @@ def test_events_come_back_as_values() -> None:
     assert answer.token_ids == (1, 2, 3)
     assert answer.prompt_token_ids == (7, 8, 9)
     assert (answer.finish_reason, answer.finish_limit) == ("length", "kv_cache")
+    assert answer.tool_calls == (triptych.ToolCall("c1", "a", '{"x": 1}'), triptych.ToolCall("c2", "b", "{}"))
     assert answer.usage == triptych.Usage(3, 3, 1, 2)
     assert answer.timings == triptych.Timings(1, 2, 3, 4, 0)
 
@@ -156,21 +166,24 @@ def test_options_have_their_places_in_the_request() -> None:
         "repetition_detection": {"max_pattern_size": 8, "min_count": 3},
     }
     given: Any = {**generation, "report_progress": True, "model": "m", "request_id": "r", "enable_thinking": False}
-    request = _chat_request([triptych.user("hi")], given)
+    request = chat_request([triptych.user("hi")], given)
     assert request.generation == chat_pb2.GenerationOptions(**generation)
     assert (request.report_progress, request.model, request.request_id) == (True, "m", "r")
     assert request.HasField("enable_thinking")
     assert not request.enable_thinking
-    silent = _chat_request([triptych.user("hi")], {})
+    silent = chat_request([triptych.user("hi")], {})
     assert silent.generation == chat_pb2.GenerationOptions()
     assert not silent.HasField("enable_thinking")
-    assert set(ChatOptions.__annotations__) - set(CountOptions.__annotations__) == {*generation, "report_progress"}
+    forms_and_tools = {"response_format", "regex", "choice", "grammar", "tool_choice", "parallel_tool_calls"}
+    only_of_chats = set(ChatOptions.__annotations__) - set(CountOptions.__annotations__)
+    assert only_of_chats == {*generation, *forms_and_tools, "report_progress"}
 
 
 def test_half_an_answer_is_no_answer() -> None:
     """A stream that ends without `finished` is an error, not a short answer."""
-    with pytest.raises(ValueError, match="before the answer"):
+    with pytest.raises(triptych.TriptychError, match="before the answer") as raised:
         gather([triptych.Delta("A", (1,))])
+    assert (raised.value.code, raised.value.reason) == (triptych.Code.INTERNAL, "ANSWER_INCOMPLETE")
 
 
 @pytest.mark.parametrize(
@@ -191,4 +204,4 @@ def test_a_value_that_no_message_can_hold_is_named(options: dict[str, Any], erro
     """With its option: protobuf's own errors name none, and a string is a sequence of strings, too."""
     (name,) = options
     with pytest.raises(error, match=f"^{name} is "):
-        _chat_request([triptych.user("Hello")], options)  # type: ignore[arg-type]
+        chat_request([triptych.user("Hello")], options)  # type: ignore[arg-type]

@@ -9,12 +9,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from tests.triptych.scripted import SECONDS, Context, accept, answered, image_layout, playing, video_layout, wait
+from serving.errors import ServiceError, invalid
+from tests.triptych.scripted import (
+    SECONDS,
+    Context,
+    Script,
+    Scripted,
+    accept,
+    answered,
+    fail,
+    image_layout,
+    playing,
+    video_layout,
+    wait,
+)
 from tests.triptych_cli.terminal import on_terminal
 from triptych_cli import main as cli
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
@@ -41,9 +56,11 @@ def _play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_p
     yield from answered("A cat.", (LARGE,), PROGRESS if request.report_progress else ())
 
 
-def _piped(*words: str) -> subprocess.CompletedProcess[str]:
+def _piped(*words: str, stdin: str | bytes = b"") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "triptych_cli", "ask", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    given = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(command, input=given, capture_output=True, timeout=SECONDS, check=False)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def test_the_bar_follows_the_request_and_is_gone_before_the_answer(picture: str) -> None:
@@ -126,27 +143,6 @@ def test_json_has_the_layouts_and_no_bar(picture: str) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("limit", "remarks"),
-    [
-        (chat_pb2.FINISH_LIMIT_MAX_TOKENS, []),
-        (chat_pb2.FINISH_LIMIT_DEADLINE, ["cut off: the time for an answer was over"]),
-    ],
-)
-def test_an_answer_that_is_cut_off_says_so(limit: chat_pb2.FinishLimit, remarks: list[str]) -> None:
-    """On a terminal, where it was not the user's own `--max-tokens`."""
-
-    def play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
-        accept(context)
-        *events, finished = answered("A cat")
-        finished.finished.reason, finished.finished.limit = chat_pb2.FINISH_REASON_LENGTH, limit
-        yield from (*events, finished)
-
-    with playing(play) as gateway, on_terminal("ask", "x", "--address", gateway.address) as seen:
-        assert seen.end() == 0
-    assert seen.screen() == ["A cat", *remarks]
-
-
 def test_the_bar_is_gone_after_an_error(picture: str) -> None:
     """The error's one line is all that is left."""
 
@@ -181,7 +177,7 @@ def test_the_bar_is_gone_after_an_interrupt(picture: str, number: signal.Signals
         seen.until("queued" if accepted else "uploading")
         wait(arrived)
         seen.process.send_signal(number)
-        assert seen.end() == 1
+        assert seen.end() == (130 if number == signal.SIGINT else 1)
         wait(cancelled)
     assert seen.screen() == ["triptych: interrupted"]
 
@@ -316,3 +312,233 @@ def test_flags_of_models_that_think(flags: tuple[str, ...], choice: bool | None,
     assert (request.enable_thinking if request.HasField("enable_thinking") else None) == choice
     generation = request.generation
     assert (generation.recommended_sampling if generation.HasField("recommended_sampling") else None) == sampling
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a few files that only a gateway without eyes takes for media."""
+    for name in ("a.png", "b.png", "c.mp4"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _in_process(gateway: Scripted, *words: str) -> int:
+    return cli.main(["ask", "--address", gateway.address, *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (("why?", "--image", "a.png", "b.png"), ["a.png", "b.png", "why?"]),
+        (("why?", "--image", "a.png", "--image", "b.png"), ["a.png", "b.png", "why?"]),
+        (("--image", "a.png", "b.png", "why?"), ["a.png", "b.png", "why?"]),
+        (("--image", "a.png", "--max-tokens", "5", "why?"), ["a.png", "why?"]),
+        (("--image", "a.png", "why?", "--max-tokens", "5"), ["a.png", "why?"]),
+        (("--video", "c.mp4", "--image", "a.png", "b.png", "--", "why?"), ["a.png", "b.png", "c.mp4", "why?"]),
+        (("--image", "a.png", "--video", "c.mp4", "why?"), ["a.png", "c.mp4", "why?"]),
+        (("a.png", "--image", "b.png"), ["b.png", "a.png"]),  # a first word is the question, whatever it names
+        (("--image", "a.png", "why? " * 99), ["a.png", "why? " * 99]),  # no file has so long a name
+    ],
+)
+def test_a_flag_takes_several_paths_and_never_the_question(
+    files: Path, words: tuple[str, ...], asked: list[str]
+) -> None:
+    """The question may come before the flags and behind them."""
+    with playing(_play) as gateway:
+        assert _in_process(gateway, *words) == 0
+        parts = gateway.chats[0].messages[-1].parts
+    assert [part.text or (part.image.data or part.video.data).decode() for part in parts] == asked
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--image", "a.png"),
+        ("--image", "none.png"),
+        ("--image", "a.png", "b.png"),  # the last word is a file: none of them is the question
+        ("--image", "a.png", "why?", "--video", "c.mp4", "how?"),
+        ("-", "--image", "-"),
+        ("why?", "--image", "-", "-"),
+    ],
+)
+def test_without_one_question_it_is_wrong_usage(
+    files: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line and exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["ask", *words])
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_stdin_is_the_question_or_a_picture(files: Path) -> None:
+    """`-` in the place of either."""
+    with playing(_play) as gateway:
+        for words, stdin in ((("-", "--image", "a.png"), "why?\n"), (("why?", "--image", "-"), b"\xff picture")):
+            asked = _piped(*words, "--address", gateway.address, stdin=stdin)
+            assert (asked.returncode, asked.stdout) == (0, "A cat.\n"), asked.stderr
+        first, second = (request.messages[0].parts for request in gateway.chats)
+        assert [part.text for part in first] == ["", "why?"]
+        assert (second[0].image.data, second[1].text) == (b"\xff picture", "why?")
+        empty = _piped("-", "--address", gateway.address)
+    assert (empty.returncode, empty.stderr) == (1, "triptych: nothing came on stdin\n")
+
+
+def test_sampling_and_system_flags_reach_the_gateway() -> None:
+    """Each goes to its field."""
+    flags = (
+        "--system Brief. --max-tokens 9 --temperature 0.5 --top-p 0.25 --top-k 3 --min-p 0.125 "
+        "--seed 18446744073709551615 --stop a --stop b "
+        "--repetition-penalty 1.5 --presence-penalty -1 --frequency-penalty 0.5"
+    )
+    with playing(_play) as gateway:
+        assert _in_process(gateway, "why?", *flags.split()) == 0
+        (request,) = gateway.chats
+    assert [message.parts[0].text for message in request.messages] == ["Brief.", "why?"]
+    assert request.generation == chat_pb2.GenerationOptions(
+        max_tokens=9,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=3,
+        min_p=0.125,
+        seed=(1 << 64) - 1,
+        stop=["a", "b"],
+        repetition_penalty=1.5,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+    )
+
+
+def _says(text: str, **finished: Any) -> Script:
+    usage = chat_pb2.Usage(completion_tokens=7)
+    return lambda request, context: answered(text, finished=chat_pb2.Finished(usage=usage, **finished))
+
+
+def test_a_schema_goes_along_and_the_json_comes_in_one_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """White space between tokens is the model's whim."""
+    (files / "schema.json").write_text('{"type": "object", "properties": {"z": {}, "a": {}}}')
+    with playing(_says('{"z"\n\n : 1,\t"a": "ä"}', reason=chat_pb2.FINISH_REASON_STOP)) as gateway:
+        assert _in_process(gateway, "why?", "--schema", "schema.json") == 0
+        (request,) = gateway.chats
+    assert capsys.readouterr() == ('{"z": 1, "a": "ä"}\n', "")
+    assert request.generation.response_format.json_schema == (files / "schema.json").read_text()
+
+
+def test_json_that_was_cut_is_a_failure(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What there is of it is printed, and the exit code is 1."""
+    (files / "schema.json").write_text("{}")
+    with playing(_says('{"z": ', reason=chat_pb2.FINISH_REASON_LENGTH)) as gateway:
+        assert _in_process(gateway, "why?", "--schema", "schema.json") == 1
+    said = "triptych: the JSON is incomplete, cut at 7 tokens: --max-tokens\n"
+    assert capsys.readouterr() == ('{"z": \n', said)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read schema.json: No such file or directory"),
+        ("{", "schema.json is no JSON: "),
+        ("[]", "schema.json is no JSON schema: it must be an object"),
+    ],
+)
+def test_a_bad_schema_is_one_line(
+    files: Path, content: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is sent."""
+    if content is not None:
+        (files / "schema.json").write_text(content)
+    assert cli.main(["ask", "why?", "--schema", "schema.json", "--address", "127.0.0.1:1"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"triptych: {said}")
+
+
+@pytest.mark.parametrize(
+    ("finished", "said"),
+    [
+        ({"reason": chat_pb2.FINISH_REASON_STOP}, ""),
+        ({"reason": chat_pb2.FINISH_REASON_LENGTH}, "triptych: cut at 7 tokens: --max-tokens\n"),
+        (
+            {"reason": chat_pb2.FINISH_REASON_LENGTH, "limit": chat_pb2.FINISH_LIMIT_MAX_TOKENS},
+            "triptych: cut at 7 tokens: --max-tokens\n",
+        ),
+        (
+            {"reason": chat_pb2.FINISH_REASON_LENGTH, "limit": chat_pb2.FINISH_LIMIT_DEADLINE},
+            "triptych: cut at 7 tokens: the time for an answer was over\n",
+        ),
+    ],
+)
+def test_an_answer_that_was_cut_says_so(finished: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr; stdout has the answer alone."""
+    with playing(_says("A cat", **finished)) as gateway:
+        assert _in_process(gateway, "why?") == 0
+    assert capsys.readouterr() == ("A cat\n", said)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (invalid("messages[1].parts[1].image", "is no image"), "b.png: is no image"),
+        (invalid("messages[1].parts[2].video.data", "is no video"), "c.mp4: is no video"),
+        (invalid("messages[0].parts[0].text", "is too long"), "messages[0].parts[0].text: is too long"),
+        (invalid("generation.response_format.json_schema", "is wrong"), "schema.json: is wrong"),
+        (invalid("generation.top_p", "is wrong"), "--top-p: is wrong"),
+        (invalid("generation.logprobs", "is wrong"), "generation.logprobs: is wrong"),
+    ],
+)
+def test_an_error_names_the_file_or_the_flag(
+    files: Path, error: ServiceError, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the place of the field of the message."""
+    (files / "schema.json").write_text("{}")
+
+    def play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        fail(context, error)
+        yield from ()
+
+    words = ("why?", "--system", "x", "--image", "a.png", "b.png", "--video", "c.mp4", "--schema", "schema.json")
+    with playing(play) as gateway:
+        assert _in_process(gateway, *words) == 1
+    assert capsys.readouterr().err == f"triptych: {said}\n"
+
+
+def test_a_request_over_the_limit_is_a_sentence(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With both sizes."""
+    with playing(_play, max_message_bytes=1 << 20) as gateway:
+        assert _in_process(gateway, "why?", "--image", picture) == 1
+    said = "the request is 1.4 MiB and the server takes 1.0 MiB: send fewer or smaller images and videos"
+    assert capsys.readouterr().err == f"triptych: {said}\n"
+
+
+def test_an_interrupt_in_the_middle_begins_a_line(picture: str) -> None:
+    """Exit code 130, and no traceback; what was answered stays."""
+    cancelled = threading.Event()
+
+    def hold(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        context.add_callback(cancelled.set)
+        yield chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A c"))
+        wait(cancelled)
+
+    with playing(hold) as gateway, on_terminal("ask", "x", "--address", gateway.address) as seen:
+        seen.until("A c")
+        seen.process.send_signal(signal.SIGINT)
+        assert seen.end() == 130
+        wait(cancelled)
+    assert seen.screen() == ["A c", "triptych: interrupted"]
+
+
+def test_a_question_that_is_no_text_is_one_line() -> None:
+    """Bytes of the terminal that are no UTF-8."""
+    command = [sys.executable, "-m", "triptych_cli", "ask", b"\xff", "--address", "127.0.0.1:1"]
+    asked = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+    assert asked.returncode == 1
+    (line,) = asked.stderr.splitlines()
+    assert line.startswith(b"triptych: the request cannot be sent: ")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is that of the package."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"triptych {version('triptych')}\n")

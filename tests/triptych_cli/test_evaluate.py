@@ -163,4 +163,4 @@ def test_ctrl_c_ends_it(bundle: str, questions: str) -> None:
             process.kill()
             process.wait()
         wait(given_up)
-    assert (process.returncode, out, err) == (1, "", "triptych: interrupted\n")
+    assert (process.returncode, out, err) == (130, "", "triptych: interrupted\n")

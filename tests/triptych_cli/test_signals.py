@@ -38,18 +38,18 @@ def _started(shadow: Path, *words: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("module", ["grpc", "exporter"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_while_modules_are_imported(tmp_path: Path, module: str, number: signal.Signals) -> None:
-    """One line and exit code 1, whether the command line's own modules are imported or the exporter's."""
+    """One line and exit code 1, or 130 for Ctrl-C, in the command line's own imports and in the exporter's."""
     (tmp_path / f"{module}.py").write_text(SLOW)
     with _started(tmp_path, "export", "checkpoint", "bundle") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "importing\n"
         process.send_signal(number)
         _, said = process.communicate()
-    assert (process.returncode, said) == (1, INTERRUPTED)
+    assert (process.returncode, said) == (130 if number == signal.SIGINT else 1, INTERRUPTED)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_an_export_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
+def test_an_export_cleans_up(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """A supervisor's signal and that of a terminal which is closed unwind a running export, as Ctrl-C does."""
     (tmp_path / "exporter.py").write_text(EXPORTER)
     with _started(tmp_path, "export", "checkpoint", "bundle") as process:
@@ -57,7 +57,7 @@ def test_an_export_cleans_up(tmp_path: Path, number: signal.Signals) -> None:
         assert process.stdout.readline() == "exporting\n"
         process.send_signal(number)
         rest, said = process.communicate()
-    assert (process.returncode, rest, said) == (1, "cleaned up\n", INTERRUPTED)
+    assert (process.returncode, rest, said) == (code, "cleaned up\n", INTERRUPTED)
 
 
 def test_hanging_up_is_ignored_under_nohup() -> None:

@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "quick-start.md"
 PICTURE = "demo/examples/scene.png"
 QUESTION = "How many shapes are there?"
+SCHEMA = {
+    "type": "object",
+    "properties": {"there_are": {"enum": ["two shapes.", "three shapes.", "four shapes."]}},
+    "required": ["there_are"],
+    "additionalProperties": False,
+}
 
 _READY = re.compile(r"ready grpc=(\S+) http=http://(\S+) model=\S+\n")
 _PART = re.compile(r"(<!-- ran: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
@@ -65,14 +72,16 @@ def run() -> dict[str, str]:
     demo = _output("demo")
     with _up() as system:
         asked = _output("ask", QUESTION, "--image", PICTURE, "--address", system.grpc)
-        printed = system.named(_program(system))
+        schema = _schema(system)
+        printed = {name: system.named(_program(system, name)) for name in ("python", "forms")}
         models = _http(system, "/v1/models")
         answered = _http(system, "/v1/chat/completions", _question())
         refused = _http(system, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 2})
     return {
         "demo": f"```console\n$ make demo\n{demo}\n```",
         "ask": f'```console\n$ .venv/bin/triptych ask "{QUESTION}" --image {PICTURE}\n{asked}\n```',
-        "python": f"```text\n{printed}\n```",
+        "schema": schema,
+        **{name: f"```text\n{output}\n```" for name, output in printed.items()},
         "http": "\n".join(
             (
                 "```console",
@@ -112,11 +121,23 @@ def _output(*words: str) -> str:
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()  # noqa: S603
 
 
-def _program(system: _System) -> str:
-    """The output of the page's Python program."""
-    found = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+def _schema(system: _System) -> str:
+    """The page's command with `--schema`, on a file that exists only here."""
+    shown = json.dumps(SCHEMA)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "shapes.json"
+        file.write_text(shown, encoding="utf-8")
+        asked = _output("ask", "--image", PICTURE, QUESTION, "--schema", str(file), "--address", system.grpc)
+    command = f'.venv/bin/triptych ask --image {PICTURE} "{QUESTION}" --schema shapes.json'
+    return f"```console\n$ cat shapes.json\n{shown}\n$ {command}\n{asked}\n```"
+
+
+def _program(system: _System, name: str) -> str:
+    """The output of the page's Python program before a part."""
+    block = r"```python\n((?:(?!```).)*)```\s*<!-- ran: NAME -->".replace("NAME", name)
+    found = re.search(block, PAGE.read_text(encoding="utf-8"), re.DOTALL)
     if found is None:
-        raise RuntimeError("the page has no Python")
+        raise RuntimeError(f"the page has no Python before {name}")
     program = found[1].replace("127.0.0.1:50051", system.grpc)
     command = [sys.executable, "-c", program]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "protos")))}

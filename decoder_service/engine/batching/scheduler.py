@@ -71,6 +71,11 @@ class Task:
         return len(self.prompt) - self.place.length
 
     @property
+    def ahead(self) -> int:
+        """Tokens of the answer that are computed in its next run: one, unless several are known."""
+        return 1
+
+    @property
     def whole(self) -> bool:
         """Whether all of the prompt can be prefilled."""
         return self.available is None or self.available == len(self.prompt)
@@ -168,15 +173,16 @@ class Scheduler(Generic[T]):
         self._waiting.append(task)
 
     def make_room(self) -> list[T]:
-        """Reserve memory for the next token of each answer, parking requests if necessary; resume those that fit again.
+        """Reserve memory for the next run of each answer, parking requests if necessary; resume those that fit again.
 
         Returns:
             Tasks without memory though no other runs. The caller must end them.
         """
         full = []
         for task in sorted(self._decoding, key=_arrival):
-            while task.slot is not None and task.slot.length == task.slot.reserved:
-                if self._slots.grow(task.slot, task.need):
+            # Beside several known tokens a token is written that does not count, see the stepper.
+            while task.slot is not None and task.slot.length + (ahead := _with_spare(task)) > task.slot.reserved:
+                if self._slots.grow(task.slot, task.need, ahead):
                     continue
                 stalled = self._stalled
                 running = [*self._decoding, *self._prefilling]
@@ -289,9 +295,9 @@ class Scheduler(Generic[T]):
         return oldest if self._shortest_next else shortest
 
     def decoded(self, tasks: Sequence[T]) -> None:
-        """Record that one token of each task has been computed."""
+        """Record that the next run of each task has been computed."""
         for task in tasks:
-            self._slots.extend(task.place, 1)
+            self._slots.extend(task.place, task.ahead)
 
     def prefilled(self, chunk: Chunk[T]) -> None:
         """Record that a chunk has been computed. After its last chunk a task decodes."""
@@ -308,6 +314,10 @@ class Scheduler(Generic[T]):
         """
         first = self._slots.side_by_side([task.place for task in self._decoding])
         return first, sorted(self._decoding, key=lambda task: task.place.index)
+
+    def next_known(self) -> T | None:
+        """The task whose known tokens are computed next, several in one run: the oldest; None if there is none."""
+        return min((task for task in self._decoding if task.ahead > 1), key=_arrival, default=None)
 
     def remove(self, task: T, content: Content | None) -> None:
         """Remove a request in any state.
@@ -330,6 +340,10 @@ class Scheduler(Generic[T]):
         if task.slot is not None:
             self._slots.finish(task.slot, content)
             task.slot = None
+
+
+def _with_spare(task: Task) -> int:
+    return task.ahead + (task.ahead > 1)
 
 
 def _arrival(task: Task) -> int:

@@ -160,7 +160,7 @@ class Slots:
         reserve = self._step(len(prompt), need)
         return self._beside(source, match, prompt, reserve) or self._instead_of(source, match, prompt, reserve)
 
-    def grow(self, slot: Slot, need: int) -> bool:
+    def grow(self, slot: Slot, need: int, ahead: int = 1) -> bool:
         """Reserve a further step for a running request that has filled its memory, or less if less is free.
 
         Frees prefix caches if necessary.
@@ -168,11 +168,12 @@ class Slots:
         Args:
             slot: Its slot.
             need: Tokens of the prompt and of the longest answer.
+            ahead: Tokens of its next run.
 
         Returns:
-            Whether there is room for at least one token.
+            Whether there is room for that run.
         """
-        wanted = self._step(slot.length, need)
+        wanted = self._step(slot.length + ahead - 1, need)
         others = self._taken() - self._whole(slot.reserved)
         for cache in self.caches:
             if others + self._whole(wanted) <= self._budget:
@@ -180,7 +181,7 @@ class Slots:
             others -= self._whole(cache.length)
             self._drop(cache)
         granted = min(wanted, (self._budget - others) // self._memory.granule * self._memory.granule)
-        if granted <= slot.length:
+        if granted < slot.length + ahead:
             return False
         slot.reserved = max(granted, slot.reserved)
         return True

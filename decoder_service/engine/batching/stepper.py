@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,7 +57,8 @@ class Job(Task):
         waited: Seconds without prefill because features were missing; reset when its prefill starts.
         started_at: When its prefill started.
         queue_seconds: Time in the queue, without waiting for features.
-        answer: The sampled tokens.
+        answer: The tokens of the answer, sampled or forced.
+        runs: Where in the answer several known tokens are computed together, as first token and number, in order.
     """
 
     request: EngineRequest = field(kw_only=True)
@@ -69,6 +70,7 @@ class Job(Task):
     started_at: float | None = None
     queue_seconds: float = 0.0
     answer: list[int] = field(default_factory=list)
+    runs: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
     def of(cls, request: EngineRequest, shape: Shape, queued_at: float, emit: Emit) -> Job:
@@ -97,9 +99,24 @@ class Job(Task):
         )
 
     @property
+    def computed(self) -> int:
+        """Computed tokens of its answer."""
+        return self.place.length - len(self.prompt)
+
+    @property
+    def ahead(self) -> int:
+        """Tokens of the answer that are computed in its next run.
+
+        It depends on the answer alone: a token that is computed with others is rounded otherwise than alone, and a
+        request that was parked computes its tokens again as before.
+        """
+        computed = self.computed
+        return next((count for first, count in self.runs if first == computed), 1)
+
+    @property
     def replaying(self) -> bool:
-        """Whether tokens that were sampled before it was parked are computed again: the next one is known."""
-        return self.place.length - len(self.prompt) < len(self.answer)
+        """Whether the next token is known: it was forced, or sampled before the request was parked."""
+        return self.computed < len(self.answer)
 
     def begin(self, now: float) -> None:
         """Record the start of its prefill."""
@@ -119,15 +136,17 @@ class _Batch:
     """The work of one run.
 
     Attributes:
-        decoding: Jobs that decode, in the order of their slots.
-        step: The model's input for them.
+        decoding: Jobs in the slots from the first to the last that computes a single token, in their order.
+        step: The model's input for them; None if none of them computes a single token.
         chunk: The prefill chunk in the same run, if any.
-        piece: The model's input for the chunk.
+        known: The job whose known tokens are computed in the same run, if any; then there is no chunk.
+        piece: The model's input for the chunk, or for the known tokens.
     """
 
     decoding: list[Job]
-    step: Step
+    step: Step | None
     chunk: Chunk[Job] | None = None
+    known: Job | None = None
     piece: Piece | None = None
 
     @property
@@ -138,7 +157,8 @@ class _Batch:
     @property
     def jobs(self) -> list[Job]:
         """All jobs of the batch."""
-        return [*self.decoding, *([self.chunk.task] if self.chunk is not None else [])]
+        beside = [self.known, self.chunk.task if self.chunk is not None else None]
+        return [*self.decoding, *(job for job in beside if job is not None)]
 
 
 @dataclass(eq=False)
@@ -165,6 +185,9 @@ class _Prefill:
         slot = self.slot
         return self.chunk.task.slot is slot and (slot.index, slot.length) == (self.index, self.chunk.start)
 
+
+MOST_KNOWN = 8
+"""Most known tokens of an answer in one run: the other requests wait for it."""
 
 _NO_LOGITS = np.empty((0, 0), np.float32)
 
@@ -236,7 +259,7 @@ class Stepper:
         decoding = len(self._scheduler.decoding)
         self._pace.begin(decoding, self._scheduler.prefillable)
         if decoding:
-            together = self._model.together
+            together = self._model.together and self._scheduler.next_known() is None
             self._step(self._scheduler.next_chunk(self._pace.room(decoding)) if together else None)
 
     def _make_room(self) -> None:
@@ -261,13 +284,17 @@ class Stepper:
         started = time.perf_counter()
         try:
             logits = self._model.decode(batch.step, batch.piece)
-            self._scheduler.decoded(batch.decoding)
-            sampling = list(batch.decoding)
+            rows = enumerate(batch.decoding) if batch.step is not None else ()
+            sampling = {job: row for row, job in rows if job.ahead == 1}
+            if batch.known is not None:
+                sampling[batch.known] = len(logits) - 1
+            self._scheduler.decoded(list(sampling))
             if batch.chunk is not None:
                 batch.chunk.task.begin(started)
-                sampling += self._prefilled(batch.chunk)
+                sampling |= dict.fromkeys(self._prefilled(batch.chunk), len(logits) - 1)
             self._sample(sampling, logits)
-            self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
+            if batch.known is None:  # else it is no measure of a decode step
+                self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
         except Exception:  # noqa: BLE001  # the failing job is unknown, so all jobs of the batch fail
             self._fail_all(batch.jobs)
 
@@ -297,7 +324,7 @@ class Stepper:
                 return
             self._in_progress = None
             self._pace.took(0, chunk.size, prefill.seconds)
-            self._sample(self._prefilled(chunk), logits)
+            self._sample(dict.fromkeys(self._prefilled(chunk), 0), logits)
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
             self._in_progress = None
             self._fail_all([chunk.task])
@@ -305,10 +332,28 @@ class Stepper:
     def _schedule(self, chunk: Chunk[Job] | None) -> _Batch:
         """The batch of the next run. A chunk with invalid features is left out, and its request fails."""
         first_slot, decoding = self._scheduler.decode_order()
-        batch = _Batch(decoding, _next_tokens(first_slot, decoding))
-        if chunk is not None and (piece := self._piece(chunk)) is not None:
+        known = self._scheduler.next_known()
+        single = [row for row, job in enumerate(decoding) if job.ahead == 1]
+        first, stop = (single[0], single[-1] + 1) if single else (0, 0)
+        decoding = decoding[first:stop]
+        batch = _Batch(decoding, _next_tokens(first_slot + first, decoding, known) if single else None, known=known)
+        if batch.known is not None:
+            batch.piece = self._known_tokens(batch.known)
+        elif chunk is not None and (piece := self._piece(chunk)) is not None:
             batch.piece, batch.chunk = piece, chunk
         return batch
+
+    def _known_tokens(self, job: Job) -> Piece:
+        """The model's input for several known tokens of an answer."""
+        computed, count = job.computed, job.ahead
+        position = job.request.positions[0, -1] + computed
+        return Piece(
+            slot=job.place.index,
+            start=job.place.length,
+            token_ids=np.array(job.answer[computed : computed + count], np.int32),
+            features=np.empty((0, self._shape.feature_width), np.float32),
+            positions=np.tile(np.arange(position, position + count), (self._shape.axes, 1)),
+        )
 
     def _prefilled(self, chunk: Chunk[Job]) -> list[Job]:
         """Record that a chunk has been computed.
@@ -327,18 +372,35 @@ class Stepper:
             job.emit(Prefilling(chunk.stop, len(job.prompt)))
         return []
 
-    def _sample(self, jobs: Sequence[Job], logits: NDArray[np.float32]) -> None:
+    def _sample(self, rows: Mapping[Job, int], logits: NDArray[np.float32]) -> None:
         """Sample a token for each job from its row of logits, unless the token is known."""
-        rows = [row for row, job in enumerate(jobs) if not job.replaying]
-        if not rows:
+        sampling = [job for job in rows if not job.replaying]
+        if not sampling:
             return
-        sampling = [jobs[row] for row in rows]
-        logits = logits[rows] if len(rows) < len(jobs) else logits[: len(rows)]
+        wanted = [rows[job] for job in sampling]
+        logits = logits[wanted] if wanted != list(range(len(logits))) else logits
         for job, drawn in zip(sampling, draw([job.sampler for job in sampling], logits), strict=True):
             if isinstance(drawn, NotDrawn):
                 self._fail(job, drawn.why)
             else:
                 self._append(job, drawn)
+        # After all of them, since the constraints advance meanwhile.
+        for job in sampling:
+            if job.slot is not None:
+                self._force(job)
+
+    def _force(self, job: Job) -> None:
+        """Append the tokens that a constraint leaves no choice for. They are computed together with the one before."""
+        first = len(job.answer) - 1
+        try:
+            for token in job.sampler.forced():
+                self._append(job, TokenDrawn(token))
+                if job.slot is None:  # that was the end
+                    return
+        except Exception:  # noqa: BLE001  # a failure of one request must not affect others
+            self._fail(job, traceback.format_exc())
+            return
+        job.runs += _runs(first, len(job.answer) - first)
 
     def _piece(self, chunk: Chunk[Job]) -> Piece | None:
         """The model's input for a chunk; None if its features are invalid, and its request has failed."""
@@ -398,14 +460,26 @@ class Stepper:
         job.emit(failed())
 
 
-def _next_tokens(first_slot: int, jobs: Sequence[Job]) -> Step:
-    """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on."""
-    computed = [job.place.length - len(job.prompt) for job in jobs]  # tokens of each answer
+def _next_tokens(first_slot: int, jobs: Sequence[Job], known: Job | None) -> Step:
+    """The model's input for one decode step of jobs in adjacent slots, from `first_slot` on.
+
+    Jobs with several known tokens may be among them, since moving slots costs more: what is computed for them does not
+    count. For `known`, whose tokens are computed in the same run, it is written behind these.
+    """
+    computed = [job.computed for job in jobs]
     return Step(
         first_slot=first_slot,
-        lengths=np.array([job.place.length for job in jobs], np.int64),
+        lengths=np.array([job.place.length + (job.ahead if job is known else 0) for job in jobs], np.int64),
         token_ids=np.array([job.answer[at] for job, at in zip(jobs, computed, strict=True)], np.int32),
         positions=np.array(
             [job.request.positions[0, -1] + at for job, at in zip(jobs, computed, strict=True)], np.int64
         ),
     )
+
+
+def _runs(first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Divide `count` tokens of an answer into runs. A token that is left over is computed alone."""
+    while count > 1:
+        size = min(count, MOST_KNOWN)
+        yield first, size
+        first, count = first + size, count - size

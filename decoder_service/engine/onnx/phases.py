@@ -35,8 +35,8 @@ class Phases:
         self.parts = runner.parts(prefill)
         self.shape = runner.shape
 
-    def decode(self, step: Step, piece: Piece | None = None) -> NDArray[np.float32]:
-        """Run a decode step, and a chunk in the same run only if `together`."""
+    def decode(self, step: Step | None, piece: Piece | None = None) -> NDArray[np.float32]:
+        """Run a decode step, known tokens of an answer, or both; a chunk of a prompt only if `together`."""
         return self._runner.run(self._decode, step=step, piece=piece)
 
     def prefill(self, piece: Piece, *, ends: bool = True) -> Iterator[NDArray[np.float32] | None]:

@@ -35,7 +35,7 @@ def constraints(prompts: PromptBuilder, bundle: Bundle) -> Constraints:
 
 
 def walk(constraint: Constraint, prompts: PromptBuilder, text: str) -> bool:
-    """Whether every token of the text may be drawn, one after the other."""
+    """Whether every token of the text may be drawn, one after the other, by a constraint that forces none."""
     for token in prompts.tokenizer.encode(text, add_special_tokens=False):
         if not constraint.mask()[token]:
             return False
@@ -64,11 +64,11 @@ def test_what_a_form_allows(  # noqa: PLR0917  # three fixtures and three parame
     """Texts of the form pass and may end there; others stop at a token, or may not end."""
     end = bundle.tokens.eos[0]
     for text in right:
-        constraint = constraints.compile(form)
+        constraint = constraints.compile(form, force=False)
         assert walk(constraint, prompts, text)
         assert constraint.mask()[end]
     for text in wrong:
-        constraint = constraints.compile(form)
+        constraint = constraints.compile(form, force=False)
         assert not (walk(constraint, prompts, text) and constraint.mask()[end])
 
 
@@ -94,7 +94,7 @@ def test_a_form_that_cannot_be_compiled(constraints: Constraints, form: Form, sa
 def test_a_token_that_is_not_allowed_ends_the_constraint(constraints: Constraints, prompts: PromptBuilder) -> None:
     """The next mask raises; another answer of the same form is not touched."""
     form = Form("regex", "ab")
-    broken, whole = constraints.compile(form), constraints.compile(form)
+    broken, whole = (constraints.compile(form, force=False) for _ in range(2))
     broken.advance(prompts.tokenizer.encode("z", add_special_tokens=False)[0])
     with pytest.raises(ConstraintError):
         broken.mask()
@@ -107,6 +107,9 @@ async def test_a_row_whose_constraint_fails_fails_alone(prompts: PromptBuilder, 
     class Failing:
         def mask(self) -> Any:
             raise ConstraintError("too complex")
+
+        def forced(self) -> list[int]:
+            raise AssertionError
 
         def advance(self, token: int) -> None:
             raise AssertionError
@@ -123,6 +126,28 @@ async def test_a_row_whose_constraint_fails_fails_alone(prompts: PromptBuilder, 
     ]
     assert isinstance(failed, Exception)
     assert "the engine failed on this request" in str(failed)
+
+
+def test_forced_tokens_have_no_alternative(constraints: Constraints, prompts: PromptBuilder) -> None:
+    """They are what a constraint that forces nothing allows, one by one."""
+    schema = '{"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}'
+    form = Form("json_schema", schema)
+    fast, slow = constraints.compile(form), constraints.compile(form, force=False)
+    found = 0
+    token = int(np.flatnonzero(fast.mask())[0])
+    for _ in range(20):
+        fast.advance(token)
+        slow.advance(token)
+        for forced in fast.forced():
+            assert list(np.flatnonzero(slow.mask())) == [forced]
+            slow.advance(forced)
+            found += 1
+        assert slow.forced() == []
+        assert (fast.mask() == slow.mask()).all()
+        token = int(np.flatnonzero(fast.mask())[0])
+        if len(np.flatnonzero(fast.mask())) > 1:
+            break
+    assert found > 3
 
 
 def schemas() -> st.SearchStrategy[dict[str, Any]]:
@@ -249,7 +274,7 @@ def test_reasoning_is_free(  # noqa: PLR0917  # three fixtures and three paramet
 ) -> None:
     """Only what follows it has the form, whether the prompt or the model begins it, or nobody does."""
     constraint = AfterReasoning(
-        constraints.compile(Form("choice", '["yes", "no"]')),
+        constraints.compile(Form("choice", '["yes", "no"]'), force=False),
         Marks.of(prompts.tokenizer.backend_tokenizer),
         opened=opened,
         vocabulary=bundle.text.vocab_size,

@@ -10,6 +10,7 @@ from decoder_service.output.constraint import Constraints, Form
 from decoder_service.output.tool_grammar import ToolSchema, calls_or, may_call, must_call
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
+from tests.decoder_service.output.test_constraint import walk
 
 AT = json.dumps(
     {"type": "object", "properties": {"at": {"type": "integer"}}, "required": ["at"], "additionalProperties": False}
@@ -46,13 +47,8 @@ def test_what_a_form_of_calls_allows(  # noqa: PLR0917  # three fixtures and thr
 ) -> None:
     """Calls of known tools with the arguments that their schemas admit, and what may stand beside them."""
     for text, allowed in [*((text, True) for text in right), *((text, False) for text in wrong)]:
-        constraint = constraints.compile(form)
-        passed = True
-        for token in prompts.tokenizer.encode(text, add_special_tokens=False):
-            passed = passed and bool(constraint.mask()[token])
-            if not passed:
-                break
-            constraint.advance(token)
+        constraint = constraints.compile(form, force=False)
+        passed = walk(constraint, prompts, text)
         assert (passed and bool(constraint.mask()[bundle.tokens.eos[0]])) is allowed, text
 
 

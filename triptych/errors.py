@@ -1,0 +1,51 @@
+"""The errors of the client: those that a server sent, and its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import grpc
+
+from serving.errors import Code
+from serving.errors import ServiceError as TriptychError
+from serving.status import from_rpc_error
+
+if TYPE_CHECKING:
+    from triptych.events import Answer
+
+
+__all__ = ["AnswerError", "TriptychError", "closed", "incomplete", "typed"]
+
+
+class AnswerError(TriptychError):
+    """An answer is complete, but not what was asked for.
+
+    Attributes:
+        reason: `ANSWER_CUT`: a limit ended it. `ANSWER_INVALID`: it is not of the type, or calls a tool instead.
+        answer: The answer; None if only a tool call is at hand.
+    """
+
+    def __init__(self, code: Code, reason: str, message: str, answer: Answer | None = None) -> None:
+        super().__init__(code, reason, message)
+        self.answer = answer
+
+
+def closed() -> TriptychError:
+    """The error of a call on a closed client."""
+    return TriptychError(Code.FAILED_PRECONDITION, "CLIENT_CLOSED", "the client is closed")
+
+
+def incomplete() -> TriptychError:
+    """The error of a stream that ended without its last event."""
+    return TriptychError(Code.INTERNAL, "ANSWER_INCOMPLETE", "the events ended before the answer did")
+
+
+@contextlib.contextmanager
+def typed() -> Iterator[None]:
+    """Convert errors of gRPC to TriptychError."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
