@@ -78,6 +78,19 @@ class Message:
 
 
 @dataclass(frozen=True)
+class RawPrompt:
+    """A prompt without messages, to which no chat template is applied.
+
+    Attributes:
+        content: Text or token ids.
+        parse_special: Whether names of control tokens in a text are these tokens.
+    """
+
+    content: str | tuple[int, ...]
+    parse_special: bool = False
+
+
+@dataclass(frozen=True)
 class Layout:
     """The properties of a medium that determine its tokens and positions in the prompt.
 

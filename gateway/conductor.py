@@ -209,10 +209,13 @@ class Conductor:
             )
             feeding = asyncio.create_task(feed.run([(number, media[number], options[number]) for number in needed]))
             try:
+                going = max(opening.generation.n, 1)
                 async with contextlib.aclosing(self._events(feeding, generation, meter, progress)) as events:
                     async for event in events:
-                        yield event
                         if event.WhichOneof("event") == "finished":
+                            going -= 1
+                        yield event
+                        if not going:
                             return
             finally:
                 await cancel_and_wait(feeding)
@@ -284,7 +287,28 @@ class Conductor:
             media_tokens=counted.media_tokens,
             token_ids=counted.token_ids,
             media=layouts,
+            token_texts=counted.token_texts,
+            context_length=counted.context_length,
         )
+
+    async def detokenize(
+        self, request: chat_pb2.DetokenizeRequest, *, deadline: Deadline
+    ) -> chat_pb2.DetokenizeResponse:
+        """The text of tokens.
+
+        Raises:
+            ServiceError: The fields at fault are named as in the client's request.
+        """
+        try:
+            return await retry_unavailable(
+                lambda: self._decoder.detokenize(request, seconds=deadline.remaining()),
+                tier=Tier.DECODER,
+                attempts=self._policy.decode_attempts,
+                backoff=self._policy.backoff,
+                deadline=deadline,
+            )
+        except ServiceError as error:
+            raise of_decoder(error, []) from error
 
     async def _layouts(
         self, conversation: Conversation, options: media_pb2.MediaOptions, request_id: str, deadline: Deadline

@@ -86,5 +86,9 @@ class DecoderTier(ABC):
         """Count the tokens of a prompt. Raises ServiceError."""
 
     @abstractmethod
+    async def detokenize(self, request: chat_pb2.DetokenizeRequest, *, seconds: float) -> chat_pb2.DetokenizeResponse:
+        """Return the text of tokens. Raises ServiceError."""
+
+    @abstractmethod
     async def model(self, *, seconds: float) -> chat_pb2.Model:
         """Read the description of the loaded model. Raises ServiceError."""

@@ -76,6 +76,7 @@ class GatewayService(Service):
                     max_body_bytes=self._settings.max_message_bytes,
                     max_requests=self._settings.max_concurrent_rpcs,
                     cors_origins=self._settings.allowed_origins,
+                    metrics=self._settings.http_metrics,
                 )
                 http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
                 try:

@@ -58,6 +58,15 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
             request, request_id=accept_request_id(request.request_id), deadline=self._deadline(context)
         )
 
+    async def Detokenize(
+        self,
+        request: chat_pb2.DetokenizeRequest,
+        context: grpc.aio.ServicerContext[chat_pb2.DetokenizeRequest, chat_pb2.DetokenizeResponse],
+    ) -> chat_pb2.DetokenizeResponse:
+        """Return the text of tokens."""
+        accept_request_id(request.request_id)
+        return await self._conductor.detokenize(request, deadline=self._deadline(context))
+
     async def ListModels(
         self,
         request: gateway_pb2.ListModelsRequest,

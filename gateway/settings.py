@@ -36,6 +36,11 @@ class GatewaySettings(ServerSettings):
         description="Web pages that may call the HTTP API from a browser: origins such as `http://localhost:3000`, "
         "separated by commas, or `*` for all; none by default.",
     )
+    http_metrics: bool = Field(
+        False,
+        description="Serve the Prometheus metrics at `/metrics` of the HTTP API, too, to all who may call it. "
+        "`metrics_port` has a port of their own.",
+    )
     vision: str = Field("127.0.0.1:50061", description="The vision tier: `host:port`, or `dns:///name:port` for many.")
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, in the same form.")
 

@@ -126,6 +126,10 @@ class GrpcDecoderTier(DecoderTier):
         """Call `Decoder.CountPromptTokens`."""
         return await _unary(self._stub.CountPromptTokens(request, timeout=seconds))
 
+    async def detokenize(self, request: chat_pb2.DetokenizeRequest, *, seconds: float) -> chat_pb2.DetokenizeResponse:
+        """Call `Decoder.Detokenize`."""
+        return await _unary(self._stub.Detokenize(request, timeout=seconds))
+
     async def model(self, *, seconds: float) -> chat_pb2.Model:
         """Call `Decoder.GetModel`."""
         return await _unary(self._stub.GetModel(decoder_pb2.GetModelRequest(), timeout=seconds))

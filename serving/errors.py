@@ -65,7 +65,7 @@ class Reason(enum.Enum):
         Code.NOT_FOUND,
         "gateway",
         "HTTP: no such path, or not with this method (status 405).",
-        "Use `/v1/chat/completions`, `/v1/models` or `/healthz`.",
+        "Use a path of the HTTP API, such as `/v1/chat/completions`.",
     )
     ROLE_UNKNOWN = ReasonInfo(
         Code.INVALID_ARGUMENT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -77,6 +77,42 @@ async def beside(events: AsyncGenerator[T, None], task: asyncio.Task[Any] | None
     finally:
         if following is not None:
             await cancel_and_wait(following)
+
+
+_END: Any = object()
+
+
+async def merged(generators: Sequence[AsyncGenerator[T, None]], *, at_once: int) -> AsyncGenerator[T, None]:
+    """Yield the values of several generators as they come, those of each in its order.
+
+    Args:
+        generators: The generators. They are closed when this one is closed or cancelled.
+        at_once: How many may run at the same time; the others follow in order.
+
+    Raises:
+        BaseException: That of the first generator that fails, at once.
+    """
+    waiting = list(reversed(generators))
+    running: dict[asyncio.Future[T], AsyncGenerator[T, None]] = {}
+
+    def go_on(generator: AsyncGenerator[T, None]) -> None:
+        running[asyncio.ensure_future(anext(generator, _END))] = generator
+
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                go_on(waiting.pop())
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for future in [future for future in running if future in done]:
+                value = future.result()
+                generator = running.pop(future)
+                if value is not _END:
+                    go_on(generator)
+                    yield value
+    finally:
+        await cancel_and_wait(*running)
+        for generator in generators:
+            await generator.aclose()
 
 
 async def cancel_and_wait(*futures: asyncio.Future[Any]) -> None:

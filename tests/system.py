@@ -77,10 +77,16 @@ class Servers:
         await task
 
 
+class Address(str):
+    """A gateway's gRPC address; `http` is that of its HTTP door."""
+
+    http: str
+
+
 @contextlib.contextmanager
 def triptych_system(
     bundle: Path, *, vision_bundle: Path | None = None, vision: Mapping[str, Any] | None = None, **decoder: object
-) -> Iterator[str]:
+) -> Iterator[Address]:
     """A vision service, a decoder service and a gateway on free ports. The encoder computes in float32.
 
     Args:
@@ -90,7 +96,7 @@ def triptych_system(
         decoder: More settings of the decoder service.
 
     Yields:
-        The gateway's gRPC address.
+        The gateway's addresses.
     """
     servers = Servers()
     try:
@@ -103,6 +109,9 @@ def triptych_system(
         conducting = GatewaySettings(
             vision=vision_address, decoder=decoder_address, port=0, http_port=0, grace_seconds=5
         )
-        yield servers.start(GatewayService(conducting), conducting)
+        gateway = GatewayService(conducting)
+        address = Address(servers.start(gateway, conducting))
+        address.http = f"http://{gateway.http_address}"
+        yield address
     finally:
         servers.close()

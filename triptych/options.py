@@ -56,6 +56,9 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
         logprobs: Return the log probability of each token and of this many likeliest ones; 0 to 20.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer.
+        stop_token_ids: Tokens that end the answer.
+        min_tokens: Tokens before which neither the end of the turn nor one of `stop_token_ids` is sampled.
+        ignore_eos: Go on after the end of the turn.
         return_prompt_token_ids: Return the prompt's token ids.
         report_progress: Send `Accepted` and `Progress` events.
         recommended_sampling: Sample as the checkpoint's generation_config recommends, instead of greedily. Options that
@@ -84,6 +87,9 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     logprobs: int
     seed: int
     stop: Sequence[str]
+    stop_token_ids: Sequence[int]
+    min_tokens: int
+    ignore_eos: bool
     return_prompt_token_ids: bool
     report_progress: bool
     recommended_sampling: bool

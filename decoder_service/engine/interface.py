@@ -36,6 +36,7 @@ class SamplingParams:
         frequency_penalty: Subtracted from it once for each occurrence.
         logit_bias: Added to the logits of these tokens.
         logprobs: Number of alternatives to report with each token, 0 to `MAX_LOGPROBS`; None: no log probabilities.
+        min_tokens: Tokens of the answer before which no stop token is sampled, unless no other token is possible.
     """
 
     temperature: float = 0.0
@@ -48,6 +49,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    min_tokens: int = 0
 
 
 class Constraint(Protocol):

@@ -11,7 +11,7 @@ of sorted candidates does not change the result, and mostly a few are enough: so
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +31,22 @@ class Sampler:
         params: Sampling parameters.
         prompt: The prompt's tokens, int32 [n], for the repetition penalty.
         constraint: Which tokens may be drawn; None: all.
+        stop_token_ids: Tokens that end the answer, for `min_tokens`.
     """
 
-    def __init__(self, params: SamplingParams, prompt: NDArray[np.int32], constraint: Constraint | None = None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: NDArray[np.int32],
+        constraint: Constraint | None = None,
+        *,
+        stop_token_ids: Collection[int] = (),
+    ) -> None:
         self.params = params
         self._constraint = constraint
         self._random = np.random.Generator(np.random.PCG64(params.seed))
+        self._stop_ids = np.array(sorted(stop_token_ids), np.intp)
+        self._early = params.min_tokens if stop_token_ids else 0  # tokens left to draw before one may stop
         self._bias_ids = np.array(list(params.logit_bias), np.intp)
         self._bias = np.array(list(params.logit_bias.values()), np.float32)
         # Ids of prompt and answer, and counts of those in the answer: kept only if a penalty needs them.
@@ -54,6 +64,7 @@ class Sampler:
         params = self.params
         return bool(
             self._constraint is not None
+            or self._early
             or params.repetition_penalty != 1
             or params.presence_penalty
             or params.frequency_penalty
@@ -75,6 +86,11 @@ class Sampler:
         logits[self._bias_ids] += self._bias
         if self._constraint is not None:
             np.copyto(logits, -np.inf, where=~self._constraint.mask())
+        if self._early:
+            held = logits[self._stop_ids]
+            logits[self._stop_ids] = -np.inf
+            if logits.max() == -np.inf:  # the form is complete: nothing else may follow
+                logits[self._stop_ids] = held
 
     def share(self) -> float:
         """The next random number, in [0, 1)."""
@@ -99,6 +115,7 @@ class Sampler:
     def _count(self, token: int) -> None:
         if not self.adjusts:
             return
+        self._early = max(self._early - 1, 0)
         self._counts[token] = self._counts.get(token, 0) + 1
         if self.params.repetition_penalty != 1 and self._counts[token] == 1:
             self._seen = np.union1d(self._seen, [token])

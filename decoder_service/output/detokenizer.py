@@ -51,6 +51,10 @@ class TokenBytes:
         except UnicodeDecodeError:
             return ""
 
+    def shown(self, token_id: int) -> str:
+        """As `text`; bytes that are not whole characters are escaped."""
+        return self.text(token_id) or "".join(f"\\x{byte:02x}" for byte in self[token_id])
+
 
 class Detokenizer:
     """Text of one answer. Bytes that are not UTF-8 become U+FFFD, as in `Tokenizer.decode`.

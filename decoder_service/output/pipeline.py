@@ -32,12 +32,14 @@ class Delta:
         token_ids: Tokens.
         logprobs: One for each of the tokens, if requested.
         reasoning: Whole characters of the reasoning.
+        choice: Number of the answer.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[Position, ...] = ()
     reasoning: str = ""
+    choice: int = 0
 
 
 class Output:

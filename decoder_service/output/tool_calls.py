@@ -32,12 +32,14 @@ class ToolCallDelta:
         id: Set on the first delta of a call.
         name: Set on the first delta of a call.
         arguments: More of the JSON text of the arguments.
+        choice: Number of the answer.
     """
 
     index: int
     id: str = ""
     name: str = ""
     arguments: str = ""
+    choice: int = 0
 
 
 def _new_id() -> str:

@@ -91,26 +91,31 @@ class Admission:
         return min(max(self._mean_seconds / self._running, _SHORTEST_RETRY), _LONGEST_RETRY)
 
     @contextlib.contextmanager
-    def enter(self) -> Iterator[Place]:
-        """Hold a place while the block runs.
+    def enter(self, answers: int = 1) -> Iterator[Place]:
+        """Hold a place for each answer while the block runs.
+
+        Args:
+            answers: Answers of the request.
 
         Raises:
-            ServiceError: RESOURCE_EXHAUSTED if there is no free place.
+            ServiceError: RESOURCE_EXHAUSTED if there are not enough free places; INVALID_ARGUMENT if there never are.
         """
-        if self._inside >= self._places:
+        if answers > self._places:
+            raise invalid("generation.n", f"is {answers}, more than the {self._places} answers that may run or wait")
+        if self._inside + answers > self._places:
             raise overloaded(
                 Reason.QUEUE_FULL,
                 f"{self._inside} requests are running or waiting, which is the limit",
                 retry_after=self._retry_after(),
             )
-        self._inside += 1
+        self._inside += answers
         place = Place(self)
         entered = time.monotonic()
         try:
             yield place
         finally:
             place.hold_bytes(0)
-            self._inside -= 1
+            self._inside -= answers
             self._mean_seconds += _WEIGHT * (time.monotonic() - entered - self._mean_seconds)
 
     def add_bytes(self, count: int) -> None:

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from decoder_service.chat import Layout, Message
+from decoder_service.chat import Layout, Message, RawPrompt
 from decoder_service.engine import Engine
 from decoder_service.output.constraint import Constraints
 from decoder_service.output.detokenizer import TokenBytes
 from decoder_service.request.admission import Admission, Limits, check_room
 from decoder_service.request.feature_store import FeatureStore
 from decoder_service.request.generation import GenerationDefaults
-from decoder_service.request.prompt import PromptBuilder
+from decoder_service.request.prompt import PromptBuilder, Rendered
 from decoder_service.request.thinking import GreedyThinking
 from decoder_service.request.tools import Tools
 
@@ -58,33 +58,52 @@ class Decoder:
 
     async def count(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | RawPrompt,
         layouts: Sequence[Layout],
         *,
         ids: bool,
+        texts: bool = False,
         tools: Tools | None = None,
         enable_thinking: bool | None = None,
     ) -> PromptCount:
         """Count the tokens of a prompt, which may be longer than the context.
 
         Args:
-            messages: The conversation.
+            messages: The conversation, or what takes its place.
             layouts: One for each medium, in order.
             ids: Whether to return the ids; then the prompt must fit.
+            texts: Whether to return the texts of the tokens; likewise.
             tools: As for `PromptBuilder.render`.
             enable_thinking: As for `PromptBuilder.render`.
 
         Raises:
             ServiceError: The template refuses the conversation, or it does not fit.
         """
-        rendered = await asyncio.to_thread(self.prompts.render, messages, tools=tools, enable_thinking=enable_thinking)
+        rendered = await self.render(messages, tools=tools, enable_thinking=enable_thinking)
         lengths = await asyncio.to_thread(lambda: [self.prompts.length(layout) for layout in layouts])
         total = len(rendered.token_ids) + sum(length - 1 for length in lengths)
         token_ids: tuple[int, ...] = ()
-        if ids:
+        if ids or texts:
             check_room(total, None, self.limits.context_length)
             token_ids = (await asyncio.to_thread(self.prompts.expand, rendered, layouts)).token_ids
-        return PromptCount(total, sum(layout.token_count for layout in layouts), token_ids)
+        return PromptCount(
+            total,
+            sum(layout.token_count for layout in layouts),
+            token_ids if ids else (),
+            tuple(self.token_bytes.shown(token) for token in token_ids) if texts else (),
+        )
+
+    async def render(
+        self,
+        messages: Sequence[Message] | RawPrompt,
+        *,
+        tools: Tools | None = None,
+        enable_thinking: bool | None = None,
+    ) -> Rendered:
+        """The tokens of a conversation, or of what takes its place. Raises ServiceError as `PromptBuilder` does."""
+        if isinstance(messages, RawPrompt):
+            return await asyncio.to_thread(self.prompts.tokenize, messages)
+        return await asyncio.to_thread(self.prompts.render, messages, tools=tools, enable_thinking=enable_thinking)
 
 
 @dataclass(frozen=True)
@@ -95,8 +114,10 @@ class PromptCount:
         prompt_tokens: All tokens.
         media_tokens: Tokens of media among them.
         token_ids: The ids, if requested.
+        token_texts: The text of each token, if requested.
     """
 
     prompt_tokens: int
     media_tokens: int
     token_ids: tuple[int, ...]
+    token_texts: tuple[str, ...] = ()

@@ -20,6 +20,8 @@ MAX_PENALTY = 2.0
 MAX_LOGIT_BIAS = 100.0
 MAX_BIASED_TOKENS = 1024
 MAX_FORM_BYTES = 1 << 18
+MAX_STOP_TOKENS = 64
+MAX_CHOICES = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Generation:
         return_prompt_token_ids: Whether the client wants the prompt's ids.
         form: The form that the answer must have, if any.
         repetition: Repetition that ends the answer; None: no detection.
+        stop_token_ids: Tokens that end the answer, beside the model's end tokens.
+        choices: Number of answers.
+        ignore_eos: Whether the model's end tokens do not end the answer.
         clamp_max_tokens: Whether `max_tokens` is reduced to the free tokens of the context instead of refused.
     """
 
@@ -42,6 +47,9 @@ class Generation:
     return_prompt_token_ids: bool = False
     form: Form | None = None
     repetition: RepetitionLimits | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    choices: int = 1
     clamp_max_tokens: bool = False
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from decoder_service.chat import Message
+from decoder_service.chat import Message, RawPrompt
 from decoder_service.request.generation import Generation
 from decoder_service.request.tools import Tools
 from vlm.v1 import tensor_pb2
@@ -16,7 +16,7 @@ class Opening:
 
     Attributes:
         request_id: For logs and traces.
-        messages: The conversation.
+        messages: The conversation, or what takes its place.
         generation: Its generation options.
         encoder_dtype: Type in which the encoder computes; unspecified if the caller does not know it.
         report_progress: Whether to send progress events.
@@ -25,7 +25,7 @@ class Opening:
     """
 
     request_id: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] | RawPrompt
     generation: Generation
     encoder_dtype: tensor_pb2.DataType.ValueType = tensor_pb2.DATA_TYPE_UNSPECIFIED
     report_progress: bool = False

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from decoder_service.chat import Layout, Medium, Message, Role, Text, ToolCall, media_of
+from decoder_service.chat import Layout, Medium, Message, RawPrompt, Role, Text, ToolCall, media_of
 from decoder_service.families.family import Family, Prompt
 from decoder_service.output.reasoning import OPENING
 from decoder_service.output.tool_calls import CLOSING as CLOSING_CALL
@@ -134,6 +134,38 @@ class PromptBuilder:
             )
         opens = self.thinking is not None and (continued == REASONING or self._opens_reasoning(ids))
         return Rendered(tuple(ids), media, opens)
+
+    def tokenize(self, prompt: RawPrompt) -> Rendered:
+        """The tokens of a prompt without messages. Control tokens in a text stay text, unless it asks for them.
+
+        Raises:
+            ServiceError: INVALID_ARGUMENT if it has no token, or a placeholder of a medium.
+        """
+        ids, path = prompt.content, "prompt.token_ids"
+        if isinstance(ids, str):
+            path = "prompt.text"
+            text = ids if prompt.parse_special else self._control_tokens.marked(ids)
+            plain = not prompt.parse_special
+            with self._lock:
+                # Of an empty text the tokenizer makes something else than no ids.
+                ids = (
+                    tuple(self._tokenizer(text, add_special_tokens=False, sanitize_control_tokens=plain).input_ids)
+                    if text
+                    else ()
+                )
+        if not ids:
+            raise invalid(path, "has no token; send at least one")
+        if (placeholder := next((token for token in ids if token in self._kinds), None)) is not None:
+            kind = self._kinds[placeholder].value
+            raise invalid(path, f"has the placeholder of a medium (token {placeholder}); send the {kind} in a message")
+        return Rendered(ids, ())
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, with control tokens by their names."""
+        with self._lock:
+            return str(
+                self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            )
 
     def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages, with system messages at places that the template supports.

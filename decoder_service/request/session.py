@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import enum
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from decoder_service.chat import Layout
+from decoder_service.chat import Layout, RawPrompt
 from decoder_service.engine import (
     Constraint,
     EngineEvent,
@@ -40,8 +41,9 @@ from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import Rendered
+from decoder_service.request.thinking import Thinking
 from serving.errors import Reason, invalid, unimplemented
-from serving.tasks import beside
+from serving.tasks import beside, merged
 
 _FORM = "generation.response_format"
 
@@ -122,6 +124,7 @@ class Finished:
         timings: Where the time went.
         limit: The limit that ended it, if the reason is LENGTH.
         called: Whether it ended by itself and calls tools.
+        choice: Number of the answer.
     """
 
     reason: FinishReason
@@ -129,6 +132,7 @@ class Finished:
     timings: Timings
     limit: Limit | None = None
     called: bool = False
+    choice: int = 0
 
 
 Event = Started | StageProgress | Delta | ToolCallDelta | Finished
@@ -144,7 +148,7 @@ class Session:
         intake: Receives its features.
         arrived: When the request arrived, by `time.perf_counter`.
         progress: Its metrics.
-        constraint: Which tokens may be drawn; None: all.
+        constraints: For each answer, which tokens may be drawn; None: all.
     """
 
     def __init__(
@@ -156,14 +160,14 @@ class Session:
         *,
         arrived: float,
         progress: Progress,
-        constraint: Constraint | None = None,
+        constraints: Sequence[Constraint | None] = (None,),
     ) -> None:
         self._decoder = decoder
         self._opening = opening
         self._rendered = rendered
         self._arrived = arrived
         self._progress = progress
-        self._constraint = constraint
+        self._constraints = constraints
         self.intake = intake
         self._prompt: Prompt | None = None
         self._max_tokens = 0
@@ -194,7 +198,9 @@ class Session:
     async def events(
         self, arriving: asyncio.Task[None] | None = None, *, until: float = math.inf
     ) -> AsyncGenerator[Event, None]:
-        """Generate the answer. After `start`. Closing the generator frees the engine.
+        """Generate the answers. After `start`. Closing the generator frees the engine.
+
+        The first prefills the prompt. The others start when that is done, with its keys and values.
 
         Args:
             arriving: The task that feeds `intake`, if it is not complete; done when it is.
@@ -203,15 +209,51 @@ class Session:
         Raises:
             ServiceError: From the engine, or from `arriving`.
         """
+        prefilled = asyncio.Event()
+        first, *others = (
+            self._answer(number, prefilled, arriving if number == 0 else None, until)
+            for number in range(self._opening.generation.choices)
+        )
+        # A single answer needs no task per token.
+        async with contextlib.aclosing(
+            merged([first, *others], at_once=1 + len(others)) if others else first
+        ) as events:
+            async for event in events:
+                yield event
+
+    async def _answer(
+        self, number: int, prefilled: asyncio.Event, arriving: asyncio.Task[None] | None, until: float
+    ) -> AsyncGenerator[Event, None]:
+        if number == 0:
+            async with contextlib.aclosing(self._generate(0, self._progress, arriving, until, prefilled)) as events:
+                async for event in events:
+                    yield event
+            return
+        await prefilled.wait()
+        with Progress() as progress:
+            async with contextlib.aclosing(self._generate(number, progress, None, until, prefilled)) as events:
+                async for event in events:
+                    if isinstance(event, Delta | ToolCallDelta | Finished):
+                        yield dataclasses.replace(event, choice=number)
+
+    async def _generate(
+        self,
+        number: int,
+        progress: Progress,
+        arriving: asyncio.Task[None] | None,
+        until: float,
+        prefilled: asyncio.Event,
+    ) -> AsyncGenerator[Event, None]:
+        """The events of one answer; sets `prefilled` when the prompt is."""
         decoder, prompt = self._decoder, self._prompt
         if prompt is None:
             raise RuntimeError("start comes before events")
         output = self._output()
-        tally = _Tally(prompt, self._progress, self._arrived)
+        tally = _Tally(prompt, progress, self._arrived)
         queued = self._opening.report_progress  # sent at most once, and only if requested
         # Leaving the block frees the engine, also when a stop string ends the answer.
         async with (
-            contextlib.aclosing(decoder.engine.generate(self._engine_request(prompt))) as engine_events,
+            contextlib.aclosing(decoder.engine.generate(self._engine_request(prompt, number))) as engine_events,
             contextlib.aclosing(beside(engine_events, arriving)) as events,
         ):
             while True:
@@ -224,6 +266,7 @@ class Session:
                         yield StageProgress(Stage.PREFILL, event.done, event.total)
                     case Prefilled():
                         tally.prefill(event)
+                        prefilled.set()
                     case TokenDrawn():
                         tally.token()
                         for delta in output.push(event):
@@ -241,31 +284,39 @@ class Session:
 
     def _output(self) -> Output:
         decoder, generation, tools = self._decoder, self._opening.generation, self._opening.tools
-        thinking, reasoning = decoder.prompts.thinking, None
+        thinking, reasoning = _thinking(decoder, self._opening), None
         if thinking is not None:
             reasoning = Reasoning(thinking.marks, opened=self._rendered.opens_reasoning)
         return Output(
             decoder.token_bytes,
-            end_tokens=decoder.model.end_tokens,
+            end_tokens=decoder.model.end_tokens | generation.stop_token_ids,
             stop=generation.stop,
             reasoning=reasoning,
             repetition=Repetition(generation.repetition) if generation.repetition else None,
             calls=ToolCalls(one=tools.one_call) if tools.offered else None,
         )
 
-    def _engine_request(self, prompt: Prompt) -> EngineRequest:
+    def _stop_tokens(self) -> frozenset[int]:
+        generation = self._opening.generation
+        # Only an end token may follow a complete form.
+        if generation.ignore_eos and self._constraints[0] is None:
+            return generation.stop_token_ids
+        return generation.stop_token_ids | self._decoder.model.end_tokens
+
+    def _engine_request(self, prompt: Prompt, number: int) -> EngineRequest:
+        sampling = self._opening.generation.sampling
         return EngineRequest(
             request_id=self._opening.request_id,
             token_ids=prompt.engine_token_ids,
             positions=prompt.positions,
             features=self.intake.rows(),
             media=prompt.media,
-            sampling=self._opening.generation.sampling,
+            sampling=dataclasses.replace(sampling, seed=(sampling.seed + number) % (1 << 64)),
             max_new_tokens=self._max_tokens,
-            stop_token_ids=self._decoder.model.end_tokens,
+            stop_token_ids=self._stop_tokens(),
             inputs=prompt.inputs,
-            report_progress=self._opening.report_progress,
-            constraint=self._constraint,
+            report_progress=self._opening.report_progress and number == 0,
+            constraint=self._constraints[number],
         )
 
 
@@ -354,17 +405,18 @@ async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) ->
     """
     if not decoder.engine.ready:
         raise not_ready()
-    decoder.greedy_thinking.check(decoder.prompts.thinking, opening.generation.sampling, opening.enable_thinking)
-    with decoder.admission.enter() as place, Progress() as progress:
-        rendered = await asyncio.to_thread(
-            decoder.prompts.render,
-            opening.messages,
-            tools=opening.tools,
-            enable_thinking=opening.enable_thinking,
-        )
-        constraint = await _constraint(decoder, opening, rendered)
+    decoder.greedy_thinking.check(_thinking(decoder, opening), opening.generation.sampling, opening.enable_thinking)
+    choices = opening.generation.choices
+    with decoder.admission.enter(choices) as place, Progress() as progress:
+        rendered = await decoder.render(opening.messages, tools=opening.tools, enable_thinking=opening.enable_thinking)
+        constraints = [await _constraint(decoder, opening, rendered) for _ in range(choices)]
         intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.must_fit, place)
-        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress, constraint=constraint)
+        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress, constraints=constraints)
+
+
+def _thinking(decoder: Decoder, opening: Opening) -> Thinking | None:
+    """How the model thinks in the answer; None if it does not. What follows a raw prompt is all text."""
+    return None if isinstance(opening.messages, RawPrompt) else decoder.prompts.thinking
 
 
 async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) -> Constraint | None:
@@ -386,7 +438,7 @@ async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) ->
     except FormError as error:
         path = f"{_FORM}.{form.kind}" if asked else "tools"
         raise invalid(path, f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error
-    thinking = decoder.prompts.thinking
+    thinking = _thinking(decoder, opening)
     if thinking is None or thinking.marks.closing is None or opening.enable_thinking is False:
         return constraint
     return AfterReasoning(

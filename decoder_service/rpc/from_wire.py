@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from decoder_service.chat import MediaKind, Medium, Message, Role, Text, ToolCall, media_of
+from decoder_service.chat import MediaKind, Medium, Message, RawPrompt, Role, Text, ToolCall, media_of
 from decoder_service.engine import MAX_LOGPROBS, SamplingParams
 from decoder_service.output.constraint import Form
 from decoder_service.output.repetition import MAX_COUNT, MAX_PATTERN_SIZE, RepetitionLimits
 from decoder_service.request.admission import Limits
 from decoder_service.request.generation import (
     MAX_BIASED_TOKENS,
+    MAX_CHOICES,
     MAX_FORM_BYTES,
     MAX_LOGIT_BIAS,
     MAX_PENALTY,
     MAX_STOP_LENGTH,
+    MAX_STOP_TOKENS,
     MAX_STOPS,
     MAX_TEMPERATURE,
     Generation,
@@ -35,6 +37,7 @@ from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
 MAX_MESSAGES = 1024
 MAX_PARTS = 16384
+MAX_TOKEN_IDS = 1 << 20
 
 _SEED_BITS = 63
 
@@ -66,13 +69,58 @@ def opening(
     check_options(request.media, "media")
     return Opening(
         request_id,
-        conversation(request.messages, limits, request.media),
+        prompt_of(request, limits, vocab_size=vocab_size, media=request.media),
         generation(request.generation, defaults, vocab_size=vocab_size),
         request.encoder_dtype,
         request.report_progress,
         enable_thinking(request),
         from_tools.tools(request.tools, request.tool_choice),
     )
+
+
+def prompt_of(
+    request: decoder_pb2.GenerateOpen | decoder_pb2.CountPromptTokensRequest,
+    limits: Limits,
+    *,
+    vocab_size: int,
+    media: media_pb2.MediaOptions | None = None,
+) -> tuple[Message, ...] | RawPrompt:
+    """Check what the model goes on with: a conversation, or a prompt without messages.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED, with the field's path.
+    """
+    if not request.HasField("prompt"):
+        return conversation(request.messages, limits, media)
+    for name in ("messages", "tools"):
+        if getattr(request, name):
+            raise invalid(name, "and prompt are both set; send one of them")
+    if request.HasField("enable_thinking"):
+        raise invalid("enable_thinking", "is the chat template's; with prompt, write the template's text yourself")
+    sent = request.prompt
+    match sent.WhichOneof("prompt"):
+        case "text":
+            _check_text_bytes("prompt.text", len(sent.text.encode()), limits)
+            return RawPrompt(sent.text, sent.parse_special)
+        case "token_ids":
+            return RawPrompt(token_ids(sent.token_ids.values, "prompt.token_ids.values", vocab_size))
+        case _:
+            raise invalid("prompt", "has no content; set text or token_ids")
+
+
+def token_ids(sent: Sequence[int], path: str, vocab_size: int) -> tuple[int, ...]:
+    """Check ids of tokens.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT or RESOURCE_EXHAUSTED, with the field's path.
+    """
+    if len(sent) > MAX_TOKEN_IDS:
+        description = f"has {len(sent)} tokens, over the limit of {MAX_TOKEN_IDS}"
+        raise too_large(path, description, reason=Reason.TEXT_TOO_LONG, limit=MAX_TOKEN_IDS)
+    for index, token_id in enumerate(sent):
+        if token_id >= vocab_size:
+            raise invalid(f"{path}[{index}]", f"is {token_id}: the model's ids end at {vocab_size - 1}")
+    return tuple(sent)
 
 
 def enable_thinking(request: decoder_pb2.GenerateOpen | decoder_pb2.CountPromptTokensRequest) -> bool | None:
@@ -130,15 +178,18 @@ def conversation(
             reason=Reason.TOO_MANY_MEDIA,
             limit=limits.max_prompt_media,
         )
-    size = sum(_text_bytes(message) for message in checked)
+    _check_text_bytes("messages", sum(_text_bytes(message) for message in checked), limits)
+    return checked
+
+
+def _check_text_bytes(path: str, size: int, limits: Limits) -> None:
     if size > limits.max_text_bytes:
         raise too_large(
-            "messages",
+            path,
             f"has {size} bytes of text, over max_text_bytes, which is {limits.max_text_bytes}",
             reason=Reason.TEXT_TOO_LONG,
             limit=limits.max_text_bytes,
         )
-    return checked
 
 
 def _text_bytes(message: Message) -> int:
@@ -235,6 +286,10 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
         penalty = getattr(options, name)
         _check(-MAX_PENALTY <= penalty <= MAX_PENALTY, name, penalty, f"from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
     _check(options.logprobs <= MAX_LOGPROBS, "logprobs", options.logprobs, f"from 0 to {MAX_LOGPROBS}")
+    _check(options.n <= MAX_CHOICES, "n", options.n, f"from 1 to {MAX_CHOICES}")
+    if options.HasField("max_tokens"):
+        most = options.max_tokens
+        _check(options.min_tokens <= most, "min_tokens", options.min_tokens, f"at most max_tokens, which is {most}")
     seed = options.seed if options.HasField("seed") else secrets.randbits(_SEED_BITS)
     return Generation(
         sampling=SamplingParams(
@@ -248,12 +303,16 @@ def generation(options: chat_pb2.GenerationOptions, defaults: GenerationDefaults
             frequency_penalty=options.frequency_penalty,
             logit_bias=_logit_bias(options.logit_bias, vocab_size),
             logprobs=options.logprobs if options.HasField("logprobs") else None,
+            min_tokens=options.min_tokens,
         ),
         max_tokens=options.max_tokens if options.HasField("max_tokens") else None,
         stop=_stops(options.stop),
         return_prompt_token_ids=options.return_prompt_token_ids,
         form=_form(options.response_format) if options.HasField("response_format") else None,
         repetition=_repetition(options, defaults.repetition),
+        stop_token_ids=_stop_tokens(options.stop_token_ids, vocab_size),
+        ignore_eos=options.ignore_eos,
+        choices=options.n or 1,
         clamp_max_tokens=options.clamp_max_tokens,
     )
 
@@ -300,6 +359,14 @@ def _stops(stops: Sequence[str]) -> tuple[str, ...]:
                 f"generation.stop[{index}]", f"has {len(stop)} characters and must have 1 to {MAX_STOP_LENGTH}"
             )
     return tuple(stops)
+
+
+def _stop_tokens(sent: Sequence[int], vocab_size: int) -> frozenset[int]:
+    if len(sent) > MAX_STOP_TOKENS:
+        raise invalid("generation.stop_token_ids", f"has {len(sent)} tokens and may have {MAX_STOP_TOKENS}")
+    for index, token_id in enumerate(sent):
+        _check(token_id < vocab_size, f"stop_token_ids[{index}]", token_id, f"less than {vocab_size}")
+    return frozenset(sent)
 
 
 def _logit_bias(sent: Mapping[int, float], vocab_size: int) -> dict[int, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from decoder_service.chat import media_of
+from decoder_service.chat import RawPrompt, media_of
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.layout import checked_layout
@@ -119,8 +119,9 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
     ) -> decoder_pb2.CountPromptTokensResponse:
         """Count the tokens of a prompt."""
         from_wire.check_model(request.model, self._decoder.model.id)
-        messages = from_wire.conversation(request.messages, self._decoder.limits)
-        media = media_of(messages)
+        vocab_size = self._decoder.model.vocab_size
+        messages = from_wire.prompt_of(request, self._decoder.limits, vocab_size=vocab_size)
+        media = () if isinstance(messages, RawPrompt) else media_of(messages)
         if len(request.layouts) != len(media):
             raise invalid("layouts", f"has {len(request.layouts)} layouts for {len(media)} media")
         layouts = [
@@ -131,10 +132,18 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             messages,
             layouts,
             ids=request.return_token_ids,
+            texts=request.return_token_texts,
             tools=from_tools.tools(request.tools),
             enable_thinking=from_wire.enable_thinking(request),
         )
-        return to_wire.count(counted)
+        return to_wire.count(counted, self._decoder.limits.context_length)
+
+    async def Detokenize(self, request: chat_pb2.DetokenizeRequest, context: _Context) -> chat_pb2.DetokenizeResponse:
+        """Return the text of tokens."""
+        decoder = self._decoder
+        from_wire.check_model(request.model, decoder.model.id)
+        ids = from_wire.token_ids(request.token_ids, "token_ids", decoder.model.vocab_size)
+        return chat_pb2.DetokenizeResponse(text=await asyncio.to_thread(decoder.prompts.detokenize, ids))
 
     async def GetModel(self, request: decoder_pb2.GetModelRequest, context: _Context) -> chat_pb2.Model:
         """Return the loaded model."""

@@ -47,10 +47,10 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
             for position in value.logprobs
         ]
         delta = chat_pb2.Delta(text=value.text, token_ids=value.token_ids, logprobs=logprobs, reasoning=value.reasoning)
-        return chat_pb2.ChatEvent(delta=delta)
+        return chat_pb2.ChatEvent(delta=delta, choice=value.choice)
     if isinstance(value, ToolCallDelta):
         called = chat_pb2.ToolCallDelta(index=value.index, id=value.id, name=value.name, arguments=value.arguments)
-        return chat_pb2.ChatEvent(tool_call=called)
+        return chat_pb2.ChatEvent(tool_call=called, choice=value.choice)
     if isinstance(value, Started):
         return chat_pb2.ChatEvent(
             started=chat_pb2.Started(
@@ -67,6 +67,7 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
         progress = chat_pb2.Progress(stage=_STAGES[value.stage], done=value.done, total=value.total)
         return chat_pb2.ChatEvent(progress=progress)
     return chat_pb2.ChatEvent(
+        choice=value.choice,
         finished=chat_pb2.Finished(
             reason=chat_pb2.FINISH_REASON_TOOL_CALLS if value.called else _REASONS[value.reason],
             limit=_LIMITS[value.limit],
@@ -83,7 +84,7 @@ def _chat_event(value: Event) -> chat_pb2.ChatEvent:
                 decode_seconds=value.timings.decode,
                 time_to_first_token_seconds=value.timings.time_to_first_token,
             ),
-        )
+        ),
     )
 
 
@@ -107,10 +108,14 @@ def _scored(token: ScoredToken) -> chat_pb2.TokenLogprob:
     return chat_pb2.TokenLogprob(token_id=token.token_id, text=token.text, logprob=token.logprob, raw=token.raw)
 
 
-def count(value: PromptCount) -> decoder_pb2.CountPromptTokensResponse:
+def count(value: PromptCount, context_length: int) -> decoder_pb2.CountPromptTokensResponse:
     """The message of a prompt's size."""
     return decoder_pb2.CountPromptTokensResponse(
-        prompt_tokens=value.prompt_tokens, media_tokens=value.media_tokens, token_ids=value.token_ids
+        prompt_tokens=value.prompt_tokens,
+        media_tokens=value.media_tokens,
+        token_ids=value.token_ids,
+        token_texts=value.token_texts,
+        context_length=context_length,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf import json_format
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -20,6 +21,8 @@ from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
 from gateway.http.ignored import IGNORED_HEADER
 from gateway.http.stream import Pace
+from gateway.http.text import TextCompletions
+from gateway.http.tokenizing import Detokenize, Tokenize
 from gateway.retry import Deadline
 from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Reason, ServiceError, failure, unexpected
@@ -36,6 +39,7 @@ def create_app(
     max_requests: int,
     pace: Pace | None = None,
     cors_origins: Sequence[str] = (),
+    metrics: bool = False,
 ) -> ASGIApp:
     """The application.
 
@@ -46,6 +50,7 @@ def create_app(
         max_requests: Most requests at once.
         pace: How long a stream may be silent.
         cors_origins: Origins of web pages that may call the API from a browser; `*` allows all.
+        metrics: Whether to serve the Prometheus metrics, too.
     """
 
     async def healthz(request: Request) -> Response:
@@ -62,14 +67,26 @@ def create_app(
                 return JSONResponse(_described(served))
         raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; /v1/models lists those that are")
 
-    completions = ChatCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace or Pace())
+    async def prometheus(request: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    pace = pace or Pace()
+    chat = ChatCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace)
+    text = TextCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace)
+    tokenize = Tokenize(conductor, seconds=seconds, max_body_bytes=max_body_bytes)
+    detokenize = Detokenize(conductor, seconds=seconds, max_body_bytes=max_body_bytes)
     routes = [
         Route("/healthz", healthz),
         Route("/health", healthz),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
-        Route("/v1/chat/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", text, methods=["POST"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
     ]
+    if metrics:
+        routes.append(Route("/metrics", prometheus))
     handlers = {ServiceError: _failed, HTTPException: _not_served, Exception: _unexpected}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     if cors_origins:

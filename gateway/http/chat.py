@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway.conductor import Conductor
 from gateway.errors import renamed
-from gateway.http.body import read_body
 from gateway.http.completions import Completion
+from gateway.http.endpoint import Endpoint, Work
 from gateway.http.errors import status_of
-from gateway.http.ignored import IgnoredFields
 from gateway.http.schema import CompletionRequest
 from gateway.http.stream import EventStream, Pace
 from gateway.http.translate import JsonNames, asked_tokens, parse, to_chat
 from gateway.http.unserved import ignored_fields
 from gateway.retry import Deadline
 from serving.errors import ServiceError
-from serving.tasks import run_until
 from vlm.v1 import chat_pb2, gateway_pb2
 
-_INLINE_BYTES = 64 * 1024
-"""Bodies up to this length are translated on the event loop; it takes less time than a switch to a thread."""
+_Read = tuple[CompletionRequest, gateway_pb2.ChatRequest]
 
 
-class ChatCompletions:
-    """The endpoint, as an ASGI application: it must notice a disconnect while nothing is sent.
+class ChatCompletions(Endpoint[_Read]):
+    """The endpoint.
 
     Args:
         conductor: Does the work.
@@ -41,35 +36,21 @@ class ChatCompletions:
     """
 
     def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int, pace: Pace) -> None:
+        super().__init__(seconds=seconds, max_body_bytes=max_body_bytes)
         self._conductor = conductor
-        self._seconds = seconds
-        self._max_body_bytes = max_body_bytes
         self._pace = pace
-        self._ignored = IgnoredFields()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        deadline = Deadline(self._seconds)
-        try:
-            body = await read_body(Request(scope, receive), limit=self._max_body_bytes)
-        except ClientDisconnect:
-            return
+    def read(self, body: bytes, request_id: str) -> tuple[_Read, list[str]]:
+        """See `Endpoint`."""
+        request = parse(body)
+        ignored = ignored_fields(request)
+        return (request, to_chat(request, request_id)), ignored
 
-        if len(body) <= _INLINE_BYTES:
-            request, chat, ignored = _read(body, scope["request_id"])
-        else:
-            request, chat, ignored = await asyncio.to_thread(_read, body, scope["request_id"])
-        send = self._ignored.named(ignored, send)
+    def work(self, read: _Read, deadline: Deadline) -> Work:
+        """See `Endpoint`."""
+        request, chat = read
         events = self._conductor.chat(chat, request_id=chat.request_id, deadline=deadline)
-        answer = _Answer(request, events, self._pace)
-        del body, request, chat  # frees the files, in base64 and decoded
-        await run_until(answer.send(scope, receive, send), _gone(receive))
-
-
-def _read(body: bytes, request_id: str) -> tuple[CompletionRequest, gateway_pb2.ChatRequest, list[str]]:
-    request = parse(body)
-    ignored = ignored_fields(request)
-    return request, to_chat(request, request_id), ignored
+        return _Answer(request, events, self._pace).send
 
 
 class _Answer:
@@ -83,6 +64,7 @@ class _Answer:
         self._logprobs = bool(request.logprobs)
         self._reasoning = request.include_reasoning is not False
         self._max_tokens = asked_tokens(request)
+        self._choices = request.n or 1
         self._names = JsonNames(request)
         self._events = events
         self._pace = pace
@@ -90,7 +72,11 @@ class _Answer:
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Raises ServiceError where it fails before any of it was sent."""
         completion = Completion(
-            scope["request_id"], logprobs=self._logprobs, reasoning=self._reasoning, max_tokens=self._max_tokens
+            scope["request_id"],
+            logprobs=self._logprobs,
+            reasoning=self._reasoning,
+            max_tokens=self._max_tokens,
+            choices=self._choices,
         )
         async with contextlib.aclosing(self._events) as events:
             if self._stream:
@@ -104,8 +90,3 @@ class _Answer:
             except ServiceError as error:
                 raise renamed(error, self._names) from error
         await JSONResponse(whole)(scope, receive, send)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

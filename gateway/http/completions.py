@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +32,8 @@ _LIMITS = {
 DONE = b"data: [DONE]\n\n"
 
 
-def _usage(usage: chat_pb2.Usage) -> dict[str, Any]:
+def usage_of(usage: chat_pb2.Usage) -> dict[str, Any]:
+    """Token counts in the JSON."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -46,24 +48,64 @@ def _media(started: chat_pb2.Started) -> dict[str, Any]:
     return {"media": [described(layout) for layout in started.media]} if started.media else {}
 
 
-def _limit(finished: chat_pb2.Finished) -> dict[str, Any]:
-    """Triptych's addition to a choice: which limit ended the answer."""
+def end_of(finished: chat_pb2.Finished) -> dict[str, Any]:
+    """How an answer ended, in a choice. `finish_limit` is Triptych's addition: the limit that ended it."""
     limit = _LIMITS.get(finished.limit)
-    return {} if limit is None else {"finish_limit": limit}
+    return {"finish_reason": _REASONS.get(finished.reason), **({} if limit is None else {"finish_limit": limit})}
+
+
+def line_of(chunk: dict[str, Any]) -> bytes:
+    """A chunk as an event of `text/event-stream`."""
+    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def total_usage(finished: Mapping[int, chat_pb2.Finished], choices: int) -> chat_pb2.Usage:
+    """What a request used with all its answers.
+
+    Args:
+        finished: The end of each answer, by its number.
+        choices: Answers to one prompt, whose tokens are counted once: as its first answer had them.
+    """
+    total = chat_pb2.Usage()
+    for number, end in finished.items():
+        total.completion_tokens += end.usage.completion_tokens
+        total.reasoning_tokens += end.usage.reasoning_tokens
+        if number % choices == 0:
+            total.prompt_tokens += end.usage.prompt_tokens
+            total.media_tokens += end.usage.media_tokens
+            total.cached_tokens += end.usage.cached_tokens
+    return total
+
+
+class _Choice:
+    """One answer, collected from its events."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.reasoning = ""
+        self.calls = AnswerCalls()
+        self.scored: list[dict[str, Any]] = []
 
 
 class Completion:
-    """One answer on its way to JSON.
+    """The answers to one request on their way to JSON.
 
     Args:
         request_id: The request's id.
         logprobs: Whether the client asked for log probabilities.
         reasoning: Whether the client wants what the model thinks.
         max_tokens: `max_tokens` of the request, if it is set.
+        choices: How many answers there are.
     """
 
     def __init__(
-        self, request_id: str, *, logprobs: bool = False, reasoning: bool = True, max_tokens: int | None = None
+        self,
+        request_id: str,
+        *,
+        logprobs: bool = False,
+        reasoning: bool = True,
+        max_tokens: int | None = None,
+        choices: int = 1,
     ) -> None:
         self._logprobs = logprobs
         self._reasoning = reasoning
@@ -71,6 +113,8 @@ class Completion:
         self._id = f"chatcmpl-{request_id}"
         self._created = int(time.time())
         self._model = ""
+        self._choices = choices
+        self._finished: dict[int, chat_pb2.Finished] = {}
 
     def _frame(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
@@ -86,41 +130,42 @@ class Completion:
         return {**_media(started), **({"max_tokens": started.max_tokens} if cut else {})}
 
     async def whole(self, events: AsyncIterator[chat_pb2.ChatEvent]) -> dict[str, Any]:
-        """The answer in one piece."""
-        text: list[str] = []
-        thoughts: list[str] = []
-        calls = AnswerCalls()
-        scored: list[dict[str, Any]] = []
-        finished = chat_pb2.Finished()
+        """The answers in one piece."""
+        collected: defaultdict[int, _Choice] = defaultdict(_Choice)  # their number is checked by the decoder
         additions: dict[str, Any] = {}
         async for event in events:
             match event.WhichOneof("event"):
                 case "started":
                     additions = self._started(event.started)
                 case "delta":
-                    text.append(event.delta.text)
-                    thoughts.append(event.delta.reasoning)
-                    scored += content(event.delta.logprobs)
+                    choice = collected[event.choice]
+                    choice.text += event.delta.text
+                    choice.reasoning += event.delta.reasoning
+                    choice.scored += content(event.delta.logprobs)
                 case "tool_call":
-                    calls.add(event.tool_call)
+                    collected[event.choice].calls.add(event.tool_call)
                 case "finished":
-                    finished = event.finished
-        reasoning = "".join(thoughts) if self._reasoning else ""
-        choice = {
-            "index": 0,
+                    self._finished[event.choice] = event.finished
+        choices = [self._whole(number, collected[number]) for number in range(self._choices)]
+        usage = usage_of(total_usage(self._finished, self._choices))
+        return self._frame("chat.completion", choices, usage=usage, **additions)
+
+    def _whole(self, number: int, choice: _Choice) -> dict[str, Any]:
+        finished = self._finished[number]
+        reasoning = choice.reasoning if self._reasoning else ""
+        return {
+            "index": number,
             "message": {
                 "role": "assistant",
                 # OpenAI's is null where the answer is calls alone.
-                "content": "".join(text) or (None if calls.whole else ""),
+                "content": choice.text or (None if choice.calls.whole else ""),
                 "refusal": None,
-                **calls.whole,
+                **choice.calls.whole,
                 **({"reasoning_content": reasoning} if reasoning else {}),
             },
-            "logprobs": {"content": scored, "refusal": None} if self._logprobs else None,
-            "finish_reason": _REASONS.get(finished.reason),
-            **_limit(finished),
+            "logprobs": {"content": choice.scored, "refusal": None} if self._logprobs else None,
+            **end_of(finished),
         }
-        return self._frame("chat.completion", [choice], usage=_usage(finished.usage), **additions)
 
     def chunks(self, event: chat_pb2.ChatEvent, *, include_usage: bool) -> Iterator[bytes]:
         """The chunks that an event makes, as lines of `text/event-stream`; those of the last end with `[DONE]`.
@@ -129,8 +174,10 @@ class Completion:
         """
         match event.WhichOneof("event"):
             case "started":
-                head = {"role": "assistant", "content": ""}
-                yield self._chunk(head, include_usage, more=self._started(event.started))
+                more = self._started(event.started)
+                for number in range(self._choices):
+                    yield self._chunk(number, {"role": "assistant", "content": ""}, include_usage, more=more)
+                    more = {}
             case "delta":
                 scored = content(event.delta.logprobs) if self._logprobs else []
                 told = {}
@@ -139,17 +186,21 @@ class Completion:
                 if event.delta.text or (scored and not told):  # a token's log probability does not wait for its text
                     told["content"] = event.delta.text
                 if told:
-                    yield self._chunk(told, include_usage, scored=scored)
+                    yield self._chunk(event.choice, told, include_usage, scored=scored)
             case "tool_call":
-                yield self._chunk(call_delta(event.tool_call), include_usage)
+                yield self._chunk(event.choice, call_delta(event.tool_call), include_usage)
             case "finished":
-                yield self._chunk({}, include_usage, finished=event.finished)
-                if include_usage:
-                    yield self._line(self._frame("chat.completion.chunk", [], usage=_usage(event.finished.usage)))
-                yield DONE
+                self._finished[event.choice] = event.finished
+                yield self._chunk(event.choice, {}, include_usage, finished=event.finished)
+                if len(self._finished) == self._choices:
+                    if include_usage:
+                        usage = usage_of(total_usage(self._finished, self._choices))
+                        yield line_of(self._frame("chat.completion.chunk", [], usage=usage))
+                    yield DONE
 
     def _chunk(
         self,
+        number: int,
         delta: dict[str, Any],
         include_usage: bool,
         *,
@@ -158,12 +209,8 @@ class Completion:
         more: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         logprobs = {"content": scored, "refusal": None} if scored else None
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         if finished is not None:
-            choice |= {"finish_reason": _REASONS.get(finished.reason), **_limit(finished)}
+            choice |= end_of(finished)
         usage = {"usage": None} if include_usage else {}
-        return self._line(self._frame("chat.completion.chunk", [choice], **usage, **more))
-
-    @staticmethod
-    def _line(chunk: dict[str, Any]) -> bytes:
-        return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+        return line_of(self._frame("chat.completion.chunk", [choice], **usage, **more))

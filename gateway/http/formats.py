@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.http.schema import CompletionRequest
+from gateway.http.schema import Options
 from serving.errors import invalid, unimplemented
 from vlm.v1 import chat_pb2
 
@@ -25,7 +25,7 @@ class AskedForm:
     name: str
 
 
-def form_of(request: CompletionRequest) -> AskedForm | None:
+def form_of(request: Options) -> AskedForm | None:
     """The form that the answer must have, or None.
 
     Raises:

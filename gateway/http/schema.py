@@ -1,4 +1,4 @@
-"""The JSON of `POST /v1/chat/completions`, as OpenAI defines it and as far as it is served.
+"""The JSON of requests, as OpenAI and vLLM define it and as far as it is served.
 
 A field that is not declared here is kept aside: `gateway.http.unserved` decides whether it is ignored or refused. So a
 client of OpenAI, vLLM, SGLang or llama.cpp can send what it always sends, and nothing that would change the answer is
@@ -255,15 +255,14 @@ class RepetitionDetection(_Json):
     min_count: _Count = 0
 
 
-class CompletionRequest(_Json):
-    """The body of a request. Ranges are the conductor's and the decoder's to check."""
+class Options(_Json):
+    """How answers are drawn: what every endpoint that generates takes. Ranges are the decoder's to check."""
 
     model: StrictStr | None = None
-    messages: list[Message]
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
+    n: _Count | None = None
     max_tokens: _Limit | None = None
-    max_completion_tokens: _Limit | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[_Integer, Field(ge=-1, lt=1 << 32)] | None = None
@@ -272,13 +271,13 @@ class CompletionRequest(_Json):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[Annotated[int, Field(ge=0, lt=1 << 32)], float] | None = None
-    logprobs: StrictBool | None = None
-    top_logprobs: _Count | None = None
     # vLLM's additions, beside top_k.
+    stop_token_ids: list[_Count] | None = None
+    min_tokens: _Count | None = None
+    ignore_eos: StrictBool | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    mm_processor_kwargs: MmProcessorKwargs | None = None
-    media_io_kwargs: MediaIoKwargs | None = None
+    repetition_detection: RepetitionDetection | None = None
     # Structured output: OpenAI's field; vLLM's, old and new; SGLang's and llama.cpp's. See gateway.http.formats.
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -290,16 +289,73 @@ class CompletionRequest(_Json):
     ebnf: StrictStr | None = None
     grammar: StrictStr | None = None
     json_schema: dict[str, Any] | None = None
-    chat_template_kwargs: ChatTemplateKwargs | None = None
-    include_reasoning: StrictBool | None = None
-    repetition_detection: RepetitionDetection | None = None
-    # Alibaba's name for `chat_template_kwargs.enable_thinking`.
-    enable_thinking: StrictBool | None = None
     # Triptych's own.
     recommended_sampling: StrictBool | None = None
+
+
+class CompletionRequest(Options):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[Message]
+    max_completion_tokens: _Limit | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: _Count | None = None
+    mm_processor_kwargs: MmProcessorKwargs | None = None
+    media_io_kwargs: MediaIoKwargs | None = None
+    chat_template_kwargs: ChatTemplateKwargs | None = None
+    include_reasoning: StrictBool | None = None
+    # Alibaba's name for `chat_template_kwargs.enable_thinking`.
+    enable_thinking: StrictBool | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: StrictBool | None = None
     # vLLM's and transformers' way to say that the last message, the assistant's, is to be gone on with.
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None
+
+
+class TokenizeRequest(CompletionRequest):
+    """The body of `POST /tokenize`, which is vLLM's: messages or a prompt."""
+
+    messages: list[Message] = Field(default_factory=list)
+    prompt: StrictStr | None = None
+    return_token_strs: StrictBool | None = None
+    # Where it makes a difference a token at the front is asked for, which no served tokenizer has.
+    add_special_tokens: StrictBool | None = None
+    parse_special: StrictBool | None = None  # llama.cpp's
+
+
+class DetokenizeRequest(_Json):
+    """The body of `POST /detokenize`, which is vLLM's."""
+
+    model: StrictStr | None = None
+    tokens: list[_Count]
+
+
+RawPrompt = str | list[int]
+
+
+def _prompts(value: object) -> list[RawPrompt]:
+    """A string, a list of token ids, or a list of several of these."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if _are_tokens(value):
+            return [value]
+        if all(isinstance(prompt, str) or (isinstance(prompt, list) and _are_tokens(prompt)) for prompt in value):
+            return value
+    raise PydanticCustomError("prompt_type", "must be a string, a list of token ids, or a list of these")
+
+
+def _are_tokens(value: list[object]) -> bool:
+    return all(type(token) is int and 0 <= token < 1 << 32 for token in value)
+
+
+class TextCompletionRequest(Options):
+    """The body of `POST /v1/completions`: prompts without a chat template."""
+
+    prompt: Annotated[list[RawPrompt], BeforeValidator(_prompts)]
+    logprobs: _Count | None = None
+    best_of: _Count | None = None
+    add_special_tokens: StrictBool | None = None
+    parse_special: StrictBool | None = None

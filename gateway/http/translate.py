@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gateway.http import data_url
 from gateway.http.formats import form_of
@@ -15,7 +16,9 @@ from gateway.http.schema import (
     CompletionRequest,
     ImagePart,
     Message,
+    Options,
     RefusalPart,
+    TextCompletionRequest,
     TextPart,
     VideoPart,
 )
@@ -37,24 +40,47 @@ _TRANSLATED = {"max_tokens", "top_k", "top_p", "logprobs", "stop", "response_for
 """Options that JSON and wire have by one name with different meanings or types, or that are refused."""
 
 _SAME_OPTIONS = sorted(
-    set(chat_pb2.GenerationOptions.DESCRIPTOR.fields_by_name) & set(CompletionRequest.model_fields) - _TRANSLATED
+    set(chat_pb2.GenerationOptions.DESCRIPTOR.fields_by_name) & set(Options.model_fields) - _TRANSLATED
 )
 """Options that JSON and wire have by one name and with one meaning; unset is None in the JSON."""
+
+_MOST_PROMPTS = 64
+
+_DEFAULT_TEXT_TOKENS = 16
+"""OpenAI's and vLLM's of `/v1/completions`."""
 
 _LEAST_TOP_P = 1e-6
 """`top_p` 0 means the likeliest token to every OpenAI client; the wire wants a nucleus that is not empty."""
 
 
-def parse(body: bytes) -> CompletionRequest:
+B = TypeVar("B", bound=BaseModel)
+C = TypeVar("C", bound=CompletionRequest)
+
+
+def validated(body: bytes, form: type[B]) -> B:
     """Read the body of a request.
 
     Raises:
         ServiceError: INVALID_ARGUMENT that names the field as the JSON does.
     """
     try:
-        request = CompletionRequest.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
+        return form.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise _invalid(error) from error
+
+
+def parse(body: bytes) -> CompletionRequest:
+    """Read the body of a request for a chat completion. Raises ServiceError as `parse_chat` does."""
+    return parse_chat(body, CompletionRequest)
+
+
+def parse_chat(body: bytes, form: type[C]) -> C:
+    """Read the body of a request with messages.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED that names the field as the JSON does.
+    """
+    request = validated(body, form)
     if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs", "is only allowed where logprobs is true")
     _check_continuation(request)
@@ -96,27 +122,9 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
     Raises:
         ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED that names the field as the JSON does.
     """
-    generation = chat_pb2.GenerationOptions(
-        **{name: getattr(request, name) for name in _SAME_OPTIONS},
-        # An empty string would end an answer before it begins: clients send it where no stop string was entered.
-        stop=[stop for stop in ([request.stop] if isinstance(request.stop, str) else request.stop or ()) if stop],
-    )
-    if (asked := form_of(request)) is not None:
-        generation.response_format.CopyFrom(asked.form)
-    if request.top_p is not None:
-        generation.top_p = request.top_p or _LEAST_TOP_P
+    generation = _generation(request)
     if request.logprobs:
         generation.logprobs = request.top_logprobs or 0
-    if request.top_k is not None:
-        generation.top_k = max(request.top_k, 0)  # -1 is vLLM's way to say that there is no limit
-    limit = asked_tokens(request)
-    if limit is not None:
-        generation.max_tokens = limit
-        generation.clamp_max_tokens = True  # OpenAI's is an upper bound, and tools send any large number
-    if (circles := request.repetition_detection) is not None:
-        generation.repetition_detection.max_pattern_size = circles.max_pattern_size
-        generation.repetition_detection.min_pattern_size = circles.min_pattern_size
-        generation.repetition_detection.min_count = circles.min_count
     media = {field: option.value for field, option in options_of(request).items()}
     return gateway_pb2.ChatRequest(
         model=request.model or "",
@@ -131,9 +139,64 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
     )
 
 
-def asked_tokens(request: CompletionRequest) -> int | None:
+def asked_tokens(request: Options) -> int | None:
     """Most tokens of the answer, if the request sets it."""
-    return request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    if isinstance(request, CompletionRequest) and request.max_completion_tokens is not None:
+        return request.max_completion_tokens
+    return request.max_tokens
+
+
+def to_prompts(request: TextCompletionRequest, request_id: str) -> list[gateway_pb2.ChatRequest]:
+    """One request on the wire's terms for each prompt.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT or UNIMPLEMENTED that names the field as the JSON does.
+    """
+    if len(request.prompt) > _MOST_PROMPTS:
+        raise invalid("prompt", f"has {len(request.prompt)} prompts and may have {_MOST_PROMPTS}")
+    if request.best_of not in (None, 1, request.n):
+        raise unimplemented("best_of", "leave it out, or use n")
+    generation = _generation(request)
+    if request.logprobs is not None:
+        generation.logprobs = request.logprobs
+    if request.max_tokens is None:
+        generation.max_tokens = max(_DEFAULT_TEXT_TOKENS, generation.min_tokens)
+    return [
+        gateway_pb2.ChatRequest(
+            model=request.model or "",
+            prompt=chat_pb2.Prompt(text=prompt, parse_special=bool(request.parse_special))
+            if isinstance(prompt, str)
+            else chat_pb2.Prompt(token_ids=chat_pb2.TokenIds(values=prompt)),
+            generation=generation,
+            request_id=request_id,
+            report_progress=bool(request.stream),
+        )
+        for prompt in request.prompt
+    ]
+
+
+def _generation(request: Options) -> chat_pb2.GenerationOptions:
+    """The options that all requests have."""
+    generation = chat_pb2.GenerationOptions(
+        **{name: getattr(request, name) for name in _SAME_OPTIONS},
+        # An empty string would end an answer before it begins: clients send it where no stop string was entered.
+        stop=[stop for stop in ([request.stop] if isinstance(request.stop, str) else request.stop or ()) if stop],
+    )
+    if (asked := form_of(request)) is not None:
+        generation.response_format.CopyFrom(asked.form)
+    if request.top_p is not None:
+        generation.top_p = request.top_p or _LEAST_TOP_P
+    if request.top_k is not None:
+        generation.top_k = max(request.top_k, 0)  # -1 is vLLM's way to say that there is no limit
+    limit = asked_tokens(request)
+    if limit is not None:
+        generation.max_tokens = limit
+        generation.clamp_max_tokens = True  # OpenAI's is an upper bound, and tools send any large number
+    if (circles := request.repetition_detection) is not None:
+        generation.repetition_detection.max_pattern_size = circles.max_pattern_size
+        generation.repetition_detection.min_pattern_size = circles.min_pattern_size
+        generation.repetition_detection.min_count = circles.min_count
+    return generation
 
 
 def _enable_thinking(request: CompletionRequest) -> bool | None:
@@ -226,7 +289,9 @@ class JsonNames:
             case "tools" | "tool_choice":
                 return tool_names(path)
             case "messages":
-                return self._in_message(path)
+                path = self._in_message(path)
+            case "prompt":
+                path = "prompt"
         return path
 
     def _in_message(self, path: str) -> str:
@@ -241,3 +306,22 @@ class JsonNames:
         rest = re.sub(r"^\.(image|video)\b", r".\1_url", rest)
         rest = re.sub(r"\.options\b.*", ".detail", rest)  # a medium's own options come from nothing else
         return f"{match[1]}.content{match[3] or ''}{rest}"
+
+
+class PromptNames:
+    """Names of fields of the ChatRequest of a prompt, as the client's JSON has them.
+
+    Args:
+        request: The client's JSON.
+    """
+
+    def __init__(self, request: TextCompletionRequest) -> None:
+        asked = form_of(request)
+        self._form = "response_format" if asked is None else asked.name
+
+    def __call__(self, path: str) -> str:
+        """The name in the JSON; a path that is in it already stays as it is."""
+        top, _, option = path.partition(".")
+        if top == "generation":
+            return self._form if option.startswith("response_format") else option
+        return "prompt" if top in ("prompt", "messages") else path

@@ -20,6 +20,8 @@ from gateway.http.schema import (
     MmProcessorKwargs,
     Size,
     StreamOptions,
+    TextCompletionRequest,
+    TokenizeRequest,
     VideoIoKwargs,
 )
 from serving.errors import unimplemented
@@ -34,26 +36,21 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
     "function_call": (None, "none", "auto"),
     "functions": _EMPTY,
     "modalities": (None, ["text"]),
-    "n": (None, 1),
     "reasoning_effort": (None, "none"),
     "verbosity": (None, "medium"),
     "web_search_options": _NONE,
     # vLLM's and SGLang's.
     "allowed_token_ids": _EMPTY,
     "bad_words": _EMPTY,
-    "best_of": (None, 1),
     "chat_template": _NONE,
     "documents": _EMPTY,
     "echo": _OFF,
-    "ignore_eos": _OFF,
     "include_stop_str_in_output": _OFF,
     "length_penalty": (None, 1),
     "logits_processors": _EMPTY,
-    "min_tokens": (None, 0),
     "separate_reasoning": (None, True),
     "skip_special_tokens": (None, True),
     "stop_regex": _EMPTY,
-    "stop_token_ids": _EMPTY,
     "truncate_prompt_tokens": _NONE,
     "use_beam_search": _OFF,
     # llama.cpp's.
@@ -65,6 +62,8 @@ _REQUEST: dict[str, tuple[Any, ...]] = {
     "typical_p": (None, 1),
     "xtc_probability": (None, 0),
 }
+
+_TEXT: dict[str, tuple[Any, ...]] = {**_REQUEST, "suffix": _EMPTY}
 
 _MESSAGE: dict[str, tuple[Any, ...]] = {
     "audio": _NONE,
@@ -99,7 +98,9 @@ _TEMPLATE: dict[str, tuple[Any, ...]] = {"add_vision_id": _OFF}
 _STREAM: dict[str, tuple[Any, ...]] = {"continuous_usage_stats": _OFF}
 
 _REFUSED: dict[type[BaseModel], dict[str, tuple[Any, ...]]] = {
-    CompletionRequest: _REQUEST,
+    CompletionRequest: {**_REQUEST, "best_of": (None, 1)},
+    TextCompletionRequest: _TEXT,
+    TokenizeRequest: _REQUEST,
     Message: _MESSAGE,
     MmProcessorKwargs: _PROCESSOR,
     Size: _SIZE,
@@ -112,15 +113,16 @@ _REFUSED: dict[type[BaseModel], dict[str, tuple[Any, ...]]] = {
 
 _ADVICE = {
     "audio": "leave it out; answers are text",
-    "best_of": "leave it out, or send the request several times",
+    "best_of": "leave it out, or use n",
+    "echo": "leave it out, and put the prompt before the answer yourself",
+    "suffix": "leave it out; the model only goes on with a prompt",
     "function_call": "leave it out",
-    "n": "leave it out, or send the request n times",
     "num_frames": "use media_io_kwargs.video.num_frames",
     "reasoning_effort": "leave it out; the effort of this model cannot be set",
 }
 
 
-def ignored_fields(request: CompletionRequest) -> list[str]:
+def ignored_fields(request: BaseModel) -> list[str]:
     """Paths of the fields that are ignored, in the order of the JSON.
 
     Raises:

@@ -141,6 +141,20 @@ async def test_an_answer_ends_before_its_deadline(running: Running, bundle: Bund
     await still_works(running, cases["text alone"])
 
 
+async def test_several_answers_take_as_many_places_and_leave_them(running: Running, cases: dict[str, Case]) -> None:
+    """Three answers fill the three places, whichever of them runs; leaving ends them all."""
+    three = chat_pb2.GenerationOptions(n=3)
+    three.MergeFrom(ENDLESS)
+    async with generate(running) as call:
+        await opened(call, open_request(cases["text alone"], three))
+        await first_delta(call)
+        assert (await refused(running, open_request(cases["text alone"]))).reason == "QUEUE_FULL"
+    await until_empty(running)
+    four = await refused(running, open_request(cases["text alone"], chat_pb2.GenerationOptions(n=4)))
+    assert (four.code, four.violations[0].field) == (Code.INVALID_ARGUMENT, "generation.n")
+    await still_works(running, cases["text alone"])
+
+
 async def test_a_full_queue_refuses(running: Running, cases: dict[str, Case]) -> None:
     """With one running and two waiting the fourth is refused at its opening, with a delay; then there is room again."""
     case = cases["one image"]

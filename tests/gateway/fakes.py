@@ -196,7 +196,7 @@ class FakeDecoder:
 
     @staticmethod
     def _check(opening: decoder_pb2.GenerateOpen) -> None:
-        if not opening.messages:
+        if not opening.messages and not opening.HasField("prompt"):
             raise invalid("messages", "is empty; send at least one message")
         if opening.generation.top_p > 1:
             raise invalid("generation.top_p", "is over 1")
@@ -253,37 +253,47 @@ class FakeDecoder:
             await self._hook(call, "start")
             if not call.started:
                 yield starting
-            likely = (
-                [chat_pb2.PositionLogprobs(chosen=chat_pb2.TokenLogprob(text="x", raw=b"x"))] if self.scored else []
-            )
-            for thought in self.thoughts:
-                delta = chat_pb2.Delta(reasoning=thought, token_ids=[0], logprobs=likely)
-                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
-            for i, (word, logprobs) in enumerate(self.said):
-                await self._hook(call, "delta")
-                delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs or likely)
-                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(delta=delta))
-            for part in self.called:
-                yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(tool_call=part))
-            await self._hook(call, "finish")
-            usage = chat_pb2.Usage(
-                prompt_tokens=7,
-                completion_tokens=len(self.thoughts) + len(self.said),
-                media_tokens=4,
-                cached_tokens=2,
-                reasoning_tokens=len(self.thoughts),
-            )
-            reason = chat_pb2.FINISH_REASON_TOOL_CALLS if self.called else chat_pb2.FINISH_REASON_STOP
-            finished = chat_pb2.Finished(
-                reason=chat_pb2.FINISH_REASON_LENGTH if self.limit else reason,
-                usage=usage,
-                timings=chat_pb2.Timings(queue_seconds=0.5),
-                limit=self.limit,
-            )
-            yield decoder_pb2.GenerateResponse(event=chat_pb2.ChatEvent(finished=finished))
+            async for event in self._answer(call):
+                yield decoder_pb2.GenerateResponse(event=event)
             call.complete = True
         finally:
             call.ended.set()
+
+    async def _answer(self, call: GenerateCall) -> AsyncIterator[chat_pb2.ChatEvent]:
+        """Deltas, tool calls and the end of each answer."""
+        likely = [chat_pb2.PositionLogprobs(chosen=chat_pb2.TokenLogprob(text="x", raw=b"x"))] if self.scored else []
+        choices = range(1 if call.open is None else call.open.generation.n or 1)
+        for thought in self.thoughts:
+            delta = chat_pb2.Delta(reasoning=thought, token_ids=[0], logprobs=likely)
+            yield chat_pb2.ChatEvent(delta=delta)
+        for i, (word, logprobs) in enumerate(self.said):
+            await self._hook(call, "delta")
+            delta = chat_pb2.Delta(text=word, token_ids=[i], logprobs=logprobs or likely)
+            for choice in choices:
+                event = chat_pb2.ChatEvent(delta=delta, choice=choice)
+                yield event
+        for choice in choices[1:]:  # later answers say which they are
+            event = chat_pb2.ChatEvent(delta=chat_pb2.Delta(text=f" ({choice})"), choice=choice)
+            yield event
+        for part in self.called:
+            yield chat_pb2.ChatEvent(tool_call=part)
+        await self._hook(call, "finish")
+        usage = chat_pb2.Usage(
+            prompt_tokens=7,
+            completion_tokens=len(self.thoughts) + len(self.said),
+            media_tokens=4,
+            cached_tokens=2,
+            reasoning_tokens=len(self.thoughts),
+        )
+        reason = chat_pb2.FINISH_REASON_TOOL_CALLS if self.called else chat_pb2.FINISH_REASON_STOP
+        finished = chat_pb2.Finished(
+            reason=chat_pb2.FINISH_REASON_LENGTH if self.limit else reason,
+            usage=usage,
+            timings=chat_pb2.Timings(queue_seconds=0.5),
+            limit=self.limit,
+        )
+        for choice in reversed(choices):
+            yield chat_pb2.ChatEvent(finished=finished, choice=choice)
 
     async def _hook(self, call: GenerateCall, stage: str) -> None:
         if self.hook:
@@ -294,7 +304,20 @@ class FakeDecoder:
         self.counted.append(request)
         media = sum(layout.token_count for layout in request.layouts)
         ids = [1, 2, 3] if request.return_token_ids else []
-        return decoder_pb2.CountPromptTokensResponse(prompt_tokens=10 + media, media_tokens=media, token_ids=ids)
+        return decoder_pb2.CountPromptTokensResponse(
+            prompt_tokens=10 + media,
+            media_tokens=media,
+            token_ids=ids,
+            token_texts=["a", "\\xe2", "<|im_end|>"] if request.return_token_texts else [],
+            context_length=4096,
+        )
+
+    def detokenize(self, request: chat_pb2.DetokenizeRequest) -> chat_pb2.DetokenizeResponse:
+        """The ids in words."""
+        for index, token in enumerate(request.token_ids):
+            if token > 1000:
+                raise invalid(f"token_ids[{index}]", f"is {token}")
+        return chat_pb2.DetokenizeResponse(text=" ".join(map(str, request.token_ids)))
 
     def model(self) -> chat_pb2.Model:
         """What is loaded."""
@@ -406,6 +429,9 @@ class InProcessDecoder(DecoderTier):
     ) -> decoder_pb2.CountPromptTokensResponse:
         return self._next().count(request)
 
+    async def detokenize(self, request: chat_pb2.DetokenizeRequest, *, seconds: float) -> chat_pb2.DetokenizeResponse:
+        return self._next().detokenize(request)
+
     async def model(self, *, seconds: float) -> chat_pb2.Model:
         return self._next().model()
 
@@ -439,6 +465,9 @@ class _DecoderServicer(decoder_pb2_grpc.DecoderServicer):
 
     async def CountPromptTokens(self, request: Any, context: Any) -> decoder_pb2.CountPromptTokensResponse:
         return self._decoder.count(request)
+
+    async def Detokenize(self, request: Any, context: Any) -> chat_pb2.DetokenizeResponse:
+        return self._decoder.detokenize(request)
 
     async def GetModel(self, request: Any, context: Any) -> chat_pb2.Model:
         return self._decoder.model()

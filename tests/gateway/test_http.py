@@ -183,6 +183,9 @@ async def test_messages_and_options_become_those_of_the_wire(http: httpx.AsyncCl
         "top_logprobs": 2,
         "seed": 7,
         "stop": "END",
+        "stop_token_ids": [5, 6],
+        "min_tokens": 2,
+        "ignore_eos": True,
         "user": "somebody",
         "metadata": {"a": "b"},
     }
@@ -213,6 +216,9 @@ async def test_messages_and_options_become_those_of_the_wire(http: httpx.AsyncCl
         logprobs=2,
         seed=7,
         stop=["END"],
+        stop_token_ids=[5, 6],
+        min_tokens=2,
+        ignore_eos=True,
     )
 
 
@@ -386,12 +392,12 @@ async def test_what_asks_for_nothing_may_be_sent(http: httpx.AsyncClient) -> Non
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
+        ("length_penalty", 2),
         ("functions", [{}]),
         ("reasoning_effort", "low"),
-        ("ignore_eos", True),
-        ("ignore_eos", 1),
-        ("stop_token_ids", [5]),
+        ("use_beam_search", True),
+        ("use_beam_search", 1),
+        ("allowed_token_ids", [5]),
         ("add_generation_prompt", False),
         ("stream_options.continuous_usage_stats", True),
     ],

@@ -245,5 +245,6 @@ async def test_an_answer_without_media_has_no_such_field() -> None:
 
     async def happen() -> Any:
         yield chat_pb2.ChatEvent(started=chat_pb2.Started(model="m"))
+        yield chat_pb2.ChatEvent(finished=chat_pb2.Finished())
 
     assert "media" not in await Completion("r-1").whole(happen())

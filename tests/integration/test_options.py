@@ -136,3 +136,26 @@ def test_min_p_keeps_the_likeliest(asked: Asked) -> None:
     hot = asked.answer(temperature=2.0, top_k=0, top_p=1.0, min_p=1.0, seed=1, **NEUTRAL)
     assert hot.token_ids == asked.answer(**NEUTRAL).token_ids
     assert asked.answer(temperature=2.0, top_k=0, top_p=1.0, seed=1, **NEUTRAL).token_ids != hot.token_ids
+
+
+def test_where_an_answer_ends(asked: Asked) -> None:
+    """At a stop token, not before the fewest tokens, and not at the end of the turn where that is ignored."""
+    plain = asked.answer(**NEUTRAL).token_ids
+    stop = plain[3]
+    stopped = asked.answer(stop_token_ids=[stop], **NEUTRAL)
+    assert stopped.token_ids == plain[: plain.index(stop) + 1]
+    assert stopped.finish_reason == "stop"
+
+    def change(logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+        logits[stop] = logits[stop] if len(tokens) >= 8 else -torch.inf
+        return logits
+
+    held = asked.answer(stop_token_ids=[stop], min_tokens=8, **NEUTRAL).token_ids
+    expected = greedy(asked, change)
+    end = expected.index(stop, 8) + 1 if stop in expected[8:] else TOKENS
+    assert list(held) == expected[:end]
+
+    (end_of_turn,) = asked.answer(logit_bias={319: 100}, **NEUTRAL).token_ids
+    ignored = asked.answer(logit_bias={319: 100}, ignore_eos=True, **NEUTRAL)
+    assert ignored.token_ids == (end_of_turn,) * TOKENS
+    assert (ignored.finish_reason, ignored.text) == ("length", "")

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from serving.tasks import beside
+from serving.tasks import beside, merged
 
 
 class Source:
@@ -95,3 +95,35 @@ async def test_cancelling_who_waits_leaves_the_events() -> None:
     assert source.left
     assert not task.done()
     task.cancel()
+
+
+async def test_merged_yields_what_comes_and_closes_all() -> None:
+    """Values come as they are made, whoever makes them; leaving closes those that ran and those that did not."""
+    sources = [Source(), Source(), Source()]
+    async with aclosing(merged([source.events() for source in sources], at_once=2)) as values:
+        sources[1].queue.put_nowait(10)
+        sources[2].queue.put_nowait(20)
+        assert await anext(values) == 10
+        sources[0].queue.put_nowait(1)
+        assert await anext(values) == 1
+        following = asyncio.ensure_future(anext(values))
+        await asyncio.sleep(0)
+        assert not following.done()  # the third waits for its turn
+        sources[1].queue.put_nowait(-1)
+        assert await following == 20
+    assert [source.left for source in sources] == [True] * 3
+
+
+async def test_a_failure_among_the_merged_ends_the_others() -> None:
+    """At once, with its exception."""
+    source = Source()
+
+    async def fails() -> AsyncGenerator[int, None]:
+        yield 1
+        raise KeyError("x")
+
+    async with aclosing(merged([source.events(), fails()], at_once=2)) as values:
+        assert await anext(values) == 1
+        with pytest.raises(KeyError):
+            await anext(values)
+        assert source.left

@@ -76,7 +76,7 @@ def run() -> dict[str, str]:
         printed = {name: system.named(_program(system, name)) for name in ("python", "forms")}
         models = _http(system, "/v1/models")
         answered = _http(system, "/v1/chat/completions", _question())
-        refused = _http(system, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 2})
+        refused = _http(system, "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "best_of": 2})
     return {
         "demo": f"```console\n$ make demo\n{demo}\n```",
         "ask": f'```console\n$ .venv/bin/triptych ask "{QUESTION}" --image {PICTURE}\n{asked}\n```',

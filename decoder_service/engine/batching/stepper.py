@@ -92,7 +92,7 @@ class Job(Task):
             available=prefillable(ids.size, request.media, request.features.available),
             need=ids.size + request.max_new_tokens,
             request=request,
-            sampler=Sampler(request.sampling, ids, request.constraint),
+            sampler=Sampler(request.sampling, ids, request.constraint, stop_token_ids=request.stop_token_ids),
             emit=emit,
             queued_at=queued_at,
             since=queued_at,

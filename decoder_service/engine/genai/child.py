@@ -160,7 +160,7 @@ def _answer(connection: Connection, model: og.Model, run: Run, features: NDArray
     generator = _prefill(model, run.token_ids, features, run.inputs, run.token_ids.size + run.max_new_tokens)
     logits = _last_logits(generator)
     connection.send(PromptPrefilled(run.job, time.perf_counter() - started))
-    sampler = Sampler(run.sampling, run.token_ids)
+    sampler = Sampler(run.sampling, run.token_ids, stop_token_ids=run.stop_token_ids)
     for left in range(run.max_new_tokens - 1, -1, -1):
         if _cancelled(connection, run.job):
             return Ended(run.job)

@@ -84,6 +84,7 @@ class GenerateOpen(_message.Message):
     ENCODER_DTYPE_FIELD_NUMBER: _builtins.int
     REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
     ENABLE_THINKING_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """For logs and traces."""
     model: _builtins.str
@@ -116,6 +117,10 @@ class GenerateOpen(_message.Message):
     def tool_choice(self) -> _chat_pb2.ToolChoice:
         """As in ChatRequest."""
 
+    @_builtins.property
+    def prompt(self) -> _chat_pb2.Prompt:
+        """As in ChatRequest."""
+
     def __init__(
         self,
         *,
@@ -129,10 +134,11 @@ class GenerateOpen(_message.Message):
         encoder_dtype: _tensor_pb2.DataType.ValueType = ...,
         report_progress: _builtins.bool = ...,
         enable_thinking: _builtins.bool | None = ...,
+        prompt: _chat_pb2.Prompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "prompt", b"prompt", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "encoder_dtype", b"encoder_dtype", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "encoder_dtype", b"encoder_dtype", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "prompt", b"prompt", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
     _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
@@ -296,12 +302,16 @@ class CountPromptTokensRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     ENABLE_THINKING_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    RETURN_TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
     return_token_ids: _builtins.bool
     """Ask for the ids, too."""
     model: _builtins.str
     """Name of the model; empty takes the one that is served."""
     enable_thinking: _builtins.bool
     """As in ChatRequest."""
+    return_token_texts: _builtins.bool
+    """Ask for the text of each token, too."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
         """The conversation, each medium named by its digest."""
@@ -314,6 +324,10 @@ class CountPromptTokensRequest(_message.Message):
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
         """As in ChatRequest: the prompt has their definitions."""
 
+    @_builtins.property
+    def prompt(self) -> _chat_pb2.Prompt:
+        """As in ChatRequest."""
+
     def __init__(
         self,
         *,
@@ -323,10 +337,12 @@ class CountPromptTokensRequest(_message.Message):
         model: _builtins.str = ...,
         enable_thinking: _builtins.bool | None = ...,
         tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
+        prompt: _chat_pb2.Prompt | None = ...,
+        return_token_texts: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "layouts", b"layouts", "messages", b"messages", "model", b"model", "return_token_ids", b"return_token_ids", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "layouts", b"layouts", "messages", b"messages", "model", b"model", "prompt", b"prompt", "return_token_ids", b"return_token_ids", "return_token_texts", b"return_token_texts", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
     _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
@@ -343,13 +359,21 @@ class CountPromptTokensResponse(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the whole prompt."""
     media_tokens: _builtins.int
     """Of these, the rows of image and video features."""
+    context_length: _builtins.int
+    """As in CountTokensResponse."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's token ids, where they were asked for."""
+
+    @_builtins.property
+    def token_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in CountTokensResponse."""
 
     def __init__(
         self,
@@ -357,10 +381,12 @@ class CountPromptTokensResponse(_message.Message):
         prompt_tokens: _builtins.int = ...,
         media_tokens: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_texts: _abc.Iterable[_builtins.str] | None = ...,
+        context_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens", "token_ids", b"token_ids", "token_texts", b"token_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,6 +46,11 @@ class DecoderStub:
                 request_serializer=vlm_dot_v1_dot_decoder__pb2.CountPromptTokensRequest.SerializeToString,
                 response_deserializer=vlm_dot_v1_dot_decoder__pb2.CountPromptTokensResponse.FromString,
                 _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/vlm.v1.Decoder/Detokenize',
+                request_serializer=vlm_dot_v1_dot_chat__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=vlm_dot_v1_dot_chat__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/vlm.v1.Decoder/GetModel',
                 request_serializer=vlm_dot_v1_dot_decoder__pb2.GetModelRequest.SerializeToString,
@@ -76,6 +81,13 @@ class DecoderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Detokenize(self, request, context):
+        """The text of tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Tells what is loaded.
         """
@@ -95,6 +107,11 @@ def add_DecoderServicer_to_server(servicer, server):
                     servicer.CountPromptTokens,
                     request_deserializer=vlm_dot_v1_dot_decoder__pb2.CountPromptTokensRequest.FromString,
                     response_serializer=vlm_dot_v1_dot_decoder__pb2.CountPromptTokensResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=vlm_dot_v1_dot_chat__pb2.DetokenizeRequest.FromString,
+                    response_serializer=vlm_dot_v1_dot_chat__pb2.DetokenizeResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -157,6 +174,33 @@ class Decoder:
             '/vlm.v1.Decoder/CountPromptTokens',
             vlm_dot_v1_dot_decoder__pb2.CountPromptTokensRequest.SerializeToString,
             vlm_dot_v1_dot_decoder__pb2.CountPromptTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vlm.v1.Decoder/Detokenize',
+            vlm_dot_v1_dot_chat__pb2.DetokenizeRequest.SerializeToString,
+            vlm_dot_v1_dot_chat__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

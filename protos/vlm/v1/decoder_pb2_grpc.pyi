@@ -44,6 +44,8 @@ class DecoderStub:
     """
     CountPromptTokens: _grpc.UnaryUnaryMultiCallable[_decoder_pb2.CountPromptTokensRequest, _decoder_pb2.CountPromptTokensResponse]
     """Counts the tokens of a prompt from the layouts of its media."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_chat_pb2.DetokenizeRequest, _chat_pb2.DetokenizeResponse]
+    """The text of tokens."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_decoder_pb2.GetModelRequest, _chat_pb2.Model]
     """Tells what is loaded."""
 
@@ -62,6 +64,8 @@ class DecoderAsyncStub(DecoderStub):
     """
     CountPromptTokens: _aio.UnaryUnaryMultiCallable[_decoder_pb2.CountPromptTokensRequest, _decoder_pb2.CountPromptTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a prompt from the layouts of its media."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_chat_pb2.DetokenizeRequest, _chat_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """The text of tokens."""
     GetModel: _aio.UnaryUnaryMultiCallable[_decoder_pb2.GetModelRequest, _chat_pb2.Model]  # type: ignore[assignment]
     """Tells what is loaded."""
 
@@ -89,6 +93,14 @@ class DecoderServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_decoder_pb2.CountPromptTokensResponse, _abc.Awaitable[_decoder_pb2.CountPromptTokensResponse]]:
         """Counts the tokens of a prompt from the layouts of its media."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _chat_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.DetokenizeResponse, _abc.Awaitable[_chat_pb2.DetokenizeResponse]]:
+        """The text of tokens."""
 
     @_abc_1.abstractmethod
     def GetModel(

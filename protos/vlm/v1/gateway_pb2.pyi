@@ -35,6 +35,7 @@ class ChatRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
     ENABLE_THINKING_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty takes the one that is served. Another name is NOT_FOUND."""
     request_id: _builtins.str
@@ -48,7 +49,7 @@ class ChatRequest(_message.Message):
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
-        """The conversation, oldest first. 1 to 1024 messages; the last is not the assistant's."""
+        """The conversation, oldest first. 1 to 1024 messages. If the last is the assistant's, the answer goes on with it."""
 
     @_builtins.property
     def generation(self) -> _chat_pb2.GenerationOptions:
@@ -68,6 +69,12 @@ class ChatRequest(_message.Message):
     def tool_choice(self) -> _chat_pb2.ToolChoice:
         """Whether it may call."""
 
+    @_builtins.property
+    def prompt(self) -> _chat_pb2.Prompt:
+        """What to go on with, in the place of `messages`. `tools` and `enable_thinking` are not set then, and all of the answer is
+        `Delta.text`.
+        """
+
     def __init__(
         self,
         *,
@@ -80,10 +87,11 @@ class ChatRequest(_message.Message):
         request_id: _builtins.str = ...,
         report_progress: _builtins.bool = ...,
         enable_thinking: _builtins.bool | None = ...,
+        prompt: _chat_pb2.Prompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "prompt", b"prompt", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "prompt", b"prompt", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
     _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
@@ -132,6 +140,8 @@ class CountTokensRequest(_message.Message):
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ENABLE_THINKING_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    RETURN_TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """As in ChatRequest."""
     return_token_ids: _builtins.bool
@@ -140,6 +150,8 @@ class CountTokensRequest(_message.Message):
     """As in ChatRequest."""
     enable_thinking: _builtins.bool
     """As in ChatRequest."""
+    return_token_texts: _builtins.bool
+    """Ask for the text of each token, too."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
         """As in ChatRequest."""
@@ -152,6 +164,10 @@ class CountTokensRequest(_message.Message):
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
         """As in ChatRequest."""
 
+    @_builtins.property
+    def prompt(self) -> _chat_pb2.Prompt:
+        """As in ChatRequest."""
+
     def __init__(
         self,
         *,
@@ -162,10 +178,12 @@ class CountTokensRequest(_message.Message):
         return_token_ids: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         enable_thinking: _builtins.bool | None = ...,
+        prompt: _chat_pb2.Prompt | None = ...,
+        return_token_texts: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "media", b"media"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "media", b"media", "prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "media", b"media", "messages", b"messages", "model", b"model", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "media", b"media", "messages", b"messages", "model", b"model", "prompt", b"prompt", "request_id", b"request_id", "return_token_ids", b"return_token_ids", "return_token_texts", b"return_token_texts", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
     _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015
@@ -183,10 +201,14 @@ class CountTokensResponse(_message.Message):
     MEDIA_TOKENS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     MEDIA_FIELD_NUMBER: _builtins.int
+    TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the whole prompt."""
     media_tokens: _builtins.int
     """Of these, the rows of image and video features."""
+    context_length: _builtins.int
+    """Most tokens that prompt and answer may have together."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's token ids, where they were asked for."""
@@ -195,6 +217,12 @@ class CountTokensResponse(_message.Message):
     def media(self) -> _containers.RepeatedCompositeFieldContainer[_media_pb2.MediaLayout]:
         """What each medium of the conversation would become, in order of appearance."""
 
+    @_builtins.property
+    def token_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The text of each token by itself, where it was asked for: the name of a control token; of a part of a character its bytes,
+        escaped (`\\xe2\\x82`).
+        """
+
     def __init__(
         self,
         *,
@@ -202,10 +230,12 @@ class CountTokensResponse(_message.Message):
         media_tokens: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         media: _abc.Iterable[_media_pb2.MediaLayout] | None = ...,
+        token_texts: _abc.Iterable[_builtins.str] | None = ...,
+        context_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media", b"media", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "media", b"media", "media_tokens", b"media_tokens", "prompt_tokens", b"prompt_tokens", "token_ids", b"token_ids", "token_texts", b"token_texts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,11 @@ class GatewayStub:
                 request_serializer=vlm_dot_v1_dot_gateway__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=vlm_dot_v1_dot_gateway__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/vlm.v1.Gateway/Detokenize',
+                request_serializer=vlm_dot_v1_dot_chat__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=vlm_dot_v1_dot_chat__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/vlm.v1.Gateway/ListModels',
                 request_serializer=vlm_dot_v1_dot_gateway__pb2.ListModelsRequest.SerializeToString,
@@ -91,6 +96,13 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Detokenize(self, request, context):
+        """The text of tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists what can be asked.
         """
@@ -115,6 +127,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=vlm_dot_v1_dot_gateway__pb2.CountTokensRequest.FromString,
                     response_serializer=vlm_dot_v1_dot_gateway__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=vlm_dot_v1_dot_chat__pb2.DetokenizeRequest.FromString,
+                    response_serializer=vlm_dot_v1_dot_chat__pb2.DetokenizeResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -207,6 +224,33 @@ class Gateway:
             '/vlm.v1.Gateway/CountTokens',
             vlm_dot_v1_dot_gateway__pb2.CountTokensRequest.SerializeToString,
             vlm_dot_v1_dot_gateway__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vlm.v1.Gateway/Detokenize',
+            vlm_dot_v1_dot_chat__pb2.DetokenizeRequest.SerializeToString,
+            vlm_dot_v1_dot_chat__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class GatewayStub:
     """Stores media, to be named by digest in later chats. UNIMPLEMENTED for now."""
     CountTokens: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]
     """Counts the tokens that a conversation would take, without encoding or generating anything."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_chat_pb2.DetokenizeRequest, _chat_pb2.DetokenizeResponse]
+    """The text of tokens."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]
     """Lists what can be asked."""
 
@@ -67,6 +69,8 @@ class GatewayAsyncStub(GatewayStub):
     """Stores media, to be named by digest in later chats. UNIMPLEMENTED for now."""
     CountTokens: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CountTokensRequest, _gateway_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens that a conversation would take, without encoding or generating anything."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_chat_pb2.DetokenizeRequest, _chat_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """The text of tokens."""
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _gateway_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists what can be asked."""
 
@@ -102,6 +106,14 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.CountTokensResponse, _abc.Awaitable[_gateway_pb2.CountTokensResponse]]:
         """Counts the tokens that a conversation would take, without encoding or generating anything."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _chat_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.DetokenizeResponse, _abc.Awaitable[_chat_pb2.DetokenizeResponse]]:
+        """The text of tokens."""
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -99,6 +99,19 @@ async def test_a_stop_token_is_the_last(engine: Engine, prompts: PromptBuilder, 
     assert events[-1] == EngineFinished(FinishReason.STOP)
 
 
+async def test_a_stop_token_waits_for_the_fewest_tokens(
+    engine: Engine, prompts: PromptBuilder, cases: dict[str, Case]
+) -> None:
+    """The likeliest token is passed over while it would end the answer, and ends it afterwards."""
+    request = cases["one image"].request(prompts, tokens=TOKENS, sampling=SamplingParams(min_tokens=4))
+    first = (await tokens_of(engine, cases["one image"].request(prompts, tokens=1)))[0]
+    biased = dataclasses.replace(request.sampling, logit_bias={first: 100.0})
+    request = dataclasses.replace(request, sampling=biased, stop_token_ids=frozenset({first}))
+    tokens = await tokens_of(engine, request)
+    assert first not in tokens[:4]
+    assert tokens[4:] == [first]
+
+
 async def test_a_seed_repeats(engine: Engine, prompts: PromptBuilder, cases: dict[str, Case]) -> None:
     """The same seed gives the same tokens, another seed others, and one token to choose from is greedy."""
     case = cases["one image"]

@@ -244,3 +244,38 @@ def test_log_probabilities_are_the_models_own() -> None:
     none = drawn_by(Sampler(dataclasses.replace(params, logprobs=0), NOTHING))
     assert none.logprob is not None
     assert none.alternatives == ()
+
+
+class Only:
+    """A constraint that allows the same tokens each time."""
+
+    def __init__(self, *allowed: int) -> None:
+        self._mask = np.zeros(LOGITS.size, np.bool_)
+        self._mask[list(allowed)] = True
+
+    def mask(self) -> np.ndarray:
+        return self._mask
+
+    def forced(self) -> list[int]:
+        return []
+
+    def advance(self, token: int) -> None: ...
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_stop_token_comes_before_its_time(temperature: float) -> None:
+    """The first tokens are none of those that end an answer, however likely these are; then they may come."""
+    ends = [3, 4, 5]
+    params = SamplingParams(temperature, seed=1, logit_bias=dict.fromkeys(ends, 100.0), min_tokens=4)
+    sampler = Sampler(params, NOTHING, stop_token_ids=ends)
+    drawn = [drawn_by(sampler).token_id in ends for _ in range(6)]
+    assert drawn == [False] * 4 + [True] * 2
+    free = Sampler(dataclasses.replace(params, min_tokens=0), NOTHING, stop_token_ids=ends)
+    assert drawn_by(free).token_id in ends
+
+
+def test_a_complete_form_ends_before_the_fewest_tokens() -> None:
+    """Where a constraint allows nothing but a stop token it is drawn; where it allows another, that one is."""
+    params = SamplingParams(logit_bias={3: 100.0}, min_tokens=4)
+    assert drawn_by(Sampler(params, NOTHING, Only(3), stop_token_ids=[3])).token_id == 3
+    assert drawn_by(Sampler(params, NOTHING, Only(3, 9), stop_token_ids=[3])).token_id == 9

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from unicodedata import normalize
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from decoder_service.chat import Layout, MediaKind, Medium, Message, Role, Text, first_of_each, media_of
+from decoder_service.chat import Layout, MediaKind, Medium, Message, RawPrompt, Role, Text, first_of_each, media_of
 from decoder_service.families.registry import family_of
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
@@ -201,3 +203,47 @@ def test_a_template_that_drops_media_is_noticed(bundle: Bundle) -> None:
     with pytest.raises(ServiceError, match="0 placeholders for 1 media") as caught:
         prompts.render([Message(Role.USER, (image(),))])
     assert caught.value.reason == "TEMPLATE_MISMATCH"
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.lists(pieces, min_size=1, max_size=6).map("".join))
+def test_a_raw_text_is_deaf_to_control_tokens(prompts: PromptBuilder, text: str) -> None:
+    """Its tokens have no control token in them, and their text is the prompt, but for transformers' own marks."""
+    without_marks = text.replace(MARKERS[0], "").replace(MARKERS[1], "")
+    if not without_marks:
+        return
+    rendered = prompts.tokenize(RawPrompt(text))
+    assert not set(rendered.token_ids) & set(prompts.tokenizer.added_tokens_decoder)
+    # The tokenizer normalizes text.
+    assert normalize("NFC", prompts.detokenize(rendered.token_ids)) == normalize("NFC", without_marks)
+
+
+def test_a_raw_prompt_is_the_tokenizers(prompts: PromptBuilder) -> None:
+    """As it is, without control tokens or with those that it asks for; ids are taken as they are."""
+    plain, special = "Once upon a time", "<|im_start|>user\nHi<|im_end|>"
+    expected = tuple(prompts.tokenizer(special, add_special_tokens=False).input_ids)
+    assert prompts.tokenize(RawPrompt(plain)).token_ids == tuple(prompts.tokenizer(plain).input_ids)
+    assert prompts.tokenize(RawPrompt(special, parse_special=True)).token_ids == expected
+    assert prompts.tokenize(RawPrompt(expected)).token_ids == expected
+    assert prompts.tokenize(RawPrompt(special)).token_ids != expected  # the check can fail
+    assert prompts.detokenize(expected) == special
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        RawPrompt(""),
+        RawPrompt(MARKERS[0]),
+        RawPrompt(()),
+        RawPrompt("a<|image_pad|>", parse_special=True),
+        "<|video_pad|>",
+    ],
+)
+def test_raw_prompts_that_are_refused(prompts: PromptBuilder, prompt: RawPrompt | str) -> None:
+    """Without a token, and with the placeholder of a medium that has not come."""
+    if isinstance(prompt, str):
+        prompt = RawPrompt(tuple(prompts.tokenizer.encode(prompt)))
+    with pytest.raises(ServiceError) as caught:
+        prompts.tokenize(prompt)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.violations[0].field.startswith("prompt.")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import structlog
 
-from decoder_service.chat import Medium, Message, Role, Text
+from decoder_service.chat import Medium, Message, RawPrompt, Role, Text
 from decoder_service.engine import (
     EngineEvent,
     EngineRequest,
@@ -23,6 +23,7 @@ from decoder_service.engine import (
     SamplingParams,
     TokenDrawn,
 )
+from decoder_service.engine.supervisor import failed
 from decoder_service.families.registry import family_of
 from decoder_service.output.constraint import Form
 from decoder_service.output.pipeline import Delta
@@ -197,6 +198,25 @@ async def test_a_form_is_of_the_content(bundle: Bundle, prompts: PromptBuilder, 
         assert (~constraint.mask()).sum() == len(decoder.model.end_tokens) if free else constraint.mask().sum() < 10
 
 
+async def test_what_ends_an_answer(bundle: Bundle, prompts: PromptBuilder) -> None:
+    """The model's end tokens and the request's; without the former if asked, unless the answer has a form."""
+    ends = frozenset(bundle.tokens.eos)
+    form = Form("choice", '["yes"]')
+    for generation, expected in (
+        (Generation(SamplingParams()), ends),
+        (Generation(SamplingParams(), stop_token_ids=frozenset({65})), ends | {65}),
+        (Generation(SamplingParams(), stop_token_ids=frozenset({65}), ignore_eos=True), {65}),
+        (Generation(SamplingParams(), ignore_eos=True), frozenset()),
+        (Generation(SamplingParams(), ignore_eos=True, form=form), ends),
+    ):
+        engine = ScriptedEngine([TokenDrawn(65), TokenDrawn(66)])
+        events = await events_of(scripted_decoder(bundle, prompts, engine), generation)
+        assert engine.requests[0].stop_token_ids == expected
+        text = "".join(event.text for event in events if isinstance(event, Delta))
+        # A stop token has no text.
+        assert text.startswith(prompts.tokenizer.decode([65])) == (65 not in expected)
+
+
 class Endless(ScriptedEngine):
     """Draws tokens for ever: all at once, or the first few and then none."""
 
@@ -295,3 +315,79 @@ async def test_more_than_there_is_room_for_is_refused_unless_it_may_be_cut(
         async with open_session(decoder, opening, arrived=time.perf_counter()):
             pass
     assert caught.value.reason == "MAX_TOKENS_TOO_LARGE"
+
+
+async def test_several_answers_have_one_prompt(bundle: Bundle, prompts: PromptBuilder) -> None:
+    """The others start after the first one's prefill, each with its seed, its constraint and its end."""
+    engine = ScriptedEngine([TokenDrawn(65), TokenDrawn(66)])
+    decoder = scripted_decoder(bundle, prompts, engine)
+    form = Form("choice", '["yes", "no"]')
+    events = await events_of(decoder, Generation(SamplingParams(1.0, seed=2**64 - 1), choices=2, form=form))
+    first, second = engine.requests
+    assert (first.sampling.seed, second.sampling.seed) == (2**64 - 1, 0)
+    assert first.token_ids is second.token_ids
+    assert first.features is second.features
+    assert first.constraint is not second.constraint
+    for choice in (0, 1):
+        deltas = [event for event in events if isinstance(event, Delta) and event.choice == choice]
+        assert [token for delta in deltas for token in delta.token_ids] == [65, 66]
+    ends = [event for event in events if isinstance(event, Finished)]
+    assert sorted(end.choice for end in ends) == [0, 1]
+    assert [end.usage.completion_tokens for end in ends] == [2, 2]
+    assert decoder.admission.inside == 0
+
+
+class FailsLater(ScriptedEngine):
+    """Fails the second request; the first never ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        self.requests.append(request)
+        number = len(self.requests)
+        yield Prefilled(0.0, 0.0)
+        if number == 2:
+            raise failed()
+        try:
+            yield TokenDrawn(65)
+            await asyncio.Event().wait()
+        finally:
+            self.left += 1
+
+
+async def test_an_answer_that_fails_fails_all(bundle: Bundle, prompts: PromptBuilder) -> None:
+    """With its error; the engine is let go, and so are the places."""
+    engine = FailsLater()
+    decoder = scripted_decoder(bundle, prompts, engine)
+    with pytest.raises(ServiceError, match="the engine failed on this request"):
+        await events_of(decoder, Generation(SamplingParams(), choices=2))
+    assert (engine.left, decoder.admission.inside) == (1, 0)
+
+
+async def test_every_answer_takes_a_place(bundle: Bundle, prompts: PromptBuilder) -> None:
+    """Of two places one request with two answers takes both; three are never admitted."""
+    decoder = scripted_decoder(bundle, prompts, ScriptedEngine([TokenDrawn(65)]))
+    messages = (Message(Role.USER, (Text("hi"),)),)
+    two = Opening("r-1", messages, Generation(SamplingParams(), choices=2))
+    async with open_session(decoder, two, arrived=time.perf_counter()):
+        assert decoder.admission.inside == 2
+        with pytest.raises(ServiceError) as caught:
+            await events_of(decoder, Generation(SamplingParams()))
+        assert caught.value.reason == "QUEUE_FULL"
+    assert decoder.admission.inside == 0
+    with pytest.raises(ServiceError, match=r"generation\.n"):
+        await events_of(decoder, Generation(SamplingParams(), choices=3))
+
+
+async def test_after_a_raw_prompt_all_is_text(bundle: Bundle, thinker: PromptBuilder) -> None:
+    """Also of a model that thinks: its marks are in the text, and nothing is reasoning."""
+    engine = ScriptedEngine(drawn(thinker, "a</think>b"))
+    decoder = scripted_decoder(bundle, thinker, engine)
+    opening = Opening("r-1", RawPrompt("Once upon"), Generation(SamplingParams()))
+    async with open_session(decoder, opening, arrived=time.perf_counter()) as session:
+        started = await session.start()
+        events = [event async for event in session.events()]
+    assert started.prompt_tokens == len(thinker.tokenizer("Once upon").input_ids)
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "a</think>b"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf import json_format
 
-from decoder_service.chat import MediaKind, Medium, Message, Role, Text, ToolCall
+from decoder_service.chat import MediaKind, Medium, Message, RawPrompt, Role, Text, ToolCall
 from decoder_service.engine import SamplingParams
 from decoder_service.output.constraint import Form
 from decoder_service.output.repetition import USUAL, RepetitionLimits
@@ -132,6 +132,20 @@ REFUSED = [
         Code.INVALID_ARGUMENT,
         "generation.repetition_detection.min_count",
     ),
+    ({"generation": {"n": 9}}, Code.INVALID_ARGUMENT, "generation.n"),
+    ({"prompt": {"text": "x"}}, Code.INVALID_ARGUMENT, "messages"),
+    ({"messages": [], "prompt": {}}, Code.INVALID_ARGUMENT, "prompt"),
+    ({"messages": [], "prompt": {"text": "é" * 501}}, Code.RESOURCE_EXHAUSTED, "prompt.text"),
+    (
+        {"messages": [], "prompt": {"tokenIds": {"values": [1, 320]}}},
+        Code.INVALID_ARGUMENT,
+        "prompt.token_ids.values[1]",
+    ),
+    ({"messages": [], "prompt": {"text": "x"}, "tools": [{"name": "f"}]}, Code.INVALID_ARGUMENT, "tools"),
+    ({"messages": [], "prompt": {"text": "x"}, "enableThinking": True}, Code.INVALID_ARGUMENT, "enable_thinking"),
+    ({"generation": {"stopTokenIds": [1, 320]}}, Code.INVALID_ARGUMENT, "generation.stop_token_ids[1]"),
+    ({"generation": {"stopTokenIds": [1] * 65}}, Code.INVALID_ARGUMENT, "generation.stop_token_ids"),
+    ({"generation": {"minTokens": 3, "maxTokens": 2}}, Code.INVALID_ARGUMENT, "generation.min_tokens"),
     ({"generation": {"logprobs": 21}}, Code.INVALID_ARGUMENT, "generation.logprobs"),
     *(
         ({"generation": {"responseFormat": sent}}, Code.INVALID_ARGUMENT, f"generation.response_format{path}")
@@ -220,6 +234,30 @@ def test_bounds_are_within() -> None:
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (-2, 2)
     assert sampling.logit_bias == {0: -100, 319: 100}
     assert sampling.logprobs == 20
+
+
+def test_where_an_answer_may_end() -> None:
+    """Stop tokens, the fewest tokens and what is ignored arrive; unset, the model's end tokens alone end an answer."""
+    asked = opening({"stopTokenIds": [5, 319, 5], "minTokens": 2, "maxTokens": 2, "ignoreEos": True}).generation
+    assert (asked.stop_token_ids, asked.sampling.min_tokens, asked.ignore_eos) == ({5, 319}, 2, True)
+    silent = opening().generation
+    assert (silent.stop_token_ids, silent.sampling.min_tokens, silent.ignore_eos) == (frozenset(), 0, False)
+    assert opening({"minTokens": 9}).generation.max_tokens is None  # the server's default decides
+
+
+def test_a_prompt_in_the_place_of_messages() -> None:
+    """Text, with or without its control tokens, or tokens."""
+    for sent, expected in (
+        ({"text": "a"}, RawPrompt("a")),
+        ({"text": "a", "parseSpecial": True}, RawPrompt("a", parse_special=True)),
+        ({"tokenIds": {"values": [5, 319]}}, RawPrompt((5, 319))),
+    ):
+        assert opening(messages=[], prompt=sent).messages == expected
+
+
+def test_the_number_of_answers() -> None:
+    """One unless more are asked for."""
+    assert [opening(sent).generation.choices for sent in ({}, {"n": 0}, {"n": 1}, {"n": 8})] == [1, 1, 1, 8]
 
 
 def test_no_alternatives_is_not_no_log_probabilities() -> None:

@@ -1,0 +1,66 @@
+"""What all endpoints that take JSON do around their own work."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from gateway.http.body import read_body
+from gateway.http.ignored import IgnoredFields
+from gateway.retry import Deadline
+from serving.tasks import run_until
+
+_INLINE_BYTES = 64 * 1024
+"""Bodies up to this length are translated on the event loop; it takes less time than a switch to a thread."""
+
+Work = Callable[[Scope, Receive, Send], Awaitable[None]]
+R = TypeVar("R")
+
+
+class Endpoint(ABC, Generic[R]):
+    """An endpoint, as an ASGI application: it must notice a disconnect while nothing is sent.
+
+    Args:
+        seconds: Time for a request.
+        max_body_bytes: Longest body.
+    """
+
+    def __init__(self, *, seconds: float, max_body_bytes: int) -> None:
+        self._seconds = seconds
+        self._max_body_bytes = max_body_bytes
+        self._ignored = IgnoredFields()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        deadline = Deadline(self._seconds)
+        try:
+            body = await read_body(Request(scope, receive), limit=self._max_body_bytes)
+        except ClientDisconnect:
+            return
+
+        if len(body) <= _INLINE_BYTES:
+            read, ignored = self.read(body, scope["request_id"])
+        else:
+            read, ignored = await asyncio.to_thread(self.read, body, scope["request_id"])
+        send = self._ignored.named(ignored, send)
+        work = self.work(read, deadline)
+        del body, read  # frees the files, in base64 and decoded
+        await run_until(work(scope, receive, send), _gone(receive))
+
+    @abstractmethod
+    def read(self, body: bytes, request_id: str) -> tuple[R, list[str]]:
+        """What a body asks for, and the fields in it that are ignored. Raises ServiceError."""
+
+    @abstractmethod
+    def work(self, read: R, deadline: Deadline) -> Work:
+        """What answers it. It may raise ServiceError while nothing is sent."""
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
