@@ -21,6 +21,7 @@ from benchmarks.divergence import Divergence, Reference, ask
 from benchmarks.encoder_types import TYPES, EncoderRow, measure_encoder
 from benchmarks.kinds import draw_kinds
 from benchmarks.outliers import add_encoder_outliers, add_outliers
+from decoder_service.engine.onnx.operators import KvDtype
 from exporter.divergence import Graph
 from serving.bundle import Bundle
 
@@ -64,6 +65,7 @@ def measure(
     calibrate: bool = False,
     threads: int = 0,
     operators: bool = True,
+    kv_dtype: KvDtype = "int8",
 ) -> Iterator[Row]:
     """Export and compare.
 
@@ -77,6 +79,7 @@ def measure(
         calibrate: whether the bundles with smoothing are calibrated, too, on the data of the package.
         threads: number of threads; 0: the library's default.
         operators: whether our own operators may be used.
+        kv_dtype: how our own attention stores keys and values.
     """
     exact = exporter.export(checkpoint, work / "fp32", precision="fp32", measure=False)
     reference = Reference(exact, ask(exact, pictures, questions), steps=steps, threads=threads)
@@ -89,9 +92,8 @@ def measure(
             source, work / "int4", smooth=smoothed, calibrate=calibrate and smoothed, measure=False, force=True
         )
         for graph in bundle.decoder.graphs:
-            yield Row(
-                name, smoothed, graph, reference.compare(Graph(bundle, graph, threads=threads, operators=operators))
-            )
+            computed = Graph(bundle, graph, threads=threads, operators=operators, kv_dtype=kv_dtype)
+            yield Row(name, smoothed, graph, reference.compare(computed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,6 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibrate", action="store_true", help="calibrate the smoothed bundles")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: the library's")
     parser.add_argument("--no-operators", action="store_true", help="do not use our own operators")
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=["int8", "float16"],
+        default="int8",
+        help="how our own attention stores keys and values (default %(default)s); not with --encoder",
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="where bundles are written (default: a temporary one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
@@ -136,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 checkpoint, Path(work), kinds=kinds, questions=QUESTIONS, types=options.encoder, **given
             )
         else:
+            given["kv_dtype"] = options.kv_cache_dtype
             rows = measure(
                 options.checkpoint,
                 Path(work),

@@ -160,6 +160,7 @@ def _engine(settings: DecoderSettings, bundle: Bundle, family: Family) -> Engine
             slots=settings.slots,
             context_length=settings.context_limit(bundle.context_length),
             kv_bytes=settings.kv_cache_bytes,
+            kv_dtype="int8" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype,
             parking_bytes=settings.kv_parking_bytes,
             chunk_tokens=settings.chunk_tokens,
             stall=settings.chunk_stall,

@@ -48,13 +48,19 @@ class DecoderSettings(ServerSettings):
         "KV-cache memory is reserved as prompt and answer grow.",
     )
     slots: int = Field(8, ge=1, le=256, description="Most requests that the batch engine processes at once.")
-    kv_cache_bytes: int = Field(
-        4096 * MIB,
+    kv_cache_bytes: int | None = Field(
+        None,
         ge=MIB,
         description="KV-cache memory of the batch engine, for all requests and the prefix cache together. A request "
         "starts when the memory for its prompt and 256 tokens is free, and reserves 256 more each time its answer has "
         "filled them; if they are not free, the youngest request is parked until they are. The context is at most what "
-        "fits here. Memory is allocated when it is first written.",
+        "fits here. Memory is allocated when it is first written. Not set: 4096 MiB, or as much as one request of "
+        "`context_length` takes if that is more, but at most half of the memory that this process may use.",
+    )
+    kv_cache_dtype: Literal["auto", "int8", "float16"] = Field(
+        "auto",
+        description="Type in which Triptych's own attention stores keys and values. `int8` takes half the memory of "
+        "`float16` and is read faster; `auto` is `int8`. ONNX Runtime's attention stores `float32`.",
     )
     kv_parking_bytes: int = Field(
         1024 * MIB,

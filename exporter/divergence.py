@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from decoder_service.engine.batching.kv import KvCache
 from decoder_service.engine.model import Piece, Step
-from decoder_service.engine.onnx.operators import library
+from decoder_service.engine.onnx.operators import KvDtype, library
 from decoder_service.engine.onnx.runner import Runner
 from decoder_service.families.family import Prompt
 from serving.bundle import Bundle
@@ -40,6 +40,7 @@ class Graph:
         prefill: the one that reads prompts; None: the same.
         threads: of the computation; 0 leaves it to the library.
         operators: whether our own may be used, where this processor can.
+        kv_dtype: how our own attention stores keys and values.
         length: most tokens of a prompt and its answer; memory is taken as it is written.
         repack: whether float32 weights may be copied into an order that is multiplied faster.
     """
@@ -52,6 +53,7 @@ class Graph:
         prefill: str | None = None,
         threads: int = 0,
         operators: bool = True,
+        kv_dtype: KvDtype = "int8",
         length: int = _MOST_TOKENS,
         repack: bool = True,
     ) -> None:
@@ -64,6 +66,7 @@ class Graph:
             layers=text.num_hidden_layers,
             head_size=text.head_dim,
             operators=library() if operators else None,
+            kv_dtype=kv_dtype,
             repack=repack,
         )
         for name in dict.fromkeys((precision, self._prefill)):
@@ -74,7 +77,7 @@ class Graph:
                 slots=1,
                 heads=text.num_key_value_heads,
                 length=length,
-                width=text.head_dim,
+                width=self._runner.cache_width,
                 dtype=self._runner.cache_dtype,
             ).buffers
         )

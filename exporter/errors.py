@@ -29,8 +29,11 @@ class ExportProblem(Problem):
         "Encoder and language model differ in size: two checkpoints were mixed.",
     )
     ROPE_UNSUPPORTED = (
-        "{config} asks for {kind!r} rotary embeddings: only 'default' is supported.",
-        "YaRN and the like: remove it from the config and stay within the original context.",
+        (
+            "{config} asks for {kind!r} rotary embeddings, and only 'default' and 'yarn' are supported: without them "
+            "the context is {length} tokens."
+        ),
+        "Set `rope_type` in the config to `default`, or to `yarn` as the model's page has it for long contexts.",
     )
     MROPE_SECTION = (
         "{config} is inconsistent: mrope_section {section} does not divide half of head_dim {head_dim} in three.",

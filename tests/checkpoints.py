@@ -6,7 +6,7 @@ can be set.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,7 @@ def make_checkpoint(
     context: int = 4096,
     attention_bias: bool = False,
     rope_theta: float = 1_000.0,
+    rope_scaling: Mapping[str, Any] | None = None,
     initializer_range: float = 0.25,
     dialect: Literal["v5", "v4"] = "v5",
     dtype: torch.dtype = torch.float32,
@@ -141,8 +142,9 @@ def make_checkpoint(
 
     `rope_theta` is small so that the few positions of a test's prompt reach most of a head's frequencies: with the
     published 5,000,000, another `mrope_section` would change nothing that a test could see. `dialect` is the config's:
-    "v5" has `rope_parameters`, "v4" has the published files' `rope_theta` and `rope_scaling`. `shard_size` is as
-    transformers reads it ("100KB" makes several files and an index). `template` is the chat template.
+    "v5" has `rope_parameters`, "v4" has the published files' `rope_theta` and `rope_scaling`. `rope_scaling` is added
+    to the rotation's parameters. `shard_size` is as transformers reads it ("100KB" makes several files and an index).
+    `template` is the chat template.
     """
     tokenizer = make_tokenizer()
     ids = {token: _id(tokenizer, token) for token in SPECIAL_TOKENS}
@@ -166,6 +168,7 @@ def make_checkpoint(
                 "rope_theta": rope_theta,
                 "mrope_section": list(mrope_section),
                 "mrope_interleaved": True,
+                **(rope_scaling or {}),
             },
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],

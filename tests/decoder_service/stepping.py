@@ -160,7 +160,7 @@ class Stepping:
             slots=rows,
             heads=text.num_key_value_heads,
             length=2048,
-            width=text.head_dim,
+            width=runner.cache_width,
             dtype=runner.cache_dtype,
         )
         runner.use(self.cache.buffers)

@@ -175,9 +175,13 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "bad_config": (_edit("config.json", lambda c: c["text_config"].update(hidden_size="wide")), "not a valid"),
     "json": (lambda root: (root / "config.json").write_text("{"), r"config\.json cannot be read"),
     "no_config": (_remove("config.json"), r"no config\.json"),
+    "rope_type": (
+        _edit("config.json", lambda c: c["text_config"]["rope_parameters"].update(rope_type="linear", factor=2.0)),
+        "'linear' rotary embeddings.* the context is 4096 tokens",
+    ),
     "yarn": (
-        _edit("config.json", lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn", factor=2.0)),
-        "'yarn' rotary",
+        _edit("config.json", lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn")),
+        r"not a valid .*factor",
     ),
     "mrope": (
         _edit("config.json", lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[6, 5, 4])),

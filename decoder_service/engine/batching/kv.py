@@ -1,8 +1,9 @@
 """The KV cache: one buffer per layer for all slots. Memory is allocated only where it is written.
 
 A slot reserves address space for the longest request. The kernel allocates the pages of an anonymous mapping when they
-are first written, and `release` frees them. Huge pages are disabled: one huge page holds 4,096 tokens of one head, so a
-short prompt would take the memory of a long one.
+are first written, and `release` frees them. Memory is counted in granules: the tokens of one head that fill a page.
+Where no whole number of tokens does, a slot may take up to one page per head and buffer more. Huge pages are disabled:
+one huge page holds thousands of tokens of one head, so a short prompt would take the memory of a long one.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class KvCache:
         layers: Layers of the model.
         slots: Number of slots, one for each request or cached prefix.
         heads: Heads of keys and values.
-        length: Most tokens of one request; rounded up to whole pages.
-        width: Numbers per head.
+        length: Most tokens of one request; rounded up so that the tokens of a head fill whole pages.
+        width: Elements per head.
         dtype: Type of each number.
 
     Raises:
@@ -41,7 +42,8 @@ class KvCache:
         kind = np.dtype(dtype)
         token = width * kind.itemsize
         self.granule = granule(width, kind)
-        self.length = -(-length // self.granule) * self.granule
+        whole = int(np.lcm(mmap.PAGESIZE, token)) // token
+        self.length = -(-length // whole) * whole
         self.bytes_per_token = token_bytes(layers, heads, width, kind)
         self._stretch = self.length * token
         self._heads = heads
@@ -82,7 +84,7 @@ class KvCache:
 
     def release(self, slot: int, start: int = 0) -> None:
         """Free the memory of a slot's tokens from `start` on, in whole pages that hold nothing else."""
-        begin = -(-start // self.granule) * self.granule * self._token
+        begin = -(-start * self._token // mmap.PAGESIZE) * mmap.PAGESIZE
         size = self._stretch - begin
         if size <= 0 or not hasattr(mmap, "MADV_DONTNEED"):
             return
@@ -97,9 +99,8 @@ def token_bytes(layers: int, heads: int, width: int, dtype: DTypeLike) -> int:
 
 
 def granule(width: int, dtype: DTypeLike) -> int:
-    """Tokens of one head that fill whole pages: the unit in which memory is allocated and freed."""
-    token = width * np.dtype(dtype).itemsize
-    return int(np.lcm(mmap.PAGESIZE, token)) // token
+    """Tokens of one head that fill a page, rounded up: the unit in which memory is counted."""
+    return -(-mmap.PAGESIZE // (width * np.dtype(dtype).itemsize))
 
 
 def _reserve(size: int) -> mmap.mmap:

@@ -24,15 +24,18 @@ from decoder_service.engine.batching.spare import LOOK_SECONDS, Disturbance, Spa
 from decoder_service.engine.batching.stepper import Job, Stepper
 from decoder_service.engine.interface import EngineEvent, EngineFinished, EngineRequest
 from decoder_service.engine.onnx import operators
+from decoder_service.engine.onnx.operators import KvDtype
 from decoder_service.engine.onnx.phases import LAYERS_AT_ONCE, Phases
 from decoder_service.engine.onnx.runner import Runner
 from decoder_service.engine.supervisor import failed
 from serving.bundle import Bundle
 from serving.errors import ServiceError
+from serving.memory import usable_memory
 
 log = structlog.get_logger()
 
 _SHORTEST_CONTEXT = 64
+_USUAL_KV_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class BatchConfig:
         threads: Threads per operator.
         slots: Most requests that run at once.
         context_length: Most tokens of a prompt and its answer.
-        kv_bytes: Memory of the KV cache, for running requests and prefix caches together.
+        kv_bytes: Memory of the KV cache, for running requests and prefix caches together; None: enough for one request
+            of `context_length`, within bounds.
+        kv_dtype: How our own attention stores keys and values.
         parking_bytes: Further memory for keys and values of parked requests; those without are computed again.
         chunk_tokens: Most prompt tokens to prefill in one step.
         stall: Mean slowdown of decode steps for each prompt being prefilled, as a fraction.
@@ -60,7 +65,8 @@ class BatchConfig:
     threads: int
     slots: int = 8
     context_length: int = 32768
-    kv_bytes: int = 4 << 30
+    kv_bytes: int | None = None
+    kv_dtype: KvDtype = "int8"
     parking_bytes: int = 1 << 30
     chunk_tokens: int = 512
     stall: float = 0.5
@@ -130,7 +136,7 @@ class Worker:
             slots=config.slots + config.cached_prompts,
             heads=bundle.text.num_key_value_heads,
             length=self.max_tokens,
-            width=bundle.text.head_dim,
+            width=runner.cache_width,
             dtype=runner.cache_dtype,
         )
         runner.use(cache.buffers)
@@ -164,6 +170,7 @@ class Worker:
             threads=config.threads,
             slots=config.slots,
             kv_cache_tokens=budget,
+            kv_cache_dtype=runner.cache_dtype.name,
             own_operators=_operators(config) is not None,
         )
 
@@ -254,6 +261,7 @@ def load(config: BatchConfig) -> tuple[Runner, Phases]:
         layers=bundle.text.num_hidden_layers,
         head_size=bundle.text.head_dim,
         operators=_operators(config),
+        kv_dtype=config.kv_dtype,
     )
     prefills = "int8" if config.int8 and "int8" in bundle.decoder.graphs else own
     for name in dict.fromkeys((own, prefills)):
@@ -276,9 +284,11 @@ def _operators(config: BatchConfig) -> Path | None:
 def _budget(config: BatchConfig, runner: Runner) -> int:
     """Most tokens in the KV cache, in whole pages."""
     text = config.bundle.text
-    token = token_bytes(text.num_hidden_layers, text.num_key_value_heads, text.head_dim, runner.cache_dtype)
-    step = granule(text.head_dim, runner.cache_dtype)
-    budget = config.kv_bytes // token // step * step
+    token = token_bytes(text.num_hidden_layers, text.num_key_value_heads, runner.cache_width, runner.cache_dtype)
+    step = granule(runner.cache_width, runner.cache_dtype)
+    whole = -(-config.context_length // step) * step * token
+    size = config.kv_bytes or min(max(_USUAL_KV_BYTES, whole), usable_memory() // 2)
+    budget = size // token // step * step
     if budget < min(_SHORTEST_CONTEXT, config.context_length):
         raise ValueError(f"kv_cache_bytes has room for {budget} tokens, of {token} bytes each")
     if budget < config.context_length:
@@ -304,6 +314,7 @@ def _speed(config: BatchConfig, runner: Runner, model: Phases, room: int) -> Spe
         "threads": config.threads,
         "onnxruntime": onnxruntime.__version__,
         "operators": hashlib.sha256(library.read_bytes()).hexdigest() if (library := _operators(config)) else None,
+        "kv_dtype": runner.cache_dtype.name,
         "widths": widths(config.slots),
         "chunks": [size for size in CHUNKS if size <= room],
     }

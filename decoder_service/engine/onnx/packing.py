@@ -33,6 +33,7 @@ LOGITS_INDICES = "logits_indices"
 
 _MASK = "attention_mask"
 _OPERATOR = "GroupQueryAttention"
+_OPERATORS = {_OPERATOR, f"{_OPERATOR}Int8"}
 _LAST_POSITION = "/lm_head/prune/Gather"
 _INPUTS_OF_ATTENTION = 7  # query, key, value, past keys, past values, lengths, longest; the others are unused
 _ANSWERS, _HAS_ANSWERS, _HAS_CHUNK = "packed/answers", "packed/has_answers", "packed/has_chunk"
@@ -51,7 +52,7 @@ def pack(graph: GraphProto) -> None:
     outputs: list[ValueInfoProto] = []
     known = {value.name: value for value in (*graph.input, *graph.output)}
     for node in graph.node:
-        if node.op_type != _OPERATOR:
+        if node.op_type not in _OPERATORS:
             nodes.append(node)
             continue
         if any(node.input[_INPUTS_OF_ATTENTION:]):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from decoder_service.engine.model import Piece, Shape, Step
-from decoder_service.engine.onnx.operators import is_rounded, multiplies_all, substitute
+from decoder_service.engine.onnx.operators import KvDtype, is_rounded, multiplies_all, substitute
 from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
 from decoder_service.engine.onnx.pages import release_pages
 from decoder_service.engine.onnx.parts import cut
@@ -38,6 +38,7 @@ class Runner:
         layers: Layers of the model.
         head_size: Width of an attention head.
         operators: Path of our own operators, for graphs with quantized weights; None: ONNX Runtime's are used.
+        kv_dtype: How our own attention stores keys and values.
         repack: Whether ONNX Runtime may copy float32 weights into a faster layout. Otherwise they stay in the mapped
             file.
     """
@@ -50,12 +51,14 @@ class Runner:
         layers: int,
         head_size: int,
         operators: Path | None = None,
+        kv_dtype: KvDtype = "int8",
         repack: bool = True,
     ) -> None:
         self._repack = repack
         self._threads = threads
         self._head_size = head_size
         self._operators = operators
+        self._kv_dtype = kv_dtype
         self._embedding = onnxruntime.InferenceSession(embedding, _options(1), _PROVIDERS)
         self._feature_width = int(self._embedding.get_outputs()[0].shape[-1])
         self._layers = layers
@@ -75,7 +78,7 @@ class Runner:
         ours = (
             self._operators is not None
             and is_rounded(model)
-            and substitute(model, head_size=self._head_size, threads=self._threads) > 0
+            and substitute(model, head_size=self._head_size, threads=self._threads, kv_dtype=self._kv_dtype) > 0
         )
         options = _options(1 if ours and multiplies_all(model) else self._threads)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
@@ -97,8 +100,9 @@ class Runner:
         if len(self._parts) > 1:
             return
         inputs = {value.name: value for value in model.graph.input}
-        kind = inputs[f"past_key_values.{self._tensors[0]}"].type.tensor_type.elem_type
-        self.cache_dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+        keys = inputs[f"past_key_values.{self._tensors[0]}"].type.tensor_type
+        self.cache_dtype = np.dtype(helper.tensor_dtype_to_np_dtype(keys.elem_type))
+        self.cache_width = int(keys.shape.dim[-1].dim_value) or self._head_size
         logits = next(value for value in model.graph.output if value.name == "logits")
         self.shape = Shape(
             vocabulary=logits.type.tensor_type.shape.dim[-1].dim_value,
@@ -116,7 +120,7 @@ class Runner:
         return len(self._parts[graph])
 
     def use(self, buffers: Sequence[NDArray[Any]]) -> None:
-        """Bind the graphs to a KV cache: for each layer keys and values, [slots, heads, length, width]."""
+        """Bind the graphs to a KV cache: for each layer keys and values, [slots, heads, length, `cache_width`]."""
         self._buffers = buffers
         for part in itertools.chain.from_iterable(self._parts.values()):
             part.forget()

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from exporter.chat_files import check_tokenizer, read_chat_template
 from exporter.errors import ExportError, ExportProblem, one_line
@@ -174,15 +175,22 @@ def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _check_rope(root: Path, config: Qwen3VLConfig) -> None:
-    rope = _rope(config)
-    kind = rope.get("rope_type", "default")
-    if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        # The graph builder would drop M-RoPE here and write a graph that runs and answers nonsense.
-        raise ExportError(ExportProblem.ROPE_UNSUPPORTED, config=root / "config.json", kind=kind)
+    rope, text = _rope(config), _text(config)
+    kind = "partial" if rope.get("partial_rotary_factor", 1.0) != 1.0 else rope.get("rope_type", "default")
+    original = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+    if kind not in ("default", "yarn"):
+        raise ExportError(ExportProblem.ROPE_UNSUPPORTED, config=root / "config.json", kind=kind, length=original)
+    try:
+        Qwen3VLTextRotaryEmbedding(text)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ExportError(ExportProblem.CONFIG_INVALID, config=root / "config.json", error=one_line(error)) from error
+    if kind == "yarn" and rope["factor"] is not None:
+        # Some configs keep the original length, and some give a longer one: media take more tokens than positions.
+        text.max_position_embeddings = max(text.max_position_embeddings, int(rope["factor"] * original))
     section = rope.setdefault("mrope_section", [24, 20, 20])
-    if len(section) != 3 or 2 * sum(section) != _text(config).head_dim:
+    if len(section) != 3 or 2 * sum(section) != text.head_dim:
         raise ExportError(
-            ExportProblem.MROPE_SECTION, config=root / "config.json", section=section, head_dim=_text(config).head_dim
+            ExportProblem.MROPE_SECTION, config=root / "config.json", section=section, head_dim=text.head_dim
         )
 
 

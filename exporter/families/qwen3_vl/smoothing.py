@@ -4,6 +4,7 @@ Where a channel's activations are many times as large as the others' and the col
 both suffer from rounding: the activations share one step with the outlier, the small columns share one with their
 block. A channel's factor may be moved from one side to the other wherever nothing but a product stands between them:
 from a norm to the projections that read it, from V to the output projection, from up to down. Such a place is a site.
+Keys may be stored in 8 bits, and queries are not: factors of the keys' channels are moved to the queries.
 
 Factors are powers of two, which no floating-point product or sum rounds: the graph before rounding is the same, bit for
 bit. A calibrated export chooses them (`exporter.choice`). The rule for the others looks at weights alone: a channel
@@ -18,7 +19,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextAttention,
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextRMSNorm,
+)
 
 from exporter.recipe import Kind
 
@@ -96,6 +101,17 @@ def smooth_layer(layer: Qwen3VLTextDecoderLayer) -> None:
     """Even out one layer's channels by the rule for weights, in place."""
     for site in sites(layer):
         site.apply(column_factors(site.columns(reader.weight) for reader in site.readers.values()))
+
+
+@torch.no_grad()
+def smooth_keys(attention: Qwen3VLTextAttention) -> None:
+    """Even out the keys' channels, in place: they may be stored in 8 bits, and queries are not.
+
+    The rotation by a position mixes a channel with the one half a head further, so both get the same factor.
+    """
+    factors = column_factors([attention.k_norm.weight.view(2, -1)]).repeat(2)
+    scale_outputs(attention.q_norm, factors)
+    scale_outputs(attention.k_norm, 1 / factors)
 
 
 def column_factors(weights: Iterable[torch.Tensor]) -> torch.Tensor:

@@ -5,6 +5,8 @@ The builder is a class made for subclassing, so nothing of it is patched. What i
 - `make_layer`, and the input's shape, carry the DeepStack features. `inputs_embeds` is
   [batch, sequence, (1 + L) · hidden]; the first chunk enters the network and chunk i + 1 is added to the residual
   stream after layer i. Text positions hold zeros there, so that a decode step needs nothing special.
+- `make_rope_init` keeps M-RoPE where there is YaRN, for which the builder would drop it; the tables of cosines and
+  sines are transformers' own, so that all of YaRN's options count.
 - `load_weights` hands out one layer at a time, `make_matmul_nbits` quantizes a weight when its node is made, and
   `make_initializer` writes each tensor to disk at once. The builder itself holds the whole float32 decoder until the
   end: 13.7 GB for the 2B model, where this way the 4B takes 2 GB.
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from onnxruntime_genai.models.builders.qwen import Qwen3VLTextModel
 from torch import nn
 from transformers import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRotaryEmbedding
 
 from exporter.calibrated import Plan
 from exporter.precision import Phase, Precision
@@ -35,7 +37,7 @@ from exporter.spool import Spool
 from .checkpoint import Checkpoint
 from .genai import complete_genai_config
 from .layers import head_rows, read_layer, read_norm
-from .smoothing import HEAD, column_factors, divide_columns, scale_outputs, sites, smooth_layer
+from .smoothing import HEAD, column_factors, divide_columns, scale_outputs, sites, smooth_keys, smooth_layer
 
 _PROJECTION = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)_proj/MatMul")
 _HEAD = "/lm_head/MatMul"
@@ -110,6 +112,19 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
             self.make_add(name, [self.layernorm_attrs["skip_input"], _chunk(1 + layer_id)], self.io_dtype, shape)
             self.layernorm_attrs["skip_input"] = f"{name}/output_0"
         self._advance(1)
+
+    # Positions
+
+    def make_rope_init(self, config: Qwen3VLConfig) -> None:
+        """Select M-RoPE."""
+        self.rope_attrs["op_type"] = "MRotaryEmbedding"
+        self.rope_attrs["mrope_section"] = self._checkpoint.mrope_section
+
+    def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cosines and sines of every position, [positions, width of half a head]."""
+        rotary = Qwen3VLTextRotaryEmbedding(self._checkpoint.text)
+        angles = torch.outer(torch.arange(self.rope_attrs["cache_length"]).float(), rotary.inv_freq)
+        return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
 
     # Streaming
 
@@ -204,6 +219,8 @@ class StreamedWeights:
                 self._follow(self._plan, layer, index)
             elif self._smooth:
                 smooth_layer(layer)
+            if self._smooth:
+                smooth_keys(layer.self_attn)
             yield layer
         yield self._norm
         self.lm_head.load_state_dict({"weight": self._checkpoint.tensors[self._checkpoint.lm_head].read()}, assign=True)

@@ -6,13 +6,16 @@ Each `.cc` file describes its operator; `hatch_build.py`, next to pyproject.toml
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from serving.cores import cpu_flags
 
 DOMAIN = "triptych"
+
+KvDtype = Literal["float16", "int8"]
+"""How our attention stores keys and values."""
 _LIBRARY = Path(__file__).with_name("operators.so")
 # The instruction sets that the compiler may use.
 _FLAGS = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "bmi2", "f16c", "fma"}
@@ -21,6 +24,7 @@ _BITS = (4, 8)
 _LANES = 16  # float32 values in a register
 _WIDEST_HEAD = 256
 _LARGEST_GROUP = 32
+_SCALE_BYTES = 4  # behind the int8 numbers of a row
 _ATTENTION_INPUTS = 7  # query, key, value, past keys, past values, lengths, longest
 _ROUNDED_MATMULS = {"MatMulNBits", "MatMulIntegerToFloat"}
 # The nodes with which the exporter rounds rows in INT8 graphs, from the last to the first.
@@ -45,15 +49,17 @@ def multiplies_all(model: ModelProto) -> bool:
     return all(node.domain == DOMAIN for node in model.graph.node if node.op_type in _ROUNDED_MATMULS)
 
 
-def substitute(model: ModelProto, *, head_size: int, threads: int = 1) -> int:
+def substitute(model: ModelProto, *, head_size: int, threads: int = 1, kv_dtype: KvDtype = "int8") -> int:
     """Replace ONNX Runtime's operators by ours wherever they compute the same, except for rounding.
 
-    With our attention, a graph's keys and values become float16, including its inputs and outputs.
+    With our attention, a graph's keys and values are float16 or int8, including its inputs and outputs. int8 rows are
+    four elements longer than a head is wide: they end with their scale.
 
     Args:
         model: A decoder graph, changed in place.
         head_size: Width of an attention head.
         threads: Threads per operator.
+        kv_dtype: How our attention stores keys and values.
 
     Returns:
         Number of replaced nodes.
@@ -64,17 +70,22 @@ def substitute(model: ModelProto, *, head_size: int, threads: int = 1) -> int:
         _take(node, threads=threads, bits=_attributes(node).get("bits", 4))
     # Without our matmuls, attention uses ONNX Runtime's threads (0), as the operators around it do.
     threads = threads if matmuls else 0
-    halved: set[str] = set()
+    stored: set[str] = set()
     for node in model.graph.node:
         if node.op_type == "GroupQueryAttention" and _is_our_attention(node, head_size):
             _take(node, "num_heads", "kv_num_heads", "scale", threads=threads)
-            halved.update((*node.input[3:5], *node.output[1:3]))
+            if kv_dtype == "int8":
+                node.op_type += "Int8"
+            stored.update((*node.input[3:5], *node.output[1:3]))
             taken += 1
     taken += len(matmuls)
     if taken:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        if value.name in halved:
+        if value.name in stored and kv_dtype == "int8":
+            value.type.tensor_type.elem_type = TensorProto.INT8
+            value.type.tensor_type.shape.dim[-1].dim_value = head_size + _SCALE_BYTES
+        elif value.name in stored:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
     return taken
 

@@ -3,6 +3,7 @@
 #include "operator.h"
 
 const Operator& attention();
+const Operator& attention_int8();
 const Operator& matmul_nbits();
 const Operator& round_rows();
 
@@ -13,7 +14,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   if (!domain) {
     OrtCustomOpDomain* made = nullptr;
     if (OrtStatus* status = api.create_domain("triptych", &made)) return status;
-    const OrtCustomOp* const operators[] = {&attention(), &matmul_nbits(), &round_rows()};
+    const OrtCustomOp* const operators[] = {&attention(), &attention_int8(), &matmul_nbits(), &round_rows()};
     for (const OrtCustomOp* op : operators)
       if (OrtStatus* status = api.add_op(made, op)) return status;
     domain = made;

@@ -18,7 +18,7 @@ struct OrtTensorTypeAndShapeInfo;
 
 enum { kOrtFail = 1, kOrtInvalidArgument = 2 };       // OrtErrorCode
 enum { kOrtRequired = 0, kOrtOptional = 1 };           // OrtCustomOpInputOutputCharacteristic
-enum { kOrtFloat = 1, kOrtUint8 = 2, kOrtInt32 = 6, kOrtFloat16 = 10 };  // ONNXTensorElementDataType
+enum { kOrtFloat = 1, kOrtUint8 = 2, kOrtInt8 = 3, kOrtInt32 = 6, kOrtFloat16 = 10 };  // ONNXTensorElementDataType
 
 struct OrtApi {
   void* functions[275];

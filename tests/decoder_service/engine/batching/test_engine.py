@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import structlog
 
 from decoder_service.engine import (
     EngineError,
@@ -168,6 +169,27 @@ async def test_what_never_fits_is_refused(bundle: Bundle) -> None:
         # Two that fill the memory each: the second waits for the first.
         both = await asyncio.gather(*(tokens_of(engine, text_request([n] * 200, 56)) for n in (1, 2)))
         assert [len(tokens) for tokens in both] == [56, 56]
+
+
+@pytest.mark.parametrize(
+    ("memory", "usual", "expected"), [(1 << 40, 1 << 30, 2048), (1 << 40, 1000, 2048), (MIB, 1000, 256)]
+)
+async def test_memory_follows_the_context(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, memory: int, usual: int, expected: int
+) -> None:
+    """Where no bytes are set the whole context fits, unless that takes more than half of the memory."""
+    text = bundle.text
+    monkeypatch.setattr(worker, "_USUAL_KV_BYTES", usual)
+    monkeypatch.setattr(worker, "usable_memory", lambda: memory)
+    assert 256 * 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4 == MIB // 2
+    with structlog.testing.capture_logs() as logs:
+        engine = batch(bundle, context_length=2048)
+        async with running(engine):
+            assert engine.info.max_tokens == expected
+    told = [line for line in logs if line["event"] == "kv_cache_bytes shortens the context"]
+    assert [(line["tokens"], line["wanted"]) for line in told] == ([] if expected == 2048 else [(256, 2048)])
+    (ready,) = (line for line in logs if line["event"] == "engine ready")
+    assert ready["kv_cache_dtype"] == "float32"
 
 
 async def test_too_little_memory_is_an_error_of_one_sentence(bundle: Bundle) -> None:

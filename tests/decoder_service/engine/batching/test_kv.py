@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import psutil
@@ -13,7 +14,7 @@ from decoder_service.engine.batching.kv import KvCache, granule
 MIB = 1 << 20
 
 
-def cache(**shape: int) -> KvCache:
+def cache(**shape: Any) -> KvCache:
     """Two layers of two heads of 128 numbers: 4 KiB for each token, in pages of eight."""
     return KvCache(**{"layers": 2, "slots": 3, "heads": 2, "length": 1000, "width": 128, "dtype": np.float32, **shape})
 
@@ -44,7 +45,27 @@ def test_sizes() -> None:
     assert kv.length == 1000
     assert cache(length=1001).length == 1008
     assert kv.bytes_per_token == 2 * 2 * 2 * 128 * 4
-    assert granule(96, np.float32) == 32  # three pages
+    assert granule(96, np.float32) == 11
+    assert cache(width=96).length == 1024  # 32 tokens fill three pages
+
+
+def test_rows_that_do_not_fill_a_page_are_freed_without_their_neighbours() -> None:
+    """Rows of 132 bytes, as 8-bit keys are: what is kept stays, and no other slot or head loses a byte."""
+    kv = cache(width=132, dtype=np.int8)
+    assert (kv.granule, kv.length) == (32, 1024)
+    for row in range(3):
+        for buffer in kv.buffers:
+            buffer[row, :, :700] = row + 1
+    saved = kv.save(1, 500)
+    kv.release(1, 333)
+    for buffer in kv.buffers:
+        assert (buffer[1, :, :333] == 2).all()
+        assert (buffer[1, :, 333 + 32 : 700] == 0).all()
+        assert (buffer[0, :, :700] == 1).all()
+        assert (buffer[2, :, :700] == 3).all()
+    kv.restore(saved, 1)
+    for buffer in kv.buffers:
+        assert (buffer[1, :, :500] == 2).all()
 
 
 def test_copies_and_exchanges() -> None:

@@ -111,7 +111,8 @@ def at_rest(demo: Bundle, operators: bool, questions: dict[str, EngineRequest]) 
     runner = load(BatchConfig(demo, threads=1 if operators else 2, operators=operators))[0]
     stepping = Stepping(demo, runner, slots=1)
     told = {}
-    for name, question in list(questions.items()):
+    first = {name: question for name, question in questions.items() if not name.endswith("second turn")}
+    for name, question in first.items():
         told[name] = stepping.answer(question).drawn
         turn = followed(question, [*(drawn.token_id for drawn in told[name]), 70, 71])
         questions[f"{name}, second turn"] = turn
@@ -157,7 +158,7 @@ def test_an_answer_does_not_depend_on_the_load(
 
     Each has the tokens and, bit for bit, the log probabilities that it has at rest.
     """
-    exact = runner.cache_dtype == np.float16
+    exact = runner.cache_dtype != np.float32
     names = sorted(at_rest)
     stepping = Stepping(demo, runner, slots=slots, caches=caches, rooms=rooms, parts=parts)
     here = {}

@@ -113,6 +113,33 @@ def test_the_mrope_section_reaches_the_graph(tmp_path: Path) -> None:
     assert np.abs(logits["base"] - logits["other"]).max() > 100 * TOLERANCE
 
 
+# As the published configs have it, with a length so small that the prompts exceed it.
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("more", "context", "dialect"),
+    [({}, 4096, "v4"), ({"mscale": 1.5, "mscale_all_dim": 0.5, "beta_fast": 4.0, "truncate": False}, 64, "v5")],
+)
+def test_yarn(tmp_path: Path, more: dict[str, Any], context: int, dialect: Any) -> None:
+    """Beyond the original length logits are within 1e-4, greedy tokens the same, and the context is the longer one."""
+    scaling = {**YARN, **more}
+    source = make_checkpoint(tmp_path / "yarn", rope_scaling=scaling, context=context, dialect=dialect)
+    bundle = exporter.export(source, tmp_path / "bundle", precision="fp32")
+    assert bundle.context_length == max(context, 256)
+    reference = Reference(source)
+    prompt = reference.prompt("What is in the picture? " * 3, images=[(12, 2), (4, 6)])
+    assert reference.positions(prompt).max() > 2 * 32
+    features, expected = reference.features(prompt), reference.greedy(prompt)
+    generator = Exported(bundle.decoder_dir, end=unused(expected)).start(prompt, features)
+    np.testing.assert_allclose(last_logits(generator), reference.logits(prompt), atol=TOLERANCE, rtol=0)
+    assert greedy(generator) == expected
+    # Negative control: the same weights without it give other logits.
+    plain = exporter.export(make_checkpoint(tmp_path / "plain"), tmp_path / "plain-bundle", precision="fp32")
+    error = np.abs(last_logits(Exported(plain.decoder_dir).start(prompt, features)) - reference.logits(prompt)).max()
+    assert error > 100 * TOLERANCE
+
+
 def test_a_placeholder_that_the_model_wrote_is_a_token(fp32_bundle: Bundle, checkpoint: Path) -> None:
     """Control ids in the answer, image placeholders among them, do not stop the generation."""
     reference = Reference(checkpoint)

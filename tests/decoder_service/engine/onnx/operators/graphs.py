@@ -38,8 +38,10 @@ def session(model: ModelProto, *, threads: int = 1) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
 
 
-def both(model: ModelProto, *, head_size: int = 32) -> tuple[ort.InferenceSession, ort.InferenceSession]:
+def both(
+    model: ModelProto, *, head_size: int = 32, kv_dtype: operators.KvDtype = "float16"
+) -> tuple[ort.InferenceSession, ort.InferenceSession]:
     """ONNX Runtime's operator and ours."""
     theirs = session(model)
-    assert operators.substitute(model, head_size=head_size) == 1
+    assert operators.substitute(model, head_size=head_size, kv_dtype=kv_dtype) == 1
     return theirs, session(model)

@@ -169,16 +169,17 @@ _CHUNK_INPUTS = ("chunk_key", "chunk_value", "chunk_seqlens", "chunk_total")
 _CHUNK_OUTPUTS = ("chunk_present_key", "chunk_present_value")
 
 
-def attention_beside_a_chunk() -> ort.InferenceSession:
+def attention_beside_a_chunk(kv_dtype: operators.KvDtype = "float16") -> ort.InferenceSession:
     """Our operator with a cache for a chunk: 6 heads of 32 over 2."""
     model = one_attention(6, 2, 32)
-    assert operators.substitute(model, head_size=32) == 1
+    assert operators.substitute(model, head_size=32, kv_dtype=kv_dtype) == 1
     (node,) = model.graph.node
     for name, like in zip(_CHUNK_INPUTS, _INPUTS[3:], strict=True):
         known = next(value for value in model.graph.input if value.name == like)
         model.graph.input.append(helper.make_tensor_value_info(name, known.type.tensor_type.elem_type, None))
+    present = model.graph.output[-1]
     for name in _CHUNK_OUTPUTS:
-        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT16, None))
+        model.graph.output.append(helper.make_tensor_value_info(name, present.type.tensor_type.elem_type, None))
     node.input.extend(_CHUNK_INPUTS)
     node.output.extend(_CHUNK_OUTPUTS)
     return session(model)
