@@ -241,7 +241,7 @@ def _part(part: chat_pb2.Part, role: Role, media: media_pb2.MediaOptions, path: 
 
 def _medium(sent: media_pb2.Media, kind: MediaKind, role: Role, request: media_pb2.MediaOptions, path: str) -> Medium:
     if role not in (Role.USER, Role.TOOL):
-        raise invalid(path, f"only ROLE_USER and ROLE_TOOL may send media; this message is the {role.value}'s")
+        raise invalid(path, f"only messages of the user and of tools may have media; this one is the {role.value}'s")
     if sent.WhichOneof("source") != "digest":
         raise invalid(path, "must be named by its digest: the decoder takes features, not files")
     if not is_digest(sent.digest):
