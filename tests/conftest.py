@@ -1,5 +1,7 @@
 """How all tests are run."""
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.running.coroutines", "tests.running.remains", "tests.running.watchdog"]
@@ -7,3 +9,7 @@ pytest_plugins = ["tests.running.coroutines", "tests.running.remains", "tests.ru
 # How long an example takes says nothing on a machine that is busy with something else.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+# Under nohup a process that is started would ignore SIGHUP, too. A handler is not inherited.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)

@@ -9,6 +9,7 @@ from decoder_service.engine.features import FeatureRows
 from decoder_service.engine.interface import (
     MAX_LOGPROBS,
     Constraint,
+    ConstraintError,
     Engine,
     EngineError,
     EngineEvent,
@@ -28,6 +29,7 @@ from decoder_service.engine.media import Span
 __all__ = [
     "MAX_LOGPROBS",
     "Constraint",
+    "ConstraintError",
     "Engine",
     "EngineError",
     "EngineEvent",

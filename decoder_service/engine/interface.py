@@ -52,6 +52,10 @@ class SamplingParams:
     min_tokens: int = 0
 
 
+class ConstraintError(RuntimeError):
+    """A constraint can go no further: its form is too complex, or a token was drawn that it does not allow."""
+
+
 class Constraint(Protocol):
     """Which tokens of one answer may be drawn. Its state moves with every token. For the engine's thread."""
 

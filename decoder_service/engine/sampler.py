@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.engine.interface import Constraint, SamplingParams, TokenDrawn, TokenLogprob
+from decoder_service.engine.interface import Constraint, ConstraintError, SamplingParams, TokenDrawn, TokenLogprob
 
 # Number of candidates sorted first, and the factor by which it grows if they were not enough.
 _HEAD = 1024
@@ -130,9 +130,11 @@ class NotDrawn:
 
     Attributes:
         why: The reason, for the log.
+        constraint: The reason for the client, if its constraint can go no further.
     """
 
     why: str
+    constraint: str = ""
 
 
 def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[TokenDrawn | NotDrawn]:
@@ -158,6 +160,8 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
         if row not in failed and sampler.adjusts:
             try:
                 sampler.adjust(logits[row])
+            except ConstraintError as error:
+                failed[row] = NotDrawn("the constraint can go no further", str(error))
             except Exception:  # noqa: BLE001  # a failure of one request must not affect others
                 failed[row] = NotDrawn(traceback.format_exc())
             else:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 import structlog
 
 from decoder_service.engine.interface import EngineError, EngineEvent, EngineFinished
-from serving.errors import Reason, ServiceError, failure, unavailable
+from serving.errors import Reason, ServiceError, failure, invalid, unavailable
 
 log = structlog.get_logger()
 
@@ -25,6 +25,12 @@ def not_ready(retry_after: float = 1.0) -> ServiceError:
 def failed() -> ServiceError:
     """The error of a request that failed by itself."""
     return failure(Reason.ENGINE_FAILED, "the engine failed on this request; the log has the details")
+
+
+def constraint_failed(why: str) -> ServiceError:
+    """The error of a request whose form turned out too complex while it was answered."""
+    description = f"can go no further: {' '.join(why.split())}; simplify it"
+    return invalid("generation.response_format", description, reason=Reason.FORM_INVALID)
 
 
 async def events_of(queue: asyncio.Queue[EngineEvent | ServiceError]) -> AsyncGenerator[EngineEvent, None]:

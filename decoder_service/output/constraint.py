@@ -18,7 +18,7 @@ import numpy as np
 from llguidance.hf import from_tokenizer
 from numpy.typing import NDArray
 
-from decoder_service.engine import Constraint
+from decoder_service.engine import Constraint, ConstraintError
 from decoder_service.output.reasoning import Marks
 
 if TYPE_CHECKING:
@@ -27,16 +27,18 @@ if TYPE_CHECKING:
 Kind = Literal["json_schema", "regex", "grammar", "choice"]
 
 # One way to write JSON, that of Qwen's tool calls. A model cannot write blanks for ever, and more tokens are forced.
-JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_OPTIONS = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,  # as anyOf: of several that match, the library cannot exclude all but one
+}
 _COMPILED = 64
+_MOST_FORCED = 4096  # tokens before the first choice
 
 
 class FormError(ValueError):
     """A form cannot be compiled: the compiler's sentence."""
-
-
-class ConstraintError(RuntimeError):
-    """A constraint can go no further: its form is too complex, or a token was drawn that it does not allow."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,28 @@ class Constraints:
         except ValueError as error:
             raise FormError(str(error)) from error
         matcher = llguidance.LLMatcher(self._tokenizer.result(), grammar, limits=self._limits, log_level=0)
-        if matcher.is_error():
-            raise FormError(" ".join(matcher.get_error().split()))
+        _check_beginning(matcher)
         return matcher
+
+
+def _check_beginning(matcher: llguidance.LLMatcher) -> None:
+    """Refuse a form that cannot be begun: some errors show only when masks are computed.
+
+    Raises:
+        FormError: It cannot.
+    """
+    probe = matcher.deep_copy()
+    if not probe.is_error():
+        probe.compute_bitmask()
+    if not probe.is_error():
+        forced = probe.compute_ff_tokens()
+        if len(forced) > _MOST_FORCED:
+            raise FormError("every text of this form begins in the same way for ever, or for too long")
+        if probe.consume_tokens(forced):
+            probe.compute_bitmask()
+    if probe.is_error():
+        why = " ".join(probe.get_error().replace("<non-verbose/>", "").split())
+        raise FormError("no text has this form" if why.startswith("NoExtension") else why)
 
 
 class MatcherConstraint:

@@ -51,11 +51,13 @@ class ToolCalls:
 
     Args:
         one: Whether the answer ends with its first call.
+        must: Whether the answer is calls and nothing else: a call that is cut off early is then no text.
         new_id: Makes the id of a call.
     """
 
-    def __init__(self, *, one: bool = False, new_id: Callable[[], str] = _new_id) -> None:
+    def __init__(self, *, one: bool = False, must: bool = False, new_id: Callable[[], str] = _new_id) -> None:
         self._one = one
+        self._must = must
         self._new_id = new_id
         self._read: Callable[[], Iterator[str | ToolCallDelta]] = self._text
         self._held = ""
@@ -78,6 +80,8 @@ class ToolCalls:
     def flush(self) -> Iterator[str | ToolCallDelta]:
         """What was held back, after the last token."""
         held, self._held = self._held, ""
+        if self._must and self._read != self._streamed:
+            return
         if self._read == self._text:
             if held and not (self.count and held.isspace()):
                 yield held

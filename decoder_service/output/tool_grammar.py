@@ -21,7 +21,7 @@ class ToolSchema:
 
     Attributes:
         name: The tool's name.
-        parameters: JSON schema of its arguments, as text; empty: any object.
+        parameters: JSON schema of its arguments, as text; empty: it has none.
         strict: Whether the arguments must keep the schema also where the model is free to call or not.
     """
 
@@ -84,7 +84,10 @@ def _calls(tools: Sequence[ToolSchema]) -> list[str]:
 
 
 def _schema(tool: ToolSchema, *, strict: bool) -> str:
-    return _with_options(tool.parameters if strict and tool.parameters else '{"type": "object"}')
+    if not strict:
+        return _with_options('{"type": "object"}')
+    schema = json.loads(tool.parameters) if tool.parameters else {"properties": {}, "additionalProperties": False}
+    return _with_options(json.dumps({"type": "object", **schema}))
 
 
 def _with_options(schema: str) -> str:

@@ -30,7 +30,7 @@ from decoder_service.engine import (
 from decoder_service.engine.supervisor import not_ready
 from decoder_service.families.family import Prompt
 from decoder_service.metrics import Progress
-from decoder_service.output.constraint import AfterReasoning, FormError
+from decoder_service.output.constraint import AfterReasoning, Form, FormError
 from decoder_service.output.pipeline import Delta, Output
 from decoder_service.output.reasoning import Reasoning
 from decoder_service.output.repetition import Repetition
@@ -42,6 +42,7 @@ from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import Rendered
 from decoder_service.request.thinking import Thinking
+from decoder_service.request.tools import Choice
 from serving.errors import Reason, invalid, unimplemented
 from serving.tasks import beside, merged
 
@@ -293,7 +294,7 @@ class Session:
             stop=generation.stop,
             reasoning=reasoning,
             repetition=Repetition(generation.repetition) if generation.repetition else None,
-            calls=ToolCalls(one=tools.one_call) if tools.offered else None,
+            calls=ToolCalls(one=tools.one_call, must=tools.choice is Choice.REQUIRED) if tools.offered else None,
         )
 
     def _stop_tokens(self) -> frozenset[int]:
@@ -436,8 +437,8 @@ async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) ->
             decoder.constraints.compile, form, force=opening.generation.sampling.logprobs is None
         )
     except FormError as error:
-        path = f"{_FORM}.{form.kind}" if asked else "tools"
-        raise invalid(path, f"cannot be compiled: {error}", reason=Reason.FORM_INVALID) from error
+        path, why = (f"{_FORM}.{form.kind}", str(error)) if asked else await _tool_at_fault(decoder, opening, error)
+        raise invalid(path, f"cannot be compiled: {why}", reason=Reason.FORM_INVALID) from error
     thinking = _thinking(decoder, opening)
     if thinking is None or thinking.marks.closing is None or opening.enable_thinking is False:
         return constraint
@@ -448,3 +449,13 @@ async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) ->
         vocabulary=decoder.model.vocab_size,
         end_tokens=decoder.model.end_tokens,
     )
+
+
+async def _tool_at_fault(decoder: Decoder, opening: Opening, error: FormError) -> tuple[str, str]:
+    """The path of the schema that cannot be compiled, and why: the error of all together names no tool."""
+    for index, tool in enumerate(opening.tools.tools):
+        try:
+            await asyncio.to_thread(decoder.constraints.compile, Form("json_schema", tool.parameters or "{}"))
+        except FormError as its:
+            return f"tools[{index}].parameters", str(its)
+    return "tools", str(error)

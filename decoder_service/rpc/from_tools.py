@@ -35,8 +35,10 @@ def tools(sent: Iterable[chat_pb2.Tool], choice: chat_pb2.ToolChoice | None = No
         if tool.name in found:
             raise invalid(f"{path}.name", f"is {tool.name!r}, as is another tool's")
         size += len(tool.description.encode()) + len(tool.parameters.encode())
-        if tool.parameters and not isinstance(_json(tool.parameters, f"{path}.parameters"), dict):
-            raise invalid(f"{path}.parameters", "is no JSON object; send a JSON schema")
+        if tool.parameters:
+            schema = _json(tool.parameters, f"{path}.parameters")
+            if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+                raise invalid(f"{path}.parameters", 'must be a JSON schema of an object: {"type": "object", …}')
         found[tool.name] = Tool(tool.name, tool.description, tool.parameters, tool.strict)
     if size > MAX_TOOL_BYTES:
         raise invalid("tools", f"has {size} bytes of text and may have {MAX_TOOL_BYTES}")

@@ -115,7 +115,7 @@ def _example(folder: Path, line: Mapping[str, Any]) -> Example:
 def _lines(path: Path) -> Iterable[Mapping[str, Any]]:
     """The objects of a file of prompts; empty lines are none."""
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(ExportProblem.CALIBRATION_UNREADABLE, path=path, error=one_line(error)) from error
     for number, text in enumerate(texts, start=1):

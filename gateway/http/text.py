@@ -70,7 +70,7 @@ class TextCompletions(Endpoint[_Read]):
         async def send(scope: Scope, receive: Receive, send: Send) -> None:
             completion = _TextCompletion(scope["request_id"], request, answers=len(prompts) * choices)
             names = PromptNames(request)
-            async with contextlib.aclosing(merged(answers, at_once=_AT_ONCE)) as events:
+            async with contextlib.aclosing(merged(answers, at_once=max(1, _AT_ONCE // choices))) as events:
                 if request.stream:
                     failure = await EventStream(send, self._pace, names).run(events, completion.chunks)
                     if failure is not None:

@@ -17,7 +17,7 @@ def tools_of(request: CompletionRequest) -> list[chat_pb2.Tool]:
         chat_pb2.Tool(
             name=tool.function.name,
             description=tool.function.description or "",
-            parameters="" if tool.function.parameters is None else _text(tool.function.parameters),
+            parameters=_text(tool.function.parameters) if tool.function.parameters else "",
             strict=bool(tool.function.strict),
         )
         for tool in request.tools or ()

@@ -119,12 +119,12 @@ CASES: dict[str, tuple[dict[str, object], Code, str]] = {
         Code.UNIMPLEMENTED,
         "messages[0].parts[0].image.url",
     ),
-    "tools": (_text("x", tools=[{"name": "f"}]), Code.UNIMPLEMENTED, "tools"),
+    "a tool's name": (_text("x", tools=[{"name": "a b"}]), Code.INVALID_ARGUMENT, "tools[0].name"),
     "too many alternatives": (_text("x", generation={"logprobs": 21}), Code.INVALID_ARGUMENT, "generation.logprobs"),
     "a response format": (
-        _text("x", generation={"response_format": {"regex": "a+"}}),
-        Code.UNIMPLEMENTED,
-        "generation.response_format",
+        _text("x", generation={"response_format": {"regex": "(a"}}),
+        Code.INVALID_ARGUMENT,
+        "generation.response_format.regex",
     ),
     "a bias out of range": (
         _text("x", generation={"logit_bias": {3: 101.0}}),

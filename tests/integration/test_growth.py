@@ -37,7 +37,7 @@ def test_answers_that_share_too_little_memory_are_those_at_rest(parking_bytes: i
 
     Whether keys and values of parked requests are copied, or there is no memory for them and they are computed again.
     """
-    settings = {"kv_cache_bytes": 1 << 20, "cached_prompts": 0, "slots": 5, "threads": 1}
+    settings = {"kv_cache_bytes": 1 << 20, "kv_cache_dtype": "float16", "cached_prompts": 0, "slots": 5, "threads": 1}
     with (
         triptych_system(demo_bundle(), kv_parking_bytes=parking_bytes, **settings) as address,
         Client(address) as client,

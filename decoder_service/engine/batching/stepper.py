@@ -22,6 +22,7 @@ from decoder_service.engine.batching.prefix import Content
 from decoder_service.engine.batching.scheduler import Chunk, Scheduler, Task
 from decoder_service.engine.batching.slots import Slot
 from decoder_service.engine.interface import (
+    ConstraintError,
     EngineEvent,
     EngineFinished,
     EngineRequest,
@@ -34,7 +35,7 @@ from decoder_service.engine.interface import (
 from decoder_service.engine.media import check_spans, prefillable, rows_before
 from decoder_service.engine.model import Model, Piece, Shape, Step
 from decoder_service.engine.sampler import NotDrawn, Sampler, draw
-from decoder_service.engine.supervisor import failed
+from decoder_service.engine.supervisor import constraint_failed, failed
 from decoder_service.metrics import PARKED, PARKS
 from serving.errors import ServiceError
 
@@ -381,7 +382,7 @@ class Stepper:
         logits = logits[wanted] if wanted != list(range(len(logits))) else logits
         for job, drawn in zip(sampling, draw([job.sampler for job in sampling], logits), strict=True):
             if isinstance(drawn, NotDrawn):
-                self._fail(job, drawn.why)
+                self._fail(job, drawn.why, constraint_failed(drawn.constraint) if drawn.constraint else None)
             else:
                 self._append(job, drawn)
         # After all of them, since the constraints advance meanwhile.
@@ -397,6 +398,9 @@ class Stepper:
                 self._append(job, TokenDrawn(token))
                 if job.slot is None:  # that was the end
                     return
+        except ConstraintError as error:
+            self._fail(job, "the constraint can go no further", constraint_failed(str(error)))
+            return
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
             self._fail(job, traceback.format_exc())
             return
@@ -454,10 +458,10 @@ class Stepper:
             if job.slot is not None:  # else it has finished
                 self._fail(job, traceback.format_exc())
 
-    def _fail(self, job: Job, why: str) -> None:
+    def _fail(self, job: Job, why: str, error: ServiceError | None = None) -> None:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
         self._scheduler.remove(job, None)
-        job.emit(failed())
+        job.emit(error or failed())
 
 
 def _next_tokens(first_slot: int, jobs: Sequence[Job], known: Job | None) -> Step:

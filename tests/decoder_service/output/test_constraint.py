@@ -82,6 +82,14 @@ def test_what_a_form_allows(  # noqa: PLR0917  # three fixtures and three parame
         (Form("regex", "(a|b"), "unclosed group"),
         (Form("grammar", "start: nothing"), "nothing"),
         (Form("grammar", ""), "root"),
+        # These compile, and have no first token, or too many.
+        (Form("json_schema", '{"$ref": "#"}'), ""),
+        (Form("json_schema", '{"type": "object", "properties": {"n": {"$ref": "#"}}, "required": ["n"]}'), ""),
+        (Form("regex", r"[^\s\S]"), ""),
+        (Form("regex", "a{100000000}"), ""),
+        (Form("grammar", "start: start"), ""),
+        (Form("grammar", 'start: "(" start ")"'), ""),
+        (Form("grammar", "root ::= " + " | ".join(f'"a{i}" root' for i in range(2500))), ""),
     ],
 )
 def test_a_form_that_cannot_be_compiled(constraints: Constraints, form: Form, says: str) -> None:
@@ -125,7 +133,7 @@ async def test_a_row_whose_constraint_fails_fails_alone(prompts: PromptBuilder, 
         event for event in alone if isinstance(event, TokenDrawn)
     ]
     assert isinstance(failed, Exception)
-    assert "the engine failed on this request" in str(failed)
+    assert "can go no further: too complex" in str(failed)
 
 
 def test_forced_tokens_have_no_alternative(constraints: Constraints, prompts: PromptBuilder) -> None:

@@ -123,6 +123,13 @@ def test_one_call_ends_the_answer() -> None:
     assert parse(["text alone"], one=True)[:2] == ("text alone", [])
 
 
+def test_a_required_call_that_is_cut_is_no_text() -> None:
+    """Where the answer can only be calls, the beginning of one is not shown as if it was the answer."""
+    for must, shown in ((True, []), (False, ['<tool_call>\n{"n'])):
+        parser = ToolCalls(must=must)
+        assert [*parser.push('<tool_call>\n{"n'), *parser.flush()] == shown
+
+
 def test_text_is_not_held_back_for_long() -> None:
     """What cannot be a mark any more comes at once."""
     parser = ToolCalls()

@@ -19,6 +19,7 @@ LOOK, STAY = ToolSchema("look", AT), ToolSchema("stay")
 STRICT = ToolSchema("look", AT, strict=True)
 RIGHT = '<tool_call>\n{"name": "look", "arguments": {"at": 5}}\n</tool_call>'
 WRONG = '<tool_call>\n{"name": "look", "arguments": {"at": "x"}}\n</tool_call>'
+EMPTY = '<tool_call>\n{"name": "stay", "arguments": {}}\n</tool_call>'
 OTHER = '<tool_call>\n{"name": "stay", "arguments": {"x": [1]}}\n</tool_call>'
 UNKNOWN = '<tool_call>\n{"name": "run", "arguments": {}}\n</tool_call>'
 
@@ -34,11 +35,12 @@ def constraints(prompts: PromptBuilder, bundle: Bundle) -> Constraints:
     [
         (
             must_call([LOOK, STAY], one=False),
-            [RIGHT, OTHER, f"{RIGHT}\n{OTHER}"],
+            [RIGHT, EMPTY, f"{RIGHT}\n{EMPTY}"],
             ["text", WRONG, UNKNOWN, f"a {RIGHT}"],
         ),
         (must_call([LOOK], one=True), [RIGHT], [OTHER, f"{RIGHT}\n{RIGHT}"]),
         (may_call([STRICT, STAY]), ["text", RIGHT, f"I look.\n{RIGHT}\n{OTHER}"], [WRONG, UNKNOWN, f"a {WRONG}"]),
+        (must_call([STAY], one=True), [EMPTY], [OTHER]),  # it has no arguments
         (calls_or([LOOK], AT, one=True), [RIGHT, '{"at": 7}'], ["text", WRONG, '{"at": "x"}']),
     ],
 )

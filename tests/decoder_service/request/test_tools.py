@@ -201,6 +201,14 @@ async def test_without_tools_calls_are_text(bundle: Bundle, prompts: PromptBuild
         assert "".join(event.text for event in events if isinstance(event, Delta)) == WRITTEN
 
 
+async def test_the_tool_at_fault_is_named(bundle: Bundle, prompts: PromptBuilder) -> None:
+    """Of several tools the one whose schema cannot be compiled."""
+    broken = Tool("look", "", '{"type": "object", "properties": {"a": {"type": "strng"}}}')
+    with pytest.raises(ServiceError, match="strng") as caught:
+        await answered(bundle, prompts, "", Tools((STAY, broken), Choice.REQUIRED))
+    assert (caught.value.code, caught.value.violations[0].field) == (Code.INVALID_ARGUMENT, "tools[1].parameters")
+
+
 def test_the_form_of_a_choice() -> None:
     """A call that must come is a grammar; free calls have a form only for strict tools; JSON may take their place."""
     free, strict = Tools((LOOK, STAY)), Tools((Tool("look", "", SCHEMA, strict=True), STAY))

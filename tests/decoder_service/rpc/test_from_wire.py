@@ -84,6 +84,7 @@ REFUSED = [
     ({"tools": [{"name": "f"}, {"name": "f"}]}, Code.INVALID_ARGUMENT, "tools[1].name"),
     ({"tools": [{"name": "f", "parameters": "{"}]}, Code.INVALID_ARGUMENT, "tools[0].parameters"),
     ({"tools": [{"name": "f", "parameters": "[]"}]}, Code.INVALID_ARGUMENT, "tools[0].parameters"),
+    ({"tools": [{"name": "f", "parameters": '{"type": "integer"}'}]}, Code.INVALID_ARGUMENT, "tools[0].parameters"),
     ({"tools": [{"name": f"f{i}"} for i in range(129)]}, Code.INVALID_ARGUMENT, "tools"),
     ({"tools": [{"name": "f", "description": "x" * 262145}]}, Code.INVALID_ARGUMENT, "tools"),
     ({"toolChoice": {"required": True}}, Code.INVALID_ARGUMENT, "tool_choice"),

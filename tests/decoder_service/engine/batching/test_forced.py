@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from decoder_service.engine import EngineFinished, EngineRequest, FinishReason, SamplingParams
+from decoder_service.engine import ConstraintError, EngineFinished, EngineRequest, FinishReason, SamplingParams
 from decoder_service.engine.batching.stepper import MOST_KNOWN
 from decoder_service.engine.onnx.runner import Runner
 from serving.bundle import Bundle
+from serving.errors import Code
 from tests.decoder_service.engines import text_request
 from tests.decoder_service.stepping import Answer, Stepping
 
@@ -159,3 +160,22 @@ def test_a_script_that_fails_fails_alone(bundle: Bundle, runner: Runner) -> None
     good, bad = answered(Stepping(bundle, runner), [requests(bundle, together=True)[2], broken])
     assert bad.error is not None
     assert len(good.tokens) == TOKENS
+
+
+def test_a_form_that_turns_out_too_complex_is_the_clients(bundle: Bundle, runner: Runner) -> None:
+    """The error names the field, and what the constraint says."""
+
+    class Complex(Script):
+        def mask(self) -> NDArray[np.bool_]:
+            raise ConstraintError("too many items")
+
+    broken = dataclasses.replace(
+        requests(bundle, together=None)[0], constraint=Complex(bundle.text.vocab_size, together=True)
+    )
+    (answer,) = answered(Stepping(bundle, runner), [broken])
+    assert answer.error is not None
+    assert (answer.error.code, answer.error.violations[0].field) == (
+        Code.INVALID_ARGUMENT,
+        "generation.response_format",
+    )
+    assert "too many items" in answer.error.message
