@@ -167,7 +167,11 @@ async def test_log_probabilities_are_those_of_transformers(
 async def test_requests_that_come_together_get_their_own_tokens(
     engine: Engine, prompts: PromptBuilder, cases: dict[str, Case]
 ) -> None:
-    """Each gets what it gets alone, and they begin in the order in which they came."""
+    """Each gets what it gets alone, and they begin in the order in which they came.
+
+    The batch engine lets a short prompt pass a long one that needs several steps, and how many it needs depends on how
+    busy the machine is; its order is tested with the scheduler.
+    """
     names = ["one image", "text alone", "video", "two images"]
     alone = [await tokens_of(engine, cases[name].request(prompts, tokens=8)) for name in names]
     begun: list[str] = []
@@ -183,7 +187,7 @@ async def test_requests_that_come_together_get_their_own_tokens(
         return drawn
 
     assert await asyncio.gather(*(ask(name) for name in names)) == alone
-    assert begun == names
+    assert begun == names or (engine.info.name == "batch" and sorted(begun) == sorted(names))
 
 
 async def test_closing_frees_the_engine(engine: Engine, prompts: PromptBuilder, cases: dict[str, Case]) -> None:
