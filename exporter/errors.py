@@ -1,6 +1,6 @@
 """The exception that the exporter raises on purpose, and the texts of others in its sentences."""
 
-from serving.problem import Problem
+from serving.problem import Problem, ProblemError
 
 
 class ExportProblem(Problem):
@@ -326,17 +326,8 @@ class ExportProblem(Problem):
     )
 
 
-class ExportError(Exception):
-    """The export cannot be done.
-
-    Args:
-        problem: why.
-        values: what is filled in into its message.
-    """
-
-    def __init__(self, problem: ExportProblem, **values: object) -> None:
-        super().__init__(problem.message.format(**values))
-        self.problem = problem
+class ExportError(ProblemError):
+    """The export cannot be done. Its problem is an `ExportProblem`."""
 
 
 def one_line(error: Exception) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -24,6 +24,8 @@ from serving.tasks import cancel_and_wait, gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, gateway_pb2, media_pb2, vision_pb2
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -273,12 +275,8 @@ class Conductor:
         question = decoder_pb2.CountPromptTokensRequest(messages=conversation.messages, layouts=layouts)
         copy_fields(request, question, without=("messages", "media", "request_id"))
         try:
-            counted = await retry_unavailable(
-                lambda: self._decoder.count(question, seconds=deadline.remaining()),
-                tier=Tier.DECODER,
-                attempts=self._policy.decode_attempts,
-                backoff=self._policy.backoff,
-                deadline=deadline,
+            counted = await self._from_decoder(
+                lambda: self._decoder.count(question, seconds=deadline.remaining()), deadline
             )
         except ServiceError as error:
             raise of_decoder(error, [medium.path for medium in conversation.media]) from error
@@ -300,12 +298,8 @@ class Conductor:
             ServiceError: The fields at fault are named as in the client's request.
         """
         try:
-            return await retry_unavailable(
-                lambda: self._decoder.detokenize(request, seconds=deadline.remaining()),
-                tier=Tier.DECODER,
-                attempts=self._policy.decode_attempts,
-                backoff=self._policy.backoff,
-                deadline=deadline,
+            return await self._from_decoder(
+                lambda: self._decoder.detokenize(request, seconds=deadline.remaining()), deadline
             )
         except ServiceError as error:
             raise of_decoder(error, []) from error
@@ -351,14 +345,19 @@ class Conductor:
 
     async def models(self, *, deadline: Deadline) -> list[chat_pb2.Model]:
         """The served models. Raises ServiceError."""
-        model = await retry_unavailable(
-            lambda: self._decoder.model(seconds=deadline.remaining()),
+        return [
+            await self._from_decoder(lambda: self._decoder.model(seconds=deadline.remaining()), deadline),
+        ]
+
+    async def _from_decoder(self, call: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
+        """The result of a short call to the decoder tier, retried while the tier is unavailable."""
+        return await retry_unavailable(
+            call,
             tier=Tier.DECODER,
             attempts=self._policy.decode_attempts,
             backoff=self._policy.backoff,
             deadline=deadline,
         )
-        return [model]
 
 
 def _event(response: decoder_pb2.GenerateResponse | None) -> chat_pb2.ChatEvent:

@@ -1,6 +1,6 @@
 """The error of reading a bundle, for code that needs nothing else from `serving.bundle`."""
 
-from serving.problem import Problem
+from serving.problem import Problem, ProblemError
 
 
 class BundleProblem(Problem):
@@ -105,14 +105,5 @@ class BundleProblem(Problem):
     )
 
 
-class BundleError(Exception):
-    """The directory is not a usable bundle.
-
-    Args:
-        problem: Why.
-        values: What is filled in into its message.
-    """
-
-    def __init__(self, problem: BundleProblem, **values: object) -> None:
-        super().__init__(problem.message.format(**values))
-        self.problem = problem
+class BundleError(ProblemError):
+    """The directory is not a usable bundle. Its problem is a `BundleProblem`."""

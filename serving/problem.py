@@ -16,3 +16,16 @@ class Problem(enum.Enum):
     def __init__(self, message: str, remedy: str) -> None:
         self.message = message
         self.remedy = remedy
+
+
+class ProblemError(Exception):
+    """A problem, with its message filled in.
+
+    Args:
+        problem: What is wrong.
+        values: The fields of its message.
+    """
+
+    def __init__(self, problem: Problem, **values: object) -> None:
+        super().__init__(problem.message.format(**values))
+        self.problem = problem

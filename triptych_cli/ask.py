@@ -224,7 +224,7 @@ class _Printed:
 
 
 class _JsonPrinted(_Printed):
-    """Prints JSON when it is complete, in one line: a model may write any white space between its tokens."""
+    """Prints JSON when it is complete, in one line."""
 
     def __init__(self, bar: ProgressBar) -> None:
         super().__init__(bar)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from decoder_service.output.stop_strings import beginning
+
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
 # What precedes the arguments, if they are an object and come last.
@@ -100,7 +102,7 @@ class ToolCalls:
             self._blank = before[len(text) :]
             self._held, self._read = rest, self._head
             return
-        keep = _possible(self._held, OPENING)
+        keep = beginning(self._held, OPENING)
         settled = self._held[: len(self._held) - keep].rstrip()
         if settled:
             yield settled
@@ -118,7 +120,7 @@ class ToolCalls:
 
     def _streamed(self) -> Iterator[str | ToolCallDelta]:
         inside, closed, rest = self._held.partition(CLOSING)
-        settled = inside if closed else inside[: len(inside) - _possible(inside, CLOSING)]
+        settled = inside if closed else inside[: len(inside) - beginning(inside, CLOSING)]
         arguments = settled[: self._arguments.end(settled)]
         if arguments:
             yield ToolCallDelta(self.count - 1, arguments=arguments)
@@ -181,14 +183,6 @@ class _Braces:
                     self.closed = True
                     return at + 1
         return len(text)
-
-
-def _possible(text: str, mark: str) -> int:
-    """Length of the longest end of `text` with which `mark` may begin."""
-    for length in range(min(len(text), len(mark) - 1), 0, -1):
-        if text.endswith(mark[:length]):
-            return length
-    return 0
 
 
 def _call(text: str) -> tuple[str, str] | None:

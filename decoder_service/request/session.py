@@ -358,11 +358,6 @@ class _Tally:
         self._drawn += 1
         self._progress.token()
 
-    def cut(self, *, in_circles: bool) -> None:
-        """Record a stop string, or a repetition."""
-        self.reason = FinishReason.LENGTH if in_circles else FinishReason.STOP
-        self.limit = Limit.REPETITION if in_circles else None
-
     def finish(self, reasoning_tokens: int, *, called: bool) -> Finished:
         """Record the end of the answer, and return the last event."""
         decode_seconds = self._last - self._first

@@ -92,6 +92,7 @@ class Completion:
 
     Args:
         request_id: The request's id.
+        include_usage: Whether a stream ends with the usage.
         logprobs: Whether the client asked for log probabilities.
         reasoning: Whether the client wants what the model thinks.
         max_tokens: `max_tokens` of the request, if it is set.
@@ -102,11 +103,13 @@ class Completion:
         self,
         request_id: str,
         *,
+        include_usage: bool = False,
         logprobs: bool = False,
         reasoning: bool = True,
         max_tokens: int | None = None,
         choices: int = 1,
     ) -> None:
+        self._include_usage = include_usage
         self._logprobs = logprobs
         self._reasoning = reasoning
         self._max_tokens = max_tokens
@@ -167,7 +170,7 @@ class Completion:
             **end_of(finished),
         }
 
-    def chunks(self, event: chat_pb2.ChatEvent, *, include_usage: bool) -> Iterator[bytes]:
+    def chunks(self, event: chat_pb2.ChatEvent) -> Iterator[bytes]:
         """The chunks that an event makes, as lines of `text/event-stream`; those of the last end with `[DONE]`.
 
         Progress makes none.
@@ -176,7 +179,7 @@ class Completion:
             case "started":
                 more = self._started(event.started)
                 for number in range(self._choices):
-                    yield self._chunk(number, {"role": "assistant", "content": ""}, include_usage, more=more)
+                    yield self._chunk(number, {"role": "assistant", "content": ""}, more=more)
                     more = {}
             case "delta":
                 scored = content(event.delta.logprobs) if self._logprobs else []
@@ -186,14 +189,14 @@ class Completion:
                 if event.delta.text or (scored and not told):  # a token's log probability does not wait for its text
                     told["content"] = event.delta.text
                 if told:
-                    yield self._chunk(event.choice, told, include_usage, scored=scored)
+                    yield self._chunk(event.choice, told, scored=scored)
             case "tool_call":
-                yield self._chunk(event.choice, call_delta(event.tool_call), include_usage)
+                yield self._chunk(event.choice, call_delta(event.tool_call))
             case "finished":
                 self._finished[event.choice] = event.finished
-                yield self._chunk(event.choice, {}, include_usage, finished=event.finished)
+                yield self._chunk(event.choice, {}, finished=event.finished)
                 if len(self._finished) == self._choices:
-                    if include_usage:
+                    if self._include_usage:
                         usage = usage_of(total_usage(self._finished, self._choices))
                         yield line_of(self._frame("chat.completion.chunk", [], usage=usage))
                     yield DONE
@@ -202,7 +205,6 @@ class Completion:
         self,
         number: int,
         delta: dict[str, Any],
-        include_usage: bool,
         *,
         scored: Sequence[dict[str, Any]] = (),
         finished: chat_pb2.Finished | None = None,
@@ -212,5 +214,5 @@ class Completion:
         choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": None}
         if finished is not None:
             choice |= end_of(finished)
-        usage = {"usage": None} if include_usage else {}
+        usage = {"usage": None} if self._include_usage else {}
         return line_of(self._frame("chat.completion.chunk", [choice], **usage, **more))

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from gateway.conductor import Conductor
 from gateway.http.body import read_body
 from gateway.http.ignored import IgnoredFields
 from gateway.retry import Deadline
@@ -26,11 +27,13 @@ class Endpoint(ABC, Generic[R]):
     """An endpoint, as an ASGI application: it must notice a disconnect while nothing is sent.
 
     Args:
+        conductor: Does the work.
         seconds: Time for a request.
         max_body_bytes: Longest body.
     """
 
-    def __init__(self, *, seconds: float, max_body_bytes: int) -> None:
+    def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int) -> None:
+        self._conductor = conductor
         self._seconds = seconds
         self._max_body_bytes = max_body_bytes
         self._ignored = IgnoredFields()

@@ -106,7 +106,7 @@ _KINDS: dict[str, Callable[[Any], chat_pb2.ResponseFormat]] = {
     "grammar": _grammar,
 }
 
-# How vLLM's backends compile; nothing of it changes which answers are allowed.
+# Settings of vLLM's backends, which are not read: JSON is written in one way here.
 _VLLM_SETTINGS = {"disable_fallback", "disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"}
 
 _FIELDS: dict[str, Callable[[Any], chat_pb2.ResponseFormat]] = {

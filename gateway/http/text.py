@@ -11,23 +11,19 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
-
 from gateway.conductor import Conductor
-from gateway.errors import renamed
+from gateway.http.answer import sending
 from gateway.http.completions import DONE, end_of, line_of, total_usage, usage_of
 from gateway.http.endpoint import Endpoint, Work
-from gateway.http.errors import status_of
 from gateway.http.logprobs import content
 from gateway.http.schema import TextCompletionRequest
-from gateway.http.stream import EventStream, Pace
+from gateway.http.stream import Pace
 from gateway.http.translate import PromptNames, to_prompts, validated
 from gateway.http.unserved import ignored_fields
 from gateway.retry import Deadline
-from serving.errors import ServiceError
 from serving.tasks import merged
 from vlm.v1 import chat_pb2, gateway_pb2
 
@@ -48,8 +44,7 @@ class TextCompletions(Endpoint[_Read]):
     """
 
     def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int, pace: Pace) -> None:
-        super().__init__(seconds=seconds, max_body_bytes=max_body_bytes)
-        self._conductor = conductor
+        super().__init__(conductor, seconds=seconds, max_body_bytes=max_body_bytes)
         self._pace = pace
 
     def read(self, body: bytes, request_id: str) -> tuple[_Read, list[str]]:
@@ -67,22 +62,9 @@ class TextCompletions(Endpoint[_Read]):
             for number, prompt in enumerate(prompts)
         ]
 
-        async def send(scope: Scope, receive: Receive, send: Send) -> None:
-            completion = _TextCompletion(scope["request_id"], request, answers=len(prompts) * choices)
-            names = PromptNames(request)
-            async with contextlib.aclosing(merged(answers, at_once=max(1, _AT_ONCE // choices))) as events:
-                if request.stream:
-                    failure = await EventStream(send, self._pace, names).run(events, completion.chunks)
-                    if failure is not None:
-                        scope["late_status"] = status_of(failure)
-                    return
-                try:
-                    whole = await completion.whole(events)
-                except ServiceError as error:
-                    raise renamed(error, names) from error
-            await JSONResponse(whole)(scope, receive, send)
-
-        return send
+        events = merged(answers, at_once=max(1, _AT_ONCE // choices))
+        make = partial(_TextCompletion, request=request, answers=len(prompts) * choices)
+        return sending(events, make, stream=bool(request.stream), pace=self._pace, names=PromptNames(request))
 
 
 async def _numbered(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from gateway.conductor import Conductor
 from gateway.errors import renamed
 from gateway.http.endpoint import Endpoint, Work
 from gateway.http.schema import DetokenizeRequest, TokenizeRequest
@@ -19,17 +18,7 @@ _Read = tuple[TokenizeRequest, gateway_pb2.CountTokensRequest]
 
 
 class Tokenize(Endpoint[_Read]):
-    """The tokens of a conversation with its media, or of a prompt. Nothing is encoded or generated.
-
-    Args:
-        conductor: Does the work.
-        seconds: Time for a request.
-        max_body_bytes: Longest body.
-    """
-
-    def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int) -> None:
-        super().__init__(seconds=seconds, max_body_bytes=max_body_bytes)
-        self._conductor = conductor
+    """The tokens of a conversation with its media, or of a prompt. Nothing is encoded or generated."""
 
     def read(self, body: bytes, request_id: str) -> tuple[_Read, list[str]]:
         """See `Endpoint`."""
@@ -77,17 +66,7 @@ class Tokenize(Endpoint[_Read]):
 
 
 class Detokenize(Endpoint[DetokenizeRequest]):
-    """The text of tokens.
-
-    Args:
-        conductor: Does the work.
-        seconds: Time for a request.
-        max_body_bytes: Longest body.
-    """
-
-    def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int) -> None:
-        super().__init__(seconds=seconds, max_body_bytes=max_body_bytes)
-        self._conductor = conductor
+    """The text of tokens."""
 
     def read(self, body: bytes, request_id: str) -> tuple[DetokenizeRequest, list[str]]:
         """See `Endpoint`."""

@@ -22,6 +22,19 @@ from serving.bundle import Bundle
 from serving.errors import ServiceError
 
 
+def two_graphs(bundle: Bundle) -> Runner:
+    """The fp32 graph twice, as a bundle with INT8 has two: one decodes, the other prefills in parts of a layer."""
+    runner = Runner(
+        bundle.decoder_dir / "embedding.onnx",
+        threads=1,
+        layers=bundle.text.num_hidden_layers,
+        head_size=bundle.text.head_dim,
+    )
+    runner.load("decode", bundle.graph_path("fp32"))
+    runner.load("prefill", bundle.graph_path("fp32"), layers_at_once=1)
+    return runner
+
+
 class SetPace(Pace):
     """Rooms in turn, whatever speeds say, and a number of parts in turn.
 

@@ -232,8 +232,8 @@ async def test_the_whole_answer_says_what_the_media_became() -> None:
 
 def test_the_first_chunk_says_what_the_media_became() -> None:
     """`media` is in the first chunk of a stream, and in no other."""
-    completion = Completion("r-1")
-    lines = b"".join(line for event in ANSWER for line in completion.chunks(event, include_usage=True))
+    completion = Completion("r-1", include_usage=True)
+    lines = b"".join(line for event in ANSWER for line in completion.chunks(event))
     first, *others, _ = events(lines.decode())
     assert first["media"] == MEDIA
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}

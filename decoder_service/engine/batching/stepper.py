@@ -59,7 +59,7 @@ class Job(Task):
         started_at: When its prefill started.
         queue_seconds: Time in the queue, without waiting for features.
         answer: The tokens of the answer, sampled or forced.
-        runs: Where in the answer several known tokens are computed together, as first token and number, in order.
+        runs: Where in the answer several known tokens are computed together: their number, by the first of them.
     """
 
     request: EngineRequest = field(kw_only=True)
@@ -71,7 +71,7 @@ class Job(Task):
     started_at: float | None = None
     queue_seconds: float = 0.0
     answer: list[int] = field(default_factory=list)
-    runs: list[tuple[int, int]] = field(default_factory=list)
+    runs: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, request: EngineRequest, shape: Shape, queued_at: float, emit: Emit) -> Job:
@@ -111,8 +111,7 @@ class Job(Task):
         It depends on the answer alone: a token that is computed with others is rounded otherwise than alone, and a
         request that was parked computes its tokens again as before.
         """
-        computed = self.computed
-        return next((count for first, count in self.runs if first == computed), 1)
+        return self.runs.get(self.computed, 1)
 
     @property
     def replaying(self) -> bool:
@@ -404,7 +403,7 @@ class Stepper:
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
             self._fail(job, traceback.format_exc())
             return
-        job.runs += _runs(first, len(job.answer) - first)
+        job.runs.update(_runs(first, len(job.answer) - first))
 
     def _piece(self, chunk: Chunk[Job]) -> Piece | None:
         """The model's input for a chunk; None if its features are invalid, and its request has failed."""

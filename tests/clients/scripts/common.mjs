@@ -12,7 +12,7 @@ export const SEEN = "a red circle, a blue square and a yellow star"; // is in it
 export const COLOURS = ["red", "blue", "yellow"];
 export const TOOL = "look_up";
 export const RESULT = "There are two shapes.";
-// Tokens for an answer in JSON: the demo model may write 24 blanks wherever the schema allows one.
+// Tokens for an answer in JSON: the demo model writes long numbers and strings where the schema allows them.
 export const ROOM = 1500;
 // vLLM's `structured_outputs`: an answer that goes on until it is cancelled.
 export const ENDLESS = { regex: "[ab]{8000}" };

@@ -30,7 +30,7 @@ TOOL = "look_up"
 RESULT = "There are two shapes."
 
 ROOM = 1500
-"""Tokens for an answer in JSON: the demo model may write 24 blanks wherever the schema allows one."""
+"""Tokens for an answer in JSON: the demo model writes long numbers and strings where the schema allows them."""
 
 ENDLESS = {"regex": "[ab]{8000}"}
 """vLLM's `structured_outputs`: an answer that goes on until it is cancelled; each letter must be drawn."""

@@ -15,7 +15,7 @@ from decoder_service.engine.onnx.runner import Runner
 from serving.bundle import Bundle
 from serving.errors import Code
 from tests.decoder_service.engines import text_request
-from tests.decoder_service.stepping import Answer, Stepping
+from tests.decoder_service.stepping import Answer, Stepping, two_graphs
 
 TOKENS = 60
 VOCABULARY = 250  # of it, those that the tests use
@@ -57,16 +57,8 @@ class Script:
 
 @pytest.fixture(scope="module")
 def runner(bundle: Bundle) -> Runner:
-    """The fp32 graph twice, as a bundle with INT8 has two: one decodes, the other prefills in parts of a layer."""
-    runner = Runner(
-        bundle.decoder_dir / "embedding.onnx",
-        threads=1,
-        layers=bundle.text.num_hidden_layers,
-        head_size=bundle.text.head_dim,
-    )
-    runner.load("decode", bundle.graph_path("fp32"))
-    runner.load("prefill", bundle.graph_path("fp32"), layers_at_once=1)
-    return runner
+    """Two graphs."""
+    return two_graphs(bundle)
 
 
 def requests(bundle: Bundle, *, together: bool | None, longest: int = 5) -> list[EngineRequest]:

@@ -18,23 +18,15 @@ from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from tests.decoder_service.cases import Case, named
 from tests.decoder_service.engines import text_request
-from tests.decoder_service.stepping import Stepping
+from tests.decoder_service.stepping import Stepping, two_graphs
 
 LONGEST = 150
 
 
 @pytest.fixture(scope="module")
 def runner(bundle: Bundle) -> Runner:
-    """The fp32 graph twice, as a bundle with INT8 has two: one decodes, the other prefills in parts of a layer."""
-    runner = Runner(
-        bundle.decoder_dir / "embedding.onnx",
-        threads=1,
-        layers=bundle.text.num_hidden_layers,
-        head_size=bundle.text.head_dim,
-    )
-    runner.load("decode", bundle.graph_path("fp32"))
-    runner.load("prefill", bundle.graph_path("fp32"), layers_at_once=1)
-    return runner
+    """Two graphs."""
+    return two_graphs(bundle)
 
 
 @pytest.fixture(scope="module")
