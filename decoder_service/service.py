@@ -92,6 +92,9 @@ class DecoderService(Service):
         features = settings.feature_limits(bundle.feature_width)
         context_length = settings.context_limit(bundle.context_length)
         room = min(context_length, engine.info.max_tokens or context_length)
+        constraints = Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos)
+        if engine.info.constraints:
+            constraints.prepare()
         return Decoder(
             model=ModelFacts(
                 id=bundle.model.id,
@@ -121,7 +124,7 @@ class DecoderService(Service):
                 repetition=USUAL if settings.repetition_detection == "on" else None,
             ),
             features=FeatureStore(features.cached),
-            constraints=Constraints(prompts.tokenizer, vocabulary=bundle.text.vocab_size, end_tokens=bundle.tokens.eos),
+            constraints=constraints,
         )
 
     def register(self, server: grpc.aio.Server) -> None:

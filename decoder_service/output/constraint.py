@@ -57,7 +57,8 @@ class Form:
 class Constraints:
     """Compiles forms for one model, and keeps those that were compiled last. Safe to call from several threads.
 
-    The vocabulary is prepared in the background, which takes seconds for one of 150,000 tokens; the first form waits.
+    The vocabulary is prepared in the background, from `prepare` on or else for the first form. That takes seconds and
+    126 MiB for one of 150,000 tokens.
 
     Args:
         tokenizer: The model's.
@@ -71,9 +72,13 @@ class Constraints:
         self._compiled = functools.lru_cache(_COMPILED)(self._compile)
         # One is enough for all rows: a mask takes far less time than a step.
         self._thread = ThreadPoolExecutor(1, "masks")
-        self._tokenizer = self._thread.submit(
-            from_tokenizer, tokenizer, n_vocab=vocabulary, eos_token=sorted(end_tokens)
+        self._prepared = functools.cache(
+            lambda: self._thread.submit(from_tokenizer, tokenizer, n_vocab=vocabulary, eos_token=sorted(end_tokens))
         )
+
+    def prepare(self) -> None:
+        """Begin to prepare the vocabulary, so that the first form does not wait for it."""
+        self._prepared()
 
     def compile(self, form: Form, *, force: bool = True) -> MatcherConstraint:
         """A constraint at the beginning of an answer. Takes up to a second for a large form that is new.
@@ -95,7 +100,7 @@ class Constraints:
                 grammar = llguidance.grammar_from(form.kind, form.text)
         except ValueError as error:
             raise FormError(str(error)) from error
-        matcher = llguidance.LLMatcher(self._tokenizer.result(), grammar, limits=self._limits, log_level=0)
+        matcher = llguidance.LLMatcher(self._prepared().result(), grammar, limits=self._limits, log_level=0)
         _check_beginning(matcher)
         return matcher
 
