@@ -121,7 +121,7 @@ class PromptBuilder:
                     conversation, lambda marked: apply(self._tokenizer, marked, continued, **choice)
                 )
                 ids: list[int] = self._tokenizer(chat, add_special_tokens=False, sanitize_control_tokens=True).input_ids
-        except (jinja2.TemplateError, ValueError) as error:  # the latter where the last message cannot be gone on with
+        except (jinja2.TemplateError, ValueError) as error:  # the latter if the last message cannot be continued
             raise invalid(
                 "messages", f"the model's chat template refuses them: {error}", reason=Reason.TEMPLATE_REFUSES
             ) from error

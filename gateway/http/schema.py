@@ -310,7 +310,7 @@ class CompletionRequest(Options):
     tools: list[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: StrictBool | None = None
-    # vLLM's and transformers' way to say that the last message, the assistant's, is to be gone on with.
+    # vLLM's and transformers' fields for an answer that continues the last message, which is the assistant's.
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None
 

@@ -88,7 +88,7 @@ def parse_chat(body: bytes, form: type[C]) -> C:
 
 
 def _check_continuation(request: CompletionRequest) -> None:
-    """An answer goes on with the last message where that is the assistant's, and begins anew where it is not."""
+    """Check the two fields for continuing: an answer continues the last message if that is the assistant's."""
     goes_on = bool(request.messages) and request.messages[-1].role == "assistant"
     if request.continue_final_message not in (None, goes_on):
         description = (
