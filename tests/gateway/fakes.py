@@ -19,7 +19,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, ReplicaCount, Route, VisionTier
 from serving.errors import Code, Reason, ServiceError, invalid
 from serving.interceptors import CallInterceptor
 from serving.media import media_digest
@@ -338,24 +338,31 @@ class InProcessVision(VisionTier):
     def __init__(self, *replicas: FakeVision) -> None:
         self._replicas = replicas
         self._turn = 0
+        self.available = len(replicas)
+
+    @property
+    def replicas(self) -> ReplicaCount:
+        return ReplicaCount(self.available, len(self._replicas))
 
     def _next(self) -> FakeVision:
         self._turn += 1
         return self._replicas[(self._turn - 1) % len(self._replicas)]
 
     async def encode(
-        self, request: vision_pb2.EncodeRequest, *, seconds: float
+        self, request: vision_pb2.EncodeRequest, *, seconds: float, route: Route
     ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
         async with contextlib.aclosing(self._next().encode(request, seconds)) as responses:
             async for response in responses:
                 yield response
 
-    async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
+    async def describe(
+        self, request: vision_pb2.EncodeRequest, *, seconds: float, route: Route
+    ) -> media_pb2.MediaLayout:
         replica = self._next()
         replica.described.append(request)
         return replica.layout(request)
 
-    async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
+    async def encoder(self, *, seconds: float, route: Route) -> vision_pb2.EncoderInfo:
         return self._next().info()
 
 
@@ -408,13 +415,20 @@ class InProcessDecoder(DecoderTier):
     def __init__(self, *replicas: FakeDecoder) -> None:
         self._replicas = replicas
         self._turn = 0
+        self.available = len(replicas)
+
+    @property
+    def replicas(self) -> ReplicaCount:
+        return ReplicaCount(self.available, len(self._replicas))
 
     def _next(self) -> FakeDecoder:
         self._turn += 1
         return self._replicas[(self._turn - 1) % len(self._replicas)]
 
     @contextlib.asynccontextmanager
-    async def generate(self, opening: decoder_pb2.GenerateOpen, *, seconds: float) -> AsyncIterator[GenerationCall]:
+    async def generate(
+        self, opening: decoder_pb2.GenerateOpen, *, seconds: float, route: Route
+    ) -> AsyncIterator[GenerationCall]:
         """One replica's generation, with the opening as its first message."""
         pipe = _Pipe(self._next(), seconds)
         try:
@@ -425,14 +439,16 @@ class InProcessDecoder(DecoderTier):
             await cancel_and_wait(pipe.running)
 
     async def count(
-        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
+        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float, route: Route
     ) -> decoder_pb2.CountPromptTokensResponse:
         return self._next().count(request)
 
-    async def detokenize(self, request: chat_pb2.DetokenizeRequest, *, seconds: float) -> chat_pb2.DetokenizeResponse:
+    async def detokenize(
+        self, request: chat_pb2.DetokenizeRequest, *, seconds: float, route: Route
+    ) -> chat_pb2.DetokenizeResponse:
         return self._next().detokenize(request)
 
-    async def model(self, *, seconds: float) -> chat_pb2.Model:
+    async def model(self, *, seconds: float, route: Route) -> chat_pb2.Model:
         return self._next().model()
 
 
