@@ -155,16 +155,16 @@ class Replica(Generic[S]):
         self.suspect = False
         """Whether the current probe is late."""
         self.leaving = False
-        """Whether it is no longer among the tier's addresses."""
+        """Whether it is no longer among the tier's addresses: it gets calls only while there is no other."""
         self.last_heard = -1.0
         """When its last message arrived, by `time.monotonic`."""
         self._full_until = 0.0
         self._attempts: set[Attempt[S]] = set()
 
     @property
-    def available(self) -> bool:
+    def healthy(self) -> bool:
         """Whether it can get calls."""
-        return self.serving and self.responsive and not self.leaving
+        return self.serving and self.responsive
 
     @property
     def preferred(self) -> bool:

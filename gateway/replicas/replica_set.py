@@ -85,10 +85,16 @@ class ReplicaSet(Generic[S]):
     @property
     def count(self) -> ReplicaCount:
         """How many replicas there are, and how many of them get calls."""
-        known = [replica for replica in self._replicas.values() if not replica.leaving]
-        available = [replica for replica in known if replica.available]
-        ejected = [replica for replica in available if replica.ejection.ejected]
-        return ReplicaCount(available=len(available), known=len(known), ejected=len(ejected))
+        available = self._available()
+        return ReplicaCount(
+            available=len(available),
+            known=sum(not replica.leaving for replica in self._replicas.values()),
+            ejected=sum(replica.ejection.ejected for replica in available),
+        )
+
+    def _available(self) -> list[Replica[S]]:
+        healthy = [replica for replica in self._replicas.values() if replica.healthy]
+        return [replica for replica in healthy if not replica.leaving] or healthy
 
     @contextlib.contextmanager
     def attempt(self, route: Route) -> Iterator[Attempt[S]]:
@@ -105,7 +111,7 @@ class ReplicaSet(Generic[S]):
             yield attempt
 
     def _choose(self, route: Route) -> Replica[S]:
-        available = [replica for replica in self._replicas.values() if replica.available]
+        available = self._available()
         if not available:
             known = self.count.known
             raise unavailable(Reason.NO_REPLICA, f"none of its replicas is available ({known} known)")

@@ -25,17 +25,17 @@ def ranked(key: bytes, names: Iterable[str]) -> list[str]:
 def choose(key: bytes, loads: Mapping[str, float], *, slack: float = 0.0) -> str:
     """The first replica in the key's order whose load is within the bound.
 
-    The bound is `BALANCE` times the mean load, and `slack`. The least loaded replica is never over it. Without slack an
-    idle replica is chosen before one that is busier than the mean.
+    The bound is `BALANCE` times the mean load, or 0 while a replica is idle, and `slack`. The least loaded replica is
+    never over it.
 
     Args:
         key: As for `ranked`.
         loads: Outstanding work of each replica; at least one.
         slack: Load over the bound that is accepted for the affinity.
     """
-    bound = BALANCE * sum(loads.values()) / len(loads) + slack
-    order = ranked(key, loads)
-    return next((name for name in order if loads[name] <= bound), min(order, key=lambda name: loads[name]))
+    least = min(loads.values())
+    bound = max(least, BALANCE * sum(loads.values()) / len(loads) if least else 0.0) + slack
+    return next(name for name in ranked(key, loads) if loads[name] <= bound)
 
 
 def _score(key: bytes, name: str) -> bytes:

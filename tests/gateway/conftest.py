@@ -38,11 +38,11 @@ Conduct = Callable[..., Any]
 
 
 async def grpc_tiers(stack: AsyncExitStack, vision: str, decoder: str) -> tuple[GrpcVisionTier, GrpcDecoderTier]:
-    """Both tiers at these targets, once each has an available replica."""
+    """Both tiers at these targets, once all their replicas are available."""
     encoders = ReplicaSet("vision", Discovery(parse_target(vision)), connect, vision_pb2_grpc.VisionEncoderStub)
     decoders = ReplicaSet("decoder", Discovery(parse_target(decoder)), connect, decoder_pb2_grpc.DecoderStub)
-    await until_available(await stack.enter_async_context(encoders))
-    await until_available(await stack.enter_async_context(decoders))
+    for replicas, target in ((encoders, vision), (decoders, decoder)):
+        await until_available(await stack.enter_async_context(replicas), len(target.split(",")))
     return GrpcVisionTier(encoders), GrpcDecoderTier(decoders)
 
 

@@ -60,6 +60,8 @@ class FakeVision:
     def __init__(
         self, *, chunks: int = 4, chunk_bytes: int = 64, fingerprint: str = FINGERPRINT, max_pixels: int = 500
     ) -> None:
+        # Its health service, where it is served; None: it has none.
+        self.health: health.aio.HealthServicer | None = health.aio.HealthServicer()
         # What requests that name no bound get; part of what replicas must agree on.
         self.max_pixels = max_pixels
         # Sent as progress before each chunk, where it is set: patches that are done.
@@ -155,6 +157,8 @@ class FakeDecoder:
 
     def __init__(self, *, words: tuple[str, ...] = ("A ", "red ", "circle."), fingerprint: str = FINGERPRINT) -> None:
         self.words = words
+        # Its health service, where it is served; None: it has none.
+        self.health: health.aio.HealthServicer | None = health.aio.HealthServicer()
         # What an answer consists of: text, and the log probabilities of the tokens that come with it.
         self.said: list[tuple[str, list[chat_pb2.PositionLogprobs]]] = [(word, []) for word in words]
         # What it thinks before.
@@ -489,6 +493,13 @@ class _DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         return self._decoder.model()
 
 
+async def set_serving(fake: FakeVision | FakeDecoder, *, serving: bool) -> None:
+    """Set the health of a fake that is served."""
+    assert fake.health is not None
+    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    await fake.health.set("", status)
+
+
 @contextlib.asynccontextmanager
 async def serve(fake: FakeVision | FakeDecoder, port: int = 0) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
     """Put a fake on the loopback: its address and its server."""
@@ -497,9 +508,9 @@ async def serve(fake: FakeVision | FakeDecoder, port: int = 0) -> AsyncIterator[
         vision_pb2_grpc.add_VisionEncoderServicer_to_server(_VisionServicer(fake), server)
     else:
         decoder_pb2_grpc.add_DecoderServicer_to_server(_DecoderServicer(fake), server)
-    servicer = health.aio.HealthServicer()
-    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if fake.health is not None:
+        await set_serving(fake, serving=True)
+        health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
     address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     await server.start()
     try:
