@@ -257,6 +257,26 @@ async def test_pictures_of_one_request_use_all_idle_encoders() -> None:
     assert [len(fake.calls) for fake in fakes] == [2, 2]
 
 
+async def test_one_picture_of_many_requests_is_encoded_once() -> None:
+    """While a picture is being encoded, others who ask about it join that replica, also if another one is idle."""
+    fakes = FakeVision(), FakeVision()
+    all_there = asyncio.Event()
+
+    async def hook(call: EncodeCall, chunk: int) -> None:
+        if sum(len(fake.calls) for fake in fakes) == 6:
+            all_there.set()
+        await all_there.wait()
+
+    for fake in fakes:
+        fake.hook = hook
+    async with contextlib.AsyncExitStack() as stack:
+        addresses = [(await stack.enter_async_context(serve(fake)))[0] for fake in (*fakes, FakeDecoder())]
+        vision, decoder = await grpc_tiers(stack, ",".join(addresses[:2]), addresses[2])
+        core = Conductor(vision, decoder, RequestLimits(), Policy())
+        await asyncio.gather(*(chat(core, ask(image(b"file one"), text(f"Question {i}"))) for i in range(6)))
+    assert sorted(len(fake.calls) for fake in fakes) == [0, 6]
+
+
 async def test_a_second_turn_goes_where_the_first_went() -> None:
     """The beginning of a conversation, its picture included, chooses the decoder."""
     fakes = FakeDecoder(), FakeDecoder(), FakeDecoder()
