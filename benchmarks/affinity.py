@@ -85,6 +85,7 @@ class Hits:
 
 
 def round_robin() -> Choose:
+    """A choice that takes one replica after another."""
     turns = itertools.count()
 
     def next_one(key: bytes, loads: Mapping[str, float], slack: float, last: str | None) -> str:
@@ -95,7 +96,12 @@ def round_robin() -> Choose:
 
 
 class Services:
-    """The replicas of both tiers, as processes."""
+    """The replicas of both tiers, as processes.
+
+    Args:
+        bundle: The model.
+        count: Replicas of each.
+    """
 
     def __init__(self, bundle: Path, count: int) -> None:
         ports = ReservedPorts(_HOST)
@@ -110,11 +116,13 @@ class Services:
                 self.metrics_ports.append(metrics_port)
             return made
 
-        self.vision, self.decoders = tier("vision_service"), tier("decoder_service")
+        self.vision = tier("vision_service")
+        self.decoders = tier("decoder_service")
         ports.release()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
+        """Start them all, and stop them at the end of the block."""
         everything = [*self.vision, *self.decoders]
         try:
             for replica in everything:
@@ -173,9 +181,16 @@ async def _conversation(conductor: Conductor, number: int, seed: int, plan: Affi
     return finished
 
 
-async def measure(
-    services: Services, plan: AffinityPlan, name: str, choices: tuple[Choose, Choose], seed: int
-) -> Hits:
+async def measure(services: Services, plan: AffinityPlan, name: str, choices: tuple[Choose, Choose], seed: int) -> Hits:
+    """Measure one way to choose replicas.
+
+    Args:
+        services: The running services.
+        plan: The workload.
+        name: Name of the choice.
+        choices: The choice of a vision service, and of a decoder.
+        seed: Number of the first picture.
+    """
     chosen: list[str] = []
 
     def counting(key: bytes, loads: Mapping[str, float], slack: float, last: str | None) -> str:

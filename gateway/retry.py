@@ -84,15 +84,14 @@ class Deadline:
 
 
 _ELSEWHERE = frozenset(
-    reason.name
-    for reason in (
-        Reason.QUEUE_FULL,
-        Reason.TOO_MANY_CALLS,
-        Reason.FEATURE_MEMORY_FULL,
-        Reason.ENCODER_BUSY,
-        Reason.ENGINE_NOT_READY,
-        Reason.SHUTTING_DOWN,
-    )
+    {
+        Reason.QUEUE_FULL.name,
+        Reason.TOO_MANY_CALLS.name,
+        Reason.FEATURE_MEMORY_FULL.name,
+        Reason.ENCODER_BUSY.name,
+        Reason.ENGINE_NOT_READY.name,
+        Reason.SHUTTING_DOWN.name,
+    }
 )
 """Reasons for which one replica refuses a call before it has worked on it: another may take it at once."""
 
