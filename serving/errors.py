@@ -362,6 +362,22 @@ class Reason(enum.Enum):
         waits=True,
         internal=True,
     )
+    REPLICA_LOST = ReasonInfo(
+        Code.UNAVAILABLE,
+        "gateway",
+        "A replica stopped answering: its process or its network stands still, or a call got no first message.",
+        "Nothing: the gateway tries another replica. Look at that replica's process and network.",
+        waits=True,
+        internal=True,
+    )
+    NO_REPLICA = ReasonInfo(
+        Code.UNAVAILABLE,
+        "gateway",
+        "No replica of a tier is healthy and answers.",
+        "Look at the health of the replicas, and at the address of the tier.",
+        waits=True,
+        internal=True,
+    )
     FEATURES_INCOMPLETE = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "decoder",
