@@ -118,6 +118,8 @@ async def serve(
     if not await run_until(service.start(health_state.set_soon), stopping.wait()):
         return
     try:
+        if settings.parent_pid is not None:
+            end_with_parent(settings.parent_pid)
         server = grpc.aio.server(
             interceptors=[CallInterceptor()],
             options=server_options(
@@ -156,8 +158,6 @@ def run(service: Service, settings: ServerSettings) -> int:
         The exit code: 0 after a clean stop, 1 if it could not start.
     """
     logs.configure(settings, service.name)
-    if settings.parent_pid is not None:
-        end_with_parent(settings.parent_pid)
     try:
         asyncio.run(serve(service, settings))
     except (StartError, ServiceError) as error:

@@ -43,7 +43,7 @@ from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import Rendered
 from decoder_service.request.thinking import Thinking
 from decoder_service.request.tools import Choice
-from serving.errors import Reason, invalid, unimplemented
+from serving.errors import Reason, ServiceError, invalid, unimplemented
 from serving.tasks import beside, merged
 
 _FORM = "generation.response_format"
@@ -219,8 +219,13 @@ class Session:
         async with contextlib.aclosing(
             merged([first, *others], at_once=1 + len(others)) if others else first
         ) as events:
-            async for event in events:
-                yield event
+            try:
+                async for event in events:
+                    yield event
+            except ServiceError as error:
+                if error.reason == Reason.LOGITS_NOT_FINITE.name:
+                    self.intake.distrust()
+                raise
 
     async def _answer(
         self, number: int, prefilled: asyncio.Event, arriving: asyncio.Task[None] | None, until: float
