@@ -52,8 +52,11 @@ class Service(ABC):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
 
-    async def drain(self) -> None:  # noqa: B027  # most services have no port but gRPC's
-        """Close the service's own ports. Called when the server starts to drain; returns after their last request."""
+    async def drain(self) -> None:  # noqa: B027  # a service may have nothing to do
+        """Close the service's own ports, and return requests that have not started as UNAVAILABLE.
+
+        Called when the server starts to drain; returns after the last request of the ports.
+        """
 
     @abstractmethod
     async def stop(self) -> None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import structlog
 import torch
 
-from serving.errors import Reason, failure, overloaded, unavailable
+from serving.errors import Reason, ServiceError, failure, overloaded, unavailable
 from vision_service.family import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
@@ -166,6 +166,7 @@ class Scheduler:
         self.proven = False
         """Whether the speed is known from media of ordinary size, and not only from the start."""
         self._task: asyncio.Task[None] | None = None
+        self._draining = False
 
     async def start(self) -> None:
         """Warm up the encoder, measure its speed, and start to process media."""
@@ -185,12 +186,20 @@ class Scheduler:
                 break
         return fastest
 
+    def drain(self) -> None:
+        """Refuse media that have not started, and new ones. Others are encoded to their end."""
+        self._draining = True
+        for job in [job for job in self._waiting if not job.taken]:
+            self._drop(job)
+            if not job.result.done():
+                job.result.set_exception(_shutting_down())
+
     async def stop(self) -> None:
         """Refuse waiting media, cancel the running batch, and end the threads."""
         for job in {*self._waiting, *(piece.job for piece in self._running)}:
             job.abandoned = True
             if not job.result.done():
-                job.result.set_exception(unavailable(Reason.SHUTTING_DOWN, "the vision service is stopping"))
+                job.result.set_exception(_shutting_down())
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -254,7 +263,12 @@ class Scheduler:
 
         Yields:
             The future of its features: [tokens, feature width].
+
+        Raises:
+            ServiceError: UNAVAILABLE after `drain`.
         """
+        if self._draining:
+            raise _shutting_down()
         meter = Meter() if meter is None else meter
         meter.total = medium.grid.patches
         job = _Job(medium, asyncio.get_running_loop().create_future(), meter)
@@ -411,6 +425,10 @@ class Scheduler:
         cost = self._running_cost()
         cost += sum(job.frames_left * self._encoder.cost.frame(job.frame_patches) for job in self._waiting)
         return min(max(cost / self._rate / 2, _LEAST_RETRY), _GREATEST_RETRY)
+
+
+def _shutting_down() -> ServiceError:
+    return unavailable(Reason.SHUTTING_DOWN, "the vision service is shutting down")
 
 
 def _finite(features: torch.Tensor) -> bool:

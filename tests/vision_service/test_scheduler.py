@@ -45,13 +45,14 @@ def video(preprocessor: Preprocessor) -> PreparedMedium:
 
 async def close_gate(
     encoder: GatedEncoder, scheduler: Scheduler, first: PreparedMedium, stack: contextlib.ExitStack
-) -> None:
-    """Let one medium into the encoder and hold it there, so that what comes after it must wait."""
+) -> asyncio.Future[torch.Tensor]:
+    """Let one medium into the encoder and hold it there, so that what comes after it must wait; returns its future."""
     encoder.batches.clear()
     encoder.entered.clear()
     encoder.gate.clear()
-    stack.enter_context(scheduler.enqueue(first))
+    held = stack.enter_context(scheduler.enqueue(first))
     assert await asyncio.to_thread(encoder.entered.wait, 30), "the encoder has not begun within 30 s"
+    return held
 
 
 async def test_waiting_media_are_packed(
@@ -259,6 +260,24 @@ async def test_stop_refuses_what_waits(
             await pending
         assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "SHUTTING_DOWN")
         stack.close()
+
+
+async def test_draining_returns_what_has_not_started(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
+) -> None:
+    """Waiting media, and later ones, go to another replica at once; the running one gets its features."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with contextlib.ExitStack() as stack:
+            started = await close_gate(gated, scheduler, medium(1), stack)
+            waiting = stack.enter_context(scheduler.enqueue(medium(1)))
+            scheduler.drain()
+            with pytest.raises(ServiceError) as caught:
+                await waiting
+            assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "SHUTTING_DOWN")
+            with pytest.raises(ServiceError, match="shutting down"), scheduler.enqueue(medium(1)):
+                pass
+            gated.gate.set()
+            assert (await started).shape[0] == 1
 
 
 async def test_preparing_goes_on_beside_encoding(
