@@ -73,6 +73,7 @@ class Feed:
         generation: Receives the features. The feed is its only sender.
         settings_digest: Digest of the vision tier's settings, as last read from it.
         request_id: For logs and traces.
+        cache_scope: As in `EncodeRequest`.
         deadline: The request's deadline.
         attempts: Most attempts to encode a medium while the vision tier is unavailable.
         concurrency: Most media that are encoded at the same time.
@@ -88,6 +89,7 @@ class Feed:
         *,
         settings_digest: str,
         request_id: str,
+        cache_scope: str,
         deadline: Deadline,
         attempts: int,
         concurrency: int,
@@ -99,6 +101,7 @@ class Feed:
         self._generation = generation
         self._settings_digest = settings_digest
         self._request_id = request_id
+        self._cache_scope = cache_scope
         self._deadline = deadline
         self._attempts = attempts
         self._slots = asyncio.Semaphore(concurrency)
@@ -150,6 +153,7 @@ class Feed:
             options=options,
             request_id=self._request_id,
             settings_digest=self._settings_digest,
+            cache_scope=self._cache_scope,
         )
         announced = False
         async with contextlib.aclosing(self._vision.encode(request, seconds=self._deadline.remaining())) as responses:

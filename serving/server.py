@@ -52,6 +52,10 @@ class Service(ABC):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
 
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """Interceptors of its own, within `CallInterceptor`. Called after `start`."""
+        return ()
+
     async def drain(self) -> None:  # noqa: B027  # most services have no port but gRPC's
         """Close the service's own ports. Called when the server starts to drain; returns after their last request."""
 
@@ -119,7 +123,7 @@ async def serve(
         return
     try:
         server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
+            interceptors=[CallInterceptor(), *service.interceptors()],
             options=server_options(
                 max_message_bytes=settings.max_message_bytes,
                 max_connection_age_seconds=settings.max_connection_age_seconds,
