@@ -52,6 +52,10 @@ class Service(ABC):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
 
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """Interceptors of its own, within `CallInterceptor`. Called after `start`."""
+        return ()
+
     async def drain(self) -> None:  # noqa: B027  # a service may have nothing to do
         """Close the service's own ports, and return requests that have not started as UNAVAILABLE.
 
@@ -124,7 +128,7 @@ async def serve(
         if settings.parent_pid is not None:
             end_with_parent(settings.parent_pid)
         server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
+            interceptors=[CallInterceptor(), *service.interceptors()],
             options=server_options(
                 max_message_bytes=settings.max_message_bytes,
                 max_connection_age_seconds=settings.max_connection_age_seconds,

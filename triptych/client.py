@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Code
 from serving.transport import client_options, open_blocking_channel, open_channel
+from triptych.api_key import key_metadata
 from triptych.errors import AnswerError, TriptychError, closed, typed
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
 from triptych.options import ChatOptions, CountOptions, chat_request, count_request
@@ -63,9 +64,16 @@ class Client:
         retries: How often a call that fails with UNAVAILABLE is tried again, after the server's delay or half a second,
             doubled each time; 0 switches it off. A chat is tried again only before its first event. `timeout` bounds
             all attempts together.
+        api_key: The gateway's key for this client; None takes that of the environment (`TRIPTYCH_API_KEY`), if any.
+
+    Raises:
+        ValueError: `api_key` cannot be sent: it has other characters than printable ASCII.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES, api_key: str | None = None
+    ) -> None:
+        self._metadata = key_metadata(api_key)
         self._channel = open_blocking_channel(address, client_options(address))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
         self._retries = retries
@@ -104,7 +112,7 @@ class Client:
 
     def _attempt(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> Generator[Event, None, None]:
         self._check_open()
-        call = self._stub.Chat(request, timeout=seconds)
+        call = self._stub.Chat(request, timeout=seconds, metadata=self._metadata)
         try:
             with typed():
                 # The gateway sends the metadata when it has received the request, before the first event.
@@ -161,7 +169,7 @@ class Client:
             self._check_open()
             try:
                 with typed():
-                    return method(request, timeout=attempts.remaining())
+                    return method(request, timeout=attempts.remaining(), metadata=self._metadata)
             except TriptychError as error:
                 delay = attempts.delay(error)
                 if delay is None:
@@ -189,7 +197,10 @@ class Client:
 class AsyncClient:
     """An asyncio client of a gateway; belongs to the event loop in which it was made. Arguments as for `Client`."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES, api_key: str | None = None
+    ) -> None:
+        self._metadata = key_metadata(api_key)
         self._channel = open_channel(address, client_options(address))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
         self._retries = retries
@@ -217,7 +228,7 @@ class AsyncClient:
 
     async def _attempt(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
         self._check_open()
-        call = self._stub.Chat(request, timeout=seconds)
+        call = self._stub.Chat(request, timeout=seconds, metadata=self._metadata)
         try:
             with typed():
                 if request.report_progress and (accepted := _accepted(await call.initial_metadata())):
@@ -258,7 +269,7 @@ class AsyncClient:
             self._check_open()
             try:
                 with typed():
-                    return await method(request, timeout=attempts.remaining())
+                    return await method(request, timeout=attempts.remaining(), metadata=self._metadata)
             except TriptychError as error:
                 delay = attempts.delay(error)
                 if delay is None:
