@@ -1,4 +1,4 @@
-"""The gateway's own limit: requests and streamed tokens per second of its CPU time, with stubs in place of the tiers."""
+"""The gateway's own limit: requests and streamed tokens per second of its CPU time, with stubs as the tiers."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def _system(processes: int, decoders: int) -> AsyncIterator[tuple[Replica,
 
 
 async def _measure(asks: list[Ask], pid: int, new_tokens: int, seconds: float) -> tuple[float, float]:
-    """Requests per second, and per second of the gateway's CPU time. All clients at once; each finishes its last one."""
+    """Requests per second, and per second of the gateway's CPU time. All clients at once; none is cut off."""
     await asyncio.gather(*(ask(new_tokens) for ask in asks))  # warm-up
     began, cpu = time.perf_counter(), cpu_seconds(pid)
     end = began + seconds
@@ -173,8 +173,8 @@ def _grpc_ask(method: Any) -> Ask:
         user = chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part(text=_QUESTION)])
         generation = chat_pb2.GenerationOptions(max_tokens=new_tokens)
         events, last = 0, b""
-        async for last in method(gateway_pb2.ChatRequest(messages=[user], generation=generation)):
-            events += 1
+        async for event in method(gateway_pb2.ChatRequest(messages=[user], generation=generation)):
+            events, last = events + 1, event
         if events != new_tokens + 2 or not chat_pb2.ChatEvent.FromString(last).HasField("finished"):
             raise ValueError(f"{events} events came, not {new_tokens + 2}")
 

@@ -105,6 +105,9 @@ def client_options(address: str) -> Options:
     return [
         ("grpc.max_receive_message_length", 128 * MIB),
         ("grpc.max_send_message_length", -1),  # the gateway's setting decides
+        # A gateway that restarts is found within a second.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.keepalive_time_ms", 30_000),
         # Do not use a proxy for outgoing connections.
         ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),

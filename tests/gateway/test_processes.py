@@ -95,7 +95,7 @@ async def _group(vision: FakeVision, decoder: FakeDecoder) -> AsyncIterator[Grou
 
 async def _get(port: int, path: str) -> str:
     def get() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=_SECONDS) as response:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=_SECONDS) as response:
             return str(response.read().decode())
 
     return await asyncio.to_thread(get)
@@ -187,7 +187,10 @@ def test_a_held_port_can_only_be_shared() -> None:
                 open_http_port("127.0.0.1", port)
             with pytest.raises(PortError):
                 hold_port("127.0.0.1", port)
-        with open_http_port("127.0.0.1", port, shared=True), open_http_port("127.0.0.1", port, shared=True):
-            with pytest.raises(PortError):
-                hold_port("127.0.0.1", port)
+        with (
+            open_http_port("127.0.0.1", port, shared=True),
+            open_http_port("127.0.0.1", port, shared=True),
+            pytest.raises(PortError),
+        ):
+            hold_port("127.0.0.1", port)
     open_http_port("127.0.0.1", port).close()
