@@ -18,7 +18,7 @@ from gateway.copying import copy_fields, opening_of
 from gateway.errors import Tier, broken, lost_midway, of_decoder, of_medium, untyped
 from gateway.feed import EncodeMeter, Feed, Stopwatch
 from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
-from gateway.ports import DecoderTier, GenerationCall, ReplicaCount, Route, VisionTier
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, ReplicaCount, Route, VisionTier
 from gateway.retry import Backoff, Deadline, Retries, RetryBudget, retriable, settings_differ
 from serving.errors import Code, ServiceError
 from serving.media import check_options
@@ -207,19 +207,24 @@ class Conductor:
         seconds = progress.deadline.remaining()
         async with self._decoder.generate(sent, seconds=seconds, route=route) as generation:
             needed = _needed(await self._receive(generation, progress), len(media))
-            feed = Feed(
-                self._vision,
-                generation,
-                settings_digest="" if budget is None else budget.settings_digest,
-                request_id=progress.request_id,
-                cache_scope=opening.cache_scope,
-                deadline=progress.deadline,
-                retries=self._vision_retries,
-                concurrency=self._encode_concurrency,
-                stopwatch=progress.vision,
-                meter=meter,
-            )
-            feeding = asyncio.create_task(feed.run([(number, media[number], options[number]) for number in needed]))
+            feeding = None
+            if needed:
+                feed = Feed(
+                    self._vision,
+                    generation,
+                    settings_digest="" if budget is None else budget.settings_digest,
+                    request_id=progress.request_id,
+                    cache_scope=opening.cache_scope,
+                    deadline=progress.deadline,
+                    retries=self._vision_retries,
+                    concurrency=self._encode_concurrency,
+                    stopwatch=progress.vision,
+                    meter=meter,
+                )
+                feeding = asyncio.create_task(feed.run([(number, media[number], options[number]) for number in needed]))
+            else:
+                with contextlib.suppress(CallEndedError):  # `_receive` raises the cause
+                    await generation.done_sending()
             try:
                 going = max(opening.generation.n, 1)
                 async with contextlib.aclosing(self._events(feeding, generation, meter, progress)) as events:
@@ -230,16 +235,21 @@ class Conductor:
                         if not going:
                             return
             finally:
-                await cancel_and_wait(feeding)
+                if feeding is not None:
+                    await cancel_and_wait(feeding)
 
     async def _events(
-        self, feeding: asyncio.Task[None], generation: GenerationCall, meter: EncodeMeter, progress: _Progress
+        self, feeding: asyncio.Task[None] | None, generation: GenerationCall, meter: EncodeMeter, progress: _Progress
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         """The decoder's events, without limit, and the progress of encoding until the feed has finished.
+
+        `feeding` is None if there is nothing to feed; then no task is made.
 
         Raises:
             ServiceError: The feed or the decoder failed.
         """
+        while feeding is None:
+            yield _event(await self._receive(generation, progress))
         receiving = asyncio.create_task(self._receive(generation, progress))
         metering = asyncio.create_task(meter.changed())
         try:

@@ -58,6 +58,7 @@ class GatewayService(Service):
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self.shares_port = settings.processes > 1
         self._resources = contextlib.AsyncExitStack()
         self._conductor: Conductor | None = None
         self._http: HttpServer | None = None
@@ -98,7 +99,7 @@ class GatewayService(Service):
                 )
                 http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
                 try:
-                    port = await http.start(self._settings.host, self._settings.http_port)
+                    port = await http.start(self._settings.host, self._settings.http_port, shared=self.shares_port)
                 except PortError as error:
                     raise StartError(str(error)) from error
                 stack.push_async_callback(http.stop)

@@ -35,6 +35,13 @@ class GatewaySettings(ServerSettings):
         le=65535,
         description="Port of the OpenAI-compatible HTTP API; 0 takes a free one, `off` disables it.",
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that serve the two ports; each uses at most one core. Connections are distributed over "
+        "them. `max_concurrent_rpcs` is divided among them.",
+    )
     cors_origins: str = Field(
         "",
         description="Web pages that may call the HTTP API from a browser: origins such as `http://localhost:3000`, "

@@ -29,6 +29,7 @@ from gateway.http.tokenizing import Detokenize, Tokenize
 from gateway.keys.access import Access
 from gateway.keys.limits import RATE_HEADERS
 from gateway.retry import Deadline
+from serving import metrics as server_metrics
 from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Reason, ServiceError, failure, unexpected
 from vlm.v1 import chat_pb2
@@ -84,7 +85,7 @@ def create_app(
         raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; /v1/models lists those that are")
 
     async def prometheus(request: Request) -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(server_metrics.served()), media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(document())
