@@ -18,7 +18,8 @@ from gateway.keys.access import Access, is_loopback
 from gateway.keys.file import KeysFileError
 from gateway.keys.interceptor import AccessInterceptor
 from gateway.keys.ring import KeyRing
-from gateway.ports import DecoderTier, VisionTier
+from gateway.ports import DecoderTier, Route, VisionTier
+from gateway.replicas import Discovery, HealthPolicy, ReplicaSet, parse_target
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
@@ -26,10 +27,11 @@ from serving.errors import Code, ServiceError
 from serving.server import Service, StartError
 from serving.tasks import cancel_and_wait
 from serving.transport import PortError, open_channel, service_options
-from vlm.v1 import gateway_pb2, gateway_pb2_grpc, vision_pb2
+from vlm.v1 import decoder_pb2_grpc, gateway_pb2, gateway_pb2_grpc, vision_pb2, vision_pb2_grpc
 
 log = structlog.get_logger()
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _ASK_SECONDS = 5.0
@@ -56,6 +58,7 @@ class GatewayService(Service):
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self.shares_port = settings.processes > 1
         self._resources = contextlib.AsyncExitStack()
         self._conductor: Conductor | None = None
         self._http: HttpServer | None = None
@@ -72,8 +75,16 @@ class GatewayService(Service):
         """
         access = self._access = self._open_access()
         async with contextlib.AsyncExitStack() as stack:
-            vision = GrpcVisionTier(await stack.enter_async_context(self._channel(self._settings.vision)))
-            decoder = GrpcDecoderTier(await stack.enter_async_context(self._channel(self._settings.decoder)))
+            vision = GrpcVisionTier(
+                await stack.enter_async_context(
+                    self._replicas(Tier.VISION, self._settings.vision, vision_pb2_grpc.VisionEncoderStub)
+                )
+            )
+            decoder = GrpcDecoderTier(
+                await stack.enter_async_context(
+                    self._replicas(Tier.DECODER, self._settings.decoder, decoder_pb2_grpc.DecoderStub)
+                )
+            )
             encoder = await self._agree(vision, decoder)
             self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy, encoder)
             if self._settings.http_port is not None:
@@ -88,7 +99,7 @@ class GatewayService(Service):
                 )
                 http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
                 try:
-                    port = await http.start(self._settings.host, self._settings.http_port)
+                    port = await http.start(self._settings.host, self._settings.http_port, shared=self.shares_port)
                 except PortError as error:
                     raise StartError(str(error)) from error
                 stack.push_async_callback(http.stop)
@@ -115,16 +126,26 @@ class GatewayService(Service):
             raise RuntimeError("start the service before its interceptors")
         return (AccessInterceptor(self._access),)
 
-    def _channel(self, target: str) -> grpc.aio.Channel:
-        return open_channel(target, service_options(self._settings.max_message_bytes))
+    def _replicas(self, tier: Tier, target: str, stub: Callable[[grpc.aio.Channel], S]) -> ReplicaSet[S]:
+        return ReplicaSet(
+            tier.value,
+            Discovery(parse_target(target)),
+            self._channel,
+            stub,
+            first_seconds=self._settings.first_message_seconds,
+            health=HealthPolicy(lost=self._settings.replica_timeout_seconds),
+        )
+
+    def _channel(self, address: str, authority: str) -> grpc.aio.Channel:
+        return open_channel(address, service_options(self._settings.max_message_bytes, authority=authority))
 
     async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
         """Wait until both tiers answer, and compare their models. Returns the settings of the vision tier."""
         asked = asyncio.create_task(
-            _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS))
+            _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS, route=Route()))
         )
         asked_too = asyncio.create_task(
-            _answer(Tier.DECODER, self._settings.decoder, lambda: decoder.model(seconds=_ASK_SECONDS))
+            _answer(Tier.DECODER, self._settings.decoder, lambda: decoder.model(seconds=_ASK_SECONDS, route=Route()))
         )
         try:
             encoder, model = await asyncio.gather(asked, asked_too)

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway.conductor import Conductor
+from gateway.errors import Tier
 from gateway.http.access import METRICS_PATH, KeyCheck
 from gateway.http.chat import ChatCompletions
 from gateway.http.errors import body_of, response_of
@@ -28,6 +29,7 @@ from gateway.http.tokenizing import Detokenize, Tokenize
 from gateway.keys.access import Access
 from gateway.keys.limits import RATE_HEADERS
 from gateway.retry import Deadline
+from serving import metrics as server_metrics
 from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Reason, ServiceError, failure, unexpected
 from vlm.v1 import chat_pb2
@@ -63,6 +65,12 @@ def create_app(
     """
 
     async def healthz(request: Request) -> Response:
+        replicas = conductor.replicas
+        serving = replicas[Tier.DECODER].available > 0
+        tiers = {tier.value: {"available": n.available, "replicas": n.known} for tier, n in replicas.items()}
+        return JSONResponse({"status": "serving" if serving else "unavailable", **tiers}, 200 if serving else 503)
+
+    async def livez(request: Request) -> Response:
         return JSONResponse({"status": "serving"})
 
     async def models(request: Request) -> Response:
@@ -77,7 +85,7 @@ def create_app(
         raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; /v1/models lists those that are")
 
     async def prometheus(request: Request) -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(server_metrics.served()), media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(document())
@@ -90,6 +98,7 @@ def create_app(
     routes = [
         Route("/healthz", healthz),
         Route("/health", healthz),
+        Route("/livez", livez),
         Route("/openapi.json", openapi),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
