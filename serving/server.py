@@ -55,8 +55,15 @@ class Service(ABC):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
 
-    async def drain(self) -> None:  # noqa: B027  # most services have no port but gRPC's
-        """Close the service's own ports. Called when the server starts to drain; returns after their last request."""
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """Interceptors of its own, within `CallInterceptor`. Called after `start`."""
+        return ()
+
+    async def drain(self) -> None:  # noqa: B027  # a service may have nothing to do
+        """Close the service's own ports, and return requests that have not started as UNAVAILABLE.
+
+        Called when the server starts to drain; returns after the last request of the ports.
+        """
 
     @abstractmethod
     async def stop(self) -> None:
@@ -121,8 +128,10 @@ async def serve(
     if not await run_until(service.start(health_state.set_soon), stopping.wait()):
         return
     try:
+        if settings.parent_pid is not None:
+            end_with_parent(settings.parent_pid)
         server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
+            interceptors=[CallInterceptor(), *service.interceptors()],
             options=server_options(
                 max_message_bytes=settings.max_message_bytes,
                 max_connection_age_seconds=settings.max_connection_age_seconds,
@@ -165,8 +174,6 @@ def run(service: Service, settings: ServerSettings, *, on_listening: Callable[[i
         The exit code: 0 after a clean stop, 1 if it could not start.
     """
     logs.configure(settings, service.name)
-    if settings.parent_pid is not None:
-        end_with_parent(settings.parent_pid)
     try:
         asyncio.run(serve(service, settings, on_listening=on_listening))
     except (StartError, ServiceError) as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Code
 from serving.transport import open_blocking_channel, open_channel
+from triptych.api_key import key_metadata
 from triptych.errors import AnswerError, TriptychError, closed, typed
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
 from triptych.gateways import Gateway, Gateways
@@ -69,13 +70,21 @@ class Client:
             doubled each time; 0 switches it off. A gateway that does not answer is replaced by the next one without a
             delay, until each was tried. A chat is tried again only before its first event. `timeout` bounds all
             attempts together.
+        api_key: The gateway's key for this client; None takes that of the environment (`TRIPTYCH_API_KEY`), if any.
 
     Raises:
         TypeError: The address is none.
-        ValueError: Likewise.
+        ValueError: Likewise, or `api_key` cannot be sent: it has other characters than printable ASCII.
     """
 
-    def __init__(self, address: str | Iterable[str] = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
+    def __init__(
+        self,
+        address: str | Iterable[str] = DEFAULT_ADDRESS,
+        *,
+        retries: int = DEFAULT_RETRIES,
+        api_key: str | None = None,
+    ) -> None:
+        self._metadata = key_metadata(api_key)
         self._gateways: Gateways[grpc.Channel] = Gateways(address, open_blocking_channel)
         self._retries = retries
         self._closed = False
@@ -116,7 +125,7 @@ class Client:
         self, gateway: Gateway[grpc.Channel], request: gateway_pb2.ChatRequest, seconds: float | None
     ) -> Generator[Event, None, None]:
         self._check_open()
-        call = gateway.stub.Chat(request, timeout=seconds)
+        call = gateway.stub.Chat(request, timeout=seconds, metadata=self._metadata)
         try:
             with typed(gateway.address):
                 # The gateway sends the metadata when it has received the request, before the first event.
@@ -174,7 +183,7 @@ class Client:
             gateway = self._gateways.used
             try:
                 with typed(gateway.address):
-                    return getattr(gateway.stub, method)(request, timeout=attempts.remaining())
+                    return getattr(gateway.stub, method)(request, timeout=attempts.remaining(), metadata=self._metadata)
             except TriptychError as error:
                 delay = attempts.delay(error)
                 self._gateways.leave_after(error, gateway)
@@ -204,7 +213,14 @@ class Client:
 class AsyncClient:
     """An asyncio client of a gateway; belongs to the event loop in which it was made. Arguments as for `Client`."""
 
-    def __init__(self, address: str | Iterable[str] = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
+    def __init__(
+        self,
+        address: str | Iterable[str] = DEFAULT_ADDRESS,
+        *,
+        retries: int = DEFAULT_RETRIES,
+        api_key: str | None = None,
+    ) -> None:
+        self._metadata = key_metadata(api_key)
         self._gateways: Gateways[grpc.aio.Channel] = Gateways(address, open_channel)
         self._retries = retries
         self._closed = False
@@ -234,7 +250,7 @@ class AsyncClient:
         self, gateway: Gateway[grpc.aio.Channel], request: gateway_pb2.ChatRequest, seconds: float | None
     ) -> AsyncGenerator[Event, None]:
         self._check_open()
-        call = gateway.stub.Chat(request, timeout=seconds)
+        call = gateway.stub.Chat(request, timeout=seconds, metadata=self._metadata)
         try:
             with typed(gateway.address):
                 if request.report_progress and (accepted := _accepted(await call.initial_metadata())):
@@ -276,7 +292,9 @@ class AsyncClient:
             gateway = self._gateways.used
             try:
                 with typed(gateway.address):
-                    return await getattr(gateway.stub, method)(request, timeout=attempts.remaining())
+                    return await getattr(gateway.stub, method)(
+                        request, timeout=attempts.remaining(), metadata=self._metadata
+                    )
             except TriptychError as error:
                 delay = attempts.delay(error)
                 self._gateways.leave_after(error, gateway)

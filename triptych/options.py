@@ -72,6 +72,7 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
         regex: The answer is text that this regular expression (Rust's syntax) matches whole.
         choice: The answer is one of these strings.
         grammar: The answer is text that this grammar (Lark or GBNF) derives. Of the last four at most one is set.
+        cache_salt: What is kept of earlier requests is used only for those with the same salt.
     """
 
     max_tokens: int
@@ -100,6 +101,7 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     regex: str
     choice: Sequence[str]
     grammar: str
+    cache_salt: str
 
 
 _MOST_SECONDS = 1_000_000_000
@@ -213,6 +215,7 @@ def chat_request(conversation: Conversation, options: ChatOptions) -> gateway_pb
     return gateway_pb2.ChatRequest(
         generation=generation,
         report_progress=options.get("report_progress", False),
+        cache_salt=options.get("cache_salt") or "",
         tool_choice=choice_to_wire(options.get("tool_choice"), options.get("parallel_tool_calls")),
         **_common(conversation, given),
     )
