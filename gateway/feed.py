@@ -136,7 +136,7 @@ class Feed:
                 await self._retries.run(
                     lambda route: self._relay(number, medium, options, route),
                     self._deadline,
-                    medium_route(medium.kind, medium.digest, options),
+                    medium_route(medium.kind, medium.digest, options, cache_scope=self._cache_scope),
                 )
             except ServiceError as error:
                 raise of_medium(error, medium.path, medium.options) from error

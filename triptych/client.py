@@ -292,9 +292,8 @@ class AsyncClient:
             gateway = self._gateways.used
             try:
                 with typed(gateway.address):
-                    return await getattr(gateway.stub, method)(
-                        request, timeout=attempts.remaining(), metadata=self._metadata
-                    )
+                    call = getattr(gateway.stub, method)
+                    return await call(request, timeout=attempts.remaining(), metadata=self._metadata)
             except TriptychError as error:
                 delay = attempts.delay(error)
                 self._gateways.leave_after(error, gateway)
