@@ -77,8 +77,11 @@ class GatewayService(Service):
                     max_requests=self._settings.max_concurrent_rpcs,
                     cors_origins=self._settings.allowed_origins,
                     metrics=self._settings.http_metrics,
+                    max_buffered_body_bytes=self._settings.max_buffered_body_bytes,
+                    receive_seconds=self._settings.receive_timeout_seconds,
                 )
-                http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
+                limits = self._settings.connection_limits
+                http = HttpServer(app, grace_seconds=self._settings.grace_seconds, limits=limits)
                 try:
                     port = await http.start(self._settings.host, self._settings.http_port)
                 except PortError as error:

@@ -11,12 +11,15 @@ from typing import Any
 import grpc
 from prometheus_client import start_http_server
 
+from serving.connections import ConnectionLimits
 from serving.settings import MIB
 
 Options = Sequence[tuple[str, int | str]]
 """Channel arguments of gRPC."""
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+_EXTRA_STREAMS = 64
 
 _SERVICE = {
     # round_robin with health checking shifts traffic at once when a replica turns NOT_SERVING; pick_first ignores it.
@@ -111,14 +114,28 @@ def client_options(address: str) -> Options:
     ]
 
 
-def server_options(*, max_message_bytes: int, max_connection_age_seconds: float = 0.0) -> Options:
+def server_options(
+    *,
+    max_message_bytes: int,
+    max_connection_age_seconds: float = 0.0,
+    max_calls: int = 1024,
+    limits: ConnectionLimits | None = None,
+) -> Options:
     """Options of a server.
 
     Args:
         max_message_bytes: Largest message in either direction.
         max_connection_age_seconds: Age at which connections are renewed; 0: never.
+        max_calls: Most calls at once that the server takes from all clients.
+        limits: Limits of connections. None takes the defaults.
     """
+    limits = limits or ConnectionLimits()
     options = [
+        ("grpc.max_allowed_incoming_connections", limits.most),
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_seconds * 1000)),
+        ("grpc.max_connection_idle_ms", round(limits.idle_seconds * 1000)),
+        # A client that keeps to it may have all calls on one connection, and streams of health besides.
+        ("grpc.max_concurrent_streams", max_calls + _EXTRA_STREAMS),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         # Otherwise two servers on one port would share its connections at random; the second must fail instead.
