@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 from prometheus_client import start_http_server
@@ -19,6 +21,10 @@ Options = Sequence[tuple[str, int | str]]
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 _EXTRA_STREAMS = 64
+
+_METRICS_CONNECTIONS = 16
+_METRICS_SECONDS = 10.0
+"""Of the port of the metrics: most connections at once, and how long one may send nothing."""
 
 HEALTH_OPTIONS: Options = [
     ("grpc.max_reconnect_backoff_ms", 250),
@@ -250,7 +256,27 @@ def open_metrics_port(host: str, port: int, *, credentials: Credentials = INSECU
         server, _ = start_http_server(port, host, certfile=credentials.http.certfile, keyfile=credentials.http.keyfile)
     except OSError as error:
         raise PortError(host, port, "metrics", error.strerror) from error
+    _limit_clients(server)
     return int(server.server_port)
+
+
+def _limit_clients(server: WSGIServer) -> None:
+    """Limit the connections of a server that has a thread for each, and the time for which they may send nothing."""
+    places = threading.BoundedSemaphore(_METRICS_CONNECTIONS)
+    handler: Any = server.RequestHandlerClass
+
+    class Limited(handler):  # type: ignore[misc]
+        timeout = _METRICS_SECONDS
+
+        def finish(self) -> None:
+            try:
+                super().finish()
+            finally:
+                places.release()
+
+    server.RequestHandlerClass = Limited
+    # socketserver's hook: a connection for which it is false is closed.
+    server.verify_request = lambda request, client_address: places.acquire(blocking=False)  # type: ignore[method-assign]
 
 
 class ReservedPorts:
