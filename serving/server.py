@@ -39,6 +39,9 @@ class Service(ABC):
     grpc_names: Sequence[str]
     """Full names of its gRPC services, for health and reflection."""
 
+    shares_port = False
+    """Whether other processes of the same service listen on its port, too."""
+
     @abstractmethod
     async def start(self, set_serving: Callable[[bool], None]) -> None:
         """Load and warm up. Returns when requests would succeed. When cancelled it releases what it has acquired.
@@ -53,6 +56,10 @@ class Service(ABC):
     @abstractmethod
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
+
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """Interceptors of its own, within `CallInterceptor`. Called after `start`."""
+        return ()
 
     async def drain(self) -> None:  # noqa: B027  # a service may have nothing to do
         """Close the service's own ports, and return requests that have not started as UNAVAILABLE.
@@ -102,13 +109,15 @@ async def serve(
                     max_calls=settings.max_concurrent_rpcs,
                     max_message_bytes=settings.max_message_bytes,
                     limits=settings.connection_limits,
-                )
+                ),
+                *service.interceptors(),
             ],
             options=server_options(
                 max_message_bytes=settings.max_message_bytes,
                 max_connection_age_seconds=settings.max_connection_age_seconds,
                 max_calls=settings.max_concurrent_rpcs,
                 limits=settings.connection_limits,
+                shared=service.shares_port,
             ),
         )
         service.register(server)
@@ -134,8 +143,13 @@ async def serve(
     log.info("stopped")
 
 
-def run(service: Service, settings: ServerSettings) -> int:
+def run(service: Service, settings: ServerSettings, *, on_listening: Callable[[int], None] | None = None) -> int:
     """Run a service as this process; if it cannot start, print the cause in one line.
+
+    Args:
+        service: The service.
+        settings: Its settings.
+        on_listening: As for `serve`.
 
     Returns:
         The exit code: 0 after a clean stop, 1 if it could not start.
@@ -143,7 +157,7 @@ def run(service: Service, settings: ServerSettings) -> int:
     logs.configure(settings, service.name)
     raise_descriptor_limit()
     try:
-        asyncio.run(serve(service, settings))
+        asyncio.run(serve(service, settings, on_listening=on_listening))
     except (StartError, ServiceError) as error:
         print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201  # for people who start it by hand
         return 1

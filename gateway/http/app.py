@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from gateway.conductor import Conductor
 from gateway.errors import Tier
+from gateway.http.access import METRICS_PATH, KeyCheck
 from gateway.http.body import Bodies
 from gateway.http.chat import ChatCompletions
 from gateway.http.errors import body_of, response_of
@@ -26,13 +27,19 @@ from gateway.http.openapi import document
 from gateway.http.stream import Pace
 from gateway.http.text import TextCompletions
 from gateway.http.tokenizing import Detokenize, Tokenize
+from gateway.keys.access import Access
+from gateway.keys.limits import RATE_HEADERS
 from gateway.retry import Deadline
+from serving import metrics as server_metrics
 from serving.calls import REQUEST_ID_HEADER
 from serving.connections import Places
 from serving.errors import Reason, ServiceError, failure, unexpected
 from vlm.v1 import chat_pb2
 
 _PREFLIGHT_SECONDS = 600
+
+_OPEN_PATHS = ("/healthz", "/health", "/livez")
+"""Health: whoever watches the gateway needs no key."""
 
 
 def create_app(
@@ -46,6 +53,7 @@ def create_app(
     metrics: bool = False,
     max_buffered_body_bytes: int = 1 << 30,
     receive_seconds: float = 30.0,
+    access: Access | None = None,
 ) -> ASGIApp:
     """The application.
 
@@ -59,6 +67,7 @@ def create_app(
         metrics: Whether to serve the Prometheus metrics, too.
         max_buffered_body_bytes: Most bytes of the bodies that are being received.
         receive_seconds: Time for a body, besides the time that its size allows.
+        access: Checks keys and limits; None: everybody may do everything.
     """
     places = Places(max_requests)
     bodies = Bodies(limit=max_body_bytes, total=max_buffered_body_bytes, seconds=receive_seconds)
@@ -86,7 +95,7 @@ def create_app(
         raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; /v1/models lists those that are")
 
     async def prometheus(request: Request) -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(server_metrics.served()), media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(document())
@@ -109,16 +118,17 @@ def create_app(
         Route("/detokenize", detokenize, methods=["POST"]),
     ]
     if metrics:
-        routes.append(Route("/metrics", prometheus))
+        routes.append(Route(METRICS_PATH, prometheus))
     handlers = {ServiceError: _failed, HTTPException: _not_served, Exception: _unexpected}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    app = KeyCheck(app, access or Access(), open_paths=_OPEN_PATHS)
     if cors_origins:
         app = CORSMiddleware(
             app,
             allow_origins=cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after"],
+            expose_headers=[REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after", "www-authenticate", *RATE_HEADERS],
             max_age=_PREFLIGHT_SECONDS,
         )
     return Guard(app, paths={route.path for route in routes})

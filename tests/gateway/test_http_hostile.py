@@ -165,6 +165,23 @@ async def test_a_body_that_does_not_arrive(start: Start) -> None:
         assert await half.rest() == b""  # the rest of the body is not awaited for ever
 
 
+async def test_a_body_that_trickles_in(start: Start) -> None:
+    """Bytes that come now and then do not extend its time for long."""
+    port = await start(limits=ConnectionLimits(receive_seconds=SOON))
+    async with connected(port) as client:
+        await client.send(posted(b"", length=900_000))
+
+        async def trickle() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await client.send(b" ")
+                    await asyncio.sleep(SOON / 4)
+
+        trickling = asyncio.create_task(trickle())
+        assert (await client.answer())[0] == 408
+        trickling.cancel()
+
+
 async def test_bodies_share_their_memory(start: Start) -> None:
     """What one has filled is not there for a second one, which is told to come later; small bodies are served."""
     port = await start(max_buffered_body_bytes=300_000)
