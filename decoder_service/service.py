@@ -77,7 +77,7 @@ class DecoderService(Service):
 
     async def _load(self, set_serving: Callable[[bool], None]) -> Decoder:
         settings = self._settings
-        bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify)
+        bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify, folder="decoder")
         family = family_of(bundle)
         engine = self._engine = _engine(settings, bundle, family)
         # The engine loads in its own thread or process, so tokenizer and model load at the same time.

@@ -62,7 +62,7 @@ class BundleProblem(Problem):
     )
     DIGEST = (
         "The bundle {root} is damaged, {name} does not match its digest: copy or export it again.",
-        "Only with `--verify`, which reads every byte.",
+        "A byte of the file has changed: the copy was faulty, or the disk is. `--no-verify` skips this check.",
     )
     ENCODER_UNREADABLE = (
         "The encoder in {folder} cannot be read ({error}): export the bundle again.",

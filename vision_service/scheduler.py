@@ -115,6 +115,10 @@ class _Job:
         self.meter.done = round(self.frame_patches * (self.encoded + share * frames))
 
 
+class UnusableEncoderError(Exception):
+    """The encoder computes no features. The message says what it computes instead."""
+
+
 class _NotFiniteError(Exception):
     """Features contain infinities or NaN."""
 
@@ -169,13 +173,21 @@ class Scheduler:
         self._draining = False
 
     async def start(self) -> None:
-        """Warm up the encoder, measure its speed, and start to process media."""
+        """Warm up the encoder, check its features, measure its speed, and start to process media.
+
+        Raises:
+            UnusableEncoderError: The features of an empty image are not finite, or all are equal.
+        """
         self._learn(self._measured, await asyncio.get_running_loop().run_in_executor(self._thread, self._time))
         self._task = asyncio.create_task(self._run(), name="encode")
 
     def _time(self) -> float:
         """Time an image of ordinary size, in seconds. In the encoder's thread."""
-        self._encoder.encode([self._encoder.blank()])  # the first pass allocates memory
+        (features,) = self._encoder.encode([self._encoder.blank()])  # the first pass allocates memory
+        if not _finite(features):
+            raise UnusableEncoderError("its features are not finite")
+        if features.min() == features.max():
+            raise UnusableEncoderError("its features are all equal")
         image = self._encoder.blank(_MEASURED_SIDE)
         began, fastest = time.monotonic(), math.inf
         for _ in range(_TIMED):

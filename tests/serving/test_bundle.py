@@ -249,6 +249,9 @@ def test_changed_file(root: Path) -> None:
     (root / "vision" / "model.safetensors").write_bytes(b"y" * 9)
     Bundle.open(root)
     assert "vision/model.safetensors does not match" in _complaint(root, verify=True)
+    Bundle.open(root, verify=True, folder="decoder")
+    with pytest.raises(BundleError, match="does not match"):
+        Bundle.open(root, verify=True, folder="vision")
 
 
 def test_files_outside(root: Path) -> None:
