@@ -3,12 +3,14 @@
 import sys
 
 if __name__ == "__main__":
+    from serving.memory import ending_without_memory
     from serving.parent import end_with_launcher
 
     end_with_launcher(sys.argv)  # before the imports that take time
 
-    from gateway.service import GatewayService
-    from gateway.settings import GatewaySettings
-    from serving.main import main
+    with ending_without_memory("gateway"):
+        from gateway.service import GatewayService
+        from gateway.settings import GatewaySettings
+        from serving.main import main
 
-    sys.exit(main("gateway", GatewaySettings, GatewayService))
+        sys.exit(main("gateway", GatewaySettings, GatewayService))

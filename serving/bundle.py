@@ -217,6 +217,22 @@ class Bundle(Frozen):
                 if not matches:
                     raise BundleError(BundleProblem.DIGEST, root=self.root, name=name)
 
+    def check_memory(self, folder: str, usable: int) -> None:
+        """Check that the weights of a service fit in memory: otherwise the kernel may kill it while they are loaded.
+
+        Args:
+            folder: the folder that has them, as "vision" or "decoder/int4".
+            usable: bytes that the process may use.
+
+        Raises:
+            BundleError: they do not.
+        """
+        needed = sum(info.size for name, info in self.files.items() if name.startswith(f"{folder}/"))
+        if needed > usable:
+            raise BundleError(
+                BundleProblem.NO_MEMORY, folder=self.root / folder, needed=needed / 2**30, usable=usable / 2**30
+            )
+
     def _matches(self, name: str) -> bool:
         path = self._path(name)
         try:

@@ -99,6 +99,13 @@ class BundleProblem(Problem):
         "The encoder of {root} gives features {width} wide, and bundle.json says {expected}: export the bundle again.",
         "The files belong to two models.",
     )
+    NO_MEMORY = (
+        (
+            "The weights in {folder} take {needed:.1f} GiB, and this process may use {usable:.1f} GiB of memory: give "
+            "it more."
+        ),
+        "The limit is that of the machine, of the container, or of `ulimit -v`.",
+    )
     NO_DEMO = (
         "The demo bundle cannot be made: {error}",
         "The rest of the message gives the reason, for example a full disk.",

@@ -22,6 +22,7 @@ import structlog
 import torch
 
 from serving.errors import Reason, ServiceError, failure, overloaded, unavailable
+from serving.memory import lacks_memory
 from vision_service.family import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
@@ -416,7 +417,7 @@ class Scheduler:
                 Reason.FEATURES_NOT_FINITE,
                 "the encoder's features of this medium contain numbers that are not finite, twice in a row",
             )
-        elif _out_of_memory(error):
+        elif isinstance(error, torch.OutOfMemoryError) or lacks_memory(error):
             error = failure(
                 Reason.OUT_OF_MEMORY,
                 f"the encoder's device has no memory for {piece.medium.grid.patches} patches; make the media smaller",
@@ -446,9 +447,3 @@ def _shutting_down() -> ServiceError:
 def _finite(features: torch.Tensor) -> bool:
     """Whether all numbers are finite. `aminmax` passes NaN on, and takes a tenth of the time of `isfinite`."""
     return all(math.isfinite(bound) for bound in torch.aminmax(features))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed. On a CPU PyTorch has no exception class of its own for it."""
-    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return no_memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

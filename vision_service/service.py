@@ -12,7 +12,7 @@ import torch
 from serving.bundle import Bundle
 from serving.bundle_error import BundleError, BundleProblem
 from serving.cores import usable_cores
-from serving.memory import release_freed_memory
+from serving.memory import release_freed_memory, usable_memory
 from serving.server import Service, StartError
 from vision_service.budget import default_budget, published_budget
 from vision_service.cache import FeatureCache
@@ -135,6 +135,7 @@ class VisionService(Service):
     def _load(self, device: torch.device) -> tuple[Bundle, Preprocessor, Encoder]:
         settings = self._settings
         bundle = Bundle.open(settings.bundle, verify=settings.verify, folder="vision")
+        bundle.check_memory("vision", usable_memory())
         family = family_of(bundle)
         dtype, reason = choose_dtype(
             settings.dtype, device, bundle.vision_dir, measured=bundle.encoder_types, operators=settings.operators

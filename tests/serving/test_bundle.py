@@ -254,6 +254,14 @@ def test_changed_file(root: Path) -> None:
         Bundle.open(root, verify=True, folder="vision")
 
 
+def test_weights_beyond_the_memory(root: Path) -> None:
+    """Weights that cannot fit are refused before they are loaded, with both sizes."""
+    bundle = Bundle.open(root)
+    bundle.check_memory("vision", 1 << 30)
+    with pytest.raises(BundleError, match=r"take 0\.0 GiB, and this process may use 0\.0 GiB"):
+        bundle.check_memory("vision", 1)
+
+
 def test_files_outside(root: Path) -> None:
     """A description cannot point out of its directory."""
     digest = {"size": 1, "sha256": "0" * 64}
