@@ -19,9 +19,10 @@ from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
 from serving.errors import Code, ServiceError
-from serving.server import Service, StartError
+from serving.server import Service, StartError, server_tls
 from serving.tasks import cancel_and_wait
-from serving.transport import PortError, open_channel, service_options
+from serving.tls import ClientTls, KeyPair, PemFile, TlsError
+from serving.transport import Credentials, PortError, open_channel, service_options
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc, vision_pb2
 
 log = structlog.get_logger()
@@ -62,11 +63,15 @@ class GatewayService(Service):
         """Wait for both tiers, check that their encoders match, and open the HTTP port.
 
         Raises:
-            StartError: The encoders differ, a target is another service, or the HTTP port is taken.
+            StartError: The encoders differ, a target is another service, a certificate cannot be used, or the HTTP
+                port is taken.
         """
+        credentials = self._credentials()
         async with contextlib.AsyncExitStack() as stack:
-            vision = GrpcVisionTier(await stack.enter_async_context(self._channel(self._settings.vision)))
-            decoder = GrpcDecoderTier(await stack.enter_async_context(self._channel(self._settings.decoder)))
+            vision = GrpcVisionTier(await stack.enter_async_context(self._channel(self._settings.vision, credentials)))
+            decoder = GrpcDecoderTier(
+                await stack.enter_async_context(self._channel(self._settings.decoder, credentials))
+            )
             encoder = await self._agree(vision, decoder)
             self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy, encoder)
             if self._settings.http_port is not None:
@@ -78,7 +83,7 @@ class GatewayService(Service):
                     cors_origins=self._settings.allowed_origins,
                     metrics=self._settings.http_metrics,
                 )
-                http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
+                http = HttpServer(app, grace_seconds=self._settings.grace_seconds, credentials=credentials)
                 try:
                     port = await http.start(self._settings.host, self._settings.http_port)
                 except PortError as error:
@@ -89,8 +94,22 @@ class GatewayService(Service):
                 log.info("serving http", address=self.http_address)
             self._resources = stack.pop_all()
 
-    def _channel(self, target: str) -> grpc.aio.Channel:
-        return open_channel(target, service_options(self._settings.max_message_bytes))
+    def _credentials(self) -> Credentials:
+        """The credentials of the calls to the tiers, and of the HTTP port."""
+        settings = self._settings
+        channel = None
+        if settings.tier_ca is not None:
+            pair = None
+            if settings.tier_cert is not None and settings.tier_key is not None:
+                pair = KeyPair(PemFile("tier_cert", settings.tier_cert), PemFile("tier_key", settings.tier_key))
+            try:
+                channel = ClientTls(PemFile("tier_ca", settings.tier_ca), pair)
+            except TlsError as error:
+                raise StartError(str(error)) from error
+        return Credentials(channel, server_tls(settings))
+
+    def _channel(self, target: str, credentials: Credentials) -> grpc.aio.Channel:
+        return open_channel(target, service_options(self._settings.max_message_bytes), credentials=credentials)
 
     async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
         """Wait until both tiers answer, and compare their models. Returns the settings of the vision tier."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +11,7 @@ from pydantic_settings import SettingsConfigDict
 
 from gateway.conductor import Policy
 from gateway.media import RequestLimits
-from serving.settings import MIB, ServerSettings
+from serving.settings import MIB, ServerSettings, require_pair
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+", re.IGNORECASE)
 
@@ -43,6 +44,16 @@ class GatewaySettings(ServerSettings):
     )
     vision: str = Field("127.0.0.1:50061", description="The vision tier: `host:port`, or `dns:///name:port` for many.")
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, in the same form.")
+    tier_ca: Path | None = Field(
+        None,
+        description="PEM file with the CA certificates of the vision and decoder services, which are then called over "
+        "TLS; not set: plain text.",
+    )
+    tier_cert: Path | None = Field(
+        None, description="PEM file with the certificate that the gateway presents to them (mTLS)."
+    )
+    tier_key: Path | None = Field(None, description="PEM file with its private key, without a passphrase.")
+    reflection: bool = Field(True, description="Offer gRPC server reflection, which describes the API to tools.")
 
     max_messages: int = Field(1024, ge=1, description="Most messages in a request.")
     max_parts: int = Field(4096, ge=1, description="Most parts in a request, of all messages together.")
@@ -76,6 +87,9 @@ class GatewaySettings(ServerSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        require_pair(self, "tier_cert", "tier_key")
+        if self.tier_cert is not None and self.tier_ca is None:
+            raise ValueError("tier_cert needs tier_ca: without it the services are called in plain text")
         if self.default_deadline_seconds > self.max_deadline_seconds:
             raise ValueError("default_deadline_seconds is over max_deadline_seconds")
         for name in ("max_image_bytes", "max_video_bytes"):

@@ -12,6 +12,7 @@ class Code(enum.Enum):
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     NOT_FOUND = "NOT_FOUND"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
@@ -97,6 +98,12 @@ class Reason(enum.Enum):
         "`enable_thinking` asks a model that always thinks not to, or one that never does to do so: its chat template "
         "has no such choice.",
         "Leave it out.",
+    )
+    CLIENT_NOT_ALLOWED = ReasonInfo(
+        Code.PERMISSION_DENIED,
+        "any",
+        "The client's certificate has none of the names in `tls_client_names`.",
+        "Use a certificate with such a name, or add its name to the setting.",
     )
 
     # Too much

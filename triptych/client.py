@@ -16,6 +16,7 @@ from triptych.errors import AnswerError, TriptychError, closed, typed
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
 from triptych.options import ChatOptions, CountOptions, chat_request, count_request
 from triptych.retries import Attempts
+from triptych.tls import Tls, credentials_of
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc
 
 if TYPE_CHECKING:
@@ -63,10 +64,16 @@ class Client:
         retries: How often a call that fails with UNAVAILABLE is tried again, after the server's delay or half a second,
             doubled each time; 0 switches it off. A chat is tried again only before its first event. `timeout` bounds
             all attempts together.
+        tls: Use TLS, with these files; None: plain text.
+
+    Raises:
+        ValueError: A file of `tls` cannot be used.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
-        self._channel = open_blocking_channel(address, client_options(address))
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES, tls: Tls | None = None
+    ) -> None:
+        self._channel = open_blocking_channel(address, client_options(address), credentials=credentials_of(tls))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
         self._retries = retries
         self._closed = False
@@ -189,8 +196,10 @@ class Client:
 class AsyncClient:
     """An asyncio client of a gateway; belongs to the event loop in which it was made. Arguments as for `Client`."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
-        self._channel = open_channel(address, client_options(address))
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES, tls: Tls | None = None
+    ) -> None:
+        self._channel = open_channel(address, client_options(address), credentials=credentials_of(tls))
         self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
         self._retries = retries
         self._closed = False

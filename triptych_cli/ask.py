@@ -20,7 +20,7 @@ from triptych.events import Accepted, Answer, Delta, Event, Finished, MediaLayou
 from triptych.media import DETAILS, Image, Video, in_bytes
 from triptych.options import ChatOptions
 from triptych_cli import question
-from triptych_cli.arguments import rate, whole
+from triptych_cli.arguments import add_tls, rate, tls_of, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
 
@@ -59,6 +59,7 @@ def add_parser(commands: Any) -> None:
         "--schema", type=Path, metavar="FILE", help="answer with JSON that the JSON schema in this file admits"
     )
     ask.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s")
+    add_tls(ask)
     ask.add_argument("--max-tokens", type=whole(1, _MOST_TOKENS), metavar="N", help="most tokens to generate")
     ask.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (the default)")
     ask.add_argument("--top-p", type=rate(1), metavar="P", help="the likeliest tokens that reach this probability")
@@ -108,7 +109,8 @@ def _run(options: argparse.Namespace) -> None:
     chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # of that type
     if options.schema is not None:
         chat["response_format"] = question.read_schema(options.schema)
-    with Client(options.address, retries=0) as client:  # whoever sees the error decides
+    tls = tls_of(options)
+    with Client(options.address, retries=0, tls=tls) as client:  # whoever sees the error decides
         try:
             events = client.chat(messages, **chat)
         except ValueError as error:  # such as bytes of the terminal that are no UTF-8
@@ -124,6 +126,8 @@ def _run(options: argparse.Namespace) -> None:
                 layouts, end = _print_answer(events, bar, printed)
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # from the channel, not from a server
+                if tls is not None:
+                    raise CommandError(f"no gateway answers over TLS at {options.address}: {error.message}") from error
                 hint = "start one with `triptych up` or name another with --address"
                 raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
             raise CommandError(question.explained(error, messages, options)) from error

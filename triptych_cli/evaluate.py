@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError
 from serving.media import MAX_PIXELS
-from triptych_cli.arguments import positive, whole
+from triptych_cli.arguments import add_tls, positive, tls_of, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
 
@@ -69,6 +69,7 @@ def add_parser(commands: Any) -> None:
         help="compare with the reference on N questions at most, spread over the file (default %(default)s)",
     )
     evaluate.add_argument("--address", metavar="HOST:PORT", help="of a running gateway (default: start one)")
+    add_tls(evaluate)
     evaluate.add_argument(
         "--concurrency", type=positive, default=4, metavar="N", help="questions asked at once (default %(default)s)"
     )
@@ -168,7 +169,7 @@ def _ask(options: argparse.Namespace, bundle: Bundle, file: QuestionFile) -> lis
     if options.address is not None:
         try:
             with _bar("questions", len(file.questions)) as advance:
-                return [accuracy_at(options.address, bundle, file, advance, asking=asking)]
+                return [accuracy_at(options.address, bundle, file, advance, asking=asking, tls=tls_of(options))]
         except ServiceError as error:
             if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # no server said it
                 raise CommandError(f"no gateway answers at {options.address}") from error

@@ -12,6 +12,7 @@ from serving.errors import Code, Reason, ServiceError
 
 _STATUS = {
     Code.INVALID_ARGUMENT: 400,
+    Code.PERMISSION_DENIED: 403,
     Code.NOT_FOUND: 404,
     Code.FAILED_PRECONDITION: 503,
     Code.DEADLINE_EXCEEDED: 504,

@@ -25,10 +25,11 @@ class HttpServer:
     Args:
         app: The application.
         grace_seconds: Seconds that running requests may take after `stop`.
-        credentials: `credentials.http` is used.
+        credentials: `credentials.server` is used.
     """
 
     def __init__(self, app: ASGIApp, *, grace_seconds: float, credentials: Credentials = INSECURE) -> None:
+        tls = credentials.server
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -40,8 +41,7 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=round(grace_seconds),
-                ssl_certfile=credentials.http.certfile,
-                ssl_keyfile=credentials.http.keyfile,
+                ssl_context_factory=None if tls is None else lambda config, default: tls.http(),
             )
         )
         self._running: asyncio.Task[None] | None = None
