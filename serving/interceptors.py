@@ -11,7 +11,7 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
-from serving.calls import observe
+from serving.calls import logged, observe
 from serving.errors import Reason, ServiceError, unexpected
 from serving.errors import failure as failure_of
 from serving.status import from_rpc_error, to_proto
@@ -50,7 +50,7 @@ async def _guard(
             failure = unexpected()
         if failure is not None:
             call.code = failure.code.value
-            call.details = {"reason": failure.reason, "error": failure.message}
+            call.details = logged(failure)
     if failure is not None:
         await context.abort_with_status(rpc_status.to_status(to_proto(failure)))
 

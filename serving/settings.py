@@ -53,6 +53,11 @@ class ServerSettings(BaseSettings):
     parent_pid: int | None = Field(None, ge=1, description="Process id of the launcher: the server ends with it.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["console", "json"] = Field("console", description="Lines for people, or JSON for collectors.")
+    log_content: bool = Field(
+        False,
+        description="Also log the messages of refused requests and of unexpected exceptions, which may repeat parts of "
+        "a prompt.",
+    )
 
     @model_validator(mode="after")
     def _tls_is_complete(self) -> Self:

@@ -13,9 +13,7 @@ from triptych_cli.errors import CommandError
 def add_tls(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a TLS connection to a gateway."""
     parser.add_argument("--tls", action="store_true", help="use TLS, and trust public CAs")
-    parser.add_argument(
-        "--tls-ca", type=Path, metavar="FILE", help="use TLS, and trust the CAs in this PEM file"
-    )
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, and trust the CAs in this PEM file")
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate to present; needs --tls-key")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key")
 

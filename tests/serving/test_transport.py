@@ -39,9 +39,11 @@ class _Witness(health_pb2_grpc.HealthServicer):
     def __init__(self) -> None:
         self.security: list[bytes] = []
         self.marks: list[str] = []
+        self.clients: list[bytes] = []
 
     async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
         self.security += context.auth_context().get("transport_security_type", [b"none"])
+        self.clients += context.auth_context().get("x509_pem_cert", [])
         self.marks += [value for key, value in context.invocation_metadata() if key == "mark"]
         return health_pb2.HealthCheckResponse()
 
@@ -76,6 +78,27 @@ async def test_both_ends_use_the_credentials(expected: bytes, tmp_path: Path) ->
 
         await asyncio.to_thread(ask)
     assert witness.security == [expected, expected]
+
+
+@certificates.needs_openssl
+async def test_a_channel_presents_a_renewed_certificate(tmp_path: Path) -> None:
+    """An open channel's next call arrives with the new certificate; with files that are wrong, with the old one."""
+    made = certificates.make(tmp_path)
+    pem = made / "gateway.pem"
+    async with (
+        _listening(certificates.server(made, "vision", mutual=True)) as (witness, address),
+        open_channel(address, HEALTH_OPTIONS, credentials=certificates.client(made, "gateway")) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
+        first = pem.read_bytes()
+        certificates.make(made)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
+        second = pem.read_bytes()
+        pem.unlink()
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
+    assert witness.clients == [first, second, second]
+    assert first != second
 
 
 class _Mark(grpc.aio.UnaryUnaryClientInterceptor):

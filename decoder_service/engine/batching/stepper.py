@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +37,7 @@ from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from decoder_service.engine.supervisor import constraint_failed, failed
 from decoder_service.metrics import PARKED, PARKS
 from serving.errors import ServiceError
+from serving.logs import trace
 
 log = structlog.get_logger()
 
@@ -401,7 +401,7 @@ class Stepper:
             self._fail(job, "the constraint can go no further", constraint_failed(str(error)))
             return
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
-            self._fail(job, traceback.format_exc())
+            self._fail(job, trace())
             return
         job.runs.update(_runs(first, len(job.answer) - first))
 
@@ -422,7 +422,7 @@ class Stepper:
                 positions=job.request.positions[:, start : chunk.stop],
             )
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
-            self._fail(job, traceback.format_exc())
+            self._fail(job, trace())
             return None
 
     def _append(self, job: Job, drawn: TokenDrawn) -> None:
@@ -455,7 +455,7 @@ class Stepper:
         """Let jobs fail by the current exception."""
         for job in jobs:
             if job.slot is not None:  # else it has finished
-                self._fail(job, traceback.format_exc())
+                self._fail(job, trace())
 
     def _fail(self, job: Job, why: str, error: ServiceError | None = None) -> None:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
