@@ -28,7 +28,9 @@ def make(directory: Path, *names: str, days: int = 2) -> Path:
 
 def pair(directory: Path, name: str) -> KeyPair:
     """The files of one of the certificates."""
-    return KeyPair(PemFile("tls_cert", directory / f"{name}.pem"), PemFile("tls_key", directory / f"{name}.key"))
+    return KeyPair(
+        PemFile("tls_cert", directory / f"{name}/cert.pem"), PemFile("tls_key", directory / f"{name}/key.pem")
+    )
 
 
 def authority(directory: Path) -> PemFile:
@@ -50,13 +52,15 @@ def trusting(directory: Path, name: str | None = None) -> ssl.SSLContext:
     """The same for HTTP."""
     context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
     if name is not None:
-        context.load_cert_chain(directory / f"{name}.pem", directory / f"{name}.key")
+        context.load_cert_chain(directory / f"{name}/cert.pem", directory / f"{name}/key.pem")
     return context
 
 
 def serial(directory: Path, name: str) -> str:
     """The serial number of a certificate, in hexadecimal digits."""
-    return openssl("x509", "-in", str(directory / f"{name}.pem"), "-noout", "-serial").strip().removeprefix("serial=")
+    return (
+        openssl("x509", "-in", str(directory / f"{name}/cert.pem"), "-noout", "-serial").strip().removeprefix("serial=")
+    )
 
 
 def openssl(*arguments: str) -> str:

@@ -54,11 +54,11 @@ async def gateway(vision: str, decoder: str, **settings: Any) -> AsyncIterator[t
 async def test_both_doors_and_both_tiers(files: Path, vision: FakeVision, decoder: FakeDecoder) -> None:
     """A question passes over TLS and mTLS through both doors; after a renewal by another CA it does so again."""
     settings = {
-        "tls_cert": files / "door.pem",
-        "tls_key": files / "door.key",
+        "tls_cert": files / "door/cert.pem",
+        "tls_key": files / "door/key.pem",
         "tier_ca": files / "ca.pem",
-        "tier_cert": files / "gateway.pem",
-        "tier_key": files / "gateway.key",
+        "tier_cert": files / "gateway/cert.pem",
+        "tier_key": files / "gateway/key.pem",
     }
     tiers = [certificates.server(files, name, mutual=True) for name in ("vision", "decoder")]
 
@@ -92,7 +92,11 @@ async def test_both_doors_and_both_tiers(files: Path, vision: FakeVision, decode
 
 async def test_a_door_for_holders_of_a_certificate(files: Path, vision: FakeVision, decoder: FakeDecoder) -> None:
     """With `tls_client_ca` both doors refuse a client without a certificate, and serve one that has it."""
-    settings = {"tls_cert": files / "door.pem", "tls_key": files / "door.key", "tls_client_ca": files / "ca.pem"}
+    settings = {
+        "tls_cert": files / "door/cert.pem",
+        "tls_key": files / "door/key.pem",
+        "tls_client_ca": files / "ca.pem",
+    }
 
     async def call(port: int, name: str | None) -> str:
         async with open_channel(f"localhost:{port}", credentials=certificates.client(files, name)) as channel:
@@ -121,10 +125,14 @@ async def test_a_certificate_that_cannot_be_used_ends_the_start(
     files: Path, vision: FakeVision, decoder: FakeDecoder
 ) -> None:
     """The sentence names the setting."""
-    shutil.copy(files / "decoder.key", files / "gateway.key")
-    settings = {"tier_ca": files / "ca.pem", "tier_cert": files / "gateway.pem", "tier_key": files / "gateway.key"}
+    shutil.copy(files / "decoder/key.pem", files / "gateway/key.pem")
+    settings = {
+        "tier_ca": files / "ca.pem",
+        "tier_cert": files / "gateway/cert.pem",
+        "tier_key": files / "gateway/key.pem",
+    }
     async with serve_fake(vision) as (one, _), serve_fake(decoder) as (other, _):
-        with pytest.raises(StartError, match=r"^tier_key: .*/gateway.key is not the key of the certificate in "):
+        with pytest.raises(StartError, match=r"^tier_key: .*/gateway/key.pem is not the key of the certificate in "):
             async with gateway(one, other, **settings):
                 pass
 

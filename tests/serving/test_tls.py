@@ -43,7 +43,7 @@ def files(made: Path, tmp_path: Path) -> Path:
 def tls(directory: Path, name: str, *, mutual: bool = True, **more: Any) -> dict[str, Any]:
     """Settings of a server."""
     ca = {"tls_client_ca": directory / "ca.pem"} if mutual else {}
-    return {"tls_cert": directory / f"{name}.pem", "tls_key": directory / f"{name}.key", **ca, **more}
+    return {"tls_cert": directory / f"{name}/cert.pem", "tls_key": directory / f"{name}/key.pem", **ca, **more}
 
 
 @contextlib.asynccontextmanager
@@ -95,7 +95,7 @@ async def test_a_client_that_expires_is_refused(made: Path, tmp_path: Path) -> N
 
     class Careless(ClientTls):
         def __init__(self) -> None:
-            cert, key = ((expired / f"gateway.{kind}").read_bytes() for kind in ("pem", "key"))
+            cert, key = ((expired / f"gateway/{kind}.pem").read_bytes() for kind in ("cert", "key"))
             self._value = grpc.ssl_channel_credentials((made / "ca.pem").read_bytes(), key, cert)
 
         def current(self) -> grpc.ChannelCredentials:
@@ -115,7 +115,7 @@ async def test_only_named_clients_may_call(made: Path) -> None:
             await call(port, certificates.client(made, "decoder"))
         error = from_rpc_error(caught.value)
         assert (error.code, error.reason) == (Code.PERMISSION_DENIED, "CLIENT_NOT_ALLOWED")
-        environment = {"VISION_TLS_CERT": str(made / "vision.pem"), "VISION_TLS_KEY": str(made / "vision.key")}
+        environment = {"VISION_TLS_CERT": str(made / "vision/cert.pem"), "VISION_TLS_KEY": str(made / "vision/key.pem")}
         environment["VISION_TLS_CLIENT_CA"] = str(made / "ca.pem")
         assert await probe(f"127.0.0.1:{port}", "VISION_", **environment) == (0, "SERVING")
 
@@ -152,7 +152,7 @@ async def test_certificates_are_renewed_on_both_sides_without_a_restart(files: P
         assert not running.done()
         running.cancel()
 
-        (files / "vision.key").write_text("half a file")
+        (files / "vision/key.pem").write_text("half a file")
         assert await asyncio.to_thread(certificates.served_serial, "127.0.0.1", port, trusted) == after
 
 
@@ -199,11 +199,12 @@ def test_files_that_cannot_be_used_are_named(files: Path, client: bool) -> None:
     assert message(files / "none.pem", key) == "tls_cert: none.pem has no PEM certificate"
     assert message(cert, files / "none.pem") == "tls_key: none.pem has no PEM private key"
     assert (
-        message(cert, files / "decoder.key") == "tls_key: decoder.key is not the key of the certificate in vision.pem"
+        message(cert, files / "decoder/key.pem")
+        == "tls_key: decoder/key.pem is not the key of the certificate in vision/cert.pem"
     )
     assert message(cert, files / "locked.key").startswith("tls_key: locked.key is encrypted; write the key without a")
     certificates.make(files, days=-1)
-    assert message(cert, key) == "tls_cert: vision.pem cannot be used: certificate has expired"
+    assert message(cert, key) == "tls_cert: vision/cert.pem cannot be used: certificate has expired"
     with pytest.raises(TlsError, match=r"^tls_client_ca: .*/none.pem has no PEM certificate$"):
         read_authorities(PemFile("tls_client_ca", files / "none.pem"))
 

@@ -84,7 +84,7 @@ async def test_both_ends_use_the_credentials(expected: bytes, tmp_path: Path) ->
 async def test_a_channel_presents_a_renewed_certificate(tmp_path: Path) -> None:
     """An open channel's next call arrives with the new certificate; with files that are wrong, with the old one."""
     made = certificates.make(tmp_path)
-    pem = made / "gateway.pem"
+    pem = made / "gateway/cert.pem"
     async with (
         _listening(certificates.server(made, "vision", mutual=True)) as (witness, address),
         open_channel(address, HEALTH_OPTIONS, credentials=certificates.client(made, "gateway")) as channel,

@@ -34,7 +34,7 @@ def _play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_p
 
 
 def _tls(files: Path) -> triptych.Tls:
-    return triptych.Tls(files / "ca.pem", files / "gateway.pem", str(files / "gateway.key"))
+    return triptych.Tls(files / "ca.pem", files / "gateway/cert.pem", str(files / "gateway/key.pem"))
 
 
 async def test_both_clients(files: Path, address: str) -> None:
@@ -56,14 +56,14 @@ def test_a_client_without_the_right_files(files: Path, address: str) -> None:
 def test_files_that_cannot_be_used_are_a_value_error(files: Path) -> None:
     """At once, in one sentence."""
     with pytest.raises(ValueError, match="needs both cert and key"):
-        triptych.Client(tls=triptych.Tls(files / "ca.pem", files / "gateway.pem"))
-    with pytest.raises(ValueError, match=r"^ca: .*/gateway.key has no PEM certificate$"):
-        triptych.Client(tls=triptych.Tls(files / "gateway.key"))
+        triptych.Client(tls=triptych.Tls(files / "ca.pem", files / "gateway/cert.pem"))
+    with pytest.raises(ValueError, match=r"^ca: .*/gateway/key.pem has no PEM certificate$"):
+        triptych.Client(tls=triptych.Tls(files / "gateway/key.pem"))
 
 
 def test_ask(files: Path, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The flags name the files; what is wrong is one line, exit code 1."""
-    own = ["--tls-cert", str(files / "gateway.pem"), "--tls-key", str(files / "gateway.key")]
+    own = ["--tls-cert", str(files / "gateway/cert.pem"), "--tls-key", str(files / "gateway/key.pem")]
     ca = ["--tls-ca", str(files / "ca.pem")]
     ask = ["ask", "Hello", "--address", address]
     assert cli.main([*ask, *ca, *own]) == 0
