@@ -18,9 +18,10 @@ from serving.status import from_rpc_error, to_proto
 
 log = structlog.get_logger()
 
-# Health checks arrive every few seconds and are not part of the load; everybody who can connect may send them.
+# Everybody who can connect may send these. `Watch` is not written as a generator, so it cannot be wrapped either.
 _HEALTH = "/grpc.health.v1."
-_REFLECTION = "/grpc.reflection."
+# Not part of the load.
+_QUIET = "/grpc.reflection."
 
 
 @contextlib.asynccontextmanager
@@ -29,7 +30,7 @@ async def _guard(
 ) -> AsyncIterator[None]:
     """Run one call: convert its exception to a status, count it and log it."""
     failure: ServiceError | None = None
-    with observe(method, "OK", quiet=method.startswith(_REFLECTION)) as call:
+    with observe(method, "OK", quiet=method.startswith(_QUIET)) as call:
         try:
             if names:
                 check_client(context, names)

@@ -40,6 +40,8 @@ class Service(ABC):
 
     internal = False
     """Whether only the gateway calls it, so that a port that is open to others deserves a warning."""
+    shares_port = False
+    """Whether other processes of the same service listen on its port, too."""
 
     @abstractmethod
     async def start(self, set_serving: Callable[[bool], None]) -> None:
@@ -56,8 +58,15 @@ class Service(ABC):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
 
-    async def drain(self) -> None:  # noqa: B027  # most services have no port but gRPC's
-        """Close the service's own ports. Called when the server starts to drain; returns after their last request."""
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """Interceptors of its own, within `CallInterceptor`. Called after `start`."""
+        return ()
+
+    async def drain(self) -> None:  # noqa: B027  # a service may have nothing to do
+        """Close the service's own ports, and return requests that have not started as UNAVAILABLE.
+
+        Called when the server starts to drain; returns after the last request of the ports.
+        """
 
     @abstractmethod
     async def stop(self) -> None:
@@ -124,11 +133,14 @@ async def serve(
     if not await run_until(service.start(health_state.set_soon), stopping.wait()):
         return
     try:
+        if settings.parent_pid is not None:
+            end_with_parent(settings.parent_pid)
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(settings.client_names)],
+            interceptors=[CallInterceptor(settings.client_names), *service.interceptors()],
             options=server_options(
                 max_message_bytes=settings.max_message_bytes,
                 max_connection_age_seconds=settings.max_connection_age_seconds,
+                shared=service.shares_port,
             ),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         )
@@ -182,17 +194,20 @@ def _warn_of_open_ports(service: Service, settings: ServerSettings) -> None:
         log.warning("every host that reaches the port may call it; set tls_client_ca", host=settings.host)
 
 
-def run(service: Service, settings: ServerSettings) -> int:
+def run(service: Service, settings: ServerSettings, *, on_listening: Callable[[int], None] | None = None) -> int:
     """Run a service as this process; if it cannot start, print the cause in one line.
+
+    Args:
+        service: The service.
+        settings: Its settings.
+        on_listening: As for `serve`.
 
     Returns:
         The exit code: 0 after a clean stop, 1 if it could not start.
     """
     logs.configure(settings, service.name)
-    if settings.parent_pid is not None:
-        end_with_parent(settings.parent_pid)
     try:
-        asyncio.run(serve(service, settings))
+        asyncio.run(serve(service, settings, on_listening=on_listening))
     except (StartError, ServiceError) as error:
         print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201  # for people who start it by hand
         return 1

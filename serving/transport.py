@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ipaddress
 import socket
 import ssl
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from serving.renewed_channel import RenewedChannel
 from serving.settings import MIB
@@ -20,13 +20,6 @@ Options = Sequence[tuple[str, int | str]]
 """Channel arguments of gRPC."""
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
-
-_SERVICE = {
-    # round_robin with health checking shifts traffic at once when a replica turns NOT_SERVING; pick_first ignores it.
-    "loadBalancingConfig": [{"round_robin": {}}],
-    # The empty name is the server as a whole.
-    "healthCheckConfig": {"serviceName": ""},
-}
 
 HEALTH_OPTIONS: Options = [
     ("grpc.max_reconnect_backoff_ms", 250),
@@ -62,23 +55,30 @@ class PortError(Exception):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address to listen on."""
-    return f"{host}:".startswith(_LOOPBACK) or host == "::1"
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
-def service_options(max_message_bytes: int = 128 * MIB) -> Options:
-    """Options of a channel to a tier: balanced over its replicas by health, with limits and keepalive.
+def service_options(max_message_bytes: int = 128 * MIB, *, authority: str = "") -> Options:
+    """Options of a channel to one replica of a service, with limits and keepalive.
 
     Args:
         max_message_bytes: Largest message in either direction.
+        authority: Name for which the replica has its certificate; empty: the host of its address.
     """
     return [
-        ("grpc.service_config", json.dumps(_SERVICE)),
+        *([("grpc.ssl_target_name_override", authority)] if authority else ()),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        # Ends connections on which nothing arrives. In grpcio 1.85.1 `grpc.keepalive_timeout_ms` has no effect.
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
+        # Also the time limit of one attempt to connect, 20 seconds otherwise.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         # Shorter than the total backoff of a caller's attempts: a replica that has just started, while another stops,
         # is found before the attempts are used up.
         ("grpc.max_reconnect_backoff_ms", 250),
@@ -98,24 +98,28 @@ def client_options(address: str) -> Options:
     return [
         ("grpc.max_receive_message_length", 128 * MIB),
         ("grpc.max_send_message_length", -1),  # the gateway's setting decides
+        # A gateway that restarts is found within a second.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.keepalive_time_ms", 30_000),
         # Do not use a proxy for outgoing connections.
         ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
     ]
 
 
-def server_options(*, max_message_bytes: int, max_connection_age_seconds: float = 0.0) -> Options:
+def server_options(*, max_message_bytes: int, max_connection_age_seconds: float = 0.0, shared: bool = False) -> Options:
     """Options of a server.
 
     Args:
         max_message_bytes: Largest message in either direction.
         max_connection_age_seconds: Age at which connections are renewed; 0: never.
+        shared: Whether other servers listen on the port, too; they share its connections. See `hold_port`.
     """
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        # Otherwise two servers on one port would share its connections at random; the second must fail instead.
-        ("grpc.so_reuseport", 0),
+        # By default two servers on one port would share its connections at random; the second must fail instead.
+        ("grpc.so_reuseport", int(shared)),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_permit_without_calls", 1),
         # A stream may have no messages while a picture is encoded: clients may send a keepalive ping every 5 seconds.
@@ -142,8 +146,7 @@ def open_channel(
     """Open a channel on the running event loop.
 
     Args:
-        target: A gRPC name: `host:port`, `dns:///name:port` for every address behind a name, or a list of addresses
-            such as `ipv4:127.0.0.1:50061,127.0.0.1:50062`.
+        target: A gRPC name: `host:port`, or `dns:///name:port`.
         options: None takes `service_options()`.
         credentials: `credentials.channel` is used. When its files change, new calls use a new connection.
         server_name: Name that the server's certificate must have; None: the host of the target.
@@ -206,12 +209,13 @@ def open_port(server: grpc.aio.Server, host: str, port: int, *, credentials: Cre
         raise PortError(host, port) from error
 
 
-def open_http_port(host: str, port: int) -> socket.socket:
+def open_http_port(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Open a TCP port for an HTTP server, which adds TLS with `Credentials.server` itself.
 
     Args:
         host: Address to listen on; an IPv6 address may be in brackets.
         port: Port, or 0 for a free one.
+        shared: As for `server_options`.
 
     Returns:
         A listening socket.
@@ -219,21 +223,56 @@ def open_http_port(host: str, port: int) -> socket.socket:
     Raises:
         PortError: The port cannot be opened.
     """
-    address = host.strip("[]")
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family, address = _family(host)
     try:
-        return socket.create_server((address, port), family=family)
+        return socket.create_server((address, port), family=family, reuse_port=shared)
     except OSError as error:
         raise PortError(host, port, "HTTP", error.strerror) from error
 
 
-def open_metrics_port(host: str, port: int, *, credentials: Credentials = INSECURE) -> int:
+def _family(host: str) -> tuple[socket.AddressFamily, str]:
+    address = host.strip("[]")
+    return socket.AF_INET6 if ":" in address else socket.AF_INET, address
+
+
+def hold_port(host: str, port: int) -> socket.socket:
+    """Hold a port for several servers that are opened with `shared`, so that no other program can take it.
+
+    Args:
+        host: Address to listen on; an IPv6 address may be in brackets.
+        port: Port, or 0 for a free one.
+
+    Returns:
+        A socket that is bound and does not listen. The port is held until it is closed.
+
+    Raises:
+        PortError: The port is taken.
+    """
+    family, address = _family(host)
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A port of connections that have ended may be taken.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((address, port))
+        # From here on it can be shared by sockets that are opened for that, and by no others.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        held.close()
+        raise PortError(host, port, cause=error.strerror) from error
+    return held
+
+
+def open_metrics_port(
+    host: str, port: int, *, credentials: Credentials = INSECURE, registry: CollectorRegistry = REGISTRY
+) -> int:
     """Serve the page of Prometheus metrics on a thread, until the process ends.
 
     Args:
         host: Address to listen on.
         port: Port, or 0 for a free one.
         credentials: `credentials.server` is used.
+        registry: The metrics.
 
     Returns:
         The port.
@@ -243,7 +282,7 @@ def open_metrics_port(host: str, port: int, *, credentials: Credentials = INSECU
     """
     tls = credentials.server
     try:
-        server, _ = start_http_server(port, host, **({} if tls is None else tls.files()))
+        server, _ = start_http_server(port, host, registry, **({} if tls is None else tls.files()))
     except OSError as error:
         raise PortError(host, port, "metrics", error.strerror) from error
     # A handshake that fails, or a client that leaves, would be a traceback on stderr.

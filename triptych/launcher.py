@@ -104,6 +104,12 @@ class Replica:
         self.nice = nice
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """Process id; the process must have been started."""
+        assert self._process is not None  # noqa: S101  # narrows the type
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the process."""
         # A session of its own: Ctrl-C goes to the launcher alone, which then stops the services in order.
@@ -294,7 +300,7 @@ def _reserve(ports: ReservedPorts, port: int, flag: str) -> int:
 
 
 def _target(replicas: list[Replica]) -> str:
-    return "ipv4:" + ",".join(replica.address for replica in replicas)
+    return ",".join(replica.address for replica in replicas)
 
 
 def _describe(code: int) -> str:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from triptych.gateways import addresses_of
 from triptych.tls import Tls, credentials_of
 from triptych_cli.errors import CommandError
 
@@ -32,6 +33,15 @@ def tls_of(options: argparse.Namespace) -> Tls | None:
     except ValueError as error:
         raise CommandError(f"TLS: {error}") from error
     return tls
+
+
+def addresses(text: str) -> str:
+    """One address or several, separated by commas."""
+    try:
+        addresses_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def positive(text: str) -> int:

@@ -56,17 +56,18 @@ def playing(
     *,
     max_message_bytes: int = 1 << 27,
     credentials: Credentials = INSECURE,
+    port: int = 0,
 ) -> Iterator[Scripted]:
-    """Serve a script on a free port."""
+    """Serve a script on a port; 0 takes a free one."""
     servicer = Scripted(chat, count or gateway_pb2.CountTokensResponse())
     server = grpc.server(
         futures.ThreadPoolExecutor(4), options=list(server_options(max_message_bytes=max_message_bytes))
     )
     gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server)
     if credentials.server is None:
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
     else:
-        port = server.add_secure_port("127.0.0.1:0", credentials.server.grpc())
+        port = server.add_secure_port(f"127.0.0.1:{port}", credentials.server.grpc())
     servicer.address = f"127.0.0.1:{port}"
     server.start()
     try:
