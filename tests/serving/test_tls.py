@@ -19,7 +19,7 @@ from serving.server import StartError, serve
 from serving.settings import ServerSettings
 from serving.status import from_rpc_error
 from serving.tls import ClientTls, KeyPair, PemFile, TlsError, read_authorities, read_identity
-from serving.transport import INSECURE, Credentials, open_channel, open_metrics_port
+from serving.transport import INSECURE, Credentials, open_channel, open_metrics_port, service_options
 from tests import certificates
 from tests.serving.test_probe import probe
 from tests.serving.test_server import Echo
@@ -63,9 +63,10 @@ async def serving(**settings: Any) -> AsyncIterator[int]:
         await task
 
 
-async def call(port: int, credentials: Credentials, *, name: str | None = None) -> str:
+async def call(port: int, credentials: Credentials, *, name: str = "") -> str:
     """The answer of the server, on a new connection."""
-    async with open_channel(f"localhost:{port}", credentials=credentials, server_name=name) as channel:
+    options = service_options(authority=name)
+    async with open_channel(f"localhost:{port}", options, credentials=credentials) as channel:
         return await greet(channel)
 
 
