@@ -40,6 +40,7 @@ class DecoderService(Service):
 
     name = "decoder_service"
     grpc_names = (decoder_pb2.DESCRIPTOR.services_by_name["Decoder"].full_name,)
+    internal = True
 
     def __init__(self, settings: DecoderSettings) -> None:
         self._settings = settings

@@ -47,6 +47,7 @@ class VisionService(Service):
 
     name = "vision_service"
     grpc_names = (vision_pb2.DESCRIPTOR.services_by_name["VisionEncoder"].full_name,)
+    internal = True
 
     def __init__(self, settings: VisionSettings) -> None:
         self._settings = settings
