@@ -14,7 +14,7 @@ from gateway.conductor import Policy
 from gateway.keys.limits import Limits
 from gateway.media import RequestLimits
 from gateway.replicas import parse_target
-from serving.settings import MIB, ServerSettings
+from serving.settings import MIB, ServerSettings, require_pair
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+", re.IGNORECASE)
 
@@ -40,7 +40,7 @@ class GatewaySettings(ServerSettings):
         ge=1,
         le=256,
         description="Processes that serve the two ports; each uses at most one core. Connections are distributed over "
-        "them. `max_concurrent_rpcs` is divided among them.",
+        "them. `max_concurrent_rpcs` is divided among them; limits of one client and of retries hold in each.",
     )
     cors_origins: str = Field(
         "",
@@ -58,6 +58,16 @@ class GatewaySettings(ServerSettings):
         "addresses of a name, which is resolved every two seconds.",
     )
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, in the same form.")
+    tier_ca: Path | None = Field(
+        None,
+        description="PEM file with the CA certificates of the vision and decoder services, which are then called over "
+        "TLS; not set: plain text.",
+    )
+    tier_cert: Path | None = Field(
+        None, description="PEM file with the certificate that the gateway presents to them (mTLS)."
+    )
+    tier_key: Path | None = Field(None, description="PEM file with its private key, without a passphrase.")
+    reflection: bool = Field(True, description="Offer gRPC server reflection, which describes the API to tools.")
 
     keys_file: Path | None = Field(
         None, description="File of API keys, from `triptych key new`; not set: everybody may call. See docs/keys.md."
@@ -81,6 +91,13 @@ class GatewaySettings(ServerSettings):
     max_media_per_request: int = Field(64, ge=0, description="Most images and videos in a request.")
     max_image_bytes: int = Field(32 * MIB, ge=1, description="Largest image file.")
     max_video_bytes: int = Field(64 * MIB, ge=1, description="Largest video file.")
+
+    max_buffered_body_bytes: int = Field(
+        1024 * MIB,
+        ge=1,
+        description="Most bytes of the HTTP bodies that are being received, all together; the first 64 KiB of each do "
+        "not count.",
+    )
 
     default_deadline_seconds: float = Field(
         600.0, gt=0, description="Time limit of a request without a deadline, in seconds."
@@ -131,6 +148,9 @@ class GatewaySettings(ServerSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        require_pair(self, "tier_cert", "tier_key")
+        if self.tier_cert is not None and self.tier_ca is None:
+            raise ValueError("tier_cert needs tier_ca: without it the services are called in plain text")
         if self.default_deadline_seconds > self.max_deadline_seconds:
             raise ValueError("default_deadline_seconds is over max_deadline_seconds")
         for name in ("max_image_bytes", "max_video_bytes"):
