@@ -40,7 +40,7 @@ class GatewaySettings(ServerSettings):
         ge=1,
         le=256,
         description="Processes that serve the two ports; each uses at most one core. Connections are distributed over "
-        "them. `max_concurrent_rpcs` is divided among them.",
+        "them. `max_concurrent_rpcs` is divided among them; limits of one client and of retries hold in each.",
     )
     cors_origins: str = Field(
         "",

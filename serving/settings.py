@@ -30,7 +30,10 @@ class ServerSettings(BaseSettings):
     max_message_bytes: int = Field(128 * MIB, ge=MIB, description="Largest gRPC message in either direction.")
     grace_seconds: float = Field(30.0, ge=0, description="Seconds that running calls may take after SIGTERM.")
     max_connection_age_seconds: float = Field(
-        0.0, ge=0, description="Age at which connections are renewed, so that clients find new replicas; 0: never."
+        0.0,
+        ge=0,
+        description="Age at which connections are renewed, so that clients that resolve a name only when they connect "
+        "find new replicas; 0: never. The gateway does not need it.",
     )
     max_concurrent_rpcs: int = Field(1024, ge=1, description="Calls at once; more are refused with RESOURCE_EXHAUSTED.")
     max_connections: int = Field(
