@@ -92,6 +92,13 @@ class GatewaySettings(ServerSettings):
     max_image_bytes: int = Field(32 * MIB, ge=1, description="Largest image file.")
     max_video_bytes: int = Field(64 * MIB, ge=1, description="Largest video file.")
 
+    max_buffered_body_bytes: int = Field(
+        1024 * MIB,
+        ge=1,
+        description="Most bytes of the HTTP bodies that are being received, all together; the first 64 KiB of each do "
+        "not count.",
+    )
+
     default_deadline_seconds: float = Field(
         600.0, gt=0, description="Time limit of a request without a deadline, in seconds."
     )

@@ -8,6 +8,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from serving.connections import ConnectionLimits, within_descriptors
+
 MIB = 1 << 20
 
 
@@ -35,6 +37,30 @@ class ServerSettings(BaseSettings):
         "find new replicas; 0: never. The gateway does not need it.",
     )
     max_concurrent_rpcs: int = Field(1024, ge=1, description="Calls at once; more are refused with RESOURCE_EXHAUSTED.")
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Most connections of each port at once; fewer where the limit of open files (`ulimit -n`) leaves "
+        "less, after 512 for the service itself.",
+    )
+    handshake_timeout_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Time for a new connection until its handshake is done (gRPC), and for the headers of an HTTP "
+        "request.",
+    )
+    idle_timeout_seconds: float = Field(
+        60.0, gt=0, description="Time after which a connection without a request is closed."
+    )
+    receive_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="Time for the body or message of a request, besides what its size allows: 1 s for each 64 KiB that "
+        "have arrived (HTTP), or for each 256 KiB of `max_message_bytes` (gRPC).",
+    )
+    send_timeout_seconds: float = Field(
+        60.0, gt=0, description="Time for which a client may take nothing of its answer; then the request ends."
+    )
     metrics_port: int | None = Field(None, ge=0, le=65535, description="Port of the Prometheus metrics; not set: none.")
     tls_cert: Path | None = Field(
         None,
@@ -70,6 +96,17 @@ class ServerSettings(BaseSettings):
         if self.tls_client_names and self.tls_client_ca is None:
             raise ValueError("tls_client_names needs tls_client_ca: without it clients present no certificate")
         return self
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """Limits of the connections of each port."""
+        return ConnectionLimits(
+            most=within_descriptors(self.max_connections),
+            handshake_seconds=self.handshake_timeout_seconds,
+            idle_seconds=self.idle_timeout_seconds,
+            receive_seconds=self.receive_timeout_seconds,
+            send_seconds=self.send_timeout_seconds,
+        )
 
     @property
     def client_names(self) -> frozenset[str]:
