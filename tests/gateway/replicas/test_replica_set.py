@@ -23,7 +23,7 @@ from gateway.retry import Backoff, Deadline
 from gateway.tiers import GrpcDecoderTier
 from serving.errors import Code, Reason, ServiceError, overloaded
 from serving.status import from_rpc_error
-from serving.transport import Credentials, open_channel, service_options
+from serving.transport import service_options
 from tests.gateway.conftest import connect, grpc_tiers, until_available
 from tests.gateway.fakes import (
     EncodeCall,
@@ -381,10 +381,10 @@ async def test_replicas_of_a_name_are_verified_by_that_name(tmp_path: Path) -> N
         capture_output=True,
     )
     pem = certificate.read_bytes()
-    credentials = Credentials(channel=grpc.ssl_channel_credentials(pem))
+    credentials = grpc.ssl_channel_credentials(pem)
 
     def connect_securely(address: str, authority: str) -> grpc.aio.Channel:
-        return open_channel(address, service_options(authority=authority), credentials=credentials)
+        return grpc.aio.secure_channel(address, credentials, service_options(authority=authority))
 
     async def resolve(host: str, port: int) -> list[str]:
         return [f"127.0.0.1:{port}"]
