@@ -4,8 +4,14 @@ import sys
 
 # The engine's child process imports this module again, under another name, and must not load the rest.
 if __name__ == "__main__":
-    from decoder_service.service import DecoderService
-    from decoder_service.settings import DecoderSettings
-    from serving.main import main
+    from serving.memory import ending_without_memory
+    from serving.parent import end_with_launcher
 
-    sys.exit(main("decoder_service", DecoderSettings, DecoderService))
+    end_with_launcher(sys.argv)  # before the imports that take time
+
+    with ending_without_memory("decoder_service"):
+        from decoder_service.service import DecoderService
+        from decoder_service.settings import DecoderSettings
+        from serving.main import main
+
+        sys.exit(main("decoder_service", DecoderSettings, DecoderService))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -14,24 +14,34 @@ import structlog
 from gateway.conductor import Conductor
 from gateway.errors import Tier
 from gateway.http import HttpServer, create_app
-from gateway.ports import DecoderTier, VisionTier
+from gateway.keys.access import Access
+from gateway.keys.file import KeysFileError
+from gateway.keys.interceptor import AccessInterceptor
+from gateway.keys.ring import KeyRing
+from gateway.ports import DecoderTier, Route, VisionTier
+from gateway.replicas import Discovery, HealthPolicy, ReplicaSet, parse_target
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
 from serving.errors import Code, ServiceError
-from serving.server import Service, StartError
+from serving.server import Service, StartError, server_tls
 from serving.tasks import cancel_and_wait
-from serving.transport import PortError, open_channel, service_options
-from vlm.v1 import gateway_pb2, gateway_pb2_grpc, vision_pb2
+from serving.tls import ClientTls, KeyPair, PemFile, TlsError
+from serving.transport import INSECURE, Credentials, PortError, is_loopback, open_channel, service_options
+from vlm.v1 import decoder_pb2_grpc, gateway_pb2, gateway_pb2_grpc, vision_pb2, vision_pb2_grpc
 
 log = structlog.get_logger()
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _ASK_SECONDS = 5.0
 _PAUSE_SECONDS = 0.2
 _SAY_SECONDS = 5.0
 """While waiting for a tier, in seconds: the timeout of a call, the delay between calls, and between log lines."""
+
+_FREE_CONNECTIONS = 16
+"""Of the HTTP port, that running requests leave for health checks."""
 
 _NOT_YET = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
 
@@ -52,9 +62,12 @@ class GatewayService(Service):
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self.shares_port = settings.processes > 1
         self._resources = contextlib.AsyncExitStack()
+        self._credentials = INSECURE
         self._conductor: Conductor | None = None
         self._http: HttpServer | None = None
+        self._access: Access | None = None
         self.http_address: str | None = None
         """`host:port` of the HTTP port, once it is open."""
 
@@ -62,25 +75,42 @@ class GatewayService(Service):
         """Wait for both tiers, check that their encoders match, and open the HTTP port.
 
         Raises:
-            StartError: The encoders differ, a target is another service, or the HTTP port is taken.
+            StartError: The encoders differ, a target is another service, a certificate cannot be used, the HTTP port is
+                taken, or there is no such file of keys.
         """
+        self._credentials = self._read_credentials()
+        access = self._access = self._open_access()
         async with contextlib.AsyncExitStack() as stack:
-            vision = GrpcVisionTier(await stack.enter_async_context(self._channel(self._settings.vision)))
-            decoder = GrpcDecoderTier(await stack.enter_async_context(self._channel(self._settings.decoder)))
+            vision = GrpcVisionTier(
+                await stack.enter_async_context(
+                    self._replicas(Tier.VISION, self._settings.vision, vision_pb2_grpc.VisionEncoderStub)
+                )
+            )
+            decoder = GrpcDecoderTier(
+                await stack.enter_async_context(
+                    self._replicas(Tier.DECODER, self._settings.decoder, decoder_pb2_grpc.DecoderStub)
+                )
+            )
             encoder = await self._agree(vision, decoder)
             self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy, encoder)
             if self._settings.http_port is not None:
+                limits = self._settings.connection_limits
                 app = create_app(
                     self._conductor,
+                    access=access,
                     seconds=self._settings.default_deadline_seconds,
                     max_body_bytes=self._settings.max_message_bytes,
-                    max_requests=self._settings.max_concurrent_rpcs,
+                    max_requests=min(self._settings.max_concurrent_rpcs, max(1, limits.most - _FREE_CONNECTIONS)),
                     cors_origins=self._settings.allowed_origins,
                     metrics=self._settings.http_metrics,
+                    max_buffered_body_bytes=self._settings.max_buffered_body_bytes,
+                    receive_seconds=self._settings.receive_timeout_seconds,
                 )
-                http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
+                http = HttpServer(
+                    app, grace_seconds=self._settings.grace_seconds, credentials=self._credentials, limits=limits
+                )
                 try:
-                    port = await http.start(self._settings.host, self._settings.http_port)
+                    port = await http.start(self._settings.host, self._settings.http_port, shared=self.shares_port)
                 except PortError as error:
                     raise StartError(str(error)) from error
                 stack.push_async_callback(http.stop)
@@ -89,16 +119,59 @@ class GatewayService(Service):
                 log.info("serving http", address=self.http_address)
             self._resources = stack.pop_all()
 
-    def _channel(self, target: str) -> grpc.aio.Channel:
-        return open_channel(target, service_options(self._settings.max_message_bytes))
+    def _read_credentials(self) -> Credentials:
+        """The credentials of the calls to the tiers, and of the HTTP port."""
+        settings = self._settings
+        channel = None
+        if settings.tier_ca is not None:
+            pair = None
+            if settings.tier_cert is not None and settings.tier_key is not None:
+                pair = KeyPair(PemFile("tier_cert", settings.tier_cert), PemFile("tier_key", settings.tier_key))
+            try:
+                channel = ClientTls(PemFile("tier_ca", settings.tier_ca), pair)
+            except TlsError as error:
+                raise StartError(str(error)) from error
+        return Credentials(channel, server_tls(settings))
+
+    def _open_access(self) -> Access:
+        settings = self._settings
+        ring = None
+        if settings.keys_file is not None:
+            try:
+                ring = KeyRing(settings.keys_file)
+            except KeysFileError as error:
+                raise StartError(f"keys_file: {error}; make one with `triptych key new`") from error
+        elif not is_loopback(settings.host):
+            log.warning("no keys_file: everybody who reaches this address may call", host=settings.host)
+        return Access(ring, key_limits=settings.key_limits, address_limits=settings.address_limits)
+
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """The check of keys and limits."""
+        if self._access is None:
+            raise RuntimeError("start the service before its interceptors")
+        return (AccessInterceptor(self._access),)
+
+    def _replicas(self, tier: Tier, target: str, stub: Callable[[grpc.aio.Channel], S]) -> ReplicaSet[S]:
+        return ReplicaSet(
+            tier.value,
+            Discovery(parse_target(target)),
+            self._channel,
+            stub,
+            first_seconds=self._settings.first_message_seconds,
+            health=HealthPolicy(lost=self._settings.replica_timeout_seconds),
+        )
+
+    def _channel(self, address: str, authority: str) -> grpc.aio.Channel:
+        options = service_options(self._settings.max_message_bytes, authority=authority)
+        return open_channel(address, options, credentials=self._credentials)
 
     async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
         """Wait until both tiers answer, and compare their models. Returns the settings of the vision tier."""
         asked = asyncio.create_task(
-            _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS))
+            _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS, route=Route()))
         )
         asked_too = asyncio.create_task(
-            _answer(Tier.DECODER, self._settings.decoder, lambda: decoder.model(seconds=_ASK_SECONDS))
+            _answer(Tier.DECODER, self._settings.decoder, lambda: decoder.model(seconds=_ASK_SECONDS, route=Route()))
         )
         try:
             encoder, model = await asyncio.gather(asked, asked_too)

@@ -11,6 +11,8 @@ class Code(enum.Enum):
     """The canonical status codes that Triptych uses, with the names of google.rpc.Code."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     NOT_FOUND = "NOT_FOUND"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
@@ -32,6 +34,7 @@ class ReasonInfo:
         advice: The remedy.
         waits: Whether the error has a retry delay.
         internal: Whether it is used only between the services.
+        elsewhere: Whether a replica refuses for it before it works on a call, so that another may take it at once.
     """
 
     code: Code
@@ -40,6 +43,7 @@ class ReasonInfo:
     advice: str
     waits: bool = False
     internal: bool = False
+    elsewhere: bool = False
 
 
 class Reason(enum.Enum):
@@ -51,6 +55,13 @@ class Reason(enum.Enum):
         "any",
         "A field has an invalid value. The violation names the field and the valid values.",
         "Correct the field.",
+    )
+    MESSAGE_MALFORMED = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "any",
+        "The message is not a protobuf of the method's type, or a string in it is not UTF-8 (gRPC); the request is not "
+        "valid HTTP/1.1 (HTTP).",
+        "Use a client that is generated from the protocol, or an HTTP library.",
     )
     FIELD_UNIMPLEMENTED = ReasonInfo(
         Code.UNIMPLEMENTED,
@@ -98,6 +109,12 @@ class Reason(enum.Enum):
         "has no such choice.",
         "Leave it out.",
     )
+    CLIENT_NOT_ALLOWED = ReasonInfo(
+        Code.PERMISSION_DENIED,
+        "any",
+        "The client's certificate has none of the names in `tls_client_names`.",
+        "Use a certificate with such a name, or add its name to the setting.",
+    )
 
     # Too much
     BODY_TOO_LARGE = ReasonInfo(
@@ -106,6 +123,12 @@ class Reason(enum.Enum):
         "The body (HTTP) or the message (gRPC) is over `max_message_bytes`. gRPC itself refuses the message, without "
         "details; the Python client adds the reason.",
         "Send fewer or smaller media; in JSON, base64 adds a third.",
+    )
+    HEADERS_TOO_LARGE = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "gateway",
+        "HTTP: the request's line and headers are over 16 KiB, or over 100 headers (status 431).",
+        "Send fewer or shorter headers, such as cookies.",
     )
     TOO_MANY_MESSAGES = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -153,6 +176,42 @@ class Reason(enum.Enum):
         "any",
         "An announced tensor is over the limit of its field.",
         "As for FEATURES_TOO_LARGE.",
+    )
+
+    # The client
+    KEY_MISSING = ReasonInfo(
+        Code.UNAUTHENTICATED,
+        "gateway",
+        "The gateway has `keys_file` set, and the call brought no API key.",
+        "Send `Authorization: Bearer tpk_…` or `x-api-key: tpk_…`, over gRPC as metadata; `api_key` of the clients.",
+    )
+    KEY_INVALID = ReasonInfo(
+        Code.UNAUTHENTICATED,
+        "gateway",
+        "The API key is unknown, was revoked, or has expired. The status over HTTP is 401, the code `invalid_api_key`.",
+        "Ask whoever runs the gateway for a key (`triptych key new`).",
+    )
+    KEY_ROLE = ReasonInfo(
+        Code.PERMISSION_DENIED,
+        "gateway",
+        "The API key has another role than the call needs: `user` for requests, `metrics` for `/metrics`, `admin` for "
+        "reflection; `admin` may do everything.",
+        "Use a key with that role.",
+    )
+    TOO_MANY_OF_CLIENT = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "gateway",
+        "This client, a key or without keys an address, has `max_requests_per_client` requests running, or as many as "
+        "its key allows.",
+        "Wait for one of them, or try again after the delay.",
+        waits=True,
+    )
+    RATE_LIMITED = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "gateway",
+        "This client is over its requests or tokens per minute.",
+        "Try again after the delay: from then on one request is taken.",
+        waits=True,
     )
 
     # Images and video
@@ -242,6 +301,7 @@ class Reason(enum.Enum):
         "The limit of running and waiting requests is reached.",
         "Try again after the delay; add replicas.",
         waits=True,
+        elsewhere=True,
     )
     ENCODER_BUSY = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -249,6 +309,15 @@ class Reason(enum.Enum):
         "The medium alone would be encoded in time, but not after those that wait before it.",
         "Try again after the delay; add vision replicas.",
         waits=True,
+        elsewhere=True,
+    )
+    DECODER_BUSY = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "decoder",
+        "By the measured duration of requests, those before this one would still be running at its deadline.",
+        "Try again after the delay; add decoder replicas; or give the request more time.",
+        waits=True,
+        elsewhere=True,
     )
     FEATURE_MEMORY_FULL = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -256,19 +325,41 @@ class Reason(enum.Enum):
         "The features of all running requests together would exceed `max_buffered_feature_bytes`.",
         "Try again after the delay.",
         waits=True,
+        elsewhere=True,
     )
     TOO_MANY_CALLS = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "any",
-        "Over `max_concurrent_rpcs` of the gateway (HTTP) or of the service behind it.",
+        "Over `max_concurrent_rpcs` of the gateway or of the service behind it.",
+        "Try again after the delay.",
+        waits=True,
+        elsewhere=True,
+    )
+    BODY_MEMORY_FULL = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "gateway",
+        "HTTP: the bodies that are being received would together exceed `max_buffered_body_bytes`.",
         "Try again after the delay.",
         waits=True,
     )
+    RECEIVE_TIMEOUT = ReasonInfo(
+        Code.DEADLINE_EXCEEDED,
+        "any",
+        "The body (HTTP, status 408) or the message (gRPC) did not arrive within `receive_timeout_seconds` and the "
+        "time that its size allows.",
+        "Use a faster connection, or send smaller media.",
+    )
+    SEND_TIMEOUT = ReasonInfo(
+        Code.DEADLINE_EXCEEDED,
+        "any",
+        "gRPC: the client took nothing of the answer for `send_timeout_seconds`. Over HTTP the connection is reset.",
+        "Read the answer while it comes.",
+    )
     OUT_OF_MEMORY = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
-        "vision",
-        "The encoder's device has not enough memory for this medium.",
-        "Lower `max_pixels` or `max_video_pixels`.",
+        "vision, decoder",
+        "The service could not allocate memory for this request; it continues with others.",
+        "Lower `max_pixels` or `max_video_pixels`, shorten the prompt, or give the service more memory.",
     )
     VISION_UNAVAILABLE = ReasonInfo(
         Code.UNAVAILABLE,
@@ -293,7 +384,8 @@ class Reason(enum.Enum):
     MEDIA_TIMEOUT = ReasonInfo(
         Code.DEADLINE_EXCEEDED,
         "decoder",
-        "No message about media that are being encoded arrived within `media_timeout`, not even progress.",
+        "No message about media that are being encoded arrived within `media_timeout`, not even progress; or within "
+        "10 seconds, while other requests found no place.",
         "Look at the vision service and at the network between it and the gateway.",
     )
     ENCODER_MISMATCH = ReasonInfo(
@@ -321,6 +413,20 @@ class Reason(enum.Enum):
         "The engine failed on this request; it continues with others.",
         "The decoder's log has the traceback: report it.",
     )
+    FEATURES_NOT_FINITE = ReasonInfo(
+        Code.INTERNAL,
+        "vision, decoder",
+        "The features of a medium contain infinities or NaN, also when they were computed a second time. They are not "
+        "cached.",
+        "If one vision replica alone does so, replace it; if all do, start them with `--dtype float32`.",
+    )
+    LOGITS_NOT_FINITE = ReasonInfo(
+        Code.INTERNAL,
+        "decoder",
+        "The model's logits for this request contain infinities or NaN. Its prompt and its features are removed from "
+        "the caches.",
+        "Try once more; if it happens again, export the model with another recipe and report it.",
+    )
     VISION_PROTOCOL = ReasonInfo(
         Code.INTERNAL,
         "gateway",
@@ -340,11 +446,12 @@ class Reason(enum.Enum):
     # Between the services only: clients see VISION_UNAVAILABLE, DECODER_UNAVAILABLE or DECODER_PROTOCOL.
     SHUTTING_DOWN = ReasonInfo(
         Code.UNAVAILABLE,
-        "vision",
-        "A vision service stopped while requests were waiting.",
+        "gateway, vision, decoder",
+        "The service is shutting down, and the request had not started.",
         "Nothing: the gateway tries another replica.",
         waits=True,
         internal=True,
+        elsewhere=True,
     )
     ENGINE_NOT_READY = ReasonInfo(
         Code.UNAVAILABLE,
@@ -353,6 +460,7 @@ class Reason(enum.Enum):
         "Nothing: the gateway tries again.",
         waits=True,
         internal=True,
+        elsewhere=True,
     )
     ENGINE_LOST = ReasonInfo(
         Code.UNAVAILABLE,
@@ -360,6 +468,29 @@ class Reason(enum.Enum):
         "The engine failed, or its process died, during this request or while it waited.",
         "Look at the decoder's log; exit code -9 usually means out of memory.",
         waits=True,
+        internal=True,
+    )
+    REPLICA_LOST = ReasonInfo(
+        Code.UNAVAILABLE,
+        "gateway",
+        "A replica stopped answering: its process or its network stands still, or a call got no first message.",
+        "Nothing: the gateway tries another replica. Look at that replica's process and network.",
+        waits=True,
+        internal=True,
+    )
+    NO_REPLICA = ReasonInfo(
+        Code.UNAVAILABLE,
+        "gateway",
+        "No replica of a tier is healthy and answers.",
+        "Look at the health of the replicas, and at the address of the tier.",
+        waits=True,
+        internal=True,
+    )
+    OPENING_TIMEOUT = ReasonInfo(
+        Code.DEADLINE_EXCEEDED,
+        "decoder",
+        "A `Generate` stream sent no message for 10 seconds.",
+        "A caller of `Decoder.Generate` must send `open` at once.",
         internal=True,
     )
     FEATURES_INCOMPLETE = ReasonInfo(

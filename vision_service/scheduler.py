@@ -21,7 +21,8 @@ from typing import NamedTuple
 import structlog
 import torch
 
-from serving.errors import Reason, failure, overloaded, unavailable
+from serving.errors import Reason, ServiceError, failure, overloaded, unavailable
+from serving.memory import lacks_memory
 from vision_service.family import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
@@ -115,6 +116,14 @@ class _Job:
         self.meter.done = round(self.frame_patches * (self.encoded + share * frames))
 
 
+class UnusableEncoderError(Exception):
+    """The encoder computes no features. The message says what it computes instead."""
+
+
+class _NotFiniteError(Exception):
+    """Features contain infinities or NaN."""
+
+
 class _Piece(NamedTuple):
     """Frames of a job that are encoded in one forward pass."""
 
@@ -164,13 +173,21 @@ class Scheduler:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Warm up the encoder, measure its speed, and start to process media."""
+        """Warm up the encoder, check its features, measure its speed, and start to process media.
+
+        Raises:
+            UnusableEncoderError: The features of an empty image are not finite, or all are equal.
+        """
         self._learn(self._measured, await asyncio.get_running_loop().run_in_executor(self._thread, self._time))
         self._task = asyncio.create_task(self._run(), name="encode")
 
     def _time(self) -> float:
         """Time an image of ordinary size, in seconds. In the encoder's thread."""
-        self._encoder.encode([self._encoder.blank()])  # the first pass allocates memory
+        (features,) = self._encoder.encode([self._encoder.blank()])  # the first pass allocates memory
+        if not _finite(features):
+            raise UnusableEncoderError("its features are not finite")
+        if features.min() == features.max():
+            raise UnusableEncoderError("its features are all equal")
         image = self._encoder.blank(_MEASURED_SIDE)
         began, fastest = time.monotonic(), math.inf
         for _ in range(_TIMED):
@@ -186,7 +203,7 @@ class Scheduler:
         for job in {*self._waiting, *(piece.job for piece in self._running)}:
             job.abandoned = True
             if not job.result.done():
-                job.result.set_exception(unavailable(Reason.SHUTTING_DOWN, "the vision service is stopping"))
+                job.result.set_exception(_shutting_down())
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -228,13 +245,15 @@ class Scheduler:
         """Preprocess one medium in the pool.
 
         Raises:
-            ServiceError: Errors of `Preprocessor.prepare`.
+            ServiceError: Errors of `Preprocessor.prepare`, or OUT_OF_MEMORY.
         """
         abandoned = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._prepare, kind, data, options, abandoned.is_set
             )
+        except MemoryError as error:
+            raise failure(Reason.OUT_OF_MEMORY, f"there is no memory to decode the {kind}; make it smaller") from error
         finally:
             abandoned.set()  # on cancellation, also stops the pool's thread
 
@@ -323,14 +342,20 @@ class Scheduler:
         with contextlib.suppress(ValueError):  # it is no longer waiting
             self._waiting.remove(job)
 
-    async def _encode(self, batch: Sequence[_Piece]) -> None:
+    async def _encode(self, batch: Sequence[_Piece], *, again: bool = False) -> None:
+        """Encode a batch.
+
+        Args:
+            batch: The batch.
+            again: Whether this is the second attempt.
+        """
         started = time.monotonic()
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
         except WorkCancelledError:
             return  # all its calls were cancelled
         except Exception as error:  # noqa: BLE001  # passed to the calls that wait for it
-            await self._encode_failed(batch, error)
+            await self._encode_failed(batch, error, again=again)
             return
         for job in (piece.job for piece in batch):
             if job.encoded == job.medium.grid.t and job.features is not None and not job.result.done():
@@ -354,19 +379,31 @@ class Scheduler:
                 piece.job.advance(share, piece.medium.grid.t)
 
         features = self._encoder.encode([piece.medium for piece in batch], cancelled, advance)
+        if not all(map(_finite, features)):  # before any of them is stored
+            raise _NotFiniteError("the features are not finite")
         for piece, one in zip(batch, features, strict=True):
             piece.job.keep(one, piece.medium.grid.t)
 
-    async def _encode_failed(self, batch: Sequence[_Piece], error: Exception) -> None:
-        """Handle a failed batch: encode each medium alone, so that one medium does not fail the others."""
-        if len(batch) > 1:
+    async def _encode_failed(self, batch: Sequence[_Piece], error: Exception, *, again: bool) -> None:
+        """Handle a failed batch: encode each medium alone, so that one medium does not fail the others.
+
+        Features that are not finite are computed a second time even if the medium was alone: a fault of the machine
+        may not repeat itself.
+        """
+        if len(batch) > 1 or (isinstance(error, _NotFiniteError) and not again):
             log.warning("a batch failed and is encoded one by one", media=len(batch), error=str(error))
             for piece in batch:
                 if not piece.job.abandoned:
-                    await self._encode([piece])
+                    await self._encode([piece], again=True)
             return
         (piece,) = batch
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, _NotFiniteError):
+            log.error("features are not finite", patches=piece.medium.grid.patches)
+            error = failure(
+                Reason.FEATURES_NOT_FINITE,
+                "the encoder's features of this medium contain numbers that are not finite, twice in a row",
+            )
+        elif isinstance(error, torch.OutOfMemoryError) or lacks_memory(error):
             error = failure(
                 Reason.OUT_OF_MEMORY,
                 f"the encoder's device has no memory for {piece.medium.grid.patches} patches; make the media smaller",
@@ -387,3 +424,12 @@ class Scheduler:
         cost = self._running_cost()
         cost += sum(job.frames_left * self._encoder.cost.frame(job.frame_patches) for job in self._waiting)
         return min(max(cost / self._rate / 2, _LEAST_RETRY), _GREATEST_RETRY)
+
+
+def _shutting_down() -> ServiceError:
+    return unavailable(Reason.SHUTTING_DOWN, "the vision service is shutting down")
+
+
+def _finite(features: torch.Tensor) -> bool:
+    """Whether all numbers are finite. `aminmax` passes NaN on, and takes a tenth of the time of `isfinite`."""
+    return all(math.isfinite(bound) for bound in torch.aminmax(features))

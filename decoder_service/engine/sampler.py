@@ -10,7 +10,6 @@ of sorted candidates does not change the result, and mostly a few are enough: so
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.engine.interface import Constraint, ConstraintError, SamplingParams, TokenDrawn, TokenLogprob
+from serving.logs import trace
 
 # Number of candidates sorted first, and the factor by which it grows if they were not enough.
 _HEAD = 1024
@@ -131,10 +131,12 @@ class NotDrawn:
     Attributes:
         why: The reason, for the log.
         constraint: The reason for the client, if its constraint can go no further.
+        finite: Whether the logits of the row are finite.
     """
 
     why: str
     constraint: str = ""
+    finite: bool = True
 
 
 def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[TokenDrawn | NotDrawn]:
@@ -150,7 +152,7 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
     """
     likeliest = logits.argmax(axis=1)  # the first of equal ones; NaN counts as greatest
     finite = np.isfinite(np.take_along_axis(logits, likeliest[:, None], axis=1)[:, 0])
-    failed = {int(row): NotDrawn("the model's logits are not finite") for row in np.flatnonzero(~finite)}
+    failed = {int(row): NotDrawn("the model's logits are not finite", finite=False) for row in np.flatnonzero(~finite)}
     reports = {
         row: _Report(logits[row], sampler.params.logprobs)
         for row, sampler in enumerate(samplers)
@@ -163,7 +165,7 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
             except ConstraintError as error:
                 failed[row] = NotDrawn("the constraint can go no further", str(error))
             except Exception:  # noqa: BLE001  # a failure of one request must not affect others
-                failed[row] = NotDrawn(traceback.format_exc())
+                failed[row] = NotDrawn(trace())
             else:
                 likeliest[row] = logits[row].argmax()
     tokens = likeliest
@@ -180,7 +182,7 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
         try:
             sampler.remember(token)
         except Exception:  # noqa: BLE001  # as above
-            drawn.append(NotDrawn(traceback.format_exc()))
+            drawn.append(NotDrawn(trace()))
             continue
         drawn.append(reports[row].of(token) if row in reports else TokenDrawn(token))
     return drawn

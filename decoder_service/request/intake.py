@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from decoder_service.chat import Layout, MediaKind, first_of_each
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder_service.chat import Layout, MediaKind, Medium, first_of_each
 from decoder_service.engine import FeatureRows
 from decoder_service.request.admission import Place, check_room
 from decoder_service.request.decoder import Decoder
@@ -46,6 +49,7 @@ class FeatureIntake:
         encoder_dtype: Type in which the encoder computes, as in `Opening.encoder_dtype`.
         max_tokens: Tokens of the answer that must fit in the context, as `Generation.must_fit`.
         place: The request's admission, which counts the bytes.
+        cache_scope: As in `Opening`.
 
     Raises:
         ServiceError: RESOURCE_EXHAUSTED or INVALID_ARGUMENT if the prompt as known so far does not fit in the context
@@ -59,6 +63,8 @@ class FeatureIntake:
         encoder_dtype: tensor_pb2.DataType.ValueType,
         max_tokens: int | None,
         place: Place,
+        *,
+        cache_scope: str = "",
     ) -> None:
         self._decoder = decoder
         self._rendered = rendered
@@ -66,9 +72,9 @@ class FeatureIntake:
         self._max_tokens = max_tokens
         self._place = place
         distinct = first_of_each(rendered.media)
-        self.encoder = encoder_name(decoder.model.encoder_fingerprint, encoder_dtype)
-        """The encoder of the features, from `feature_store.encoder_name`."""
-        self._keys = {index: media_key(rendered.media[index], self.encoder) for index in distinct}
+        self._encoder = encoder_name(decoder.model.encoder_fingerprint, encoder_dtype)
+        self._cache_scope = cache_scope
+        self._keys = {index: self.key(rendered.media[index]) for index in distinct}
         self._kept = {
             index: features for index, key in self._keys.items() if (features := decoder.features.get(key)) is not None
         }
@@ -81,6 +87,10 @@ class FeatureIntake:
         self._check_room()
         if self._kept:
             self._hold("messages")
+
+    def key(self, medium: Medium) -> str:
+        """The key of a medium's features in the feature store and in the prefix cache."""
+        return media_key(medium, self._encoder, self._cache_scope)
 
     @property
     def laid_out(self) -> bool:
@@ -186,13 +196,22 @@ class FeatureIntake:
 
     async def _keep(self, index: int, arrival: _Arrival) -> None:
         """Handle the last byte of a medium."""
-        rows = await asyncio.to_thread(arrival.tensor.array)  # may convert the type
+        rows = await asyncio.to_thread(_finite, arrival.tensor)
+        if rows is None:
+            raise failure(
+                Reason.FEATURES_NOT_FINITE, f"the features of the medium {index} contain numbers that are not finite"
+            )
         rows.flags.writeable = False
         features = Features(arrival.layout, arrival.prompt_tokens, rows)
         del self._arrivals[index]
         self._kept[index] = features
         self._decoder.features.put(self._keys[index], features)
         self._hand_over(features)
+
+    def distrust(self) -> None:
+        """Remove the request's features from the feature store: what the model computed of them is not finite."""
+        for key in self._keys.values():
+            self._decoder.features.forget(key)
 
     def _hand_over(self, features: Features) -> None:
         """Pass a medium's features to the engine, for each of its occurrences in the conversation."""
@@ -233,3 +252,9 @@ class FeatureIntake:
         # A medium without a header counts as its placeholder.
         total = len(self._rendered.token_ids) + sum(of_medium.get(m, 1) - 1 for m in self._rendered.media)
         check_room(total, self._max_tokens, self._decoder.limits.context_length)
+
+
+def _finite(tensor: TensorAssembler) -> NDArray[np.float32] | None:
+    """The rows of complete features in float32, which may convert them; None if a number is not finite."""
+    rows = tensor.array()
+    return rows if np.isfinite(rows).all() else None

@@ -30,6 +30,7 @@ PICTURE = ROOT / "demo" / "examples" / "scene.png"
 SEEN = "a red circle, a blue square and a yellow star"  # is in it
 
 GPU = "docker-compose.gpu.yml"
+TLS = "docker-compose.tls.yml"
 TIERS = {"vision": "Encode", "decoder": "Generate"}
 """What the gateway calls on each tier for every question about a picture."""
 
@@ -143,7 +144,6 @@ def project(options: argparse.Namespace, scratch: Path) -> Iterator[Project]:
         "GATEWAY_HTTP_PORT": _free_port(),
         "VISION_MEMORY": "2g",
         "DECODER_CPUS": "1",
-        "MAX_CONNECTION_AGE_SECONDS": "5",  # new replicas are found sooner than a user would want to pay for
         **({"TRIPTYCH_BUNDLE": options.bundle.resolve()} if options.bundle else {}),
     }
     env_file = scratch / "settings.env"
@@ -184,6 +184,8 @@ def build(containers: Project, report: Report) -> None:
     report.check("there are an engine and compose", True, f"{versions}, {words}")
     gpu = containers.compose("-f", str(ROOT / GPU), "config")
     report.check(f"compose reads {GPU}", "VISION_DEVICE: cuda" in gpu and "capabilities" in gpu)
+    tls = containers.compose("-f", str(ROOT / TLS), "config")
+    report.check(f"compose reads {TLS}", "VISION_TLS_CERT: /tls/cert.pem" in tls and "/tls/door" in tls)
     for service in ("gateway", "decoder", "vision", "bundle"):
         containers.compose("build", service, seconds=1200)
         report.check(f"the image of {service} builds", True)

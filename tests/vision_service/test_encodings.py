@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -30,9 +31,9 @@ class House:
     cache: FeatureCache
     prepared: list[bytes] = field(default_factory=list)
 
-    async def get(self, data: bytes, options: Options = Options()) -> Encoded:  # noqa: B008  # it is frozen
+    async def get(self, data: bytes, options: Options = Options(), scope: str = "") -> Encoded:  # noqa: B008  # it is frozen
         """Ask for features, as a call does."""
-        async with self.encodings.acquire(Key.of(str(hash(data)), "image", options), data) as encoding:
+        async with self.encodings.acquire(Key.of(str(hash(data)), "image", options, scope), data) as encoding:
             await encoding.layout()
             return await encoding.encoded()
 
@@ -67,6 +68,22 @@ def house(gated: GatedEncoder, preprocessor: Preprocessor) -> Open:
             yield opened
 
     return open_house
+
+
+async def test_scopes_share_nothing(house: Open) -> None:
+    """Neither features that are kept nor an encoding that runs are used for another scope."""
+    async with house() as opened:
+        await opened.hold()
+        waiting = [asyncio.create_task(opened.get(PICTURE, scope=scope)) for scope in ("a", "b", "a")]
+        await opened.held()
+        opened.encoder.gate.set()
+        one, other, same = await asyncio.gather(*waiting)
+        assert one is same
+        assert one is not other
+        assert len(opened.prepared) == 2
+        assert await opened.get(PICTURE, scope="a") is one
+        await opened.get(PICTURE)
+        assert len(opened.prepared) == 3
 
 
 async def test_seen_before(house: Open) -> None:
@@ -146,3 +163,20 @@ async def test_layout_of_what_is_cached(house: Open) -> None:
         assert (await opened.get(PICTURE)).layout == before
         assert await opened.encodings.layout(key, PICTURE) == before
         assert len(opened.prepared) == 2
+
+
+async def test_features_that_are_not_finite_are_not_cached(house: Open) -> None:
+    """The request fails; the next one about the same picture gets features of an encoder that works again."""
+    async with house() as opened:
+        encode = opened.encoder.encode
+
+        def broken(media: Sequence[PreparedMedium], *watchers: Any) -> list[torch.Tensor]:
+            return [torch.full_like(one, torch.inf) for one in encode(media, *watchers)]
+
+        opened.encoder.encode = broken  # type: ignore[method-assign]
+        with pytest.raises(ServiceError) as caught:
+            await opened.get(PICTURE)
+        assert caught.value.reason == "FEATURES_NOT_FINITE"
+        assert len(opened.cache) == 0
+        opened.encoder.encode = encode  # type: ignore[method-assign]
+        assert torch.isfinite((await opened.get(PICTURE)).features).all()

@@ -27,6 +27,7 @@ from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
 from decoder_service.engine.onnx.pages import release_pages
 from decoder_service.engine.onnx.parts import cut
 from serving.cores import lacks_vnni
+from serving.memory import lacks_memory
 
 
 class Runner:
@@ -248,7 +249,12 @@ class _Part:
         self._bind_handed()
         if self._logits:
             _bind(self.binding.bind_output, "logits", logits)
-        self._session.run_with_iobinding(self.binding)
+        try:
+            self._session.run_with_iobinding(self.binding)
+        except Exception as error:
+            if lacks_memory(error):  # ONNX Runtime has no exception class of its own for it
+                raise MemoryError(str(error)) from error
+            raise
         if self._handed:
             between.update(zip(self._handed, self.binding.get_outputs(), strict=False))
 

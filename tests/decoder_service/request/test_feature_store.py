@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,11 +81,11 @@ async def test_what_is_too_large_drives_nothing_out() -> None:
 
 
 async def test_names_tell_apart_all_that_makes_features() -> None:
-    """Another file, kind, option or encoder is another name; the same ones are the same."""
+    """Another file, kind, option, encoder or scope is another name; the same ones are the same."""
     video = dataclasses.replace(MEDIUM, kind=MediaKind.VIDEO)
     other = dataclasses.replace(MEDIUM, digest=media_digest(b"other"))
     sized = dataclasses.replace(MEDIUM, options=b"\x08\x01")
-    named = [(MEDIUM, "f"), (video, "f"), (other, "f"), (sized, "f"), (MEDIUM, "g")]
+    named: list[Any] = [(MEDIUM, "f"), (video, "f"), (other, "f"), (sized, "f"), (MEDIUM, "g"), (MEDIUM, "f", "s")]
     assert len({media_key(*names) for names in named}) == len(named)
     assert media_key(*named[0]) == media_key(Medium(MEDIUM.kind, MEDIUM.digest), "f")
 
@@ -129,6 +130,28 @@ async def test_a_second_question_asks_for_nothing(running: Running, bundle: Bund
     assert needed == []
     assert second.token_ids == first.token_ids
     assert second.started.started.media_tokens == first.started.started.media_tokens
+
+
+async def test_a_scope_uses_nothing_of_another(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """Features that came for one scope are asked for again by another; text that came is computed again, too."""
+
+    def scoped(case: Case, scope: str) -> decoder_pb2.GenerateRequest:
+        request = open_request(case)
+        request.open.cache_scope = scope
+        return request
+
+    def cached(answer: Answer) -> int:
+        return int(answer.finished.finished.usage.cached_tokens)
+
+    seen, words = cases["one image"], cases["text alone"]
+    for scope in ("one", "other", ""):
+        for again in (False, True):
+            needed, answer = await ask(running, seen, bundle, scoped(seen, scope))
+            assert (needed == [], cached(answer) > 0) == (again, again)
+            _, answer = await ask(running, words, bundle, scoped(words, scope))
+            assert (cached(answer) > 0) == again
+    error = await refused(running, scoped(seen, "s" * 129))
+    assert (error.code, error.violations[0].field) == (Code.INVALID_ARGUMENT, "cache_scope")
 
 
 async def test_only_what_is_new_is_asked_for(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
@@ -219,3 +242,29 @@ async def test_a_prompt_that_is_too_long_is_refused_when_it_opens(
         long = open_request(case, chat_pb2.GenerationOptions(max_tokens=200 - len(case.features[0])))
         error = await refused(running, long)
         assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "MAX_TOKENS_TOO_LARGE")
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(np.nan, "FEATURES_NOT_FINITE"), (np.inf, "FEATURES_NOT_FINITE"), (3e38, "LOGITS_NOT_FINITE")],
+)
+async def test_bad_features_poison_no_cache(
+    running: Running, bundle: Bundle, cases: dict[str, Case], number: float, reason: str
+) -> None:
+    """Features that are not finite are not kept, nor those whose logits are not: good ones then give the right answer.
+
+    3e38 is finite itself: the sums of the first layer are not.
+    """
+    case = cases["one image"]
+    bad = Sent(case, bundle)
+    bad.rows[0] = np.full_like(bad.rows[0], number)
+    error = await refused(running, open_request(case), bad.all([0]))
+    assert (error.code, error.reason) == (Code.INTERNAL, reason)
+    assert len(running.service.decoder.features) == 0
+    await until_empty(running)
+    async with generate(running) as call:
+        assert await opened(call, open_request(case)) == [0]
+        await send(call, Sent(case, bundle).all([0]))
+        got = Answer(await rest_of(call))
+    assert got.token_ids == case.greedy[: len(got.token_ids)]
+    assert got.finished.finished.usage.cached_tokens == 0
