@@ -6,8 +6,10 @@ import asyncio
 import itertools
 import random
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -100,12 +102,15 @@ class Asker:
         self.ledger.open(request_id, began)
         reply = Reply()
         left = hung = False
+        place = ""
         limit = self._seconds + _MARGIN if leave_after is None else leave_after
         try:
             async with asyncio.timeout(limit):
                 await door.ask(question, request_id, reply, self._seconds)
-        except TimeoutError:
+        except TimeoutError as error:
             left, hung = leave_after is not None, leave_after is None
+            frames = traceback.extract_tb(error.__cause__.__traceback__ if error.__cause__ else None)
+            place = "; ".join(f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames[-4:])
         kind = Kind.HUNG if hung else self._kind(reply, self.answers[question], left=left)
         outcome = Outcome(
             request_id,
@@ -115,7 +120,9 @@ class Asker:
             time.monotonic(),
             reply.attempts,
             reply.reason,
-            self._detail(kind, reply, question),
+            f"{reply.attempts} attempts, {len(reply.text)} characters, at {place}"
+            if hung
+            else self._detail(kind, reply, question),
         )
         self.ledger.close(outcome)
         return outcome
@@ -149,13 +156,17 @@ class Load:
         asker: Keeps the ledger.
         gateways: Where they ask.
         clients: How many ask at once.
+        pause: Seconds between a client's questions.
         seed: Of the order of their questions.
     """
 
-    def __init__(self, asker: Asker, gateways: Gateways, *, clients: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self, asker: Asker, gateways: Gateways, *, clients: int = 16, pause: float = 0.0, seed: int = 0
+    ) -> None:
         self._asker = asker
         self._gateways = gateways
         self._clients = clients
+        self._pause = pause
         self._random = random.Random(seed)
         self._ending = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -195,10 +206,8 @@ class Load:
         try:
             while not self._ending.is_set():
                 outcome = await self._asker.ask(door, order.choice(questions))
-                if outcome.kind is not Kind.RIGHT:
-                    await asyncio.sleep(
-                        0.2
-                    )  # as a client does; without it, a refusal would be counted thousands of times
+                # A client that is refused waits, too: else it would be refused thousands of times.
+                await asyncio.sleep(self._pause if outcome.kind is Kind.RIGHT else 0.2)
         finally:
             await door.close()
 
