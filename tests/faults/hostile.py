@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import io
 import random
 import struct
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import numpy as np
+from grpc._cython.cygrpc import InternalError  # type: ignore[import-not-found]  # see `raw_call`
 from PIL import Image
 
 from serving.errors import Reason
@@ -49,9 +51,7 @@ class Round:
         self.faults.append(sentence[:400])
 
 
-async def raw_call(
-    channel: grpc.aio.Channel, method: str, messages: Sequence[bytes], found: Round, *, half_close: bool = True
-) -> None:
+async def raw_call(channel: grpc.aio.Channel, method: str, messages: Sequence[bytes], found: Round) -> None:
     """Send bytes to a method, whatever kind it is, and note what comes back.
 
     Args:
@@ -59,17 +59,16 @@ async def raw_call(
         method: Its full name.
         messages: The bytes of each message.
         found: Where it is noted.
-        half_close: Whether the client says that nothing more comes.
     """
-
-    async def sent() -> AsyncIterator[bytes]:
-        for message in messages:
-            yield message
-        if not half_close:
-            await asyncio.sleep(_SECONDS)
-
-    call: Any = channel.stream_stream(method)(sent(), timeout=_SECONDS)
+    call: Any = channel.stream_stream(method)(timeout=_SECONDS)
     try:
+        # Written below `call.write`, which replaces the status of a call that ends during a write by an INTERNAL of its
+        # own (github.com/grpc/grpc/issues/36066).
+        with contextlib.suppress(InternalError, asyncio.InvalidStateError, grpc.RpcError):
+            await call.wait_for_connection()
+            for message in messages:
+                await call._cython_call.send_serialized_message(message)
+            await call.done_writing()
         number = 0
         async for _ in call:
             number += 1
@@ -202,7 +201,7 @@ async def bombed(address: str, files: dict[str, bytes], *, gateway: bool) -> Rou
         for data in files.values():
             for kind in ("image", "video"):
                 if gateway:
-                    part = chat_pb2.Part(**{kind: media_pb2.Media(data=data)})
+                    part = chat_pb2.Part(**{kind: media_pb2.Media(data=data)})  # type: ignore[arg-type]  # one of two names
                     request = gateway_pb2.ChatRequest(messages=[_user(part)], generation=_options())
                     await raw_call(channel, "/vlm.v1.Gateway/Chat", [request.SerializeToString()], found)
                 else:
