@@ -4,6 +4,10 @@ import sys
 
 # The engine's child process imports this module again, under another name, and must not load the rest.
 if __name__ == "__main__":
+    from serving.parent import end_with_launcher
+
+    end_with_launcher(sys.argv)  # before the imports that take time
+
     from decoder_service.service import DecoderService
     from decoder_service.settings import DecoderSettings
     from serving.main import main

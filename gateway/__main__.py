@@ -2,9 +2,13 @@
 
 import sys
 
-from gateway.service import GatewayService
-from gateway.settings import GatewaySettings
-from serving.main import main
-
 if __name__ == "__main__":
+    from serving.parent import end_with_launcher
+
+    end_with_launcher(sys.argv)  # before the imports that take time
+
+    from gateway.service import GatewayService
+    from gateway.settings import GatewaySettings
+    from serving.main import main
+
     sys.exit(main("gateway", GatewaySettings, GatewayService))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.errors import Tier
 from gateway.ports import VisionTier
-from gateway.retry import Backoff, Deadline, retry_unavailable
+from gateway.retry import Deadline, Retries
 from serving.media import requested_options, resolve_options
 from vlm.v1 import media_pb2, tensor_pb2, vision_pb2
 
@@ -54,28 +53,20 @@ class TierBudget:
 
     Args:
         vision: The tier.
-        attempts: Most attempts while it is unavailable.
-        backoff: The waits in between.
+        retries: The retries at the tier.
         known: The settings, if they are known already.
     """
 
-    def __init__(
-        self, vision: VisionTier, *, attempts: int, backoff: Backoff, known: vision_pb2.EncoderInfo | None = None
-    ) -> None:
+    def __init__(self, vision: VisionTier, retries: Retries, *, known: vision_pb2.EncoderInfo | None = None) -> None:
         self._vision = vision
-        self._attempts = attempts
-        self._backoff = backoff
+        self._retries = retries
         self._budget = None if known is None else Budget(known)
 
     async def get(self, deadline: Deadline) -> Budget:
         """The budget. Raises ServiceError if the tier is unavailable."""
         if self._budget is None:
-            info = await retry_unavailable(
-                lambda: self._vision.encoder(seconds=deadline.remaining()),
-                tier=Tier.VISION,
-                attempts=self._attempts,
-                backoff=self._backoff,
-                deadline=deadline,
+            info = await self._retries.run(
+                lambda route: self._vision.encoder(seconds=deadline.remaining(), route=route), deadline
             )
             self._budget = Budget(info)
         return self._budget

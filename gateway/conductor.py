@@ -5,27 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
+from gateway.affinity import generation_route, medium_route
 from gateway.budget import Budget, TierBudget
 from gateway.copying import copy_fields, opening_of
-from gateway.errors import Tier, broken, lost, lost_midway, of_decoder, of_medium, untyped
+from gateway.errors import Tier, broken, lost_midway, of_decoder, of_medium, untyped
 from gateway.feed import EncodeMeter, Feed, Stopwatch
 from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
-from gateway.ports import DecoderTier, GenerationCall, VisionTier
-from gateway.retry import Backoff, Deadline, retry_unavailable, settings_differ
+from gateway.ports import DecoderTier, GenerationCall, ReplicaCount, Route, VisionTier
+from gateway.retry import Backoff, Deadline, Retries, RetryBudget, retriable, settings_differ
 from serving.errors import Code, ServiceError
 from serving.media import check_options
 from serving.tasks import cancel_and_wait, gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, gateway_pb2, media_pb2, vision_pb2
 
 log = structlog.get_logger()
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,26 @@ class Policy:
         decode_attempts: Most attempts of a request while decoders are unavailable and before the first token.
         encode_concurrency: Most media of one request that are encoded at the same time.
         backoff: The waits between attempts.
+        retry_share: Retries at a tier for each request, as a fraction.
+        retries_per_second: Retries at a tier for each second, besides.
     """
 
     encode_attempts: int = 3
     decode_attempts: int = 3
     encode_concurrency: int = 4
     backoff: Backoff = field(default_factory=Backoff)
+    retry_share: float = 0.2
+    retries_per_second: float = 10.0
+
+    def retries(self, tier: Tier) -> Retries:
+        """The retries at a tier."""
+        attempts = self.encode_attempts if tier is Tier.VISION else self.decode_attempts
+        budget = RetryBudget(self.retry_share, self.retries_per_second)
+        return Retries(tier, attempts=attempts, backoff=self.backoff, budget=budget)
 
 
 class _DecoderLostError(Exception):
-    """The decoder tier is unavailable; another replica may answer."""
+    """A decoder has failed or refused the request; another replica may answer."""
 
     def __init__(self, error: ServiceError) -> None:
         super().__init__(error.message)
@@ -113,8 +122,15 @@ class Conductor:
         self._vision = vision
         self._decoder = decoder
         self._limits = limits
-        self._policy = policy
-        self._budget = TierBudget(vision, attempts=policy.encode_attempts, backoff=policy.backoff, known=encoder)
+        self._encode_concurrency = policy.encode_concurrency
+        self._vision_retries = policy.retries(Tier.VISION)
+        self._decoder_retries = policy.retries(Tier.DECODER)
+        self._budget = TierBudget(vision, self._vision_retries, known=encoder)
+
+    @property
+    def replicas(self) -> dict[Tier, ReplicaCount]:
+        """How many replicas the tiers have."""
+        return {Tier.VISION: self._vision.replicas, Tier.DECODER: self._decoder.replicas}
 
     async def chat(
         self, request: gateway_pb2.ChatRequest, *, request_id: str, deadline: Deadline
@@ -142,12 +158,13 @@ class Conductor:
         del request, conversation
         budget: Budget | None = None
         renewed = False
-        attempt = 1
+        attempts = self._decoder_retries.begin(generation_route(opening), deadline)
         while True:
             if media and budget is None:
                 budget = await self._budget.get(deadline)
             try:
-                async with contextlib.aclosing(self._attempt(opening, media, budget, progress)) as events:
+                answering = self._attempt(opening, media, budget, progress, attempts.route)
+                async with contextlib.aclosing(answering) as events:
                     async for event in events:
                         if not progress.note(event):
                             continue
@@ -162,21 +179,10 @@ class Conductor:
                 log.warning("settings of the vision tier have changed", error=error.message)
                 self._budget.forget(budget)
                 budget, renewed = None, True
-                continue
             except _DecoderLostError as failure:
                 if progress.first_token is not None:
                     raise lost_midway(failure.error, tokens=progress.tokens) from failure
-                log.warning(
-                    "attempt failed",
-                    tier=Tier.DECODER.value,
-                    attempt=attempt,
-                    of=self._policy.decode_attempts,
-                    error=failure.error.message,
-                )
-                if attempt == self._policy.decode_attempts:
-                    raise lost(Tier.DECODER, failure.error, attempts=attempt) from failure
-            await deadline.pause(self._policy.backoff.seconds(attempt))
-            attempt += 1
+                await attempts.failed(failure.error)
 
     async def _attempt(
         self,
@@ -184,6 +190,7 @@ class Conductor:
         media: Sequence[RequestMedium],
         budget: Budget | None,
         progress: _Progress,
+        route: Route,
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         """The events of one generation, which gets the features that it needs. `budget` is set if there are media."""
         options: list[media_pb2.MediaOptions] = []
@@ -195,7 +202,8 @@ class Conductor:
             sent.ClearField("media")  # each medium has its own options
             sent.encoder_dtype = budget.encoder_dtype
         meter = EncodeMeter()
-        async with self._decoder.generate(sent, seconds=progress.deadline.remaining()) as generation:
+        seconds = progress.deadline.remaining()
+        async with self._decoder.generate(sent, seconds=seconds, route=route) as generation:
             needed = _needed(await self._receive(generation, progress), len(media))
             feed = Feed(
                 self._vision,
@@ -203,9 +211,8 @@ class Conductor:
                 settings_digest="" if budget is None else budget.settings_digest,
                 request_id=progress.request_id,
                 deadline=progress.deadline,
-                attempts=self._policy.encode_attempts,
-                concurrency=self._policy.encode_concurrency,
-                backoff=self._policy.backoff,
+                retries=self._vision_retries,
+                concurrency=self._encode_concurrency,
                 stopwatch=progress.vision,
                 meter=meter,
             )
@@ -255,7 +262,7 @@ class Conductor:
         try:
             return await generation.receive()
         except ServiceError as error:
-            if error.code is Code.UNAVAILABLE:
+            if retriable(error) and (error.code is Code.UNAVAILABLE or progress.first_token is None):
                 raise _DecoderLostError(error) from error
             if error.code is Code.DEADLINE_EXCEEDED and untyped(error):
                 raise progress.deadline.error() from error
@@ -275,8 +282,8 @@ class Conductor:
         question = decoder_pb2.CountPromptTokensRequest(messages=conversation.messages, layouts=layouts)
         copy_fields(request, question, without=("messages", "media", "request_id"))
         try:
-            counted = await self._from_decoder(
-                lambda: self._decoder.count(question, seconds=deadline.remaining()), deadline
+            counted = await self._decoder_retries.run(
+                lambda route: self._decoder.count(question, seconds=deadline.remaining(), route=route), deadline
             )
         except ServiceError as error:
             raise of_decoder(error, [medium.path for medium in conversation.media]) from error
@@ -298,8 +305,8 @@ class Conductor:
             ServiceError: The fields at fault are named as in the client's request.
         """
         try:
-            return await self._from_decoder(
-                lambda: self._decoder.detokenize(request, seconds=deadline.remaining()), deadline
+            return await self._decoder_retries.run(
+                lambda route: self._decoder.detokenize(request, seconds=deadline.remaining(), route=route), deadline
             )
         except ServiceError as error:
             raise of_decoder(error, []) from error
@@ -310,7 +317,7 @@ class Conductor:
         """The layout of each medium, in order; requested once for equal files with equal options."""
         if not conversation.media:
             return []
-        slots = asyncio.Semaphore(self._policy.encode_concurrency)
+        slots = asyncio.Semaphore(self._encode_concurrency)
         budget = await self._budget.get(deadline)
 
         async def describe(medium: RequestMedium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
@@ -320,12 +327,10 @@ class Conductor:
             )
             async with slots:
                 try:
-                    return await retry_unavailable(
-                        lambda: self._vision.describe(question, seconds=deadline.remaining()),
-                        tier=Tier.VISION,
-                        attempts=self._policy.encode_attempts,
-                        backoff=self._policy.backoff,
-                        deadline=deadline,
+                    return await self._vision_retries.run(
+                        lambda route: self._vision.describe(question, seconds=deadline.remaining(), route=route),
+                        deadline,
+                        medium_route(medium.kind, medium.digest, resolved),
                     )
                 except ServiceError as error:
                     raise of_medium(error, medium.path, medium.options) from error
@@ -345,19 +350,10 @@ class Conductor:
 
     async def models(self, *, deadline: Deadline) -> list[chat_pb2.Model]:
         """The served models. Raises ServiceError."""
-        return [
-            await self._from_decoder(lambda: self._decoder.model(seconds=deadline.remaining()), deadline),
-        ]
-
-    async def _from_decoder(self, call: Callable[[], Awaitable[T]], deadline: Deadline) -> T:
-        """The result of a short call to the decoder tier, retried while the tier is unavailable."""
-        return await retry_unavailable(
-            call,
-            tier=Tier.DECODER,
-            attempts=self._policy.decode_attempts,
-            backoff=self._policy.backoff,
-            deadline=deadline,
+        model = await self._decoder_retries.run(
+            lambda route: self._decoder.model(seconds=deadline.remaining(), route=route), deadline
         )
+        return [model]
 
 
 def _event(response: decoder_pb2.GenerateResponse | None) -> chat_pb2.ChatEvent:

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gateway.affinity import medium_route
 from gateway.errors import Tier, broken, of_medium
 from gateway.media import RequestMedium
-from gateway.ports import CallEndedError, GenerationCall, VisionTier
-from gateway.retry import Backoff, Deadline, retry_unavailable
+from gateway.ports import CallEndedError, GenerationCall, Route, VisionTier
+from gateway.retry import Deadline, Retries
 from serving.errors import ServiceError
 from serving.tasks import gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
@@ -74,9 +75,8 @@ class Feed:
         settings_digest: Digest of the vision tier's settings, as last read from it.
         request_id: For logs and traces.
         deadline: The request's deadline.
-        attempts: Most attempts to encode a medium while the vision tier is unavailable.
+        retries: The retries at the vision tier.
         concurrency: Most media that are encoded at the same time.
-        backoff: The waits between attempts.
         stopwatch: Records when features are requested and arrive.
         meter: Records the progress of each medium.
     """
@@ -89,9 +89,8 @@ class Feed:
         settings_digest: str,
         request_id: str,
         deadline: Deadline,
-        attempts: int,
+        retries: Retries,
         concurrency: int,
-        backoff: Backoff,
         stopwatch: Stopwatch,
         meter: EncodeMeter,
     ) -> None:
@@ -100,9 +99,8 @@ class Feed:
         self._settings_digest = settings_digest
         self._request_id = request_id
         self._deadline = deadline
-        self._attempts = attempts
+        self._retries = retries
         self._slots = asyncio.Semaphore(concurrency)
-        self._backoff = backoff
         self._stopwatch = stopwatch
         self._meter = meter
         self._queue: asyncio.Queue[decoder_pb2.GenerateRequest | None] = asyncio.Queue(_WAITING_MESSAGES)
@@ -132,17 +130,15 @@ class Feed:
             if self._stopwatch.began is None:
                 self._stopwatch.began = time.monotonic()
             try:
-                await retry_unavailable(
-                    lambda: self._relay(number, medium, options),
-                    tier=Tier.VISION,
-                    attempts=self._attempts,
-                    backoff=self._backoff,
-                    deadline=self._deadline,
+                await self._retries.run(
+                    lambda route: self._relay(number, medium, options, route),
+                    self._deadline,
+                    medium_route(medium.kind, medium.digest, options),
                 )
             except ServiceError as error:
                 raise of_medium(error, medium.path, medium.options) from error
 
-    async def _relay(self, number: int, medium: RequestMedium, options: media_pb2.MediaOptions) -> None:
+    async def _relay(self, number: int, medium: RequestMedium, options: media_pb2.MediaOptions, route: Route) -> None:
         """One attempt. Its header makes the decoder discard the chunks of an earlier attempt."""
         request = vision_pb2.EncodeRequest(
             kind=medium.kind,
@@ -152,7 +148,8 @@ class Feed:
             settings_digest=self._settings_digest,
         )
         announced = False
-        async with contextlib.aclosing(self._vision.encode(request, seconds=self._deadline.remaining())) as responses:
+        seconds = self._deadline.remaining()
+        async with contextlib.aclosing(self._vision.encode(request, seconds=seconds, route=route)) as responses:
             del request
             async for response in responses:
                 message = decoder_pb2.GenerateRequest()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2, vision_pb2
 
@@ -13,29 +16,74 @@ class CallEndedError(Exception):
     """The call has ended, so nothing can be sent. Its `receive` raises the cause."""
 
 
-class VisionTier(ABC):
+class ReplicaCount(NamedTuple):
+    """Replicas of a tier.
+
+    Attributes:
+        available: Those that are healthy and answer.
+        known: Those that have an address.
+        ejected: Of the available, those that get no calls for a while because their calls failed.
+    """
+
+    available: int
+    known: int
+    ejected: int = 0
+
+
+@dataclass
+class Route:
+    """Where the attempts of one piece of work go: an encode, a generation, or a short call.
+
+    Attributes:
+        key: Equal keys prefer the same replica. Without one, any replica serves.
+        load: The outstanding work that it stands for, in the unit of its tier.
+        slack: Load over the tier's bound that it accepts for its key.
+        tried: Replicas on which it was attempted. Set by the tier.
+        alternatives: Whether another available replica was left at the last attempt. Set by the tier.
+    """
+
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(8))
+    load: float = 0.0
+    slack: float = 0.0
+    tried: set[str] = field(default_factory=set)
+    alternatives: bool = False
+
+
+class ReplicatedTier(ABC):
+    """The replicas of a service."""
+
+    @property
+    @abstractmethod
+    def replicas(self) -> ReplicaCount:
+        """How many there are."""
+
+
+class VisionTier(ReplicatedTier):
     """The replicas of the vision service."""
 
     @abstractmethod
     def encode(
-        self, request: vision_pb2.EncodeRequest, *, seconds: float
+        self, request: vision_pb2.EncodeRequest, *, seconds: float, route: Route
     ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
         """Encode one medium. Responses are read on demand; closing the generator cancels the call.
 
         Args:
             request: The medium.
             seconds: Time limit.
+            route: Where it goes.
 
         Raises:
             ServiceError: The call failed.
         """
 
     @abstractmethod
-    async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
+    async def describe(
+        self, request: vision_pb2.EncodeRequest, *, seconds: float, route: Route
+    ) -> media_pb2.MediaLayout:
         """Compute the layout of one medium. Raises ServiceError."""
 
     @abstractmethod
-    async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
+    async def encoder(self, *, seconds: float, route: Route) -> vision_pb2.EncoderInfo:
         """Read the description of the loaded model. Raises ServiceError."""
 
 
@@ -63,12 +111,12 @@ class GenerationCall(ABC):
         """
 
 
-class DecoderTier(ABC):
+class DecoderTier(ReplicatedTier):
     """The replicas of the decoder service."""
 
     @abstractmethod
     def generate(
-        self, opening: decoder_pb2.GenerateOpen, *, seconds: float
+        self, opening: decoder_pb2.GenerateOpen, *, seconds: float, route: Route
     ) -> AbstractAsyncContextManager[GenerationCall]:
         """Start a generation. Leaving the context cancels it if it has not ended.
 
@@ -77,18 +125,21 @@ class DecoderTier(ABC):
         Args:
             opening: The request; it is sent as the first message.
             seconds: Time limit.
+            route: Where it goes.
         """
 
     @abstractmethod
     async def count(
-        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
+        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float, route: Route
     ) -> decoder_pb2.CountPromptTokensResponse:
         """Count the tokens of a prompt. Raises ServiceError."""
 
     @abstractmethod
-    async def detokenize(self, request: chat_pb2.DetokenizeRequest, *, seconds: float) -> chat_pb2.DetokenizeResponse:
+    async def detokenize(
+        self, request: chat_pb2.DetokenizeRequest, *, seconds: float, route: Route
+    ) -> chat_pb2.DetokenizeResponse:
         """Return the text of tokens. Raises ServiceError."""
 
     @abstractmethod
-    async def model(self, *, seconds: float) -> chat_pb2.Model:
+    async def model(self, *, seconds: float, route: Route) -> chat_pb2.Model:
         """Read the description of the loaded model. Raises ServiceError."""

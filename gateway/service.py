@@ -14,7 +14,8 @@ import structlog
 from gateway.conductor import Conductor
 from gateway.errors import Tier
 from gateway.http import HttpServer, create_app
-from gateway.ports import DecoderTier, VisionTier
+from gateway.ports import DecoderTier, Route, VisionTier
+from gateway.replicas import Discovery, HealthPolicy, ReplicaSet, parse_target
 from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
@@ -22,10 +23,11 @@ from serving.errors import Code, ServiceError
 from serving.server import Service, StartError
 from serving.tasks import cancel_and_wait
 from serving.transport import PortError, open_channel, service_options
-from vlm.v1 import gateway_pb2, gateway_pb2_grpc, vision_pb2
+from vlm.v1 import decoder_pb2_grpc, gateway_pb2, gateway_pb2_grpc, vision_pb2, vision_pb2_grpc
 
 log = structlog.get_logger()
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _ASK_SECONDS = 5.0
@@ -65,8 +67,16 @@ class GatewayService(Service):
             StartError: The encoders differ, a target is another service, or the HTTP port is taken.
         """
         async with contextlib.AsyncExitStack() as stack:
-            vision = GrpcVisionTier(await stack.enter_async_context(self._channel(self._settings.vision)))
-            decoder = GrpcDecoderTier(await stack.enter_async_context(self._channel(self._settings.decoder)))
+            vision = GrpcVisionTier(
+                await stack.enter_async_context(
+                    self._replicas(Tier.VISION, self._settings.vision, vision_pb2_grpc.VisionEncoderStub)
+                )
+            )
+            decoder = GrpcDecoderTier(
+                await stack.enter_async_context(
+                    self._replicas(Tier.DECODER, self._settings.decoder, decoder_pb2_grpc.DecoderStub)
+                )
+            )
             encoder = await self._agree(vision, decoder)
             self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy, encoder)
             if self._settings.http_port is not None:
@@ -89,16 +99,26 @@ class GatewayService(Service):
                 log.info("serving http", address=self.http_address)
             self._resources = stack.pop_all()
 
-    def _channel(self, target: str) -> grpc.aio.Channel:
-        return open_channel(target, service_options(self._settings.max_message_bytes))
+    def _replicas(self, tier: Tier, target: str, stub: Callable[[grpc.aio.Channel], S]) -> ReplicaSet[S]:
+        return ReplicaSet(
+            tier.value,
+            Discovery(parse_target(target)),
+            self._channel,
+            stub,
+            first_seconds=self._settings.first_message_seconds,
+            health=HealthPolicy(lost=self._settings.replica_timeout_seconds),
+        )
+
+    def _channel(self, address: str, authority: str) -> grpc.aio.Channel:
+        return open_channel(address, service_options(self._settings.max_message_bytes, authority=authority))
 
     async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
         """Wait until both tiers answer, and compare their models. Returns the settings of the vision tier."""
         asked = asyncio.create_task(
-            _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS))
+            _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS, route=Route()))
         )
         asked_too = asyncio.create_task(
-            _answer(Tier.DECODER, self._settings.decoder, lambda: decoder.model(seconds=_ASK_SECONDS))
+            _answer(Tier.DECODER, self._settings.decoder, lambda: decoder.model(seconds=_ASK_SECONDS, route=Route()))
         )
         try:
             encoder, model = await asyncio.gather(asked, asked_too)

@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from gateway.conductor import Policy
 from gateway.media import RequestLimits
+from gateway.replicas import parse_target
 from serving.settings import MIB, ServerSettings
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+", re.IGNORECASE)
@@ -41,7 +42,11 @@ class GatewaySettings(ServerSettings):
         description="Serve the Prometheus metrics at `/metrics` of the HTTP API, too, to all who may call it. "
         "`metrics_port` has a port of their own.",
     )
-    vision: str = Field("127.0.0.1:50061", description="The vision tier: `host:port`, or `dns:///name:port` for many.")
+    vision: str = Field(
+        "127.0.0.1:50061",
+        description="The vision tier: `host:port`, several with commas between them, or `dns:///name:port` for all "
+        "addresses of a name, which is resolved every two seconds.",
+    )
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, in the same form.")
 
     max_messages: int = Field(1024, ge=1, description="Most messages in a request.")
@@ -59,12 +64,35 @@ class GatewaySettings(ServerSettings):
     decode_attempts: int = Field(
         3, ge=1, description="Most attempts of a request while decoders fail before the first token."
     )
+    retry_share: float = Field(
+        0.2, ge=0, description="Retries at a tier for each request, as a fraction; further ones are not made."
+    )
+    retries_per_second: float = Field(
+        10.0,
+        ge=0.1,
+        description="Retries at a tier for each second, besides `retry_share`; those of ten seconds may come together.",
+    )
+    replica_timeout_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds without an answer to health checks after which a replica counts as lost: its calls are "
+        "moved to others, and answers that have begun end.",
+    )
+    first_message_seconds: float = Field(
+        20.0, gt=0, description="Longest wait for the first message of a call to a replica; then another is tried."
+    )
 
     @field_validator("http_port", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
         # An environment variable cannot express "none" otherwise: an empty one counts as not set.
         return None if isinstance(value, str) and value.lower() in ("off", "none") else value
+
+    @field_validator("vision", "decoder")
+    @classmethod
+    def _are_targets(cls, value: str) -> str:
+        parse_target(value)
+        return value
 
     @field_validator("cors_origins")
     @classmethod
@@ -106,4 +134,6 @@ class GatewaySettings(ServerSettings):
             encode_attempts=self.encode_attempts,
             decode_attempts=self.decode_attempts,
             encode_concurrency=self.encode_concurrency,
+            retry_share=self.retry_share,
+            retries_per_second=self.retries_per_second,
         )

@@ -250,6 +250,13 @@ class Reason(enum.Enum):
         "Try again after the delay; add vision replicas.",
         waits=True,
     )
+    DECODER_BUSY = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "decoder",
+        "By the measured duration of requests, those before this one would still be running at its deadline.",
+        "Try again after the delay; add decoder replicas; or give the request more time.",
+        waits=True,
+    )
     FEATURE_MEMORY_FULL = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "decoder",
@@ -266,9 +273,9 @@ class Reason(enum.Enum):
     )
     OUT_OF_MEMORY = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
-        "vision",
-        "The encoder's device has not enough memory for this medium.",
-        "Lower `max_pixels` or `max_video_pixels`.",
+        "vision, decoder",
+        "The service could not allocate memory for this request; it continues with others.",
+        "Lower `max_pixels` or `max_video_pixels`, shorten the prompt, or give the service more memory.",
     )
     VISION_UNAVAILABLE = ReasonInfo(
         Code.UNAVAILABLE,
@@ -293,7 +300,8 @@ class Reason(enum.Enum):
     MEDIA_TIMEOUT = ReasonInfo(
         Code.DEADLINE_EXCEEDED,
         "decoder",
-        "No message about media that are being encoded arrived within `media_timeout`, not even progress.",
+        "No message about media that are being encoded arrived within `media_timeout`, not even progress; or within "
+        "10 seconds, while other requests found no place.",
         "Look at the vision service and at the network between it and the gateway.",
     )
     ENCODER_MISMATCH = ReasonInfo(
@@ -321,6 +329,20 @@ class Reason(enum.Enum):
         "The engine failed on this request; it continues with others.",
         "The decoder's log has the traceback: report it.",
     )
+    FEATURES_NOT_FINITE = ReasonInfo(
+        Code.INTERNAL,
+        "vision, decoder",
+        "The features of a medium contain infinities or NaN, also when they were computed a second time. They are not "
+        "cached.",
+        "If one vision replica alone does so, replace it; if all do, start them with `--dtype float32`.",
+    )
+    LOGITS_NOT_FINITE = ReasonInfo(
+        Code.INTERNAL,
+        "decoder",
+        "The model's logits for this request contain infinities or NaN. Its prompt and its features are removed from "
+        "the caches.",
+        "Try once more; if it happens again, export the model with another recipe and report it.",
+    )
     VISION_PROTOCOL = ReasonInfo(
         Code.INTERNAL,
         "gateway",
@@ -340,8 +362,8 @@ class Reason(enum.Enum):
     # Between the services only: clients see VISION_UNAVAILABLE, DECODER_UNAVAILABLE or DECODER_PROTOCOL.
     SHUTTING_DOWN = ReasonInfo(
         Code.UNAVAILABLE,
-        "vision",
-        "A vision service stopped while requests were waiting.",
+        "vision, decoder",
+        "The service is shutting down, and the request had not started.",
         "Nothing: the gateway tries another replica.",
         waits=True,
         internal=True,
@@ -360,6 +382,29 @@ class Reason(enum.Enum):
         "The engine failed, or its process died, during this request or while it waited.",
         "Look at the decoder's log; exit code -9 usually means out of memory.",
         waits=True,
+        internal=True,
+    )
+    REPLICA_LOST = ReasonInfo(
+        Code.UNAVAILABLE,
+        "gateway",
+        "A replica stopped answering: its process or its network stands still, or a call got no first message.",
+        "Nothing: the gateway tries another replica. Look at that replica's process and network.",
+        waits=True,
+        internal=True,
+    )
+    NO_REPLICA = ReasonInfo(
+        Code.UNAVAILABLE,
+        "gateway",
+        "No replica of a tier is healthy and answers.",
+        "Look at the health of the replicas, and at the address of the tier.",
+        waits=True,
+        internal=True,
+    )
+    OPENING_TIMEOUT = ReasonInfo(
+        Code.DEADLINE_EXCEEDED,
+        "decoder",
+        "A `Generate` stream sent no message for 10 seconds.",
+        "A caller of `Decoder.Generate` must send `open` at once.",
         internal=True,
     )
     FEATURES_INCOMPLETE = ReasonInfo(

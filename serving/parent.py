@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,3 +26,18 @@ def end_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> Non
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(0)
+
+
+def end_with_launcher(arguments: Sequence[str]) -> None:
+    """Make the kernel kill this process when its launcher dies, from the first moment on, by the flag `--parent-pid`.
+
+    Imports and loading take seconds, and cannot be interrupted: SIGTERM would end the process only after them. When
+    the service serves, `end_with_parent` replaces SIGKILL by SIGTERM.
+
+    Args:
+        arguments: The command line, as in `sys.argv`.
+    """
+    for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, beside = word.partition("=")
+        if name == "--parent-pid" and (number := beside or value).isdecimal():
+            end_with_parent(int(number), signal.SIGKILL)

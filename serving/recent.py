@@ -41,16 +41,17 @@ class Recent(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """Store a value, replacing the key's previous one. A value larger than `max_bytes` is not stored."""
-        self._forget(key)
+        self.forget(key)
         size = self._size(value)
         if size > self._max_bytes:
             return
         while self._nbytes + size > self._max_bytes:
-            self._forget(next(iter(self._entries)))
+            self.forget(next(iter(self._entries)))
         self._entries[key] = value
         self._nbytes += size
 
-    def _forget(self, key: K) -> None:
+    def forget(self, key: K) -> None:
+        """Remove the value of a key, if there is one."""
         value = self._entries.pop(key, None)
         if value is not None:
             self._nbytes -= self._size(value)

@@ -52,8 +52,11 @@ class Service(ABC):
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
 
-    async def drain(self) -> None:  # noqa: B027  # most services have no port but gRPC's
-        """Close the service's own ports. Called when the server starts to drain; returns after their last request."""
+    async def drain(self) -> None:  # noqa: B027  # a service may have nothing to do
+        """Close the service's own ports, and return requests that have not started as UNAVAILABLE.
+
+        Called when the server starts to drain; returns after the last request of the ports.
+        """
 
     @abstractmethod
     async def stop(self) -> None:
@@ -118,6 +121,8 @@ async def serve(
     if not await run_until(service.start(health_state.set_soon), stopping.wait()):
         return
     try:
+        if settings.parent_pid is not None:
+            end_with_parent(settings.parent_pid)
         server = grpc.aio.server(
             interceptors=[CallInterceptor()],
             options=server_options(
@@ -156,8 +161,6 @@ def run(service: Service, settings: ServerSettings) -> int:
         The exit code: 0 after a clean stop, 1 if it could not start.
     """
     logs.configure(settings, service.name)
-    if settings.parent_pid is not None:
-        end_with_parent(settings.parent_pid)
     try:
         asyncio.run(serve(service, settings))
     except (StartError, ServiceError) as error:

@@ -286,7 +286,7 @@ def _reserve(ports: ReservedPorts, port: int, flag: str) -> int:
 
 
 def _target(replicas: list[Replica]) -> str:
-    return "ipv4:" + ",".join(replica.address for replica in replicas)
+    return ",".join(replica.address for replica in replicas)
 
 
 def _describe(code: int) -> str:

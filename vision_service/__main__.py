@@ -2,17 +2,19 @@
 
 import sys
 
-from serving.main import main
-from serving.server import Service
-from vision_service.settings import VisionSettings
-
-
-def make(settings: VisionSettings) -> Service:
-    """Make the service; imported late, since PyTorch takes seconds to load."""
-    from vision_service.service import VisionService  # noqa: PLC0415
-
-    return VisionService(settings)
-
-
 if __name__ == "__main__":
+    from serving.parent import end_with_launcher
+
+    end_with_launcher(sys.argv)  # before the imports that take time
+
+    from serving.main import main
+    from serving.server import Service
+    from vision_service.settings import VisionSettings
+
+    def make(settings: VisionSettings) -> Service:
+        """Make the service; imported late, since PyTorch takes seconds to load."""
+        from vision_service.service import VisionService  # noqa: PLC0415
+
+        return VisionService(settings)
+
     sys.exit(main("vision_service", VisionSettings, make))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import structlog
 import torch
 
-from serving.errors import Reason, failure, overloaded, unavailable
+from serving.errors import Reason, ServiceError, failure, overloaded, unavailable
 from vision_service.family import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
@@ -115,6 +115,10 @@ class _Job:
         self.meter.done = round(self.frame_patches * (self.encoded + share * frames))
 
 
+class _NotFiniteError(Exception):
+    """Features contain infinities or NaN."""
+
+
 class _Piece(NamedTuple):
     """Frames of a job that are encoded in one forward pass."""
 
@@ -162,6 +166,7 @@ class Scheduler:
         self.proven = False
         """Whether the speed is known from media of ordinary size, and not only from the start."""
         self._task: asyncio.Task[None] | None = None
+        self._draining = False
 
     async def start(self) -> None:
         """Warm up the encoder, measure its speed, and start to process media."""
@@ -181,12 +186,20 @@ class Scheduler:
                 break
         return fastest
 
+    def drain(self) -> None:
+        """Refuse media that have not started, and new ones. Others are encoded to their end."""
+        self._draining = True
+        for job in [job for job in self._waiting if not job.taken]:
+            self._drop(job)
+            if not job.result.done():
+                job.result.set_exception(_shutting_down())
+
     async def stop(self) -> None:
         """Refuse waiting media, cancel the running batch, and end the threads."""
         for job in {*self._waiting, *(piece.job for piece in self._running)}:
             job.abandoned = True
             if not job.result.done():
-                job.result.set_exception(unavailable(Reason.SHUTTING_DOWN, "the vision service is stopping"))
+                job.result.set_exception(_shutting_down())
         self._waiting.clear()
         if self._task is not None:
             self._task.cancel()
@@ -228,13 +241,15 @@ class Scheduler:
         """Preprocess one medium in the pool.
 
         Raises:
-            ServiceError: Errors of `Preprocessor.prepare`.
+            ServiceError: Errors of `Preprocessor.prepare`, or OUT_OF_MEMORY.
         """
         abandoned = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._prepare, kind, data, options, abandoned.is_set
             )
+        except MemoryError as error:
+            raise failure(Reason.OUT_OF_MEMORY, f"there is no memory to decode the {kind}; make it smaller") from error
         finally:
             abandoned.set()  # on cancellation, also stops the pool's thread
 
@@ -248,7 +263,12 @@ class Scheduler:
 
         Yields:
             The future of its features: [tokens, feature width].
+
+        Raises:
+            ServiceError: UNAVAILABLE after `drain`.
         """
+        if self._draining:
+            raise _shutting_down()
         meter = Meter() if meter is None else meter
         meter.total = medium.grid.patches
         job = _Job(medium, asyncio.get_running_loop().create_future(), meter)
@@ -323,14 +343,20 @@ class Scheduler:
         with contextlib.suppress(ValueError):  # it is no longer waiting
             self._waiting.remove(job)
 
-    async def _encode(self, batch: Sequence[_Piece]) -> None:
+    async def _encode(self, batch: Sequence[_Piece], *, again: bool = False) -> None:
+        """Encode a batch.
+
+        Args:
+            batch: The batch.
+            again: Whether this is the second attempt.
+        """
         started = time.monotonic()
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._forward, batch)
         except WorkCancelledError:
             return  # all its calls were cancelled
         except Exception as error:  # noqa: BLE001  # passed to the calls that wait for it
-            await self._encode_failed(batch, error)
+            await self._encode_failed(batch, error, again=again)
             return
         for job in (piece.job for piece in batch):
             if job.encoded == job.medium.grid.t and job.features is not None and not job.result.done():
@@ -354,19 +380,31 @@ class Scheduler:
                 piece.job.advance(share, piece.medium.grid.t)
 
         features = self._encoder.encode([piece.medium for piece in batch], cancelled, advance)
+        if not all(map(_finite, features)):  # before any of them is stored
+            raise _NotFiniteError("the features are not finite")
         for piece, one in zip(batch, features, strict=True):
             piece.job.keep(one, piece.medium.grid.t)
 
-    async def _encode_failed(self, batch: Sequence[_Piece], error: Exception) -> None:
-        """Handle a failed batch: encode each medium alone, so that one medium does not fail the others."""
-        if len(batch) > 1:
+    async def _encode_failed(self, batch: Sequence[_Piece], error: Exception, *, again: bool) -> None:
+        """Handle a failed batch: encode each medium alone, so that one medium does not fail the others.
+
+        Features that are not finite are computed a second time even if the medium was alone: a fault of the machine
+        may not repeat itself.
+        """
+        if len(batch) > 1 or (isinstance(error, _NotFiniteError) and not again):
             log.warning("a batch failed and is encoded one by one", media=len(batch), error=str(error))
             for piece in batch:
                 if not piece.job.abandoned:
-                    await self._encode([piece])
+                    await self._encode([piece], again=True)
             return
         (piece,) = batch
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, _NotFiniteError):
+            log.error("features are not finite", patches=piece.medium.grid.patches)
+            error = failure(
+                Reason.FEATURES_NOT_FINITE,
+                "the encoder's features of this medium contain numbers that are not finite, twice in a row",
+            )
+        elif _out_of_memory(error):
             error = failure(
                 Reason.OUT_OF_MEMORY,
                 f"the encoder's device has no memory for {piece.medium.grid.patches} patches; make the media smaller",
@@ -387,3 +425,18 @@ class Scheduler:
         cost = self._running_cost()
         cost += sum(job.frames_left * self._encoder.cost.frame(job.frame_patches) for job in self._waiting)
         return min(max(cost / self._rate / 2, _LEAST_RETRY), _GREATEST_RETRY)
+
+
+def _shutting_down() -> ServiceError:
+    return unavailable(Reason.SHUTTING_DOWN, "the vision service is shutting down")
+
+
+def _finite(features: torch.Tensor) -> bool:
+    """Whether all numbers are finite. `aminmax` passes NaN on, and takes a tenth of the time of `isfinite`."""
+    return all(math.isfinite(bound) for bound in torch.aminmax(features))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed. On a CPU PyTorch has no exception class of its own for it."""
+    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return no_memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

@@ -131,10 +131,12 @@ class NotDrawn:
     Attributes:
         why: The reason, for the log.
         constraint: The reason for the client, if its constraint can go no further.
+        finite: Whether the logits of the row are finite.
     """
 
     why: str
     constraint: str = ""
+    finite: bool = True
 
 
 def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[TokenDrawn | NotDrawn]:
@@ -150,7 +152,7 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
     """
     likeliest = logits.argmax(axis=1)  # the first of equal ones; NaN counts as greatest
     finite = np.isfinite(np.take_along_axis(logits, likeliest[:, None], axis=1)[:, 0])
-    failed = {int(row): NotDrawn("the model's logits are not finite") for row in np.flatnonzero(~finite)}
+    failed = {int(row): NotDrawn("the model's logits are not finite", finite=False) for row in np.flatnonzero(~finite)}
     reports = {
         row: _Report(logits[row], sampler.params.logprobs)
         for row, sampler in enumerate(samplers)

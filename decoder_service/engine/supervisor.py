@@ -27,6 +27,23 @@ def failed() -> ServiceError:
     return failure(Reason.ENGINE_FAILED, "the engine failed on this request; the log has the details")
 
 
+def not_finite() -> ServiceError:
+    """The error of a request whose logits are not finite."""
+    return failure(Reason.LOGITS_NOT_FINITE, "the model's logits for this request are not finite; the log has more")
+
+
+def out_of_memory() -> ServiceError:
+    """The error of a request for which an allocation failed."""
+    return failure(
+        Reason.OUT_OF_MEMORY, "there is no memory to compute this request; shorten it, or send smaller media"
+    )
+
+
+def shutting_down() -> ServiceError:
+    """The error of a request that has not started when the service shuts down."""
+    return unavailable(Reason.SHUTTING_DOWN, "the decoder service is shutting down")
+
+
 def constraint_failed(why: str) -> ServiceError:
     """The error of a request whose form turned out too complex while it was answered."""
     description = f"can go no further: {' '.join(why.split())}; simplify it"

@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from decoder_service.chat import Layout, MediaKind, first_of_each
 from decoder_service.engine import FeatureRows
 from decoder_service.request.admission import Place, check_room
@@ -186,13 +189,22 @@ class FeatureIntake:
 
     async def _keep(self, index: int, arrival: _Arrival) -> None:
         """Handle the last byte of a medium."""
-        rows = await asyncio.to_thread(arrival.tensor.array)  # may convert the type
+        rows = await asyncio.to_thread(_finite, arrival.tensor)
+        if rows is None:
+            raise failure(
+                Reason.FEATURES_NOT_FINITE, f"the features of the medium {index} contain numbers that are not finite"
+            )
         rows.flags.writeable = False
         features = Features(arrival.layout, arrival.prompt_tokens, rows)
         del self._arrivals[index]
         self._kept[index] = features
         self._decoder.features.put(self._keys[index], features)
         self._hand_over(features)
+
+    def distrust(self) -> None:
+        """Remove the request's features from the feature store: what the model computed of them is not finite."""
+        for key in self._keys.values():
+            self._decoder.features.forget(key)
 
     def _hand_over(self, features: Features) -> None:
         """Pass a medium's features to the engine, for each of its occurrences in the conversation."""
@@ -233,3 +245,9 @@ class FeatureIntake:
         # A medium without a header counts as its placeholder.
         total = len(self._rendered.token_ids) + sum(of_medium.get(m, 1) - 1 for m in self._rendered.media)
         check_room(total, self._max_tokens, self._decoder.limits.context_length)
+
+
+def _finite(tensor: TensorAssembler) -> NDArray[np.float32] | None:
+    """The rows of complete features in float32, which may convert them; None if a number is not finite."""
+    rows = tensor.array()
+    return rows if np.isfinite(rows).all() else None

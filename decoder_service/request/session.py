@@ -35,7 +35,7 @@ from decoder_service.output.pipeline import Delta, Output
 from decoder_service.output.reasoning import Reasoning
 from decoder_service.output.repetition import Repetition
 from decoder_service.output.tool_calls import ToolCallDelta, ToolCalls
-from decoder_service.request.admission import answer_bound, check_room
+from decoder_service.request.admission import Place, answer_bound, check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
@@ -43,7 +43,7 @@ from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import Rendered
 from decoder_service.request.thinking import Thinking
 from decoder_service.request.tools import Choice
-from serving.errors import Reason, invalid, unimplemented
+from serving.errors import Reason, ServiceError, invalid, unimplemented
 from serving.tasks import beside, merged
 
 _FORM = "generation.response_format"
@@ -148,6 +148,7 @@ class Session:
         rendered: Its tokenized conversation.
         intake: Receives its features.
         arrived: When the request arrived, by `time.perf_counter`.
+        place: Its admission.
         progress: Its metrics.
         constraints: For each answer, which tokens may be drawn; None: all.
     """
@@ -160,6 +161,7 @@ class Session:
         intake: FeatureIntake,
         *,
         arrived: float,
+        place: Place,
         progress: Progress,
         constraints: Sequence[Constraint | None] = (None,),
     ) -> None:
@@ -170,6 +172,8 @@ class Session:
         self._progress = progress
         self._constraints = constraints
         self.intake = intake
+        self.place = place
+        """Its admission."""
         self._prompt: Prompt | None = None
         self._max_tokens = 0
         self._limit = Limit.MAX_TOKENS
@@ -219,8 +223,13 @@ class Session:
         async with contextlib.aclosing(
             merged([first, *others], at_once=1 + len(others)) if others else first
         ) as events:
-            async for event in events:
-                yield event
+            try:
+                async for event in events:
+                    yield event
+            except ServiceError as error:
+                if error.reason == Reason.LOGITS_NOT_FINITE.name:
+                    self.intake.distrust()
+                raise
 
     async def _answer(
         self, number: int, prefilled: asyncio.Event, arriving: asyncio.Task[None] | None, until: float
@@ -258,7 +267,7 @@ class Session:
             contextlib.aclosing(beside(engine_events, arriving)) as events,
         ):
             while True:
-                match event := await _next(events, until if tally.begun else math.inf):
+                match event := await self._next(events, until if tally.begun else math.inf):
                     case None:
                         if queued:
                             yield StageProgress(Stage.QUEUED)
@@ -266,6 +275,7 @@ class Session:
                         queued = False
                         yield StageProgress(Stage.PREFILL, event.done, event.total)
                     case Prefilled():
+                        self.place.start(event.prefill_seconds)
                         tally.prefill(event)
                         prefilled.set()
                     case TokenDrawn():
@@ -282,6 +292,13 @@ class Session:
         for delta in output.finish():
             yield delta
         yield tally.finish(output.reasoning_tokens, called=output.called)
+
+    async def _next(self, events: AsyncGenerator[EngineEvent | None, None], until: float) -> EngineEvent | None:
+        """As the function `_next`; before the end of the prefill the request can be evicted."""
+        if self.place.started is not None:
+            return await _next(events, until)
+        async with self.place.waiting():
+            return await anext(events)
 
     def _output(self) -> Output:
         decoder, generation, tools = self._decoder, self._opening.generation, self._opening.tools
@@ -386,28 +403,40 @@ async def _next(events: AsyncGenerator[EngineEvent | None, None], until: float) 
 
 
 @contextlib.asynccontextmanager
-async def open_session(decoder: Decoder, opening: Opening, *, arrived: float) -> AsyncIterator[Session]:
+async def open_session(
+    decoder: Decoder, opening: Opening, *, arrived: float, left: float = math.inf
+) -> AsyncIterator[Session]:
     """Admit a request, and apply the chat template.
 
     Args:
         decoder: The loaded model.
         opening: The request.
         arrived: When it arrived, by `time.perf_counter`.
+        left: Seconds until its deadline.
 
     Raises:
-        ServiceError: RESOURCE_EXHAUSTED if the queue is full or the text alone is too long; UNAVAILABLE if the engine
-            is not ready; errors of `PromptBuilder.render` and
-            `Constraints.compile`.
+        ServiceError: RESOURCE_EXHAUSTED if the queue is full or too long for the deadline, or the text alone is too
+            long; UNAVAILABLE if the engine is not ready or the service is shutting down; errors of
+            `PromptBuilder.render` and `Constraints.compile`.
     """
     if not decoder.engine.ready:
         raise not_ready()
     decoder.greedy_thinking.check(_thinking(decoder, opening), opening.generation.sampling, opening.enable_thinking)
     choices = opening.generation.choices
-    with decoder.admission.enter(choices) as place, Progress() as progress:
+    with decoder.admission.enter(choices, left=left) as place, Progress() as progress:
         rendered = await decoder.render(opening.messages, tools=opening.tools, enable_thinking=opening.enable_thinking)
         constraints = [await _constraint(decoder, opening, rendered) for _ in range(choices)]
         intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.must_fit, place)
-        yield Session(decoder, opening, rendered, intake, arrived=arrived, progress=progress, constraints=constraints)
+        yield Session(
+            decoder,
+            opening,
+            rendered,
+            intake,
+            arrived=arrived,
+            place=place,
+            progress=progress,
+            constraints=constraints,
+        )
 
 
 def _thinking(decoder: Decoder, opening: Opening) -> Thinking | None:

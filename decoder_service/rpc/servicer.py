@@ -13,9 +13,8 @@ import grpc
 
 from decoder_service.chat import RawPrompt, media_of
 from decoder_service.request.decoder import Decoder
-from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.layout import checked_layout
-from decoder_service.request.session import open_session
+from decoder_service.request.session import Session, open_session
 from decoder_service.rpc import from_tools, from_wire, to_wire
 from serving.calls import bind_request_id
 from serving.errors import Reason, failure, invalid
@@ -52,7 +51,7 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         """
         arrived, until = time.perf_counter(), _end_of_answer(context)
         requests = aiter(request_iterator)
-        first = await anext(requests, None)
+        first = await self._first(requests)
         if first is None or first.WhichOneof("payload") != "open":
             raise invalid("open", "must be the first message of the stream")
         opening = from_wire.opening(
@@ -64,11 +63,11 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         )
         del first
         bind_request_id(opening.request_id)
-        async with open_session(self._decoder, opening, arrived=arrived) as session:
+        async with open_session(self._decoder, opening, arrived=arrived, left=_time_left(context)) as session:
             yield to_wire.media_needed(session.intake.needed)
-            await self._take_in(requests, session.intake, until=lambda: session.intake.laid_out)
+            await self._take_in(requests, session, until=lambda: session.intake.laid_out)
             yield to_wire.event(await session.start())
-            rest = self._take_in(requests, session.intake, until=lambda: session.intake.complete)
+            rest = self._take_in(requests, session, until=lambda: session.intake.complete)
             arriving = asyncio.create_task(rest, name="features")
             try:
                 async with contextlib.aclosing(session.events(arriving, until=until)) as events:
@@ -77,11 +76,24 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
             finally:
                 await cancel_and_wait(arriving)
 
+    async def _first(self, requests: AsyncIterator[decoder_pb2.GenerateRequest]) -> decoder_pb2.GenerateRequest | None:
+        """The caller's first message. The call holds no place yet, but it takes memory."""
+        timeout = self._decoder.limits.opening_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await anext(requests, None)
+        except TimeoutError as error:
+            raise failure(
+                Reason.OPENING_TIMEOUT,
+                f"the stream was opened {timeout:g} seconds ago, and its first message is missing",
+            ) from error
+
     async def _take_in(
-        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake, *, until: Callable[[], bool]
+        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], session: Session, *, until: Callable[[], bool]
     ) -> None:
+        intake = session.intake
         while not until():
-            request = await self._next(requests, intake)
+            request = await self._next(requests, session)
             if request is None:
                 raise invalid(
                     "header",
@@ -101,17 +113,17 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
                     raise invalid("payload", "is not set; send header, chunk or progress")
 
     async def _next(
-        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], intake: FeatureIntake
+        self, requests: AsyncIterator[decoder_pb2.GenerateRequest], session: Session
     ) -> decoder_pb2.GenerateRequest | None:
         """The caller's next message, None after the last. Raises an error if none arrives within the timeout."""
-        timeout = self._decoder.limits.media_timeout
+        timeout, missing = self._decoder.limits.media_timeout, list(session.intake.missing)
         try:
-            async with asyncio.timeout(timeout):
+            async with session.place.hearing(timeout):
                 return await anext(requests, None)
         except TimeoutError as error:
             raise failure(
                 Reason.MEDIA_TIMEOUT,
-                f"nothing came about the media {list(intake.missing)} for media_timeout, which is {timeout:g} seconds",
+                f"nothing came about the media {missing} for media_timeout, which is {timeout:g} seconds",
             ) from error
 
     async def CountPromptTokens(
@@ -152,8 +164,12 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
 
 def _end_of_answer(context: _Context) -> float:
     """When an unfinished answer ends because of the deadline, by the event loop's clock."""
+    left = _time_left(context)
+    return asyncio.get_running_loop().time() + left - min(_MARGIN_SECONDS, _MARGIN_SHARE * left)
+
+
+def _time_left(context: _Context) -> float:
+    """Seconds until the deadline."""
     left = context.time_remaining()
     # None without a deadline, which the stubs do not know.
-    if left is None:  # type: ignore[redundant-expr, unused-ignore]
-        return math.inf  # type: ignore[unreachable]
-    return asyncio.get_running_loop().time() + left - min(_MARGIN_SECONDS, _MARGIN_SHARE * left)
+    return math.inf if left is None else left  # type: ignore[redundant-expr, unused-ignore]

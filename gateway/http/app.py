@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway.conductor import Conductor
+from gateway.errors import Tier
 from gateway.http.chat import ChatCompletions
 from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
@@ -55,6 +56,12 @@ def create_app(
     """
 
     async def healthz(request: Request) -> Response:
+        replicas = conductor.replicas
+        serving = replicas[Tier.DECODER].available > 0
+        tiers = {tier.value: {"available": n.available, "replicas": n.known} for tier, n in replicas.items()}
+        return JSONResponse({"status": "serving" if serving else "unavailable", **tiers}, 200 if serving else 503)
+
+    async def livez(request: Request) -> Response:
         return JSONResponse({"status": "serving"})
 
     async def models(request: Request) -> Response:
@@ -82,6 +89,7 @@ def create_app(
     routes = [
         Route("/healthz", healthz),
         Route("/health", healthz),
+        Route("/livez", livez),
         Route("/openapi.json", openapi),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),

@@ -35,7 +35,7 @@ class Guard:
         method = f"{scope['method']} {scope['path']}" if scope["path"] in self._paths else "HTTP other"
         request_id = ""
         # Health checks and scrapes arrive every few seconds and are not part of the load.
-        with observe(method, "gone", quiet=scope["path"] in ("/healthz", "/health", "/metrics")) as call:
+        with observe(method, "gone", quiet=scope["path"] in ("/healthz", "/health", "/livez", "/metrics")) as call:
 
             async def send_with_id(message: Message) -> None:
                 if message["type"] == "http.response.start":

@@ -23,6 +23,9 @@ def _object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
 
 
+_REPLICAS = _object({"available": _COUNT, "replicas": _COUNT})
+
+
 def _list(of: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": of}
 
@@ -33,6 +36,7 @@ def _named(name: str) -> dict[str, Any]:
 
 _ANSWERS = {
     "Status": _object({"status": _TEXT}),
+    "Health": _object({"status": {"enum": ["serving", "unavailable"]}, "vision": _REPLICAS, "decoder": _REPLICAS}),
     "Model": _object(
         {"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT, "max_model_len": _COUNT},
         thinks={"type": "boolean"},
@@ -108,11 +112,19 @@ def _operation(name: str, summary: str, answer: str, *, body: str = "", **more: 
     }
 
 
+def _health(name: str, summary: str) -> dict[str, Any]:
+    operation = _operation(name, summary, "Health")
+    content = {"application/json": {"schema": _named("Health")}}
+    operation["responses"]["503"] = {"description": "No decoder is available.", "content": content}
+    return operation
+
+
 def _paths() -> dict[str, Any]:
     name = {"name": "name", "in": "path", "required": True, "schema": _TEXT}
     return {
-        "/healthz": {"get": _operation("healthz", "Whether the gateway answers", "Status")},
-        "/health": {"get": _operation("health", "The same", "Status")},
+        "/healthz": {"get": _health("healthz", "Whether requests can be served: a decoder is available")},
+        "/health": {"get": _health("health", "The same")},
+        "/livez": {"get": _operation("livez", "Whether the gateway answers", "Status")},
         "/v1/models": {"get": _operation("models", "The model that is served", "Models")},
         "/v1/models/{name}": {"get": _operation("model", "A model by its name", "Model", parameters=[name])},
         "/v1/chat/completions": {

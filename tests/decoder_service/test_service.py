@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from decoder_service.output.repetition import USUAL
 from decoder_service.request.generation import GenerationDefaults, RecommendedSampling
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
-from serving.errors import Code
+from serving.errors import Code, ServiceError
 from serving.status import from_rpc_error
 from tests.decoder_service.cases import TURNS, Case
 from tests.decoder_service.client import (
@@ -283,3 +284,63 @@ async def test_settings_say_how_answers_are_drawn(serve_decoder: Serve) -> None:
         assert running.service.decoder.defaults == GenerationDefaults(recommended)
     async with serve_decoder(generation_config="auto", repetition_detection="on") as running:
         assert running.service.decoder.defaults == GenerationDefaults(recommended, sample=True, repetition=USUAL)
+
+
+async def test_stopping_returns_what_has_not_started(serve_decoder: Serve, cases: dict[str, Case]) -> None:
+    """On a signal requests that wait, for the slot or for features, are UNAVAILABLE at once; the running one ends."""
+    async with serve_decoder(slots=1, max_queue=2) as running, contextlib.AsyncExitStack() as stack:
+        calls = [await stack.enter_async_context(generate(running)) for _ in range(3)]
+        options = chat_pb2.GenerationOptions(temperature=0, max_tokens=400)
+        await opened(calls[0], open_request(cases["text alone"], options))
+        await first_delta(calls[0])
+        await opened(calls[1], open_request(cases["text alone"]))  # for the slot
+        assert await opened(calls[2], open_request(cases["one image"]))  # for features
+        running.stop.set()
+        for call in calls[1:]:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await rest_of(call)
+            error = from_rpc_error(caught.value)
+            assert (error.code, error.reason) == (Code.UNAVAILABLE, "SHUTTING_DOWN")
+        assert running.service.decoder.admission.inside == 1  # the running one
+        events = await rest_of(calls[0])
+        assert events[-1].finished.usage.completion_tokens == 400
+        await running.ended
+
+
+async def test_a_stream_without_a_first_message_is_ended(serve_decoder: Serve, cases: dict[str, Case]) -> None:
+    """It fails with a reason; it never held a place."""
+    async with serve_decoder(slots=1, max_queue=0) as running:
+        limits = dataclasses.replace(running.service.decoder.limits, opening_timeout=0.05)
+        object.__setattr__(running.service.decoder, "limits", limits)
+        async with generate(running) as call:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+            error = from_rpc_error(caught.value)
+            assert (error.code, error.reason) == (Code.DEADLINE_EXCEEDED, "OPENING_TIMEOUT")
+        await still_works(running, cases["text alone"])
+
+
+async def test_silent_streams_do_not_keep_others_out(
+    serve_decoder: Serve, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams that opened and send no features lose their places to requests that can run."""
+    monkeypatch.setattr("decoder_service.request.admission.SILENT_SECONDS", 0.05)
+    async with serve_decoder(slots=1, max_queue=3) as running, contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(generate(running)) for _ in range(4)]
+        for call in silent:
+            await opened(call, open_request(cases["one image"]))
+        assert running.service.decoder.admission.inside == 4
+        while (error := await refusal(running, cases["text alone"])) is not None:
+            assert error.reason == "QUEUE_FULL"  # until they have been silent for long enough
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rest_of(silent[0])
+        assert from_rpc_error(caught.value).reason == "MEDIA_TIMEOUT"
+
+
+async def refusal(running: Running, case: Case) -> ServiceError | None:
+    """The error of a request; None if it is answered."""
+    try:
+        await still_works(running, case)
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error)
+    return None

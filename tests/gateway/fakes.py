@@ -19,7 +19,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from gateway.ports import CallEndedError, DecoderTier, GenerationCall, VisionTier
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, ReplicaCount, Route, VisionTier
 from serving.errors import Code, Reason, ServiceError, invalid
 from serving.interceptors import CallInterceptor
 from serving.media import media_digest
@@ -60,6 +60,8 @@ class FakeVision:
     def __init__(
         self, *, chunks: int = 4, chunk_bytes: int = 64, fingerprint: str = FINGERPRINT, max_pixels: int = 500
     ) -> None:
+        # Its health service, where it is served; None: it has none.
+        self.health: health.aio.HealthServicer | None = health.aio.HealthServicer()
         # What requests that name no bound get; part of what replicas must agree on.
         self.max_pixels = max_pixels
         # Sent as progress before each chunk, where it is set: patches that are done.
@@ -155,6 +157,8 @@ class FakeDecoder:
 
     def __init__(self, *, words: tuple[str, ...] = ("A ", "red ", "circle."), fingerprint: str = FINGERPRINT) -> None:
         self.words = words
+        # Its health service, where it is served; None: it has none.
+        self.health: health.aio.HealthServicer | None = health.aio.HealthServicer()
         # What an answer consists of: text, and the log probabilities of the tokens that come with it.
         self.said: list[tuple[str, list[chat_pb2.PositionLogprobs]]] = [(word, []) for word in words]
         # What it thinks before.
@@ -338,24 +342,31 @@ class InProcessVision(VisionTier):
     def __init__(self, *replicas: FakeVision) -> None:
         self._replicas = replicas
         self._turn = 0
+        self.available = len(replicas)
+
+    @property
+    def replicas(self) -> ReplicaCount:
+        return ReplicaCount(self.available, len(self._replicas))
 
     def _next(self) -> FakeVision:
         self._turn += 1
         return self._replicas[(self._turn - 1) % len(self._replicas)]
 
     async def encode(
-        self, request: vision_pb2.EncodeRequest, *, seconds: float
+        self, request: vision_pb2.EncodeRequest, *, seconds: float, route: Route
     ) -> AsyncGenerator[vision_pb2.EncodeResponse, None]:
         async with contextlib.aclosing(self._next().encode(request, seconds)) as responses:
             async for response in responses:
                 yield response
 
-    async def describe(self, request: vision_pb2.EncodeRequest, *, seconds: float) -> media_pb2.MediaLayout:
+    async def describe(
+        self, request: vision_pb2.EncodeRequest, *, seconds: float, route: Route
+    ) -> media_pb2.MediaLayout:
         replica = self._next()
         replica.described.append(request)
         return replica.layout(request)
 
-    async def encoder(self, *, seconds: float) -> vision_pb2.EncoderInfo:
+    async def encoder(self, *, seconds: float, route: Route) -> vision_pb2.EncoderInfo:
         return self._next().info()
 
 
@@ -408,13 +419,20 @@ class InProcessDecoder(DecoderTier):
     def __init__(self, *replicas: FakeDecoder) -> None:
         self._replicas = replicas
         self._turn = 0
+        self.available = len(replicas)
+
+    @property
+    def replicas(self) -> ReplicaCount:
+        return ReplicaCount(self.available, len(self._replicas))
 
     def _next(self) -> FakeDecoder:
         self._turn += 1
         return self._replicas[(self._turn - 1) % len(self._replicas)]
 
     @contextlib.asynccontextmanager
-    async def generate(self, opening: decoder_pb2.GenerateOpen, *, seconds: float) -> AsyncIterator[GenerationCall]:
+    async def generate(
+        self, opening: decoder_pb2.GenerateOpen, *, seconds: float, route: Route
+    ) -> AsyncIterator[GenerationCall]:
         """One replica's generation, with the opening as its first message."""
         pipe = _Pipe(self._next(), seconds)
         try:
@@ -425,14 +443,16 @@ class InProcessDecoder(DecoderTier):
             await cancel_and_wait(pipe.running)
 
     async def count(
-        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float
+        self, request: decoder_pb2.CountPromptTokensRequest, *, seconds: float, route: Route
     ) -> decoder_pb2.CountPromptTokensResponse:
         return self._next().count(request)
 
-    async def detokenize(self, request: chat_pb2.DetokenizeRequest, *, seconds: float) -> chat_pb2.DetokenizeResponse:
+    async def detokenize(
+        self, request: chat_pb2.DetokenizeRequest, *, seconds: float, route: Route
+    ) -> chat_pb2.DetokenizeResponse:
         return self._next().detokenize(request)
 
-    async def model(self, *, seconds: float) -> chat_pb2.Model:
+    async def model(self, *, seconds: float, route: Route) -> chat_pb2.Model:
         return self._next().model()
 
 
@@ -473,6 +493,13 @@ class _DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         return self._decoder.model()
 
 
+async def set_serving(fake: FakeVision | FakeDecoder, *, serving: bool) -> None:
+    """Set the health of a fake that is served."""
+    assert fake.health is not None
+    status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+    await fake.health.set("", status)
+
+
 @contextlib.asynccontextmanager
 async def serve(fake: FakeVision | FakeDecoder, port: int = 0) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
     """Put a fake on the loopback: its address and its server."""
@@ -481,9 +508,9 @@ async def serve(fake: FakeVision | FakeDecoder, port: int = 0) -> AsyncIterator[
         vision_pb2_grpc.add_VisionEncoderServicer_to_server(_VisionServicer(fake), server)
     else:
         decoder_pb2_grpc.add_DecoderServicer_to_server(_DecoderServicer(fake), server)
-    servicer = health.aio.HealthServicer()
-    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if fake.health is not None:
+        await set_serving(fake, serving=True)
+        health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
     address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     await server.start()
     try:

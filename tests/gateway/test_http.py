@@ -42,12 +42,16 @@ def asked(decoder: FakeDecoder) -> Any:
 
 
 @pytest.fixture
-def app(vision: FakeVision, decoder: FakeDecoder) -> ASGIApp:
+def tiers(vision: FakeVision, decoder: FakeDecoder) -> tuple[InProcessVision, InProcessDecoder]:
+    """One replica of each."""
+    return InProcessVision(vision), InProcessDecoder(decoder)
+
+
+@pytest.fixture
+def app(tiers: tuple[InProcessVision, InProcessDecoder]) -> ASGIApp:
     """The application."""
     policy = Policy(backoff=AT_ONCE)
-    conductor = Conductor(
-        InProcessVision(vision), InProcessDecoder(decoder), RequestLimits(image_bytes=1 << 20), policy
-    )
+    conductor = Conductor(*tiers, RequestLimits(image_bytes=1 << 20), policy)
     pace = Pace(status_seconds=60, comment_seconds=60)  # here no answer depends on the time that it takes
     return create_app(conductor, seconds=30, max_body_bytes=4 << 20, max_requests=3, pace=pace)
 
@@ -74,7 +78,22 @@ async def wire(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
 async def test_health(wire: httpx.AsyncClient) -> None:
     """`/healthz` answers while the gateway is up."""
     response = await wire.get("/healthz")
-    assert (response.status_code, response.json()) == (200, {"status": "serving"})
+    replicas = {"vision": {"available": 1, "replicas": 1}, "decoder": {"available": 1, "replicas": 1}}
+    assert (response.status_code, response.json()) == (200, {"status": "serving", **replicas})
+
+
+async def test_health_without_a_decoder(
+    tiers: tuple[InProcessVision, InProcessDecoder], http: httpx.AsyncClient
+) -> None:
+    """Without an available decoder `/healthz` is 503; without vision services text is still served; `/livez` is 200."""
+    vision, decoder = tiers
+    vision.available = 0
+    response = await http.get("/healthz")
+    assert (response.status_code, response.json()["vision"]) == (200, {"available": 0, "replicas": 1})
+    decoder.available = 0
+    response = await http.get("/health")
+    assert (response.status_code, response.json()["status"]) == (503, "unavailable")
+    assert (await http.get("/livez")).status_code == 200
 
 
 async def test_models(http: httpx.AsyncClient) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,37 +12,15 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.service import GatewayService
-from gateway.settings import GatewaySettings
-from serving.errors import Code, ServiceError
+from serving.errors import Code
 from serving.server import StartError
-from serving.server import serve as run_server
 from serving.status import from_rpc_error
-from serving.transport import open_channel
 from tests.gateway.fakes import MODEL, EncodeCall, FakeDecoder, FakeVision, GenerateCall, serve
+from tests.gateway.processes import deaf, everything, failure, gateway, process, until_deaf
 from tests.gateway.requests import answer, ask, image, kinds, text
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc
 
 EVENTS = ["started", "delta", "delta", "delta", "finished"]
-
-
-@contextlib.asynccontextmanager
-async def gateway(vision: str, decoder: str, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    """A gateway on a free port, and a channel to it."""
-    chosen = GatewaySettings(vision=vision, decoder=decoder, port=0, http_port=None, grace_seconds=0, **settings)
-    stop, listening = asyncio.Event(), asyncio.get_running_loop().create_future()
-    running = asyncio.create_task(
-        run_server(GatewayService(chosen), chosen, on_listening=listening.set_result, stop=stop)
-    )
-    await asyncio.wait((running, listening), return_when=asyncio.FIRST_COMPLETED)
-    if not listening.done():
-        await running  # raises why it did not start
-    try:
-        async with open_channel(f"127.0.0.1:{listening.result()}") as channel:
-            yield channel
-    finally:
-        stop.set()
-        await running
 
 
 @pytest.fixture
@@ -51,13 +28,6 @@ async def door(vision: FakeVision, decoder: FakeDecoder) -> AsyncIterator[gatewa
     """A stub of a gateway in front of one replica of each tier."""
     async with serve(vision) as (one, _), serve(decoder) as (other, _), gateway(one, other) as channel:
         yield gateway_pb2_grpc.GatewayStub(channel)
-
-
-async def failure(call: Any) -> ServiceError:
-    """How a call fails, typed."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        [event async for event in call]
-    return from_rpc_error(caught.value)
 
 
 async def test_a_conversation(door: Any) -> None:
@@ -181,62 +151,12 @@ async def test_a_decoder_that_takes_nothing_stops_the_encoder(
             await reads.wait()
 
     decoder.hook = hook
-    asking = asyncio.create_task(_all(door.Chat(ask(image(b"file one")), timeout=60)))
+    asking = asyncio.create_task(everything(door.Chat(ask(image(b"file one")), timeout=60)))
     # Four of them at most are the gateway's, the others are in the windows of two connections: 14 were seen.
     assert await _stalled(vision) <= 32
     reads.set()
     assert kinds(await asking) == EVENTS
     assert bytes(decoder.calls[0].features[0]) == vision.features(b"file one")
-
-
-async def _all(call: Any) -> list[Any]:
-    return [event async for event in call]
-
-
-@contextlib.asynccontextmanager
-async def process(what: str, stop_at: str) -> AsyncIterator[tuple[str, Any]]:
-    """A fake tier as a process of its own: its address, and the process, which is killed at the end of the block."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.gateway.fakes", what, "--stop-at", stop_at),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert child.stdout is not None
-        address = (await child.stdout.readline()).decode().strip()
-        assert address, "the process has ended before it listened"
-        yield address, child
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-
-
-async def deaf(child: Any) -> None:
-    """Wait until the process says that a call has come to the stage at which it stops."""
-    assert await child.stdout.readline() == b"deaf\n", "the process has ended before a call came so far"
-
-
-async def until_deaf(child: Any, stub: gateway_pb2_grpc.GatewayStub) -> list[asyncio.Task[list[Any]]]:
-    """Ask until a call has come to the process and stays there; all that was asked, answered or not.
-
-    The gateway is ready as soon as it is connected to one replica of a tier. Until it is connected to the process, too,
-    all questions go to the other replica.
-    """
-    heard = asyncio.create_task(deaf(child))
-    asked: list[asyncio.Task[list[Any]]] = []
-    try:
-        while not heard.done():
-            several = [asyncio.create_task(_all(stub.Chat(ask(image(b"file one")), timeout=60))) for _ in range(4)]
-            asked += several
-            answered = asyncio.gather(*several)
-            await asyncio.wait([heard, answered], return_when=asyncio.FIRST_COMPLETED)
-            if answered.done():
-                answered.result()  # raises what failed
-        await heard
-    finally:
-        heard.cancel()
-    return asked
 
 
 async def test_an_error_in_the_middle_of_a_write_is_not_lost() -> None:
@@ -303,7 +223,7 @@ async def test_tiers_that_are_gone_are_named(vision: FakeVision, decoder: FakeDe
         assert (error.code.value, error.reason) == ("UNAVAILABLE", "VISION_UNAVAILABLE")
         assert error.retry_after is not None
         assert "127.0.0.1" not in error.message
-        assert kinds(await _all(stub.Chat(ask(text("Hello")), timeout=30))) == EVENTS
+        assert kinds(await everything(stub.Chat(ask(text("Hello")), timeout=30))) == EVENTS
         await decoder_server.stop(None)
         error = await failure(stub.Chat(ask(text("Hello")), timeout=30))
         assert (error.code.value, error.reason) == ("UNAVAILABLE", "DECODER_UNAVAILABLE")

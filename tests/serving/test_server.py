@@ -250,9 +250,13 @@ PROGRAM = textwrap.dedent(
 )
 
 
-def _python(program: str, *arguments: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+def _python(
+    program: str, *arguments: str, before: Path | None = None
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """Run a program; `before` is a directory whose modules take the place of others."""
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")])}
+    folders = [*([before] if before else []), root, root / "protos"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     return started([sys.executable, "-c", program, *arguments], env=environment, cwd=root)
 
 
@@ -282,6 +286,42 @@ def test_a_server_does_not_outlive_its_launcher() -> None:
         launcher.kill()
         launcher.wait()
         assert rest(launcher.stdout, "the end of the server, which holds the same pipe") == ""
+
+
+LAUNCHER = textwrap.dedent(
+    """
+    import os, subprocess, sys
+    child = subprocess.Popen([sys.executable, "-m", *sys.argv[1:], "--parent-pid", str(os.getpid())])
+    child.wait()
+    """
+)
+SERVICES = ("vision_service", "decoder_service", "gateway")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_launcher_that_is_killed_early_leaves_nothing(service: str, tmp_path: Path) -> None:
+    """The service ends though its imports have not: here the import of gRPC does not return."""
+    (tmp_path / "grpc.py").write_text(
+        "import os, threading\nos.write(1, b'importing' + os.linesep.encode())\nthreading.Event().wait()\n"
+    )
+    with _python(LAUNCHER, service, before=tmp_path) as launcher:
+        assert line(launcher.stdout, "the import of gRPC") == "importing\n"
+        launcher.kill()
+        launcher.wait()
+        assert rest(launcher.stdout, "the end of the service, which holds the same pipe") == ""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize("service", SERVICES[:2])
+def test_a_launcher_that_is_killed_while_a_model_loads_leaves_nothing(service: str, tmp_path: Path) -> None:
+    """The service ends though its thread loads on: here bundle.json is a pipe that gives no byte."""
+    pipe = tmp_path / "bundle.json"
+    os.mkfifo(pipe)
+    with _python(LAUNCHER, service, "--bundle", str(tmp_path)) as launcher, pipe.open("wb"):  # opened when it is read
+        launcher.kill()
+        launcher.wait()
+        assert rest(launcher.stdout, "the end of the service, which holds the same pipe") == ""
 
 
 def test_a_client_may_ping_every_five_seconds() -> None:

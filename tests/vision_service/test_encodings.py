@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -146,3 +147,20 @@ async def test_layout_of_what_is_cached(house: Open) -> None:
         assert (await opened.get(PICTURE)).layout == before
         assert await opened.encodings.layout(key, PICTURE) == before
         assert len(opened.prepared) == 2
+
+
+async def test_features_that_are_not_finite_are_not_cached(house: Open) -> None:
+    """The request fails; the next one about the same picture gets features of an encoder that works again."""
+    async with house() as opened:
+        encode = opened.encoder.encode
+
+        def broken(media: Sequence[PreparedMedium], *watchers: Any) -> list[torch.Tensor]:
+            return [torch.full_like(one, torch.inf) for one in encode(media, *watchers)]
+
+        opened.encoder.encode = broken  # type: ignore[method-assign]
+        with pytest.raises(ServiceError) as caught:
+            await opened.get(PICTURE)
+        assert caught.value.reason == "FEATURES_NOT_FINITE"
+        assert len(opened.cache) == 0
+        opened.encoder.encode = encode  # type: ignore[method-assign]
+        assert torch.isfinite((await opened.get(PICTURE)).features).all()

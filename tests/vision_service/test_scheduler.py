@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -44,13 +45,14 @@ def video(preprocessor: Preprocessor) -> PreparedMedium:
 
 async def close_gate(
     encoder: GatedEncoder, scheduler: Scheduler, first: PreparedMedium, stack: contextlib.ExitStack
-) -> None:
-    """Let one medium into the encoder and hold it there, so that what comes after it must wait."""
+) -> asyncio.Future[torch.Tensor]:
+    """Let one medium into the encoder and hold it there, so that what comes after it must wait; returns its future."""
     encoder.batches.clear()
     encoder.entered.clear()
     encoder.gate.clear()
-    stack.enter_context(scheduler.enqueue(first))
+    held = stack.enter_context(scheduler.enqueue(first))
     assert await asyncio.to_thread(encoder.entered.wait, 30), "the encoder has not begun within 30 s"
+    return held
 
 
 async def test_waiting_media_are_packed(
@@ -260,6 +262,24 @@ async def test_stop_refuses_what_waits(
         stack.close()
 
 
+async def test_draining_returns_what_has_not_started(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
+) -> None:
+    """Waiting media, and later ones, go to another replica at once; the running one gets its features."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with contextlib.ExitStack() as stack:
+            started = await close_gate(gated, scheduler, medium(1), stack)
+            waiting = stack.enter_context(scheduler.enqueue(medium(1)))
+            scheduler.drain()
+            with pytest.raises(ServiceError) as caught:
+                await waiting
+            assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "SHUTTING_DOWN")
+            with pytest.raises(ServiceError, match="shutting down"), scheduler.enqueue(medium(1)):
+                pass
+            gated.gate.set()
+            assert (await started).shape[0] == 1
+
+
 async def test_preparing_goes_on_beside_encoding(
     gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
 ) -> None:
@@ -302,3 +322,91 @@ async def test_cancelled_while_preparing(gated: GatedEncoder) -> None:
             assert await asyncio.to_thread(told.wait, 30), "preprocessing was not told within 30 s"
         finally:
             over.set()
+
+
+def spoiled(gated: GatedEncoder, spoil: Callable[[int, int], bool]) -> None:
+    """Let some features be NaN.
+
+    Args:
+        gated: The encoder.
+        spoil: From the number of the forward pass, from 0 on, and the patches of a medium: whether its features are.
+    """
+    encode, passes = gated.encode, itertools.count()
+
+    def spoiling(media: Sequence[PreparedMedium], *watchers: Any) -> list[torch.Tensor]:
+        number = next(passes)
+        return [
+            torch.full_like(one, torch.nan) if spoil(number, medium.grid.patches) else one
+            for medium, one in zip(media, encode(media, *watchers), strict=True)
+        ]
+
+    gated.encode = spoiling  # type: ignore[method-assign]
+
+
+async def test_features_that_are_not_finite_fail_their_own_medium(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
+) -> None:
+    """A medium whose features are not finite twice fails with its reason; those beside it have theirs."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+            spoiled(gated, lambda _, patches: patches == 8)
+            pending = [stack.enter_context(scheduler.enqueue(medium(tokens))) for tokens in (1, 2, 1)]
+            gated.gate.set()
+            results = await asyncio.gather(*pending, return_exceptions=True)
+        assert isinstance(results[1], ServiceError)
+        assert (results[1].code, results[1].reason) == (Code.INTERNAL, "FEATURES_NOT_FINITE")
+        for result in (results[0], results[2]):
+            assert isinstance(result, torch.Tensor)
+            assert torch.isfinite(result).all()
+
+
+async def test_a_fault_that_does_not_repeat_itself_is_not_noticed(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
+) -> None:
+    """A medium that is alone is encoded again, and its features are those of an encoder without a fault."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with scheduler.enqueue(medium(2)) as pending:
+            expected = await pending
+        spoiled(gated, lambda number, _: number == 0)
+        with scheduler.enqueue(medium(2)) as pending:
+            assert torch.equal(await pending, expected)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to "),
+    ],
+    ids=["python", "torch"],
+)
+async def test_no_memory_fails_one_medium(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium], error: Exception
+) -> None:
+    """An allocation that fails, as Python or as PyTorch says it on a CPU, fails its medium alone, with its reason."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        encode = gated.encode
+
+        def failing(media: Sequence[PreparedMedium], *watchers: Any) -> list[torch.Tensor]:
+            raise error
+
+        gated.encode = failing  # type: ignore[method-assign]
+        with scheduler.enqueue(medium(2)) as pending, pytest.raises(ServiceError, match="8 patches") as caught:
+            await pending
+        assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+        gated.encode = encode  # type: ignore[method-assign]
+        with scheduler.enqueue(medium(2)) as pending:
+            assert (await pending).shape[0] == 2
+
+
+async def test_no_memory_to_decode_a_picture(gated: GatedEncoder) -> None:
+    """The file is refused with a reason, and no traceback."""
+
+    def prepare(kind: Kind, data: bytes, options: Options, cancelled: Cancelled) -> PreparedMedium:
+        raise MemoryError
+
+    async with running(gated, prepare) as scheduler:
+        with pytest.raises(ServiceError, match="decode the image") as caught:
+            await scheduler.prepare("image", b"", Options())
+        assert caught.value.reason == "OUT_OF_MEMORY"

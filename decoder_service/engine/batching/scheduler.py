@@ -319,6 +319,10 @@ class Scheduler(Generic[T]):
         """The task whose known tokens are computed next, several in one run: the oldest; None if there is none."""
         return min((task for task in self._decoding if task.ahead > 1), key=_arrival, default=None)
 
+    def distrust(self, task: T) -> None:
+        """Empty the prefix cache of what a task may have copied or shared, because its logits are not finite."""
+        self._slots.distrust(task.prompt)
+
     def remove(self, task: T, content: Content | None) -> None:
         """Remove a request in any state.
 

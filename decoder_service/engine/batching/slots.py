@@ -246,6 +246,15 @@ class Slots:
             self._memory.release(slot.index, useful)
         slot.content, slot.length, slot.used = content, useful, next(self._clock)
 
+    def distrust(self, content: Content) -> None:
+        """Free the prefix caches that share tokens with a content whose keys and values are not finite.
+
+        They may come from one of these caches, if its request was cancelled before its logits were computed.
+        """
+        for cache in self.caches:
+            if common_prefix(cache.content, content) >= SHORTEST_MATCH:
+                self._drop(cache)
+
     def side_by_side(self, slots: Sequence[Slot]) -> int:
         """Move slots so that they are adjacent, with as few moved tokens as possible.
 

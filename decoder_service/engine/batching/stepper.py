@@ -35,7 +35,7 @@ from decoder_service.engine.interface import (
 from decoder_service.engine.media import check_spans, prefillable, rows_before
 from decoder_service.engine.model import Model, Piece, Shape, Step
 from decoder_service.engine.sampler import NotDrawn, Sampler, draw
-from decoder_service.engine.supervisor import constraint_failed, failed
+from decoder_service.engine.supervisor import constraint_failed, failed, not_finite, out_of_memory
 from decoder_service.metrics import PARKED, PARKS
 from serving.errors import ServiceError
 
@@ -295,8 +295,8 @@ class Stepper:
             self._sample(sampling, logits)
             if batch.known is None:  # else it is no measure of a decode step
                 self._pace.took(len(batch.decoding), batch.size, time.perf_counter() - started)
-        except Exception:  # noqa: BLE001  # the failing job is unknown, so all jobs of the batch fail
-            self._fail_all(batch.jobs)
+        except Exception as error:  # noqa: BLE001  # the failing job is unknown, so all jobs of the batch fail
+            self._fail_all(batch.jobs, error)
 
     def _next_prefill(self) -> _Prefill | None:
         """The chunk in progress, or else the next one; None if there is none, or no time left."""
@@ -325,9 +325,9 @@ class Stepper:
             self._in_progress = None
             self._pace.took(0, chunk.size, prefill.seconds)
             self._sample(dict.fromkeys(self._prefilled(chunk), 0), logits)
-        except Exception:  # noqa: BLE001  # a failure of one request must not affect others
+        except Exception as error:  # noqa: BLE001  # a failure of one request must not affect others
             self._in_progress = None
-            self._fail_all([chunk.task])
+            self._fail_all([chunk.task], error)
 
     def _schedule(self, chunk: Chunk[Job] | None) -> _Batch:
         """The batch of the next run. A chunk with invalid features is left out, and its request fails."""
@@ -381,7 +381,9 @@ class Stepper:
         logits = logits[wanted] if wanted != list(range(len(logits))) else logits
         for job, drawn in zip(sampling, draw([job.sampler for job in sampling], logits), strict=True):
             if isinstance(drawn, NotDrawn):
-                self._fail(job, drawn.why, constraint_failed(drawn.constraint) if drawn.constraint else None)
+                self._fail(job, drawn.why, _error_of(drawn))
+                if not drawn.finite:
+                    self._scheduler.distrust(job)
             else:
                 self._append(job, drawn)
         # After all of them, since the constraints advance meanwhile.
@@ -451,16 +453,24 @@ class Stepper:
         # The token sampled last is not computed.
         return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])
 
-    def _fail_all(self, jobs: Sequence[Job]) -> None:
-        """Let jobs fail by the current exception."""
+    def _fail_all(self, jobs: Sequence[Job], error: Exception) -> None:
+        """Let jobs fail by an exception."""
+        why = "".join(traceback.format_exception(error))
         for job in jobs:
             if job.slot is not None:  # else it has finished
-                self._fail(job, traceback.format_exc())
+                self._fail(job, why, out_of_memory() if isinstance(error, MemoryError) else None)
 
     def _fail(self, job: Job, why: str, error: ServiceError | None = None) -> None:
         log.error("request failed in the engine", request_id=job.request.request_id, traceback=why)
         self._scheduler.remove(job, None)
         job.emit(error or failed())
+
+
+def _error_of(drawn: NotDrawn) -> ServiceError | None:
+    """The error for the client, if it is a particular one."""
+    if not drawn.finite:
+        return not_finite()
+    return constraint_failed(drawn.constraint) if drawn.constraint else None
 
 
 def _next_tokens(first_slot: int, jobs: Sequence[Job], known: Job | None) -> Step:

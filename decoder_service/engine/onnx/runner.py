@@ -248,9 +248,19 @@ class _Part:
         self._bind_handed()
         if self._logits:
             _bind(self.binding.bind_output, "logits", logits)
-        self._session.run_with_iobinding(self.binding)
+        try:
+            self._session.run_with_iobinding(self.binding)
+        except Exception as error:
+            if _out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
         if self._handed:
             between.update(zip(self._handed, self.binding.get_outputs(), strict=False))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: ONNX Runtime has no exception class of its own for it."""
+    return any(words in str(error) for words in ("Failed to allocate memory", "bad_alloc", "bad allocation"))
 
 
 def _slots(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:

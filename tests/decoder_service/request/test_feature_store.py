@@ -219,3 +219,29 @@ async def test_a_prompt_that_is_too_long_is_refused_when_it_opens(
         long = open_request(case, chat_pb2.GenerationOptions(max_tokens=200 - len(case.features[0])))
         error = await refused(running, long)
         assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "MAX_TOKENS_TOO_LARGE")
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(np.nan, "FEATURES_NOT_FINITE"), (np.inf, "FEATURES_NOT_FINITE"), (3e38, "LOGITS_NOT_FINITE")],
+)
+async def test_bad_features_poison_no_cache(
+    running: Running, bundle: Bundle, cases: dict[str, Case], number: float, reason: str
+) -> None:
+    """Features that are not finite are not kept, nor those whose logits are not: good ones then give the right answer.
+
+    3e38 is finite itself: the sums of the first layer are not.
+    """
+    case = cases["one image"]
+    bad = Sent(case, bundle)
+    bad.rows[0] = np.full_like(bad.rows[0], number)
+    error = await refused(running, open_request(case), bad.all([0]))
+    assert (error.code, error.reason) == (Code.INTERNAL, reason)
+    assert len(running.service.decoder.features) == 0
+    await until_empty(running)
+    async with generate(running) as call:
+        assert await opened(call, open_request(case)) == [0]
+        await send(call, Sent(case, bundle).all([0]))
+        got = Answer(await rest_of(call))
+    assert got.token_ids == case.greedy[: len(got.token_ids)]
+    assert got.finished.finished.usage.cached_tokens == 0

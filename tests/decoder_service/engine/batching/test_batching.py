@@ -369,6 +369,58 @@ def test_features_that_are_not_finite_fail_their_own_request(
     assert stepping.answers[running].tokens == alone["33 words", "greedy"]
 
 
+def test_a_poisoned_prefix_is_used_once(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """A request whose keys overflow is cancelled before its logits show it: the next one fails, and empties the cache.
+
+    The prefix differs from the later prompts in its last tokens, so that they copy it and leave it where it is.
+    """
+    good = requests["one image"]
+    size = good.token_ids.size
+    huge = FeatureRows.of(np.full_like(good.features.arrays[0], 3e38))  # finite, and their sums are not
+    ids = good.token_ids.copy()
+    ids[-3] += 1
+    stepping = Stepping(bundle, runner, caches=2, rooms=(size - 1,))
+    cancelled = stepping.add(dataclasses.replace(good, token_ids=ids, features=huge))
+    stepping.step()
+    assert cancelled.place.length == size - 1
+    stepping.stepper.cancel(cancelled)
+    assert len(stepping.slots.caches) == 1
+    error = stepping.answer(good).error
+    assert error is not None
+    assert error.reason == "LOGITS_NOT_FINITE"
+    assert stepping.slots.caches == []
+    assert stepping.slots.running == []
+    assert stepping.answer(good).tokens == alone["one image", "greedy"]
+
+
+class NoMemory(Phases):
+    """An allocation fails in the first decode step of several answers."""
+
+    failed = False
+
+    def decode(self, step: Step | None, piece: Piece | None = None) -> NDArray[np.float32]:
+        if step is not None and step.lengths.size > 1 and not self.failed:
+            self.failed = True
+            raise MemoryError("Failed to allocate memory for requested buffer of size 1")
+        return super().decode(step, piece)
+
+
+def test_an_allocation_that_fails_has_its_reason(
+    bundle: Bundle, runner: Runner, requests: dict[str, EngineRequest], alone: dict[tuple[str, str], list[int]]
+) -> None:
+    """The requests of that run fail with OUT_OF_MEMORY, and the engine goes on."""
+    stepping = Stepping(bundle, runner, model=NoMemory(runner, decode="fp32", prefill="fp32"))
+    failed = [stepping.add(requests[name]) for name in ("33 words", "2 words")]
+    stepping.finish()
+    for job in failed:
+        error = stepping.answers[job].error
+        assert error is not None
+        assert (error.code, error.reason) == (Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert stepping.answer(requests["33 words"]).tokens == alone["33 words", "greedy"]
+
+
 def test_a_bias_that_raises_fails_its_own_request(
     bundle: Bundle,
     runner: Runner,

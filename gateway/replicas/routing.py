@@ -1,0 +1,42 @@
+"""Chooses a replica by load and affinity. Pure functions: the same arguments give the same choice in every gateway."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+BALANCE = 1.25
+"""How far over the mean load the preferred replica of a key may be. Consistent hashing with bounded loads (Mirrokni et
+al., 2018) calls it 1 + epsilon."""
+
+
+def ranked(key: bytes, names: Iterable[str]) -> list[str]:
+    """The names in the order in which a key prefers them: rendezvous hashing (Thaler and Ravishankar, 1998).
+
+    If a name is added or removed, the order of the others stays, so only the keys of that name move.
+
+    Args:
+        key: What should find the same replica again.
+        names: The replicas.
+    """
+    return sorted(names, key=lambda name: (_score(key, name), name), reverse=True)
+
+
+def choose(key: bytes, loads: Mapping[str, float], *, slack: float = 0.0) -> str:
+    """The first replica in the key's order whose load is within the bound.
+
+    The bound is `BALANCE` times the mean load, or 0 while a replica is idle, and `slack`. The least loaded replica is
+    never over it.
+
+    Args:
+        key: As for `ranked`.
+        loads: Outstanding work of each replica; at least one.
+        slack: Load over the bound that is accepted for the affinity.
+    """
+    least = min(loads.values())
+    bound = max(least, BALANCE * sum(loads.values()) / len(loads) if least else 0.0) + slack
+    return next(name for name in ranked(key, loads) if loads[name] <= bound)
+
+
+def _score(key: bytes, name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), key=hashlib.blake2b(key, digest_size=32).digest(), digest_size=8).digest()
