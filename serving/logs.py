@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
 if TYPE_CHECKING:
     from serving.settings import ServerSettings
+
+
+class _Lossy:
+    """A stream that drops what cannot be written: a full disk or a log collector that has ended fails no request.
+
+    Args:
+        stream: Where lines are written.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what is buffered, or leave it there."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def configure(settings: ServerSettings, service: str) -> None:
@@ -35,7 +58,7 @@ def configure(settings: ServerSettings, service: str) -> None:
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Lossy(sys.stderr)),  # type: ignore[arg-type]  # what print needs
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
