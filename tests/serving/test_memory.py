@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,20 @@ def test_a_limit_is_respected(tmp_path: Path, limit: str, expected: int | None) 
     whole = usable_memory(tmp_path / "nowhere")
     assert usable_memory(tmp_path / "memory.max") == (expected or whole)
     assert whole == pytest.approx(psutil.virtual_memory().total, rel=0.01)
+
+
+@pytest.mark.parametrize("module", ["vision_service", "decoder_service"])
+def test_too_little_address_space_is_told_before_libraries_fail(module: str) -> None:
+    """`ulimit -v` below what PyTorch or ONNX Runtime reserve: one sentence and 1, not a traceback and no abort."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -v 614400; exec "$@"', "sh", sys.executable, "-m", module, "--bundle", "b"],  # noqa: S607
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith(f"{module}: the address space is limited to 0.6 GiB (ulimit -v)")
