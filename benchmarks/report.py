@@ -54,7 +54,7 @@ class Report:
     """The report of one benchmark.
 
     Attributes:
-        bench: `decoder`, `vision` or `system`.
+        bench: `decoder`, `vision`, `system` or `gateway`.
         subject: The measured model and engine.
         plan: The workload, a dataclass.
         results: A dataclass, or a list of them.

@@ -48,15 +48,10 @@ def generation_route(opening: decoder_pb2.GenerateOpen) -> Route:
     """
     later = any(message.role == chat_pb2.ROLE_ASSISTANT for message in opening.messages)
     return Route(
-        _digest([_scope(opening).encode(), *_beginning(opening)]),
+        _digest([opening.cache_scope.encode(), *_beginning(opening)]),
         load=float(max(opening.generation.n, 1)),
         slack=_SECOND_TURN_SLACK if later else 0.0,
     )
-
-
-def _scope(opening: decoder_pb2.GenerateOpen) -> str:
-    """Whose caches may serve the request."""
-    return ""
 
 
 def _beginning(opening: decoder_pb2.GenerateOpen) -> Iterable[bytes]:

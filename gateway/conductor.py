@@ -13,11 +13,12 @@ import structlog
 
 from gateway.affinity import generation_route, medium_route
 from gateway.budget import Budget, TierBudget
+from gateway.cache_scope import cache_scope
 from gateway.copying import copy_fields, opening_of
 from gateway.errors import Tier, broken, lost_midway, of_decoder, of_medium, untyped
 from gateway.feed import EncodeMeter, Feed, Stopwatch
 from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
-from gateway.ports import DecoderTier, GenerationCall, ReplicaCount, Route, VisionTier
+from gateway.ports import CallEndedError, DecoderTier, GenerationCall, ReplicaCount, Route, VisionTier
 from gateway.retry import Backoff, Deadline, Retries, RetryBudget, retriable, settings_differ
 from serving.errors import Code, ServiceError
 from serving.media import check_options
@@ -133,7 +134,7 @@ class Conductor:
         return {Tier.VISION: self._vision.replicas, Tier.DECODER: self._decoder.replicas}
 
     async def chat(
-        self, request: gateway_pb2.ChatRequest, *, request_id: str, deadline: Deadline
+        self, request: gateway_pb2.ChatRequest, *, request_id: str, deadline: Deadline, tenant: str = ""
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         """Generate an answer: `started` once, progress if requested, deltas, `finished`.
 
@@ -144,6 +145,7 @@ class Conductor:
             request: The client's message. It is not changed.
             request_id: The request's id, checked.
             deadline: The request's deadline.
+            tenant: Nothing that is kept of a tenant's requests is used for another's; empty without keys.
 
         Raises:
             ServiceError: The request failed; the fields at fault are named as in the client's request.
@@ -151,7 +153,7 @@ class Conductor:
         progress = _Progress(request_id, deadline, reporting=request.report_progress)
         check_options(request.media, "media")
         conversation = await collect(request.messages, self._limits)
-        opening = opening_of(request, request_id)
+        opening = opening_of(request, request_id, cache_scope(tenant, request.cache_salt))
         opening.messages.extend(conversation.messages)
         media = list(conversation.media)
         progress.paths = [medium.path for medium in media]
@@ -205,18 +207,24 @@ class Conductor:
         seconds = progress.deadline.remaining()
         async with self._decoder.generate(sent, seconds=seconds, route=route) as generation:
             needed = _needed(await self._receive(generation, progress), len(media))
-            feed = Feed(
-                self._vision,
-                generation,
-                settings_digest="" if budget is None else budget.settings_digest,
-                request_id=progress.request_id,
-                deadline=progress.deadline,
-                retries=self._vision_retries,
-                concurrency=self._encode_concurrency,
-                stopwatch=progress.vision,
-                meter=meter,
-            )
-            feeding = asyncio.create_task(feed.run([(number, media[number], options[number]) for number in needed]))
+            feeding = None
+            if needed:
+                feed = Feed(
+                    self._vision,
+                    generation,
+                    settings_digest="" if budget is None else budget.settings_digest,
+                    request_id=progress.request_id,
+                    cache_scope=opening.cache_scope,
+                    deadline=progress.deadline,
+                    retries=self._vision_retries,
+                    concurrency=self._encode_concurrency,
+                    stopwatch=progress.vision,
+                    meter=meter,
+                )
+                feeding = asyncio.create_task(feed.run([(number, media[number], options[number]) for number in needed]))
+            else:
+                with contextlib.suppress(CallEndedError):  # `_receive` raises the cause
+                    await generation.done_sending()
             try:
                 going = max(opening.generation.n, 1)
                 async with contextlib.aclosing(self._events(feeding, generation, meter, progress)) as events:
@@ -227,16 +235,21 @@ class Conductor:
                         if not going:
                             return
             finally:
-                await cancel_and_wait(feeding)
+                if feeding is not None:
+                    await cancel_and_wait(feeding)
 
     async def _events(
-        self, feeding: asyncio.Task[None], generation: GenerationCall, meter: EncodeMeter, progress: _Progress
+        self, feeding: asyncio.Task[None] | None, generation: GenerationCall, meter: EncodeMeter, progress: _Progress
     ) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         """The decoder's events, without limit, and the progress of encoding until the feed has finished.
+
+        `feeding` is None if there is nothing to feed; then no task is made.
 
         Raises:
             ServiceError: The feed or the decoder failed.
         """
+        while feeding is None:
+            yield _event(await self._receive(generation, progress))
         receiving = asyncio.create_task(self._receive(generation, progress))
         metering = asyncio.create_task(meter.changed())
         try:
@@ -269,7 +282,7 @@ class Conductor:
             raise of_decoder(error, progress.paths) from error
 
     async def count_tokens(
-        self, request: gateway_pb2.CountTokensRequest, *, request_id: str, deadline: Deadline
+        self, request: gateway_pb2.CountTokensRequest, *, request_id: str, deadline: Deadline, tenant: str = ""
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens of a conversation: the vision tier computes the layouts, the decoder counts.
 
@@ -278,7 +291,7 @@ class Conductor:
         """
         check_options(request.media, "media")
         conversation = await collect(request.messages, self._limits)
-        layouts = await self._layouts(conversation, request.media, request_id, deadline)
+        layouts = await self._layouts(conversation, request.media, request_id, deadline, cache_scope(tenant))
         question = decoder_pb2.CountPromptTokensRequest(messages=conversation.messages, layouts=layouts)
         copy_fields(request, question, without=("messages", "media", "request_id"))
         try:
@@ -312,7 +325,12 @@ class Conductor:
             raise of_decoder(error, []) from error
 
     async def _layouts(
-        self, conversation: Conversation, options: media_pb2.MediaOptions, request_id: str, deadline: Deadline
+        self,
+        conversation: Conversation,
+        options: media_pb2.MediaOptions,
+        request_id: str,
+        deadline: Deadline,
+        scope: str,
     ) -> list[media_pb2.MediaLayout]:
         """The layout of each medium, in order; requested once for equal files with equal options."""
         if not conversation.media:
@@ -323,7 +341,7 @@ class Conductor:
         async def describe(medium: RequestMedium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
             # Without the settings' digest: the options are in numbers, so any replica may answer.
             question = vision_pb2.EncodeRequest(
-                kind=medium.kind, data=medium.data, options=resolved, request_id=request_id
+                kind=medium.kind, data=medium.data, options=resolved, request_id=request_id, cache_scope=scope
             )
             async with slots:
                 try:

@@ -32,13 +32,14 @@ def copy_fields(source: Message, target: Message, *, without: Collection[str] = 
             setattr(target, field.name, value)
 
 
-def opening_of(request: gateway_pb2.ChatRequest, request_id: str) -> decoder_pb2.GenerateOpen:
+def opening_of(request: gateway_pb2.ChatRequest, request_id: str, cache_scope: str) -> decoder_pb2.GenerateOpen:
     """The decoder's opening for a client's request, without its messages.
 
     Args:
         request: The client's message.
         request_id: The request's id, checked.
+        cache_scope: As in `GenerateOpen`.
     """
-    opening = decoder_pb2.GenerateOpen(request_id=request_id)
-    copy_fields(request, opening, without=("messages", "request_id"))
+    opening = decoder_pb2.GenerateOpen(request_id=request_id, cache_scope=cache_scope)
+    copy_fields(request, opening, without=("messages", "request_id", "cache_salt"))
     return opening

@@ -74,6 +74,7 @@ class Feed:
         generation: Receives the features. The feed is its only sender.
         settings_digest: Digest of the vision tier's settings, as last read from it.
         request_id: For logs and traces.
+        cache_scope: As in `EncodeRequest`.
         deadline: The request's deadline.
         retries: The retries at the vision tier.
         concurrency: Most media that are encoded at the same time.
@@ -88,6 +89,7 @@ class Feed:
         *,
         settings_digest: str,
         request_id: str,
+        cache_scope: str,
         deadline: Deadline,
         retries: Retries,
         concurrency: int,
@@ -98,6 +100,7 @@ class Feed:
         self._generation = generation
         self._settings_digest = settings_digest
         self._request_id = request_id
+        self._cache_scope = cache_scope
         self._deadline = deadline
         self._retries = retries
         self._slots = asyncio.Semaphore(concurrency)
@@ -133,7 +136,7 @@ class Feed:
                 await self._retries.run(
                     lambda route: self._relay(number, medium, options, route),
                     self._deadline,
-                    medium_route(medium.kind, medium.digest, options),
+                    medium_route(medium.kind, medium.digest, options, cache_scope=self._cache_scope),
                 )
             except ServiceError as error:
                 raise of_medium(error, medium.path, medium.options) from error
@@ -146,6 +149,7 @@ class Feed:
             options=options,
             request_id=self._request_id,
             settings_digest=self._settings_digest,
+            cache_scope=self._cache_scope,
         )
         announced = False
         seconds = self._deadline.remaining()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -14,6 +14,10 @@ import structlog
 from gateway.conductor import Conductor
 from gateway.errors import Tier
 from gateway.http import HttpServer, create_app
+from gateway.keys.access import Access, is_loopback
+from gateway.keys.file import KeysFileError
+from gateway.keys.interceptor import AccessInterceptor
+from gateway.keys.ring import KeyRing
 from gateway.ports import DecoderTier, Route, VisionTier
 from gateway.replicas import Discovery, HealthPolicy, ReplicaSet, parse_target
 from gateway.servicer import GatewayServicer
@@ -54,9 +58,11 @@ class GatewayService(Service):
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self.shares_port = settings.processes > 1
         self._resources = contextlib.AsyncExitStack()
         self._conductor: Conductor | None = None
         self._http: HttpServer | None = None
+        self._access: Access | None = None
         self.http_address: str | None = None
         """`host:port` of the HTTP port, once it is open."""
 
@@ -64,8 +70,10 @@ class GatewayService(Service):
         """Wait for both tiers, check that their encoders match, and open the HTTP port.
 
         Raises:
-            StartError: The encoders differ, a target is another service, or the HTTP port is taken.
+            StartError: The encoders differ, a target is another service, the HTTP port is taken, or there is no such
+                file of keys.
         """
+        access = self._access = self._open_access()
         async with contextlib.AsyncExitStack() as stack:
             vision = GrpcVisionTier(
                 await stack.enter_async_context(
@@ -82,6 +90,7 @@ class GatewayService(Service):
             if self._settings.http_port is not None:
                 app = create_app(
                     self._conductor,
+                    access=access,
                     seconds=self._settings.default_deadline_seconds,
                     max_body_bytes=self._settings.max_message_bytes,
                     max_requests=self._settings.max_concurrent_rpcs,
@@ -90,7 +99,7 @@ class GatewayService(Service):
                 )
                 http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
                 try:
-                    port = await http.start(self._settings.host, self._settings.http_port)
+                    port = await http.start(self._settings.host, self._settings.http_port, shared=self.shares_port)
                 except PortError as error:
                     raise StartError(str(error)) from error
                 stack.push_async_callback(http.stop)
@@ -98,6 +107,24 @@ class GatewayService(Service):
                 self.http_address = f"{self._settings.host}:{port}"
                 log.info("serving http", address=self.http_address)
             self._resources = stack.pop_all()
+
+    def _open_access(self) -> Access:
+        settings = self._settings
+        ring = None
+        if settings.keys_file is not None:
+            try:
+                ring = KeyRing(settings.keys_file)
+            except KeysFileError as error:
+                raise StartError(f"keys_file: {error}; make one with `triptych key new`") from error
+        elif not is_loopback(settings.host):
+            log.warning("no keys_file: everybody who reaches this address may call", host=settings.host)
+        return Access(ring, key_limits=settings.key_limits, address_limits=settings.address_limits)
+
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """The check of keys and limits."""
+        if self._access is None:
+            raise RuntimeError("start the service before its interceptors")
+        return (AccessInterceptor(self._access),)
 
     def _replicas(self, tier: Tier, target: str, stub: Callable[[grpc.aio.Channel], S]) -> ReplicaSet[S]:
         return ReplicaSet(

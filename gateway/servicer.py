@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from gateway.conductor import Conductor
+from gateway.keys.interceptor import ADMITTED
 from gateway.retry import Deadline
 from serving.calls import REQUEST_ID_HEADER, accept_request_id
 from serving.errors import Reason, failure
@@ -43,8 +44,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
         """Generate an answer to a conversation."""
         request_id = accept_request_id(request.request_id)
         await context.send_initial_metadata(((REQUEST_ID_HEADER, request_id),))
-        events = self._conductor.chat(request, request_id=request_id, deadline=self._deadline(context))
-        async with contextlib.aclosing(events):
+        admitted = ADMITTED.get()
+        answer = self._conductor.chat(
+            request, request_id=request_id, deadline=self._deadline(context), tenant=admitted.tenant
+        )
+        async with contextlib.aclosing(admitted.client.metered(answer)) as events:
             async for event in events:
                 yield event
 
@@ -55,7 +59,10 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServicer):
     ) -> gateway_pb2.CountTokensResponse:
         """Count the tokens of a conversation."""
         return await self._conductor.count_tokens(
-            request, request_id=accept_request_id(request.request_id), deadline=self._deadline(context)
+            request,
+            request_id=accept_request_id(request.request_id),
+            deadline=self._deadline(context),
+            tenant=ADMITTED.get().tenant,
         )
 
     async def Detokenize(

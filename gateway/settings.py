@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.conductor import Policy
+from gateway.keys.limits import Limits
 from gateway.media import RequestLimits
 from gateway.replicas import parse_target
 from serving.settings import MIB, ServerSettings
@@ -32,6 +35,13 @@ class GatewaySettings(ServerSettings):
         le=65535,
         description="Port of the OpenAI-compatible HTTP API; 0 takes a free one, `off` disables it.",
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that serve the two ports; each uses at most one core. Connections are distributed over "
+        "them. `max_concurrent_rpcs` is divided among them.",
+    )
     cors_origins: str = Field(
         "",
         description="Web pages that may call the HTTP API from a browser: origins such as `http://localhost:3000`, "
@@ -48,6 +58,23 @@ class GatewaySettings(ServerSettings):
         "addresses of a name, which is resolved every two seconds.",
     )
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, in the same form.")
+
+    keys_file: Path | None = Field(
+        None, description="File of API keys, from `triptych key new`; not set: everybody may call. See docs/keys.md."
+    )
+    max_requests_per_client: int | None = Field(
+        None,
+        ge=1,
+        description="Requests at once of one API key, or of one client's address without keys. Not set: half of "
+        "`max_concurrent_rpcs` for a key, so that none takes all places, and no limit for an address, which may be a "
+        "proxy's.",
+    )
+    requests_per_minute_per_client: int | None = Field(
+        None, ge=1, description="Requests in a minute of one key or address; not set: no limit."
+    )
+    tokens_per_minute_per_client: int | None = Field(
+        None, ge=1, description="Tokens of prompts and answers in a minute of one key or address; not set: no limit."
+    )
 
     max_messages: int = Field(1024, ge=1, description="Most messages in a request.")
     max_parts: int = Field(4096, ge=1, description="Most parts in a request, of all messages together.")
@@ -115,6 +142,19 @@ class GatewaySettings(ServerSettings):
     def allowed_origins(self) -> tuple[str, ...]:
         """The origins of `cors_origins`, one by one."""
         return tuple(_separated(self.cors_origins))
+
+    @property
+    def address_limits(self) -> Limits:
+        """Limits of one client address, without keys."""
+        return Limits(
+            self.max_requests_per_client, self.requests_per_minute_per_client, self.tokens_per_minute_per_client
+        )
+
+    @property
+    def key_limits(self) -> Limits:
+        """Limits of an API key that has none of its own."""
+        share = self.max_requests_per_client or max(1, self.max_concurrent_rpcs // 2)
+        return replace(self.address_limits, max_requests=share)
 
     @property
     def limits(self) -> RequestLimits:

@@ -11,6 +11,8 @@ class Code(enum.Enum):
     """The canonical status codes that Triptych uses, with the names of google.rpc.Code."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     NOT_FOUND = "NOT_FOUND"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
@@ -153,6 +155,42 @@ class Reason(enum.Enum):
         "any",
         "An announced tensor is over the limit of its field.",
         "As for FEATURES_TOO_LARGE.",
+    )
+
+    # The client
+    KEY_MISSING = ReasonInfo(
+        Code.UNAUTHENTICATED,
+        "gateway",
+        "The gateway has `keys_file` set, and the call brought no API key.",
+        "Send `Authorization: Bearer tpk_…` or `x-api-key: tpk_…`, over gRPC as metadata; `api_key` of the clients.",
+    )
+    KEY_INVALID = ReasonInfo(
+        Code.UNAUTHENTICATED,
+        "gateway",
+        "The API key is unknown, was revoked, or has expired. The status over HTTP is 401, the code `invalid_api_key`.",
+        "Ask whoever runs the gateway for a key (`triptych key new`).",
+    )
+    KEY_ROLE = ReasonInfo(
+        Code.PERMISSION_DENIED,
+        "gateway",
+        "The API key has another role than the call needs: `user` for requests, `metrics` for `/metrics`, `admin` for "
+        "reflection; `admin` may do everything.",
+        "Use a key with that role.",
+    )
+    TOO_MANY_OF_CLIENT = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "gateway",
+        "This client, a key or without keys an address, has `max_requests_per_client` requests running, or as many as "
+        "its key allows.",
+        "Wait for one of them, or try again after the delay.",
+        waits=True,
+    )
+    RATE_LIMITED = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "gateway",
+        "This client is over its requests or tokens per minute.",
+        "Try again after the delay: from then on one request is taken.",
+        waits=True,
     )
 
     # Images and video

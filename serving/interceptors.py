@@ -18,14 +18,16 @@ from serving.status import from_rpc_error, to_proto
 log = structlog.get_logger()
 
 # Health checks arrive every few seconds and are not part of the load.
-_QUIET = ("/grpc.health.v1.", "/grpc.reflection.")
+_QUIET = "/grpc.reflection."
+# Its `Watch` is not written as a generator, so it cannot be wrapped either.
+_HEALTH = "/grpc.health.v1."
 
 
 @contextlib.asynccontextmanager
 async def _guard(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
     """Run one call: convert its exception to a status, count it and log it."""
     failure: ServiceError | None = None
-    with observe(method, "OK") as call:
+    with observe(method, "OK", quiet=method.startswith(_QUIET)) as call:
         try:
             yield
         except asyncio.CancelledError:
@@ -60,7 +62,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Wrap the handler of the call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or method.startswith(_QUIET):
+        if handler is None or method.startswith(_HEALTH):
             return handler
         # The stubs have only blocking handlers, so asyncio handlers are typed as Any.
         kind = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")

@@ -37,6 +37,9 @@ class Service(ABC):
     grpc_names: Sequence[str]
     """Full names of its gRPC services, for health and reflection."""
 
+    shares_port = False
+    """Whether other processes of the same service listen on its port, too."""
+
     @abstractmethod
     async def start(self, set_serving: Callable[[bool], None]) -> None:
         """Load and warm up. Returns when requests would succeed. When cancelled it releases what it has acquired.
@@ -51,6 +54,10 @@ class Service(ABC):
     @abstractmethod
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers."""
+
+    def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
+        """Interceptors of its own, within `CallInterceptor`. Called after `start`."""
+        return ()
 
     async def drain(self) -> None:  # noqa: B027  # a service may have nothing to do
         """Close the service's own ports, and return requests that have not started as UNAVAILABLE.
@@ -124,10 +131,11 @@ async def serve(
         if settings.parent_pid is not None:
             end_with_parent(settings.parent_pid)
         server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
+            interceptors=[CallInterceptor(), *service.interceptors()],
             options=server_options(
                 max_message_bytes=settings.max_message_bytes,
                 max_connection_age_seconds=settings.max_connection_age_seconds,
+                shared=service.shares_port,
             ),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         )
@@ -154,15 +162,20 @@ async def serve(
     log.info("stopped")
 
 
-def run(service: Service, settings: ServerSettings) -> int:
+def run(service: Service, settings: ServerSettings, *, on_listening: Callable[[int], None] | None = None) -> int:
     """Run a service as this process; if it cannot start, print the cause in one line.
+
+    Args:
+        service: The service.
+        settings: Its settings.
+        on_listening: As for `serve`.
 
     Returns:
         The exit code: 0 after a clean stop, 1 if it could not start.
     """
     logs.configure(settings, service.name)
     try:
-        asyncio.run(serve(service, settings))
+        asyncio.run(serve(service, settings, on_listening=on_listening))
     except (StartError, ServiceError) as error:
         print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201  # for people who start it by hand
         return 1

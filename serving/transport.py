@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from serving.settings import MIB
 
@@ -101,24 +101,28 @@ def client_options(address: str) -> Options:
     return [
         ("grpc.max_receive_message_length", 128 * MIB),
         ("grpc.max_send_message_length", -1),  # the gateway's setting decides
+        # A gateway that restarts is found within a second.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.keepalive_time_ms", 30_000),
         # Do not use a proxy for outgoing connections.
         ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
     ]
 
 
-def server_options(*, max_message_bytes: int, max_connection_age_seconds: float = 0.0) -> Options:
+def server_options(*, max_message_bytes: int, max_connection_age_seconds: float = 0.0, shared: bool = False) -> Options:
     """Options of a server.
 
     Args:
         max_message_bytes: Largest message in either direction.
         max_connection_age_seconds: Age at which connections are renewed; 0: never.
+        shared: Whether other servers listen on the port, too; they share its connections. See `hold_port`.
     """
     options = [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
-        # Otherwise two servers on one port would share its connections at random; the second must fail instead.
-        ("grpc.so_reuseport", 0),
+        # By default two servers on one port would share its connections at random; the second must fail instead.
+        ("grpc.so_reuseport", int(shared)),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_permit_without_calls", 1),
         # A stream may have no messages while a picture is encoded: clients may send a keepalive ping every 5 seconds.
@@ -194,12 +198,13 @@ def open_port(server: grpc.aio.Server, host: str, port: int, *, credentials: Cre
         raise PortError(host, port) from error
 
 
-def open_http_port(host: str, port: int) -> socket.socket:
+def open_http_port(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Open a TCP port for an HTTP server, which adds TLS with `Credentials.http` itself.
 
     Args:
         host: Address to listen on; an IPv6 address may be in brackets.
         port: Port, or 0 for a free one.
+        shared: As for `server_options`.
 
     Returns:
         A listening socket.
@@ -207,21 +212,56 @@ def open_http_port(host: str, port: int) -> socket.socket:
     Raises:
         PortError: The port cannot be opened.
     """
-    address = host.strip("[]")
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family, address = _family(host)
     try:
-        return socket.create_server((address, port), family=family)
+        return socket.create_server((address, port), family=family, reuse_port=shared)
     except OSError as error:
         raise PortError(host, port, "HTTP", error.strerror) from error
 
 
-def open_metrics_port(host: str, port: int, *, credentials: Credentials = INSECURE) -> int:
+def _family(host: str) -> tuple[socket.AddressFamily, str]:
+    address = host.strip("[]")
+    return socket.AF_INET6 if ":" in address else socket.AF_INET, address
+
+
+def hold_port(host: str, port: int) -> socket.socket:
+    """Hold a port for several servers that are opened with `shared`, so that no other program can take it.
+
+    Args:
+        host: Address to listen on; an IPv6 address may be in brackets.
+        port: Port, or 0 for a free one.
+
+    Returns:
+        A socket that is bound and does not listen. The port is held until it is closed.
+
+    Raises:
+        PortError: The port is taken.
+    """
+    family, address = _family(host)
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A port of connections that have ended may be taken.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((address, port))
+        # From here on it can be shared by sockets that are opened for that, and by no others.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        held.close()
+        raise PortError(host, port, cause=error.strerror) from error
+    return held
+
+
+def open_metrics_port(
+    host: str, port: int, *, credentials: Credentials = INSECURE, registry: CollectorRegistry = REGISTRY
+) -> int:
     """Serve the page of Prometheus metrics on a thread, until the process ends.
 
     Args:
         host: Address to listen on.
         port: Port, or 0 for a free one.
         credentials: `credentials.http` is used.
+        registry: The metrics.
 
     Returns:
         The port.
@@ -229,8 +269,9 @@ def open_metrics_port(host: str, port: int, *, credentials: Credentials = INSECU
     Raises:
         PortError: The port cannot be opened.
     """
+    certificate = credentials.http
     try:
-        server, _ = start_http_server(port, host, certfile=credentials.http.certfile, keyfile=credentials.http.keyfile)
+        server, _ = start_http_server(port, host, registry, certfile=certificate.certfile, keyfile=certificate.keyfile)
     except OSError as error:
         raise PortError(host, port, "metrics", error.strerror) from error
     return int(server.server_port)

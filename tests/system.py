@@ -85,7 +85,12 @@ class Address(str):
 
 @contextlib.contextmanager
 def triptych_system(
-    bundle: Path, *, vision_bundle: Path | None = None, vision: Mapping[str, Any] | None = None, **decoder: object
+    bundle: Path,
+    *,
+    vision_bundle: Path | None = None,
+    vision: Mapping[str, Any] | None = None,
+    gateway: Mapping[str, Any] | None = None,
+    **decoder: object,
 ) -> Iterator[Address]:
     """A vision service, a decoder service and a gateway on free ports. The encoder computes in float32.
 
@@ -93,6 +98,7 @@ def triptych_system(
         bundle: The model.
         vision_bundle: Another bundle for the vision service alone.
         vision: More settings of the vision service.
+        gateway: More settings of the gateway.
         decoder: More settings of the decoder service.
 
     Yields:
@@ -107,11 +113,11 @@ def triptych_system(
         decoding = DecoderSettings(bundle=bundle, port=0, grace_seconds=5, **decoder)  # type: ignore[arg-type]
         decoder_address = servers.start(DecoderService(decoding), decoding)
         conducting = GatewaySettings(
-            vision=vision_address, decoder=decoder_address, port=0, http_port=0, grace_seconds=5
+            vision=vision_address, decoder=decoder_address, port=0, http_port=0, grace_seconds=5, **(gateway or {})
         )
-        gateway = GatewayService(conducting)
-        address = Address(servers.start(gateway, conducting))
-        address.http = f"http://{gateway.http_address}"
+        conductor = GatewayService(conducting)
+        address = Address(servers.start(conductor, conducting))
+        address.http = f"http://{conductor.http_address}"
         yield address
     finally:
         servers.close()

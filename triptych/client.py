@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Code
-from serving.transport import client_options, open_blocking_channel, open_channel
+from serving.transport import open_blocking_channel, open_channel
+from triptych.api_key import key_metadata
 from triptych.errors import AnswerError, TriptychError, closed, typed
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
+from triptych.gateways import Gateway, Gateways
 from triptych.options import ChatOptions, CountOptions, chat_request, count_request
 from triptych.retries import Attempts
-from vlm.v1 import gateway_pb2, gateway_pb2_grpc
+from vlm.v1 import gateway_pb2
 
 if TYPE_CHECKING:
+    import grpc
+
     from triptych.messages import Conversation
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-DEFAULT_RETRIES = 2
+DEFAULT_RETRIES = 4
+"""They cover 7.5 seconds: more than the restart of a gateway takes."""
 
 T = TypeVar("T")
 
@@ -59,15 +64,28 @@ class Client:
     """A blocking client of a gateway; safe to share between threads.
 
     Args:
-        address: `host:port` of the gateway.
+        address: `host:port` of the gateway; of several gateways all addresses, separated by commas or as a list. One is
+            used until it fails.
         retries: How often a call that fails with UNAVAILABLE is tried again, after the server's delay or half a second,
-            doubled each time; 0 switches it off. A chat is tried again only before its first event. `timeout` bounds
-            all attempts together.
+            doubled each time; 0 switches it off. A gateway that does not answer is replaced by the next one without a
+            delay, until each was tried. A chat is tried again only before its first event. `timeout` bounds all
+            attempts together.
+        api_key: The gateway's key for this client; None takes that of the environment (`TRIPTYCH_API_KEY`), if any.
+
+    Raises:
+        TypeError: The address is none.
+        ValueError: Likewise, or `api_key` cannot be sent: it has other characters than printable ASCII.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
-        self._channel = open_blocking_channel(address, client_options(address))
-        self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
+    def __init__(
+        self,
+        address: str | Iterable[str] = DEFAULT_ADDRESS,
+        *,
+        retries: int = DEFAULT_RETRIES,
+        api_key: str | None = None,
+    ) -> None:
+        self._metadata = key_metadata(api_key)
+        self._gateways: Gateways[grpc.Channel] = Gateways(address, open_blocking_channel)
         self._retries = retries
         self._closed = False
 
@@ -87,26 +105,29 @@ class Client:
         return self._events(chat_request(messages, options), options.get("timeout"))
 
     def _events(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> Generator[Event, None, None]:
-        attempts = Attempts(self._retries, seconds)
+        attempts = Attempts(self._retries, seconds, len(self._gateways))
         while True:
-            begun = False
+            gateway, begun = self._gateways.used, False
             try:
-                with contextlib.closing(self._attempt(request, attempts.remaining())) as events:
+                with contextlib.closing(self._attempt(gateway, request, attempts.remaining())) as events:
                     for event in events:
                         begun = True
                         yield event
                 return
             except TriptychError as error:
                 delay = None if begun else attempts.delay(error)
+                self._gateways.leave_after(error, gateway)
                 if delay is None:
                     raise
             time.sleep(delay)
 
-    def _attempt(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> Generator[Event, None, None]:
+    def _attempt(
+        self, gateway: Gateway[grpc.Channel], request: gateway_pb2.ChatRequest, seconds: float | None
+    ) -> Generator[Event, None, None]:
         self._check_open()
-        call = self._stub.Chat(request, timeout=seconds)
+        call = gateway.stub.Chat(request, timeout=seconds, metadata=self._metadata)
         try:
-            with typed():
+            with typed(gateway.address):
                 # The gateway sends the metadata when it has received the request, before the first event.
                 if request.report_progress and (accepted := _accepted(call.initial_metadata())):
                     yield accepted
@@ -143,7 +164,7 @@ class Client:
         Nothing is encoded or generated. Errors as for `chat`.
         """
         request = count_request(messages, options)
-        return count_from_wire(self._call(self._stub.CountTokens, request, options.get("timeout")))
+        return count_from_wire(self._call("CountTokens", request, options.get("timeout")))
 
     def count_tokens(self, messages: Conversation, **options: Unpack[CountOptions]) -> int:
         """Count the tokens of the conversation's prompt, including media. Errors as for `chat`."""
@@ -151,19 +172,21 @@ class Client:
 
     def models(self) -> list[str]:
         """Names of the served models."""
-        reply = self._call(self._stub.ListModels, gateway_pb2.ListModelsRequest(), None)
+        reply = self._call("ListModels", gateway_pb2.ListModelsRequest(), None)
         return [model.id for model in reply.models]
 
-    def _call(self, method: Any, request: Any, seconds: float | None) -> Any:
+    def _call(self, method: str, request: Any, seconds: float | None) -> Any:
         """The response of a call that is not streamed."""
-        attempts = Attempts(self._retries, seconds)
+        attempts = Attempts(self._retries, seconds, len(self._gateways))
         while True:
             self._check_open()
+            gateway = self._gateways.used
             try:
-                with typed():
-                    return method(request, timeout=attempts.remaining())
+                with typed(gateway.address):
+                    return getattr(gateway.stub, method)(request, timeout=attempts.remaining(), metadata=self._metadata)
             except TriptychError as error:
                 delay = attempts.delay(error)
+                self._gateways.leave_after(error, gateway)
                 if delay is None:
                     raise
             time.sleep(delay)
@@ -173,9 +196,10 @@ class Client:
             raise closed()
 
     def close(self) -> None:
-        """Close the connection and cancel running calls."""
+        """Close the connections and cancel running calls."""
         self._closed = True
-        self._channel.close()
+        for channel in self._gateways.channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -189,9 +213,15 @@ class Client:
 class AsyncClient:
     """An asyncio client of a gateway; belongs to the event loop in which it was made. Arguments as for `Client`."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, retries: int = DEFAULT_RETRIES) -> None:
-        self._channel = open_channel(address, client_options(address))
-        self._stub = gateway_pb2_grpc.GatewayStub(self._channel)
+    def __init__(
+        self,
+        address: str | Iterable[str] = DEFAULT_ADDRESS,
+        *,
+        retries: int = DEFAULT_RETRIES,
+        api_key: str | None = None,
+    ) -> None:
+        self._metadata = key_metadata(api_key)
+        self._gateways: Gateways[grpc.aio.Channel] = Gateways(address, open_channel)
         self._retries = retries
         self._closed = False
 
@@ -200,26 +230,29 @@ class AsyncClient:
         return self._events(chat_request(messages, options), options.get("timeout"))
 
     async def _events(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
-        attempts = Attempts(self._retries, seconds)
+        attempts = Attempts(self._retries, seconds, len(self._gateways))
         while True:
-            begun = False
+            gateway, begun = self._gateways.used, False
             try:
-                async with contextlib.aclosing(self._attempt(request, attempts.remaining())) as events:
+                async with contextlib.aclosing(self._attempt(gateway, request, attempts.remaining())) as events:
                     async for event in events:
                         begun = True
                         yield event
                 return
             except TriptychError as error:
                 delay = None if begun else attempts.delay(error)
+                self._gateways.leave_after(error, gateway)
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
 
-    async def _attempt(self, request: gateway_pb2.ChatRequest, seconds: float | None) -> AsyncGenerator[Event, None]:
+    async def _attempt(
+        self, gateway: Gateway[grpc.aio.Channel], request: gateway_pb2.ChatRequest, seconds: float | None
+    ) -> AsyncGenerator[Event, None]:
         self._check_open()
-        call = self._stub.Chat(request, timeout=seconds)
+        call = gateway.stub.Chat(request, timeout=seconds, metadata=self._metadata)
         try:
-            with typed():
+            with typed(gateway.address):
                 if request.report_progress and (accepted := _accepted(await call.initial_metadata())):
                     yield accepted
                 async for wire in call:
@@ -240,7 +273,7 @@ class AsyncClient:
     async def count(self, messages: Conversation, **options: Unpack[CountOptions]) -> TokenCount:
         """Count the tokens of a conversation, and compute the layout of each image and video. As `Client.count`."""
         request = count_request(messages, options)
-        return count_from_wire(await self._call(self._stub.CountTokens, request, options.get("timeout")))
+        return count_from_wire(await self._call("CountTokens", request, options.get("timeout")))
 
     async def count_tokens(self, messages: Conversation, **options: Unpack[CountOptions]) -> int:
         """Count the tokens of the conversation's prompt, including media. Errors as for `chat`."""
@@ -248,19 +281,22 @@ class AsyncClient:
 
     async def models(self) -> list[str]:
         """Names of the served models."""
-        reply = await self._call(self._stub.ListModels, gateway_pb2.ListModelsRequest(), None)
+        reply = await self._call("ListModels", gateway_pb2.ListModelsRequest(), None)
         return [model.id for model in reply.models]
 
-    async def _call(self, method: Any, request: Any, seconds: float | None) -> Any:
+    async def _call(self, method: str, request: Any, seconds: float | None) -> Any:
         """The response of a call that is not streamed."""
-        attempts = Attempts(self._retries, seconds)
+        attempts = Attempts(self._retries, seconds, len(self._gateways))
         while True:
             self._check_open()
+            gateway = self._gateways.used
             try:
-                with typed():
-                    return await method(request, timeout=attempts.remaining())
+                with typed(gateway.address):
+                    call = getattr(gateway.stub, method)
+                    return await call(request, timeout=attempts.remaining(), metadata=self._metadata)
             except TriptychError as error:
                 delay = attempts.delay(error)
+                self._gateways.leave_after(error, gateway)
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
@@ -270,9 +306,10 @@ class AsyncClient:
             raise closed()
 
     async def close(self) -> None:
-        """Close the connection and cancel running calls."""
+        """Close the connections and cancel running calls."""
         self._closed = True
-        await self._channel.close()
+        for channel in self._gateways.channels:
+            await channel.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from triptych.events import Answer
 
 
-__all__ = ["AnswerError", "TriptychError", "closed", "incomplete", "typed"]
+__all__ = ["GATEWAY_UNAVAILABLE", "AnswerError", "TriptychError", "closed", "incomplete", "typed"]
+
+_RETRY_SECONDS = 0.5
 
 
 class AnswerError(TriptychError):
@@ -42,10 +44,22 @@ def incomplete() -> TriptychError:
     return TriptychError(Code.INTERNAL, "ANSWER_INCOMPLETE", "the events ended before the answer did")
 
 
+GATEWAY_UNAVAILABLE = "GATEWAY_UNAVAILABLE"
+"""The reason of an error that no server has sent: the gateway cannot be reached, or the connection to it was lost."""
+
+
 @contextlib.contextmanager
-def typed() -> Iterator[None]:
-    """Convert errors of gRPC to TriptychError."""
+def typed(address: str) -> Iterator[None]:
+    """Convert errors of gRPC to TriptychError.
+
+    Args:
+        address: The gateway's, for the message.
+    """
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
+        failure = from_rpc_error(error)
+        if failure.code is Code.UNAVAILABLE and failure.reason == Code.UNAVAILABLE.name:  # without a server's details
+            message = f"the gateway at {address} does not answer: {failure.message}"
+            failure = TriptychError(Code.UNAVAILABLE, GATEWAY_UNAVAILABLE, message, retry_after=_RETRY_SECONDS)
+        raise failure from error

@@ -101,6 +101,12 @@ class Replica:
         self.nice = nice
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """Process id; the process must have been started."""
+        assert self._process is not None  # noqa: S101  # narrows the type
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the process."""
         # A session of its own: Ctrl-C goes to the launcher alone, which then stops the services in order.

@@ -72,6 +72,7 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
         regex: The answer is text that this regular expression (Rust's syntax) matches whole.
         choice: The answer is one of these strings.
         grammar: The answer is text that this grammar (Lark or GBNF) derives. Of the last four at most one is set.
+        cache_salt: What is kept of earlier requests is used only for those with the same salt.
     """
 
     max_tokens: int
@@ -100,7 +101,11 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     regex: str
     choice: Sequence[str]
     grammar: str
+    cache_salt: str
 
+
+_MOST_SECONDS = 1_000_000_000
+"""Of a timeout: more than gRPC and the clock can hold."""
 
 _GENERATION = tuple(
     name
@@ -115,6 +120,25 @@ def _check_names(options: Mapping[str, object], known: type[TypedDict]) -> None:
     for name in options:
         if name not in known.__annotations__:
             raise TypeError(f"there is no option {name!r}; there are {', '.join(sorted(known.__annotations__))}")
+
+
+def _check_call(given: Mapping[str, Any]) -> None:
+    """Check what is not a number of the protocol.
+
+    Raises:
+        TypeError: A value has another type than the option; the message names the option.
+        ValueError: The timeout is no length of time.
+    """
+    for name in ("model", "request_id"):
+        if not isinstance(given.get(name, ""), str):
+            raise TypeError(f"{name} is {given[name]!r}: it must be a string")
+    seconds = given.get("timeout", 0)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"timeout is {seconds!r}: it must be a number of seconds")
+    if not 0 <= seconds <= _MOST_SECONDS:  # also refuses NaN
+        raise ValueError(
+            f"timeout is {seconds!r}: it must be from 0 to {_MOST_SECONDS} seconds; leave it out for no limit"
+        )
 
 
 def _generation(given: Mapping[str, Any]) -> chat_pb2.GenerationOptions:
@@ -184,12 +208,14 @@ def chat_request(conversation: Conversation, options: ChatOptions) -> gateway_pb
     """
     _check_names(options, ChatOptions)
     given = {name: value for name, value in options.items() if value is not None}
+    _check_call(given)
     generation = _generation(given)
     if (form := _form(given)) is not None:
         generation.response_format.CopyFrom(form)
     return gateway_pb2.ChatRequest(
         generation=generation,
         report_progress=options.get("report_progress", False),
+        cache_salt=options.get("cache_salt") or "",
         tool_choice=choice_to_wire(options.get("tool_choice"), options.get("parallel_tool_calls")),
         **_common(conversation, given),
     )
@@ -199,6 +225,7 @@ def count_request(conversation: Conversation, options: CountOptions) -> gateway_
     """The request of a count. Errors as for `chat_request`."""
     _check_names(options, CountOptions)
     given = {name: value for name, value in options.items() if value is not None}
+    _check_call(given)
     return gateway_pb2.CountTokensRequest(**_common(conversation, given))
 
 

@@ -5,6 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from triptych.gateways import addresses_of
+
+
+def addresses(text: str) -> str:
+    """One address or several, separated by commas."""
+    try:
+        addresses_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
 
 def positive(text: str) -> int:
     """A whole number of at least 1."""

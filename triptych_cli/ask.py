@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from serving.errors import Code, ServiceError
+from serving.errors import ServiceError
 from serving.media import LOW, MAX_FPS, MAX_FRAMES, MAX_PIXELS
+from triptych.api_key import API_KEY_VARIABLE
 from triptych.client import DEFAULT_ADDRESS, Client
-from triptych.errors import incomplete
+from triptych.errors import GATEWAY_UNAVAILABLE, incomplete
 from triptych.events import Accepted, Answer, Delta, Event, Finished, MediaLayout, Progress, Started, gather
 from triptych.media import DETAILS, Image, Video, in_bytes
 from triptych.options import ChatOptions
 from triptych_cli import question
-from triptych_cli.arguments import rate, whole
+from triptych_cli.arguments import addresses, rate, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
 
@@ -58,7 +59,18 @@ def add_parser(commands: Any) -> None:
     ask.add_argument(
         "--schema", type=Path, metavar="FILE", help="answer with JSON that the JSON schema in this file admits"
     )
-    ask.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default %(default)s")
+    ask.add_argument(
+        "--address",
+        default=DEFAULT_ADDRESS,
+        type=addresses,
+        metavar="HOST:PORT[,HOST:PORT]",
+        help="of the gateway, or of several of which one is called (default %(default)s)",
+    )
+    ask.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"key of the gateway; better set {API_KEY_VARIABLE}: other users of this machine see a flag",
+    )
     ask.add_argument("--max-tokens", type=whole(1, _MOST_TOKENS), metavar="N", help="most tokens to generate")
     ask.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (the default)")
     ask.add_argument("--top-p", type=rate(1), metavar="P", help="the likeliest tokens that reach this probability")
@@ -108,7 +120,11 @@ def _run(options: argparse.Namespace) -> None:
     chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # of that type
     if options.schema is not None:
         chat["response_format"] = question.read_schema(options.schema)
-    with Client(options.address, retries=0) as client:  # whoever sees the error decides
+    try:
+        client = Client(options.address, retries=0, api_key=options.api_key)  # whoever sees the error decides
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    with client:
         try:
             events = client.chat(messages, **chat)
         except ValueError as error:  # such as bytes of the terminal that are no UTF-8
@@ -123,7 +139,7 @@ def _run(options: argparse.Namespace) -> None:
                 printed = _JsonPrinted(bar) if options.schema is not None else _Printed(bar)
                 layouts, end = _print_answer(events, bar, printed)
         except ServiceError as error:
-            if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # from the channel, not from a server
+            if error.reason == GATEWAY_UNAVAILABLE:
                 hint = "start one with `triptych up` or name another with --address"
                 raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
             raise CommandError(question.explained(error, messages, options)) from error

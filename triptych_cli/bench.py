@@ -54,6 +54,14 @@ def add_parser(commands: Any, open_bundle: Callable[[Path | None], Bundle]) -> N
     system.add_argument("--stream-size", type=positive, metavar="N", help="edge of their pictures")
     system.add_argument("--new-tokens", type=positive, metavar="N", help="length of their answers")
 
+    gateway = kinds.add_parser("gateway", help="the gateway alone, in front of stubs", allow_abbrev=False)
+    _repeated(gateway, _gateway)
+    gateway.add_argument("--processes", type=counts, metavar="N,N", help="numbers of processes of the gateway")
+    gateway.add_argument("--decoders", type=counts, metavar="N,N", help="numbers of stub decoders")
+    gateway.add_argument("--new-tokens", type=counts, metavar="N,N", help="lengths of the answers")
+    gateway.add_argument("--clients", type=positive, metavar="N", help="concurrent clients")
+    gateway.add_argument("--seconds", type=float, metavar="S", help="duration of a measurement")
+
 
 def _shared(
     parser: argparse.ArgumentParser,
@@ -61,9 +69,14 @@ def _shared(
     open_bundle: Callable[[Path | None], Bundle],
 ) -> None:
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="the model (default: the demo model)")
+    parser.set_defaults(open_bundle=open_bundle)
+    _repeated(parser, measure)
+
+
+def _repeated(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Report]) -> None:
     parser.add_argument("--repeats", type=positive, metavar="N", help="number of measurements of each value")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.set_defaults(command=_run, measure=measure, open_bundle=open_bundle, picture=None)
+    parser.set_defaults(command=_run, measure=measure, picture=None)
 
 
 def _drawn(parser: argparse.ArgumentParser) -> None:
@@ -146,3 +159,12 @@ def _system(options: argparse.Namespace) -> Report:
         model, results = asyncio.run(launcher.run_while(started, lambda addresses: measure(addresses.grpc)))
     subject = {"model": model, "gateway": options.address or "started for this"}
     return Report("system", subject, plan, results, system.tables(results), system.curves(results))
+
+
+def _gateway(options: argparse.Namespace) -> Report:
+    from benchmarks import gateway  # noqa: PLC0415
+    from benchmarks.report import Report  # noqa: PLC0415
+
+    plan = gateway.GatewayPlan(**_given(options, gateway.GatewayPlan))
+    results = asyncio.run(gateway.run(plan))
+    return Report("gateway", {"tiers": "stubs"}, plan, results, gateway.tables(results))

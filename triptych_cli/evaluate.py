@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.bundle import Bundle
-from serving.errors import Code, ServiceError
+from serving.errors import ServiceError
 from serving.media import MAX_PIXELS
+from triptych.errors import GATEWAY_UNAVAILABLE
 from triptych_cli.arguments import positive, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
@@ -170,7 +171,7 @@ def _ask(options: argparse.Namespace, bundle: Bundle, file: QuestionFile) -> lis
             with _bar("questions", len(file.questions)) as advance:
                 return [accuracy_at(options.address, bundle, file, advance, asking=asking)]
         except ServiceError as error:
-            if error.code is Code.UNAVAILABLE and error.reason == "UNAVAILABLE":  # no server said it
+            if error.reason == GATEWAY_UNAVAILABLE:
                 raise CommandError(f"no gateway answers at {options.address}") from error
             raise
     found = []

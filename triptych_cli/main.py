@@ -1,4 +1,4 @@
-"""The command line: `triptych up`, `ask`, `export`, `evaluate`, `demo`, `bench`.
+"""The command line: `triptych up`, `ask`, `key`, `export`, `evaluate`, `demo`, `bench`.
 
 Exit codes: 0 success; 2 wrong usage; 130 Ctrl-C; 1 any other error, with one line on stderr.
 """
@@ -19,7 +19,7 @@ from serving.errors import ServiceError
 from serving.signals import INTERRUPTED, Terminated, importing, interrupt_on_signals
 from triptych import launcher
 from triptych.bundles import demo_bundle
-from triptych_cli import ask, bench, evaluate
+from triptych_cli import ask, bench, evaluate, key
 from triptych_cli.arguments import positive
 from triptych_cli.errors import CommandError
 
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(command=_up)
 
     ask.add_parser(commands)
+    key.add_parser(commands)
 
     export = commands.add_parser("export", help="make a bundle from a checkpoint", allow_abbrev=False)
     export.add_argument("checkpoint", metavar="CHECKPOINT_OR_HF_ID")

@@ -17,17 +17,19 @@ class Key(NamedTuple):
     digest: str
     kind: Kind
     options: Options
+    scope: str = ""
 
     @classmethod
-    def of(cls, digest: str, kind: Kind, options: Options) -> Key:
+    def of(cls, digest: str, kind: Kind, options: Options, scope: str = "") -> Key:
         """The key of a medium.
 
         Args:
             digest: Digest of the file.
             kind: Image or video.
             options: Preprocessing options; those of the other kind are ignored.
+            scope: Scope of the request, see `serving.cache_scope`.
         """
-        return cls(digest, kind, options.that_matter(kind))
+        return cls(digest, kind, options.that_matter(kind), scope)
 
 
 class Layout(NamedTuple):

@@ -14,6 +14,7 @@ import structlog
 import torch
 
 from serving.bundle import Bundle
+from serving.cache_scope import check_cache_scope
 from serving.calls import bind_request_id
 from serving.errors import Reason, failure, invalid
 from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_options
@@ -114,6 +115,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
                 "--default-max-…",
                 retry_after=1.0,
             )
+        scope = check_cache_scope(request.cache_scope)
         check_options(request.options, "options")
         options = resolve_options(
             request.kind,
@@ -124,7 +126,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
         check_options(options, "options")
         # Hashing 64 MiB takes some 50 ms: not on the event loop.
         digest = await asyncio.to_thread(media_digest, request.data)
-        return Key.of(digest, kind, _options(options))
+        return Key.of(digest, kind, _options(options), scope)
 
     def _layout(self, request: vision_pb2.EncodeRequest, key: Key, layout: Layout) -> media_pb2.MediaLayout:
         grid = layout.grid

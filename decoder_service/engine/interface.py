@@ -125,6 +125,7 @@ class EngineRequest:
         inputs: For an engine that computes positions itself: arrays by the names of its inputs.
         report_progress: Whether to send `Prefilling` events.
         constraint: Which tokens may be drawn; None: all. Not for every engine (see `EngineInfo.constraints`).
+        cache_scope: The prefix cache is shared only by requests with the same one.
     """
 
     request_id: str
@@ -138,6 +139,7 @@ class EngineRequest:
     inputs: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     report_progress: bool = False
     constraint: Constraint | None = None
+    cache_scope: str = ""
 
 
 @dataclass(frozen=True)

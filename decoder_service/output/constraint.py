@@ -80,19 +80,20 @@ class Constraints:
         """Begin to prepare the vocabulary, so that the first form does not wait for it."""
         self._prepared()
 
-    def compile(self, form: Form, *, force: bool = True) -> MatcherConstraint:
+    def compile(self, form: Form, *, force: bool = True, scope: str = "") -> MatcherConstraint:
         """A constraint at the beginning of an answer. Takes up to a second for a large form that is new.
 
         Args:
             form: The form.
             force: Whether tokens without alternative are taken at once (see `Constraint.forced`).
+            scope: Compiled forms are kept for requests of this scope, see `serving.cache_scope`.
 
         Raises:
             FormError: It is no such form, or uses what is not supported.
         """
-        return MatcherConstraint(self._compiled(form).deep_copy(), self._vocabulary, self._thread, force=force)
+        return MatcherConstraint(self._compiled(form, scope).deep_copy(), self._vocabulary, self._thread, force=force)
 
-    def _compile(self, form: Form) -> llguidance.LLMatcher:
+    def _compile(self, form: Form, scope: str) -> llguidance.LLMatcher:  # the scope is part of the key
         try:
             if form.kind == "json_schema":
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(form.text, overrides=JSON_OPTIONS)  # type: ignore[arg-type]  # the type is not exported

@@ -13,14 +13,15 @@ from serving.recent import Recent
 from vlm.v1 import tensor_pb2
 
 
-def media_key(medium: Medium, encoder: str) -> str:
+def media_key(medium: Medium, encoder: str, scope: str = "") -> str:
     """The cache key of a medium's features: equal keys mean equal features.
 
     Args:
         medium: Kind, digest and preprocessing options.
         encoder: Name of the encoder, from `encoder_name`.
+        scope: Scope of the request, see `serving.cache_scope`.
     """
-    named = (medium.kind.value, medium.digest, medium.options.hex(), encoder)
+    named = (medium.kind.value, medium.digest, medium.options.hex(), encoder, scope)
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from decoder_service.chat import Layout, MediaKind, first_of_each
+from decoder_service.chat import Layout, MediaKind, Medium, first_of_each
 from decoder_service.engine import FeatureRows
 from decoder_service.request.admission import Place, check_room
 from decoder_service.request.decoder import Decoder
@@ -49,6 +49,7 @@ class FeatureIntake:
         encoder_dtype: Type in which the encoder computes, as in `Opening.encoder_dtype`.
         max_tokens: Tokens of the answer that must fit in the context, as `Generation.must_fit`.
         place: The request's admission, which counts the bytes.
+        cache_scope: As in `Opening`.
 
     Raises:
         ServiceError: RESOURCE_EXHAUSTED or INVALID_ARGUMENT if the prompt as known so far does not fit in the context
@@ -62,6 +63,8 @@ class FeatureIntake:
         encoder_dtype: tensor_pb2.DataType.ValueType,
         max_tokens: int | None,
         place: Place,
+        *,
+        cache_scope: str = "",
     ) -> None:
         self._decoder = decoder
         self._rendered = rendered
@@ -69,9 +72,9 @@ class FeatureIntake:
         self._max_tokens = max_tokens
         self._place = place
         distinct = first_of_each(rendered.media)
-        self.encoder = encoder_name(decoder.model.encoder_fingerprint, encoder_dtype)
-        """The encoder of the features, from `feature_store.encoder_name`."""
-        self._keys = {index: media_key(rendered.media[index], self.encoder) for index in distinct}
+        self._encoder = encoder_name(decoder.model.encoder_fingerprint, encoder_dtype)
+        self._cache_scope = cache_scope
+        self._keys = {index: self.key(rendered.media[index]) for index in distinct}
         self._kept = {
             index: features for index, key in self._keys.items() if (features := decoder.features.get(key)) is not None
         }
@@ -84,6 +87,10 @@ class FeatureIntake:
         self._check_room()
         if self._kept:
             self._hold("messages")
+
+    def key(self, medium: Medium) -> str:
+        """The key of a medium's features in the feature store and in the prefix cache."""
+        return media_key(medium, self._encoder, self._cache_scope)
 
     @property
     def laid_out(self) -> bool:

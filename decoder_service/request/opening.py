@@ -22,6 +22,7 @@ class Opening:
         report_progress: Whether to send progress events.
         tools: What the model may call.
         enable_thinking: Whether the model is to think before it answers; None: as its chat template decides.
+        cache_scope: What is kept of earlier requests is used only if this is equal.
     """
 
     request_id: str
@@ -31,3 +32,4 @@ class Opening:
     report_progress: bool = False
     enable_thinking: bool | None = None
     tools: Tools = field(default_factory=Tools)
+    cache_scope: str = ""

@@ -37,7 +37,6 @@ from decoder_service.output.repetition import Repetition
 from decoder_service.output.tool_calls import ToolCallDelta, ToolCalls
 from decoder_service.request.admission import Place, answer_bound, check_room
 from decoder_service.request.decoder import Decoder
-from decoder_service.request.feature_store import media_key
 from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.opening import Opening
 from decoder_service.request.prompt import Rendered
@@ -186,7 +185,7 @@ class Session:
         """
         decoder, generation = self._decoder, self._opening.generation
         layouts = self.intake.layouts()
-        keys = [media_key(layout.medium, self.intake.encoder) for layout in layouts]
+        keys = [self.intake.key(layout.medium) for layout in layouts]
         prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts, keys)
         free = check_room(len(prompt.token_ids), generation.must_fit, decoder.limits.context_length)
         self._max_tokens, self._limit = answer_bound(generation, free, decoder.limits)
@@ -335,6 +334,7 @@ class Session:
             inputs=prompt.inputs,
             report_progress=self._opening.report_progress and number == 0,
             constraint=self._constraints[number],
+            cache_scope=self._opening.cache_scope,
         )
 
 
@@ -426,7 +426,14 @@ async def open_session(
     with decoder.admission.enter(choices, left=left) as place, Progress() as progress:
         rendered = await decoder.render(opening.messages, tools=opening.tools, enable_thinking=opening.enable_thinking)
         constraints = [await _constraint(decoder, opening, rendered) for _ in range(choices)]
-        intake = FeatureIntake(decoder, rendered, opening.encoder_dtype, opening.generation.must_fit, place)
+        intake = FeatureIntake(
+            decoder,
+            rendered,
+            opening.encoder_dtype,
+            opening.generation.must_fit,
+            place,
+            cache_scope=opening.cache_scope,
+        )
         yield Session(
             decoder,
             opening,
@@ -458,7 +465,10 @@ async def _constraint(decoder: Decoder, opening: Opening, rendered: Rendered) ->
         raise unimplemented(path, f"{what}, or serve the model with --engine batch")
     try:
         constraint = await asyncio.to_thread(
-            decoder.constraints.compile, form, force=opening.generation.sampling.logprobs is None
+            decoder.constraints.compile,
+            form,
+            force=opening.generation.sampling.logprobs is None,
+            scope=opening.cache_scope,
         )
     except FormError as error:
         path, why = (f"{_FORM}.{form.kind}", str(error)) if asked else await _tool_at_fault(decoder, opening, error)
@@ -479,7 +489,8 @@ async def _tool_at_fault(decoder: Decoder, opening: Opening, error: FormError) -
     """The path of the schema that cannot be compiled, and why: the error of all together names no tool."""
     for index, tool in enumerate(opening.tools.tools):
         try:
-            await asyncio.to_thread(decoder.constraints.compile, Form("json_schema", tool.parameters or "{}"))
+            form = Form("json_schema", tool.parameters or "{}")
+            await asyncio.to_thread(decoder.constraints.compile, form, scope=opening.cache_scope)
         except FormError as its:
             return f"tools[{index}].parameters", str(its)
     return "tools", str(error)

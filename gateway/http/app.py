@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from gateway.conductor import Conductor
 from gateway.errors import Tier
+from gateway.http.access import METRICS_PATH, KeyCheck
 from gateway.http.chat import ChatCompletions
 from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
@@ -25,12 +26,18 @@ from gateway.http.openapi import document
 from gateway.http.stream import Pace
 from gateway.http.text import TextCompletions
 from gateway.http.tokenizing import Detokenize, Tokenize
+from gateway.keys.access import Access
+from gateway.keys.limits import RATE_HEADERS
 from gateway.retry import Deadline
+from serving import metrics as server_metrics
 from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Reason, ServiceError, failure, unexpected
 from vlm.v1 import chat_pb2
 
 _PREFLIGHT_SECONDS = 600
+
+_OPEN_PATHS = ("/healthz", "/health", "/livez")
+"""Health: whoever watches the gateway needs no key."""
 
 
 def create_app(
@@ -42,6 +49,7 @@ def create_app(
     pace: Pace | None = None,
     cors_origins: Sequence[str] = (),
     metrics: bool = False,
+    access: Access | None = None,
 ) -> ASGIApp:
     """The application.
 
@@ -53,6 +61,7 @@ def create_app(
         pace: How long a stream may be silent.
         cors_origins: Origins of web pages that may call the API from a browser; `*` allows all.
         metrics: Whether to serve the Prometheus metrics, too.
+        access: Checks keys and limits; None: everybody may do everything.
     """
 
     async def healthz(request: Request) -> Response:
@@ -76,7 +85,7 @@ def create_app(
         raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; /v1/models lists those that are")
 
     async def prometheus(request: Request) -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(server_metrics.served()), media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(document())
@@ -99,16 +108,17 @@ def create_app(
         Route("/detokenize", detokenize, methods=["POST"]),
     ]
     if metrics:
-        routes.append(Route("/metrics", prometheus))
+        routes.append(Route(METRICS_PATH, prometheus))
     handlers = {ServiceError: _failed, HTTPException: _not_served, Exception: _unexpected}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    app = KeyCheck(app, access or Access(), open_paths=_OPEN_PATHS)
     if cors_origins:
         app = CORSMiddleware(
             app,
             allow_origins=cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after"],
+            expose_headers=[REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after", "www-authenticate", *RATE_HEADERS],
             max_age=_PREFLIGHT_SECONDS,
         )
     return Guard(app, paths={route.path for route in routes}, max_requests=max_requests)

@@ -12,6 +12,7 @@ from gateway.http.schema import CompletionRequest
 from gateway.http.stream import Pace
 from gateway.http.translate import JsonNames, asked_tokens, parse, to_chat
 from gateway.http.unserved import ignored_fields
+from gateway.keys.access import Admitted
 from gateway.retry import Deadline
 from vlm.v1 import gateway_pb2
 
@@ -38,7 +39,7 @@ class ChatCompletions(Endpoint[_Read]):
         ignored = ignored_fields(request)
         return (request, to_chat(request, request_id)), ignored
 
-    def work(self, read: _Read, deadline: Deadline) -> Work:
+    def work(self, read: _Read, deadline: Deadline, admitted: Admitted) -> Work:
         """See `Endpoint`."""
         request, chat = read
         make = partial(
@@ -49,5 +50,6 @@ class ChatCompletions(Endpoint[_Read]):
             max_tokens=asked_tokens(request),
             choices=request.n or 1,
         )
-        events = self._conductor.chat(chat, request_id=chat.request_id, deadline=deadline)
+        answer = self._conductor.chat(chat, request_id=chat.request_id, deadline=deadline, tenant=admitted.tenant)
+        events = admitted.client.metered(answer)
         return sending(events, make, stream=bool(request.stream), pace=self._pace, names=JsonNames(request))

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.conductor import Conductor
 from gateway.http.body import read_body
 from gateway.http.ignored import IgnoredFields
+from gateway.keys.access import Admitted
 from gateway.retry import Deadline
 from serving.tasks import run_until
 
@@ -51,7 +52,7 @@ class Endpoint(ABC, Generic[R]):
         else:
             read, ignored = await asyncio.to_thread(self.read, body, scope["request_id"])
         send = self._ignored.named(ignored, send)
-        work = self.work(read, deadline)
+        work = self.work(read, deadline, scope["admitted"])
         del body, read  # frees the files, in base64 and decoded
         await run_until(work(scope, receive, send), _gone(receive))
 
@@ -60,8 +61,8 @@ class Endpoint(ABC, Generic[R]):
         """What a body asks for, and the fields in it that are ignored. Raises ServiceError."""
 
     @abstractmethod
-    def work(self, read: R, deadline: Deadline) -> Work:
-        """What answers it. It may raise ServiceError while nothing is sent."""
+    def work(self, read: R, deadline: Deadline, admitted: Admitted) -> Work:
+        """What answers it, for an admitted client. It may raise ServiceError while nothing is sent."""
 
 
 async def _gone(receive: Receive) -> None:

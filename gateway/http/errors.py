@@ -12,6 +12,8 @@ from serving.errors import Code, Reason, ServiceError
 
 _STATUS = {
     Code.INVALID_ARGUMENT: 400,
+    Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
     Code.NOT_FOUND: 404,
     Code.FAILED_PRECONDITION: 503,
     Code.DEADLINE_EXCEEDED: 504,
@@ -24,13 +26,17 @@ _STATUS = {
 
 _LEAST_SERVER_ERROR = 500
 
-# What OpenAI's clients look for when a prompt is too long.
-_CODES = {Reason.PROMPT_TOO_LONG.name: "context_length_exceeded"}
+# What OpenAI's clients look for when a prompt is too long, and when a key is missing or wrong.
+_CODES = {
+    Reason.PROMPT_TOO_LONG.name: "context_length_exceeded",
+    Reason.KEY_MISSING.name: "invalid_api_key",
+    Reason.KEY_INVALID.name: "invalid_api_key",
+}
 
 
 def status_of(error: ServiceError) -> int:
     """The HTTP status of an error."""
-    if error.reason in _CODES:
+    if error.reason == Reason.PROMPT_TOO_LONG.name:
         return 400
     if error.code is Code.RESOURCE_EXHAUSTED:  # full now, or over a fixed limit
         return 413 if error.retry_after is None else 429
@@ -41,7 +47,7 @@ def body_of(error: ServiceError) -> dict[str, Any]:
     """The JSON of an error."""
     status = status_of(error)
     kind = {404: "not_found_error", 429: "rate_limit_error"}.get(
-        status, "invalid_request_error" if status in (400, 413, 415) else "server_error"
+        status, "invalid_request_error" if status in (400, 401, 403, 413, 415) else "server_error"
     )
     return {
         "error": {
@@ -57,6 +63,8 @@ def response_of(error: ServiceError) -> JSONResponse:
     """The response to a request that failed before anything was sent."""
     status = status_of(error)
     headers = {}
+    if error.code is Code.UNAUTHENTICATED:
+        headers["www-authenticate"] = "Bearer"
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     elif status < _LEAST_SERVER_ERROR:

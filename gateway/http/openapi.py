@@ -152,5 +152,10 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "Triptych", "version": version("triptych")},
         "paths": _paths(),
-        "components": {"schemas": {**_ANSWERS, **schema["$defs"]}},
+        # Where the gateway has keys; health never needs one.
+        "security": [{"key": []}, {}],
+        "components": {
+            "schemas": {**_ANSWERS, **schema["$defs"]},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }

@@ -279,6 +279,7 @@ class Options(_Json):
     min_p: float | None = None
     repetition_penalty: float | None = None
     repetition_detection: RepetitionDetection | None = None
+    cache_salt: StrictStr | None = None
     # Structured output: OpenAI's field; vLLM's, old and new; SGLang's and llama.cpp's. See gateway.http.formats.
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None

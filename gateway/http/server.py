@@ -46,8 +46,13 @@ class HttpServer:
         )
         self._running: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, host: str, port: int, *, shared: bool = False) -> int:
         """Listen.
+
+        Args:
+            host: Address to listen on.
+            port: Port, or 0 for a free one.
+            shared: Whether other processes listen on the port, too.
 
         Returns:
             The port.
@@ -55,7 +60,7 @@ class HttpServer:
         Raises:
             PortError: The port cannot be opened.
         """
-        listener = open_http_port(host, port)
+        listener = open_http_port(host, port, shared=shared)
         self._running = asyncio.create_task(self._server.serve(sockets=[listener]))
         return int(listener.getsockname()[1])
 

@@ -23,6 +23,7 @@ from gateway.http.schema import TextCompletionRequest
 from gateway.http.stream import Pace
 from gateway.http.translate import PromptNames, to_prompts, validated
 from gateway.http.unserved import ignored_fields
+from gateway.keys.access import Admitted
 from gateway.retry import Deadline
 from serving.tasks import merged
 from vlm.v1 import chat_pb2, gateway_pb2
@@ -53,12 +54,19 @@ class TextCompletions(Endpoint[_Read]):
         ignored = ignored_fields(request)
         return (request, to_prompts(request, request_id)), ignored
 
-    def work(self, read: _Read, deadline: Deadline) -> Work:
+    def work(self, read: _Read, deadline: Deadline, admitted: Admitted) -> Work:
         """See `Endpoint`."""
         request, prompts = read
         choices = request.n or 1
         answers = [
-            _numbered(self._conductor.chat(prompt, request_id=prompt.request_id, deadline=deadline), number * choices)
+            _numbered(
+                admitted.client.metered(
+                    self._conductor.chat(
+                        prompt, request_id=prompt.request_id, deadline=deadline, tenant=admitted.tenant
+                    )
+                ),
+                number * choices,
+            )
             for number, prompt in enumerate(prompts)
         ]
 

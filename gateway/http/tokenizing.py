@@ -10,6 +10,7 @@ from gateway.http.endpoint import Endpoint, Work
 from gateway.http.schema import DetokenizeRequest, TokenizeRequest
 from gateway.http.translate import JsonNames, parse_chat, to_chat, validated
 from gateway.http.unserved import ignored_fields
+from gateway.keys.access import Admitted
 from gateway.retry import Deadline
 from serving.errors import ServiceError, invalid
 from vlm.v1 import chat_pb2, gateway_pb2
@@ -43,14 +44,14 @@ class Tokenize(Endpoint[_Read]):
             counting.prompt.parse_special = bool(request.parse_special)
         return (request, counting), ignored
 
-    def work(self, read: _Read, deadline: Deadline) -> Work:
+    def work(self, read: _Read, deadline: Deadline, admitted: Admitted) -> Work:
         """See `Endpoint`."""
         request, counting = read
 
         async def send(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 counted = await self._conductor.count_tokens(
-                    counting, request_id=counting.request_id, deadline=deadline
+                    counting, request_id=counting.request_id, deadline=deadline, tenant=admitted.tenant
                 )
             except ServiceError as error:
                 raise renamed(error, JsonNames(request)) from error
@@ -73,7 +74,7 @@ class Detokenize(Endpoint[DetokenizeRequest]):
         request = validated(body, DetokenizeRequest)
         return request, ignored_fields(request)
 
-    def work(self, read: DetokenizeRequest, deadline: Deadline) -> Work:
+    def work(self, read: DetokenizeRequest, deadline: Deadline, admitted: Admitted) -> Work:
         """See `Endpoint`."""
         question = chat_pb2.DetokenizeRequest(model=read.model or "", token_ids=read.tokens)
 

@@ -136,6 +136,7 @@ def to_chat(request: CompletionRequest, request_id: str) -> gateway_pb2.ChatRequ
         enable_thinking=_enable_thinking(request),
         tools=tools_of(request),
         tool_choice=tool_choice_of(request),
+        cache_salt=request.cache_salt or "",
     )
 
 
@@ -170,6 +171,7 @@ def to_prompts(request: TextCompletionRequest, request_id: str) -> list[gateway_
             generation=generation,
             request_id=request_id,
             report_progress=bool(request.stream),
+            cache_salt=request.cache_salt or "",
         )
         for prompt in request.prompt
     ]

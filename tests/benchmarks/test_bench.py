@@ -175,3 +175,19 @@ def test_wrong_usage_is_exit_code_2(words: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as caught:
         here(*words)
     assert caught.value.code == 2
+
+
+def test_the_gateway_is_benched() -> None:
+    """Every door, with one process and two, has a throughput, and its CPU time was counted."""
+    short = ("--clients", "2", "--seconds", "0.2", "--repeats", "1", "--decoders", "2", "--new-tokens", "3")
+    done = run("gateway", "--json", "--processes", "1,2", *short)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    doors = ["gRPC", "HTTP stream", "HTTP whole"]
+    assert [(result["processes"], result["door"]) for result in results] == [
+        (n, door) for n in (1, 2) for door in doors
+    ]
+    for result in results:
+        assert result["tokens_per_second"] == pytest.approx(3 * result["requests_per_second"])
+        assert result["requests_per_cpu_second"] > 0
+        assert result["cores"] > 0

@@ -166,7 +166,7 @@ def test_a_killed_launcher_takes_the_services_along() -> None:
 
 
 def test_replicas_are_started_and_one_may_die() -> None:
-    """With two of each, the death of one vision and one decoder replica is no failure, and both come back."""
+    """With two of each, the death of one vision and one decoder replica is no failure, nor is that of the gateway."""
     with up("--vision-replicas", "2", "--decoder-replicas", "2") as system, Client(system.grpc) as client:
         services: dict[str, list[psutil.Process]] = {"vision_service": [], "decoder_service": []}
         for child in psutil.Process(system.process.pid).children():
@@ -181,6 +181,10 @@ def test_replicas_are_started_and_one_may_die() -> None:
                 answer = system.ask(*question, "--image", str(PICTURE))
                 assert answer.returncode == 0, answer.stderr
         assert client.answer([user("hello")], max_tokens=2).token_ids
+        (gateway,) = (child for child in psutil.Process(system.process.pid).children() if "gateway" in child.cmdline())
+        gateway.kill()
+        gateway.wait()
+        assert client.answer([user("hello")], max_tokens=2).token_ids  # its retries last until there is another
 
 
 def test_the_console_script_is_installed() -> None:

@@ -75,12 +75,12 @@ def without_sources(messages: list[chat_pb2.Message]) -> Iterator[chat_pb2.Messa
 
 
 async def test_every_field_of_a_chat_reaches_the_decoder(request_with_everything: gateway_pb2.ChatRequest) -> None:
-    """The opening has all that the request has, but for the request's id and the files."""
-    opening = opening_of(request_with_everything, "id")
+    """The opening has all that the request has, but for the request's id, the files, and the salt of its scope."""
+    opening = opening_of(request_with_everything, "id", "scope")
     for field in gateway_pb2.ChatRequest.DESCRIPTOR.fields:
-        if field.name not in ("messages", "request_id"):
+        if field.name not in ("messages", "request_id", "cache_salt"):
             assert getattr(opening, field.name) == getattr(request_with_everything, field.name) != field.default_value
-    assert opening.request_id == "id"
+    assert (opening.request_id, opening.cache_scope) == ("id", "scope")
     conversation = await collect(request_with_everything.messages, RequestLimits())
     assert {m.WhichOneof("part") for m in conversation.messages[0].parts} >= {"text", "image", "video", "tool_call"}
     assert list(without_sources(list(conversation.messages))) == list(
@@ -99,7 +99,7 @@ def _lost(sent: Descriptor, taken: Descriptor) -> set[str]:
 
 def test_the_decoder_takes_every_field_of_a_chat() -> None:
     """A field that is added to ChatRequest alone could not be passed on."""
-    assert _lost(gateway_pb2.ChatRequest.DESCRIPTOR, decoder_pb2.GenerateOpen.DESCRIPTOR) == set()
+    assert _lost(gateway_pb2.ChatRequest.DESCRIPTOR, decoder_pb2.GenerateOpen.DESCRIPTOR) == {"cache_salt"}
 
 
 def test_a_field_that_is_missing_is_found() -> None:

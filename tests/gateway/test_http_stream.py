@@ -47,7 +47,7 @@ class Scripted:
             self.script.put_nowait(step)
         self.closed = asyncio.Event()
 
-    async def chat(self, request: Any, *, request_id: str, deadline: Any) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
+    async def chat(self, request: Any, **of: Any) -> AsyncGenerator[chat_pb2.ChatEvent, None]:
         try:
             while (step := await self.script.get()) is not None:
                 if isinstance(step, Exception):
@@ -222,9 +222,7 @@ async def test_a_late_unexpected_failure_tells_nothing() -> None:
 async def test_a_failure_before_the_status_is_no_event() -> None:
     """Until the status is sent, a stream fails as any other request does."""
     with pytest.raises(ServiceError):
-        await EventStream(cast(Any, None), LATE, str).run(
-            Scripted(down()).chat(None, request_id="", deadline=None), list
-        )
+        await EventStream(cast(Any, None), LATE, str).run(Scripted(down()).chat(None), list)
 
 
 @pytest.mark.parametrize("script", [(), (STARTED, WORD)])

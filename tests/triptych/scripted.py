@@ -51,15 +51,19 @@ class Scripted(gateway_pb2_grpc.GatewayServicer):
 
 @contextlib.contextmanager
 def playing(
-    chat: Script, count: gateway_pb2.CountTokensResponse | None = None, *, max_message_bytes: int = 1 << 27
+    chat: Script,
+    count: gateway_pb2.CountTokensResponse | None = None,
+    *,
+    max_message_bytes: int = 1 << 27,
+    port: int = 0,
 ) -> Iterator[Scripted]:
-    """Serve a script on a free port."""
+    """Serve a script on a port; 0 takes a free one."""
     servicer = Scripted(chat, count or gateway_pb2.CountTokensResponse())
     server = grpc.server(
         futures.ThreadPoolExecutor(4), options=list(server_options(max_message_bytes=max_message_bytes))
     )
     gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server)
-    servicer.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    servicer.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     server.start()
     try:
         yield servicer

@@ -6,6 +6,8 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +16,7 @@ import pytest
 
 import triptych
 from serving.errors import Reason, ServiceError, unavailable
+from serving.transport import hold_port
 from tests.triptych.scripted import (
     SECONDS,
     Context,
@@ -26,8 +29,11 @@ from tests.triptych.scripted import (
     video_layout,
     wait,
 )
+from triptych.client import DEFAULT_RETRIES
+from triptych.errors import GATEWAY_UNAVAILABLE
+from triptych.gateways import addresses_of
 from triptych.retries import Attempts
-from vlm.v1 import chat_pb2, gateway_pb2
+from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc
 
 MESSAGES = [triptych.user(triptych.Image(b"data"), "what?")]
 PROGRESS = (
@@ -43,14 +49,21 @@ LAYOUTS = (
 )
 
 
+Heard = Callable[[triptych.Event], None]
+
+
+def _nothing(event: triptych.Event) -> None:
+    """Do nothing with an event."""
+
+
 class Blocking:
     """Calls of the blocking client."""
 
-    def events(self, address: str, retries: int = 0, **options: Any) -> list[triptych.Event]:
+    def events(self, address: str, retries: int = 0, heard: Heard = _nothing, **options: Any) -> list[triptych.Event]:
         with triptych.Client(address, retries=retries) as client:
-            return list(client.chat(MESSAGES, **options))
+            return [heard(event) or event for event in client.chat(MESSAGES, **options)]
 
-    def call(self, address: str, name: str, *more: Any, retries: int = 0, **options: Any) -> Any:
+    def call(self, address: str | list[str], name: str, *more: Any, retries: int = 0, **options: Any) -> Any:
         with triptych.Client(address, retries=retries) as client:
             return getattr(client, name)(options.pop("messages", MESSAGES), *more, **options)
 
@@ -63,14 +76,14 @@ class Blocking:
 class Asyncio:
     """The same calls of the client on asyncio."""
 
-    def events(self, address: str, retries: int = 0, **options: Any) -> list[triptych.Event]:
+    def events(self, address: str, retries: int = 0, heard: Heard = _nothing, **options: Any) -> list[triptych.Event]:
         async def run() -> list[triptych.Event]:
             async with triptych.AsyncClient(address, retries=retries) as client:
-                return [event async for event in client.chat(MESSAGES, **options)]
+                return [heard(event) or event async for event in client.chat(MESSAGES, **options)]
 
         return asyncio.run(run())
 
-    def call(self, address: str, name: str, *more: Any, retries: int = 0, **options: Any) -> Any:
+    def call(self, address: str | list[str], name: str, *more: Any, retries: int = 0, **options: Any) -> Any:
         async def run() -> Any:
             async with triptych.AsyncClient(address, retries=retries) as client:
                 return await getattr(client, name)(options.pop("messages", MESSAGES), *more, **options)
@@ -169,8 +182,15 @@ def test_acceptance_does_not_wait_for_the_first_event() -> None:
         wait(cancelled)
 
 
-def _failing(times: int, error: ServiceError, *, accepts: bool = True, begins: bool = False) -> Script:
-    """Fails so many times, before the answer or behind its first event, and answers then."""
+def _failing(
+    times: int,
+    error: ServiceError,
+    *,
+    accepts: bool = True,
+    begins: bool = False,
+    behind: threading.Event | None = None,
+) -> Script:
+    """Fails so many times, before the answer, behind its first event or behind one of the test; answers then."""
     left = [error] * times
 
     def play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
@@ -178,6 +198,8 @@ def _failing(times: int, error: ServiceError, *, accepts: bool = True, begins: b
             accept(context)
         if begins:
             yield chat_pb2.ChatEvent(started=chat_pb2.Started(request_id="r"))
+        if behind is not None:
+            wait(behind)
         if left:
             fail(context, left.pop())
         yield from answered()
@@ -205,11 +227,10 @@ def test_what_is_unavailable_is_tried_again(client: Blocking | Asyncio) -> None:
         (_failing(9, DOWN), {"retries": 2}, 3),  # it stays so
         (_failing(9, DOWN), {"retries": 0}, 1),  # switched off
         (_failing(9, DOWN, begins=True), {"retries": 2}, 1),  # the answer has begun
-        (_failing(9, DOWN), {"retries": 2, "report_progress": True}, 1),  # so has this one, with `Accepted`
         (_failing(9, unavailable(Reason.DECODER_UNAVAILABLE, "no decoder", retry_after=999)), {"timeout": 60}, 1),
         (_failing(9, ServiceError(triptych.Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", "no", retry_after=0.001)), {}, 1),
     ],
-    ids=["too often", "off", "begun", "accepted", "past the deadline", "another code"],
+    ids=["too often", "off", "begun", "past the deadline", "another code"],
 )
 def test_what_is_not_tried_again(client: Blocking | Asyncio, play: Script, options: dict[str, Any], calls: int) -> None:
     """The error comes with its reason and its delay."""
@@ -218,6 +239,125 @@ def test_what_is_not_tried_again(client: Blocking | Asyncio, play: Script, optio
     assert len(gateway.chats) == calls
     assert raised.value.reason in ("DECODER_UNAVAILABLE", "QUEUE_FULL")
     assert raised.value.retry_after is not None
+
+
+def test_an_accepted_request_is_not_tried_again(client: Blocking | Asyncio) -> None:
+    """`Accepted` is an event: the answer has begun."""
+    accepted = threading.Event()
+    with playing(_failing(9, DOWN, behind=accepted)) as gateway, pytest.raises(triptych.TriptychError) as raised:
+        client.events(gateway.address, retries=2, heard=lambda event: accepted.set(), report_progress=True)
+    assert len(gateway.chats) == 1
+    assert raised.value.reason == "DECODER_UNAVAILABLE"
+
+
+def test_another_gateway_is_called_where_one_does_not_answer(client: Blocking | Asyncio) -> None:
+    """At once and without retries, in whatever order the client takes them, and for every method."""
+    with hold_port("127.0.0.1", 0) as held, playing(_play) as gateway:
+        absent = f"127.0.0.1:{held.getsockname()[1]}"
+        for _ in range(4):
+            assert client.call([absent, gateway.address], "answer").text == "A cat."
+            assert client.call(f"{absent}, {gateway.address}", "count").prompt_tokens == 0
+    assert (len(gateway.chats), len(gateway.counts)) == (4, 4)
+
+
+def test_gateways_that_do_not_answer_are_a_typed_error(client: Blocking | Asyncio) -> None:
+    """The reason is not gRPC's, and the message names an address."""
+    with hold_port("127.0.0.1", 0) as one, hold_port("127.0.0.1", 0) as other:
+        addresses = [f"127.0.0.1:{held.getsockname()[1]}" for held in (one, other)]
+        with pytest.raises(triptych.TriptychError) as raised:
+            client.call(addresses, "answer")
+    assert (raised.value.code, raised.value.reason) == (triptych.Code.UNAVAILABLE, "GATEWAY_UNAVAILABLE")
+    assert raised.value.retry_after is not None
+    assert any(address in raised.value.message for address in addresses)
+
+
+def test_a_gateway_that_is_busy_elsewhere_is_tried_after_its_delay(client: Blocking | Asyncio) -> None:
+    """What a gateway itself says is UNAVAILABLE may be so behind the other one, too: no retry without a delay."""
+    with playing(_failing(9, DOWN)) as one, playing(_failing(9, DOWN)) as other:
+        with pytest.raises(triptych.TriptychError, match="no decoder"):
+            client.call([one.address, other.address], "answer")
+        assert len(one.chats) + len(other.chats) == 1
+        with pytest.raises(triptych.TriptychError, match="no decoder"):
+            client.call([one.address, other.address], "answer", retries=1)
+        assert len(one.chats) + len(other.chats) == 3
+        assert one.chats
+        assert other.chats
+
+
+def test_a_gateway_that_restarts_is_a_delay(client: Blocking | Asyncio) -> None:
+    """With the default retries, a call in between comes through."""
+    with hold_port("127.0.0.1", 0) as held, ThreadPoolExecutor(1) as thread:
+        port = held.getsockname()[1]
+        answer = thread.submit(client.call, f"127.0.0.1:{port}", "answer", retries=DEFAULT_RETRIES)
+        held.close()
+        with playing(_play, port=port):
+            assert answer.result(SECONDS).text == "A cat."
+
+
+def test_addresses() -> None:
+    """Several by commas or as a list; a name that gRPC resolves to several servers is one."""
+    assert addresses_of("a:1") == ("a:1",)
+    assert addresses_of("a:1, [::1]:2") == ("a:1", "[::1]:2")
+    assert addresses_of(["a:1", "b:2"]) == ("a:1", "b:2")
+    assert addresses_of("ipv4:10.0.0.1:1,10.0.0.2:1") == ("ipv4:10.0.0.1:1,10.0.0.2:1",)
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [(None, TypeError), (5, TypeError), ([None], TypeError), ("", ValueError), ("a:1,", ValueError)],
+)
+def test_what_is_no_address(address: Any, kind: type[Exception]) -> None:
+    """It is refused when the client is made."""
+    with pytest.raises(kind, match="address"):
+        triptych.Client(address)
+
+
+def test_each_gateway_is_called_once_in_an_attempt() -> None:
+    """The delays begin when all have been called."""
+    absent = triptych.TriptychError(triptych.Code.UNAVAILABLE, GATEWAY_UNAVAILABLE, "", retry_after=0.5)
+    attempts = Attempts(1, None, gateways=3)
+    delays = [attempts.delay(absent) for _ in range(6)]
+    assert (delays[0], delays[1], delays[3], delays[4], delays[5]) == (0, 0, 0, 0, None)
+    assert (delays[2] or 0) >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"timeout": "x"}, TypeError),
+        ({"timeout": float("inf")}, ValueError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"timeout": -1}, ValueError),
+        ({"model": 5}, TypeError),
+        ({"request_id": b"r"}, TypeError),
+    ],
+)
+def test_an_option_of_another_type_is_named(
+    client: Blocking | Asyncio, options: dict[str, Any], kind: type[Exception]
+) -> None:
+    """Before anything is sent."""
+    for method in ("answer", "count"):
+        with pytest.raises(kind, match=f"{next(iter(options))} is "):
+            client.call("127.0.0.1:1", method, **options)
+
+
+def test_the_published_service_config_retries() -> None:
+    """Clients of gRPC alone retry with the JSON of docs/wire.md what the Python client retries."""
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+    config = page.partition("```json\n")[2].partition("```")[0]
+    request = gateway_pb2.ChatRequest()
+    for options, calls in (([("grpc.service_config", config)], 3), ([], 1)):
+        with (
+            playing(_failing(2, DOWN, accepts=False)) as gateway,
+            grpc.insecure_channel(gateway.address, options) as to,
+        ):
+            answer = gateway_pb2_grpc.GatewayStub(to).Chat(request, timeout=SECONDS)
+            if options:
+                assert [event.WhichOneof("event") for event in answer] == ["started", "delta", "finished"]
+            else:  # negative control
+                with pytest.raises(grpc.RpcError):
+                    list(answer)
+            assert len(gateway.chats) == calls
 
 
 def test_delays_double_and_keep_to_the_deadline() -> None:

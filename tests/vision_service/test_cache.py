@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vision_service.cache import Encoded, FeatureCache, Key, Layout
-from vision_service.media import Grid, Options
+from vision_service.media import Grid, Kind, Options
 
 
 def key(name: str) -> Key:
@@ -84,5 +84,7 @@ def test_every_option_is_in_the_key(option: str) -> None:
 
 
 def test_digest_and_kind_are_in_the_key() -> None:
-    """The same bytes as image and as video, and other bytes, are different media."""
-    assert len({Key.of(digest, kind, Options()) for digest in "ab" for kind in ("image", "video")}) == 4  # type: ignore[arg-type]
+    """The same bytes as image and as video, other bytes, and those of another scope are different media."""
+    kinds: tuple[Kind, ...] = ("image", "video")
+    keys = {Key.of(digest, kind, Options(), scope) for digest in "ab" for kind in kinds for scope in ("", "s")}
+    assert len(keys) == 8

@@ -31,9 +31,9 @@ class House:
     cache: FeatureCache
     prepared: list[bytes] = field(default_factory=list)
 
-    async def get(self, data: bytes, options: Options = Options()) -> Encoded:  # noqa: B008  # it is frozen
+    async def get(self, data: bytes, options: Options = Options(), scope: str = "") -> Encoded:  # noqa: B008  # it is frozen
         """Ask for features, as a call does."""
-        async with self.encodings.acquire(Key.of(str(hash(data)), "image", options), data) as encoding:
+        async with self.encodings.acquire(Key.of(str(hash(data)), "image", options, scope), data) as encoding:
             await encoding.layout()
             return await encoding.encoded()
 
@@ -68,6 +68,22 @@ def house(gated: GatedEncoder, preprocessor: Preprocessor) -> Open:
             yield opened
 
     return open_house
+
+
+async def test_scopes_share_nothing(house: Open) -> None:
+    """Neither features that are kept nor an encoding that runs are used for another scope."""
+    async with house() as opened:
+        await opened.hold()
+        waiting = [asyncio.create_task(opened.get(PICTURE, scope=scope)) for scope in ("a", "b", "a")]
+        await opened.held()
+        opened.encoder.gate.set()
+        one, other, same = await asyncio.gather(*waiting)
+        assert one is same
+        assert one is not other
+        assert len(opened.prepared) == 2
+        assert await opened.get(PICTURE, scope="a") is one
+        await opened.get(PICTURE)
+        assert len(opened.prepared) == 3
 
 
 async def test_seen_before(house: Open) -> None:

@@ -22,17 +22,19 @@ class Content:
     Attributes:
         token_ids: int32 [n].
         media: The spans of media, with their keys.
+        scope: Contents of different scopes share nothing, whatever their tokens.
     """
 
     token_ids: NDArray[np.int32]
     media: tuple[Span, ...] = ()
+    scope: str = ""
 
     def __len__(self) -> int:
         return self.token_ids.size
 
     def followed_by(self, token_ids: list[int]) -> Content:
         """This content with generated text after it: a media token in the text takes no features."""
-        return Content(np.concatenate([self.token_ids, np.array(token_ids, np.int32)]), self.media)
+        return Content(np.concatenate([self.token_ids, np.array(token_ids, np.int32)]), self.media, self.scope)
 
     @property
     def comparable(self) -> int:
@@ -42,6 +44,8 @@ class Content:
 
 def common_prefix(one: Content, other: Content) -> int:
     """Number of tokens of the common prefix of two contents."""
+    if one.scope != other.scope:
+        return 0
     count = min(one.comparable, other.comparable)
     differs = one.token_ids[:count] != other.token_ids[:count]
     if differs.any():

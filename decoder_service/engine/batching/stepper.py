@@ -89,7 +89,7 @@ class Job(Task):
             raise ValueError(f"{ids.size} tokens have positions of shape {request.positions.shape}")
         check_spans(ids.size, request.media, request.features.count)
         return cls(
-            prompt=Content(ids, request.media),
+            prompt=Content(ids, request.media, request.cache_scope),
             available=prefillable(ids.size, request.media, request.features.available),
             need=ids.size + request.max_new_tokens,
             request=request,

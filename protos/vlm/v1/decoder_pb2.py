@@ -28,7 +28,7 @@ from vlm.v1 import tensor_pb2 as vlm_dot_v1_dot_tensor__pb2
 from vlm.v1 import vision_pb2 as vlm_dot_v1_dot_vision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14vlm/v1/decoder.proto\x12\x06vlm.v1\x1a\x11vlm/v1/chat.proto\x1a\x12vlm/v1/media.proto\x1a\x13vlm/v1/tensor.proto\x1a\x13vlm/v1/vision.proto\"\xbf\x01\n\x0fGenerateRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.vlm.v1.GenerateOpenH\x00\x12\'\n\x06header\x18\x02 \x01(\x0b\x32\x15.vlm.v1.FeatureHeaderH\x00\x12%\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x14.vlm.v1.FeatureChunkH\x00\x12+\n\x08progress\x18\x04 \x01(\x0b\x32\x17.vlm.v1.FeatureProgressH\x00\x42\t\n\x07payload\"\x82\x03\n\x0cGenerateOpen\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x08messages\x18\x03 \x03(\x0b\x32\x0f.vlm.v1.Message\x12-\n\ngeneration\x18\x04 \x01(\x0b\x32\x19.vlm.v1.GenerationOptions\x12#\n\x05media\x18\x05 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x1b\n\x05tools\x18\x06 \x03(\x0b\x32\x0c.vlm.v1.Tool\x12\'\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x12.vlm.v1.ToolChoice\x12\'\n\rencoder_dtype\x18\x08 \x01(\x0e\x32\x10.vlm.v1.DataType\x12\x17\n\x0freport_progress\x18\t \x01(\x08\x12\x1c\n\x0f\x65nable_thinking\x18\n \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x06prompt\x18\x0b \x01(\x0b\x32\x0e.vlm.v1.PromptB\x12\n\x10_enable_thinking\"J\n\rFeatureHeader\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12$\n\x06header\x18\x02 \x01(\x0b\x32\x14.vlm.v1.EncodeHeader\"P\n\x0f\x46\x65\x61tureProgress\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x16.vlm.v1.EncodeProgress\"G\n\x0c\x46\x65\x61tureChunk\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12\"\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.vlm.v1.TensorChunk\"n\n\x10GenerateResponse\x12+\n\x0cmedia_needed\x18\x01 \x01(\x0b\x32\x13.vlm.v1.MediaNeededH\x00\x12\"\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x11.vlm.v1.ChatEventH\x00\x42\t\n\x07payload\"$\n\x0bMediaNeeded\x12\x15\n\rmedia_indices\x18\x01 \x03(\r\"\x97\x02\n\x18\x43ountPromptTokensRequest\x12!\n\x08messages\x18\x01 \x03(\x0b\x32\x0f.vlm.v1.Message\x12$\n\x07layouts\x18\x02 \x03(\x0b\x32\x13.vlm.v1.MediaLayout\x12\x18\n\x10return_token_ids\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x1c\n\x0f\x65nable_thinking\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x1b\n\x05tools\x18\x06 \x03(\x0b\x32\x0c.vlm.v1.Tool\x12\x1e\n\x06prompt\x18\x07 \x01(\x0b\x32\x0e.vlm.v1.Prompt\x12\x1a\n\x12return_token_texts\x18\x08 \x01(\x08\x42\x12\n\x10_enable_thinking\"\x88\x01\n\x19\x43ountPromptTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x13\n\x0btoken_texts\x18\x04 \x03(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\"\x11\n\x0fGetModelRequest2\x9f\x02\n\x07\x44\x65\x63oder\x12\x41\n\x08Generate\x12\x17.vlm.v1.GenerateRequest\x1a\x18.vlm.v1.GenerateResponse(\x01\x30\x01\x12X\n\x11\x43ountPromptTokens\x12 .vlm.v1.CountPromptTokensRequest\x1a!.vlm.v1.CountPromptTokensResponse\x12\x43\n\nDetokenize\x12\x19.vlm.v1.DetokenizeRequest\x1a\x1a.vlm.v1.DetokenizeResponse\x12\x32\n\x08GetModel\x12\x17.vlm.v1.GetModelRequest\x1a\r.vlm.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14vlm/v1/decoder.proto\x12\x06vlm.v1\x1a\x11vlm/v1/chat.proto\x1a\x12vlm/v1/media.proto\x1a\x13vlm/v1/tensor.proto\x1a\x13vlm/v1/vision.proto\"\xbf\x01\n\x0fGenerateRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.vlm.v1.GenerateOpenH\x00\x12\'\n\x06header\x18\x02 \x01(\x0b\x32\x15.vlm.v1.FeatureHeaderH\x00\x12%\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x14.vlm.v1.FeatureChunkH\x00\x12+\n\x08progress\x18\x04 \x01(\x0b\x32\x17.vlm.v1.FeatureProgressH\x00\x42\t\n\x07payload\"\x97\x03\n\x0cGenerateOpen\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x08messages\x18\x03 \x03(\x0b\x32\x0f.vlm.v1.Message\x12-\n\ngeneration\x18\x04 \x01(\x0b\x32\x19.vlm.v1.GenerationOptions\x12#\n\x05media\x18\x05 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x1b\n\x05tools\x18\x06 \x03(\x0b\x32\x0c.vlm.v1.Tool\x12\'\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x12.vlm.v1.ToolChoice\x12\'\n\rencoder_dtype\x18\x08 \x01(\x0e\x32\x10.vlm.v1.DataType\x12\x17\n\x0freport_progress\x18\t \x01(\x08\x12\x1c\n\x0f\x65nable_thinking\x18\n \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x06prompt\x18\x0b \x01(\x0b\x32\x0e.vlm.v1.Prompt\x12\x13\n\x0b\x63\x61\x63he_scope\x18\x0c \x01(\tB\x12\n\x10_enable_thinking\"J\n\rFeatureHeader\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12$\n\x06header\x18\x02 \x01(\x0b\x32\x14.vlm.v1.EncodeHeader\"P\n\x0f\x46\x65\x61tureProgress\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12(\n\x08progress\x18\x02 \x01(\x0b\x32\x16.vlm.v1.EncodeProgress\"G\n\x0c\x46\x65\x61tureChunk\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12\"\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.vlm.v1.TensorChunk\"n\n\x10GenerateResponse\x12+\n\x0cmedia_needed\x18\x01 \x01(\x0b\x32\x13.vlm.v1.MediaNeededH\x00\x12\"\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x11.vlm.v1.ChatEventH\x00\x42\t\n\x07payload\"$\n\x0bMediaNeeded\x12\x15\n\rmedia_indices\x18\x01 \x03(\r\"\x97\x02\n\x18\x43ountPromptTokensRequest\x12!\n\x08messages\x18\x01 \x03(\x0b\x32\x0f.vlm.v1.Message\x12$\n\x07layouts\x18\x02 \x03(\x0b\x32\x13.vlm.v1.MediaLayout\x12\x18\n\x10return_token_ids\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x1c\n\x0f\x65nable_thinking\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x1b\n\x05tools\x18\x06 \x03(\x0b\x32\x0c.vlm.v1.Tool\x12\x1e\n\x06prompt\x18\x07 \x01(\x0b\x32\x0e.vlm.v1.Prompt\x12\x1a\n\x12return_token_texts\x18\x08 \x01(\x08\x42\x12\n\x10_enable_thinking\"\x88\x01\n\x19\x43ountPromptTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x13\n\x0btoken_texts\x18\x04 \x03(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\"\x11\n\x0fGetModelRequest2\x9f\x02\n\x07\x44\x65\x63oder\x12\x41\n\x08Generate\x12\x17.vlm.v1.GenerateRequest\x1a\x18.vlm.v1.GenerateResponse(\x01\x30\x01\x12X\n\x11\x43ountPromptTokens\x12 .vlm.v1.CountPromptTokensRequest\x1a!.vlm.v1.CountPromptTokensResponse\x12\x43\n\nDetokenize\x12\x19.vlm.v1.DetokenizeRequest\x1a\x1a.vlm.v1.DetokenizeResponse\x12\x32\n\x08GetModel\x12\x17.vlm.v1.GetModelRequest\x1a\r.vlm.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,23 +38,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEREQUEST']._serialized_start=114
   _globals['_GENERATEREQUEST']._serialized_end=305
   _globals['_GENERATEOPEN']._serialized_start=308
-  _globals['_GENERATEOPEN']._serialized_end=694
-  _globals['_FEATUREHEADER']._serialized_start=696
-  _globals['_FEATUREHEADER']._serialized_end=770
-  _globals['_FEATUREPROGRESS']._serialized_start=772
-  _globals['_FEATUREPROGRESS']._serialized_end=852
-  _globals['_FEATURECHUNK']._serialized_start=854
-  _globals['_FEATURECHUNK']._serialized_end=925
-  _globals['_GENERATERESPONSE']._serialized_start=927
-  _globals['_GENERATERESPONSE']._serialized_end=1037
-  _globals['_MEDIANEEDED']._serialized_start=1039
-  _globals['_MEDIANEEDED']._serialized_end=1075
-  _globals['_COUNTPROMPTTOKENSREQUEST']._serialized_start=1078
-  _globals['_COUNTPROMPTTOKENSREQUEST']._serialized_end=1357
-  _globals['_COUNTPROMPTTOKENSRESPONSE']._serialized_start=1360
-  _globals['_COUNTPROMPTTOKENSRESPONSE']._serialized_end=1496
-  _globals['_GETMODELREQUEST']._serialized_start=1498
-  _globals['_GETMODELREQUEST']._serialized_end=1515
-  _globals['_DECODER']._serialized_start=1518
-  _globals['_DECODER']._serialized_end=1805
+  _globals['_GENERATEOPEN']._serialized_end=715
+  _globals['_FEATUREHEADER']._serialized_start=717
+  _globals['_FEATUREHEADER']._serialized_end=791
+  _globals['_FEATUREPROGRESS']._serialized_start=793
+  _globals['_FEATUREPROGRESS']._serialized_end=873
+  _globals['_FEATURECHUNK']._serialized_start=875
+  _globals['_FEATURECHUNK']._serialized_end=946
+  _globals['_GENERATERESPONSE']._serialized_start=948
+  _globals['_GENERATERESPONSE']._serialized_end=1058
+  _globals['_MEDIANEEDED']._serialized_start=1060
+  _globals['_MEDIANEEDED']._serialized_end=1096
+  _globals['_COUNTPROMPTTOKENSREQUEST']._serialized_start=1099
+  _globals['_COUNTPROMPTTOKENSREQUEST']._serialized_end=1378
+  _globals['_COUNTPROMPTTOKENSRESPONSE']._serialized_start=1381
+  _globals['_COUNTPROMPTTOKENSRESPONSE']._serialized_end=1517
+  _globals['_GETMODELREQUEST']._serialized_start=1519
+  _globals['_GETMODELREQUEST']._serialized_end=1536
+  _globals['_DECODER']._serialized_start=1539
+  _globals['_DECODER']._serialized_end=1826
 # @@protoc_insertion_point(module_scope)

@@ -85,6 +85,7 @@ class GenerateOpen(_message.Message):
     REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
     ENABLE_THINKING_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    CACHE_SCOPE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """For logs and traces."""
     model: _builtins.str
@@ -95,6 +96,10 @@ class GenerateOpen(_message.Message):
     """As in ChatRequest."""
     enable_thinking: _builtins.bool
     """As in ChatRequest."""
+    cache_scope: _builtins.str
+    """Requests share what is kept of earlier ones (features, keys and values, compiled forms) only if this is equal. At most
+    128 printable ASCII characters. The gateway makes it of the client's tenant and `cache_salt`.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
         """The conversation. Media are numbered as they appear, from 0; each has its `digest` set, and in `options` what differs
@@ -135,10 +140,11 @@ class GenerateOpen(_message.Message):
         report_progress: _builtins.bool = ...,
         enable_thinking: _builtins.bool | None = ...,
         prompt: _chat_pb2.Prompt | None = ...,
+        cache_scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "prompt", b"prompt", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "encoder_dtype", b"encoder_dtype", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "prompt", b"prompt", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "cache_scope", b"cache_scope", "enable_thinking", b"enable_thinking", "encoder_dtype", b"encoder_dtype", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "prompt", b"prompt", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
     _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015

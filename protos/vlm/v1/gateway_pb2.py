@@ -26,7 +26,7 @@ from vlm.v1 import chat_pb2 as vlm_dot_v1_dot_chat__pb2
 from vlm.v1 import media_pb2 as vlm_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14vlm/v1/gateway.proto\x12\x06vlm.v1\x1a\x11vlm/v1/chat.proto\x1a\x12vlm/v1/media.proto\"\xd8\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x08messages\x18\x02 \x03(\x0b\x32\x0f.vlm.v1.Message\x12-\n\ngeneration\x18\x03 \x01(\x0b\x32\x19.vlm.v1.GenerationOptions\x12#\n\x05media\x18\x04 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x1b\n\x05tools\x18\x05 \x03(\x0b\x32\x0c.vlm.v1.Tool\x12\'\n\x0btool_choice\x18\x06 \x01(\x0b\x32\x12.vlm.v1.ToolChoice\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x17\n\x0freport_progress\x18\x08 \x01(\x08\x12\x1c\n\x0f\x65nable_thinking\x18\t \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x06prompt\x18\n \x01(\x0b\x32\x0e.vlm.v1.PromptB\x12\n\x10_enable_thinking\"S\n\x12UploadMediaRequest\x12!\n\x04kind\x18\x01 \x01(\x0e\x32\x11.vlm.v1.MediaKindH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07payload\"\xa4\x02\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x08messages\x18\x02 \x03(\x0b\x32\x0f.vlm.v1.Message\x12#\n\x05media\x18\x03 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x1b\n\x05tools\x18\x04 \x03(\x0b\x32\x0c.vlm.v1.Tool\x12\x18\n\x10return_token_ids\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x1c\n\x0f\x65nable_thinking\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x06prompt\x18\x08 \x01(\x0b\x32\x0e.vlm.v1.Prompt\x12\x1a\n\x12return_token_texts\x18\t \x01(\x08\x42\x12\n\x10_enable_thinking\"\xa6\x01\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\"\n\x05media\x18\x04 \x03(\x0b\x32\x13.vlm.v1.MediaLayout\x12\x13\n\x0btoken_texts\x18\x05 \x03(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\"\x13\n\x11ListModelsRequest\"3\n\x12ListModelsResponse\x12\x1d\n\x06models\x18\x01 \x03(\x0b\x32\r.vlm.v1.Model2\xcc\x02\n\x07Gateway\x12\x30\n\x04\x43hat\x12\x13.vlm.v1.ChatRequest\x1a\x11.vlm.v1.ChatEvent0\x01\x12=\n\x0bUploadMedia\x12\x1a.vlm.v1.UploadMediaRequest\x1a\x10.vlm.v1.MediaRef(\x01\x12\x46\n\x0b\x43ountTokens\x12\x1a.vlm.v1.CountTokensRequest\x1a\x1b.vlm.v1.CountTokensResponse\x12\x43\n\nDetokenize\x12\x19.vlm.v1.DetokenizeRequest\x1a\x1a.vlm.v1.DetokenizeResponse\x12\x43\n\nListModels\x12\x19.vlm.v1.ListModelsRequest\x1a\x1a.vlm.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14vlm/v1/gateway.proto\x12\x06vlm.v1\x1a\x11vlm/v1/chat.proto\x1a\x12vlm/v1/media.proto\"\xec\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x08messages\x18\x02 \x03(\x0b\x32\x0f.vlm.v1.Message\x12-\n\ngeneration\x18\x03 \x01(\x0b\x32\x19.vlm.v1.GenerationOptions\x12#\n\x05media\x18\x04 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x1b\n\x05tools\x18\x05 \x03(\x0b\x32\x0c.vlm.v1.Tool\x12\'\n\x0btool_choice\x18\x06 \x01(\x0b\x32\x12.vlm.v1.ToolChoice\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x17\n\x0freport_progress\x18\x08 \x01(\x08\x12\x1c\n\x0f\x65nable_thinking\x18\t \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x06prompt\x18\n \x01(\x0b\x32\x0e.vlm.v1.Prompt\x12\x12\n\ncache_salt\x18\x0b \x01(\tB\x12\n\x10_enable_thinking\"S\n\x12UploadMediaRequest\x12!\n\x04kind\x18\x01 \x01(\x0e\x32\x11.vlm.v1.MediaKindH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07payload\"\xa4\x02\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12!\n\x08messages\x18\x02 \x03(\x0b\x32\x0f.vlm.v1.Message\x12#\n\x05media\x18\x03 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x1b\n\x05tools\x18\x04 \x03(\x0b\x32\x0c.vlm.v1.Tool\x12\x18\n\x10return_token_ids\x18\x05 \x01(\x08\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x1c\n\x0f\x65nable_thinking\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x06prompt\x18\x08 \x01(\x0b\x32\x0e.vlm.v1.Prompt\x12\x1a\n\x12return_token_texts\x18\t \x01(\x08\x42\x12\n\x10_enable_thinking\"\xa6\x01\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cmedia_tokens\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\"\n\x05media\x18\x04 \x03(\x0b\x32\x13.vlm.v1.MediaLayout\x12\x13\n\x0btoken_texts\x18\x05 \x03(\t\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\"\x13\n\x11ListModelsRequest\"3\n\x12ListModelsResponse\x12\x1d\n\x06models\x18\x01 \x03(\x0b\x32\r.vlm.v1.Model2\xcc\x02\n\x07Gateway\x12\x30\n\x04\x43hat\x12\x13.vlm.v1.ChatRequest\x1a\x11.vlm.v1.ChatEvent0\x01\x12=\n\x0bUploadMedia\x12\x1a.vlm.v1.UploadMediaRequest\x1a\x10.vlm.v1.MediaRef(\x01\x12\x46\n\x0b\x43ountTokens\x12\x1a.vlm.v1.CountTokensRequest\x1a\x1b.vlm.v1.CountTokensResponse\x12\x43\n\nDetokenize\x12\x19.vlm.v1.DetokenizeRequest\x1a\x1a.vlm.v1.DetokenizeResponse\x12\x43\n\nListModels\x12\x19.vlm.v1.ListModelsRequest\x1a\x1a.vlm.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vlm.v1.gateway_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHATREQUEST']._serialized_start=72
-  _globals['_CHATREQUEST']._serialized_end=416
-  _globals['_UPLOADMEDIAREQUEST']._serialized_start=418
-  _globals['_UPLOADMEDIAREQUEST']._serialized_end=501
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=504
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=796
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=799
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=965
-  _globals['_LISTMODELSREQUEST']._serialized_start=967
-  _globals['_LISTMODELSREQUEST']._serialized_end=986
-  _globals['_LISTMODELSRESPONSE']._serialized_start=988
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1039
-  _globals['_GATEWAY']._serialized_start=1042
-  _globals['_GATEWAY']._serialized_end=1374
+  _globals['_CHATREQUEST']._serialized_end=436
+  _globals['_UPLOADMEDIAREQUEST']._serialized_start=438
+  _globals['_UPLOADMEDIAREQUEST']._serialized_end=521
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=524
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=816
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=819
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=985
+  _globals['_LISTMODELSREQUEST']._serialized_start=987
+  _globals['_LISTMODELSREQUEST']._serialized_end=1006
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1008
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1059
+  _globals['_GATEWAY']._serialized_start=1062
+  _globals['_GATEWAY']._serialized_end=1394
 # @@protoc_insertion_point(module_scope)

@@ -36,6 +36,7 @@ class ChatRequest(_message.Message):
     REPORT_PROGRESS_FIELD_NUMBER: _builtins.int
     ENABLE_THINKING_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty takes the one that is served. Another name is NOT_FOUND."""
     request_id: _builtins.str
@@ -47,6 +48,8 @@ class ChatRequest(_message.Message):
     not, only the value that describes the model is accepted; the other is INVALID_ARGUMENT (THINKING_NOT_OPTIONAL). Unset: as
     the template decides.
     """
+    cache_salt: _builtins.str
+    """What is kept of earlier requests is used only for requests of the same tenant with the same salt."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Message]:
         """The conversation, oldest first. 1 to 1024 messages. If the last is the assistant's, the answer goes on with it."""
@@ -88,10 +91,11 @@ class ChatRequest(_message.Message):
         report_progress: _builtins.bool = ...,
         enable_thinking: _builtins.bool | None = ...,
         prompt: _chat_pb2.Prompt | None = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "prompt", b"prompt", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "prompt", b"prompt", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking", "cache_salt", b"cache_salt", "enable_thinking", b"enable_thinking", "generation", b"generation", "media", b"media", "messages", b"messages", "model", b"model", "prompt", b"prompt", "report_progress", b"report_progress", "request_id", b"request_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_thinking: _TypeAlias = _typing.Literal["enable_thinking"]  # noqa: Y015
     _WhichOneofArgType__enable_thinking: _TypeAlias = _typing.Literal["_enable_thinking", b"_enable_thinking"]  # noqa: Y015

@@ -26,7 +26,7 @@ from vlm.v1 import media_pb2 as vlm_dot_v1_dot_media__pb2
 from vlm.v1 import tensor_pb2 as vlm_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13vlm/v1/vision.proto\x12\x06vlm.v1\x1a\x12vlm/v1/media.proto\x1a\x13vlm/v1/tensor.proto\"\x92\x01\n\rEncodeRequest\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.vlm.v1.MediaKind\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12%\n\x07options\x18\x03 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x17\n\x0fsettings_digest\x18\x05 \x01(\t\"=\n\x0e\x45ncodeProgress\x12\x14\n\x0cpatches_done\x18\x01 \x01(\r\x12\x15\n\rpatches_total\x18\x02 \x01(\r\"\x95\x01\n\x0e\x45ncodeResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.vlm.v1.EncodeHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.vlm.v1.TensorChunkH\x00\x12*\n\x08progress\x18\x03 \x01(\x0b\x32\x16.vlm.v1.EncodeProgressH\x00\x42\t\n\x07payload\"\x9f\x01\n\x0c\x45ncodeHeader\x12#\n\x06layout\x18\x01 \x01(\x0b\x32\x13.vlm.v1.MediaLayout\x12$\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x12.vlm.v1.TensorSpec\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x03 \x01(\t\x12\'\n\rencoder_dtype\x18\x04 \x01(\x0e\x32\x10.vlm.v1.DataType\"\x13\n\x11GetEncoderRequest\"\xf6\x01\n\x0b\x45ncoderInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1f\n\x05\x64type\x18\x04 \x01(\x0e\x32\x10.vlm.v1.DataType\x12\x15\n\rfeature_width\x18\x05 \x01(\r\x12+\n\rdefault_media\x18\x06 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12-\n\x0fpublished_media\x18\x07 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x17\n\x0fsettings_digest\x18\x08 \x01(\t2\xc0\x01\n\rVisionEncoder\x12\x39\n\x06\x45ncode\x12\x15.vlm.v1.EncodeRequest\x1a\x16.vlm.v1.EncodeResponse0\x01\x12\x36\n\x08\x44\x65scribe\x12\x15.vlm.v1.EncodeRequest\x1a\x13.vlm.v1.MediaLayout\x12<\n\nGetEncoder\x12\x19.vlm.v1.GetEncoderRequest\x1a\x13.vlm.v1.EncoderInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13vlm/v1/vision.proto\x12\x06vlm.v1\x1a\x12vlm/v1/media.proto\x1a\x13vlm/v1/tensor.proto\"\xa7\x01\n\rEncodeRequest\x12\x1f\n\x04kind\x18\x01 \x01(\x0e\x32\x11.vlm.v1.MediaKind\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12%\n\x07options\x18\x03 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x17\n\x0fsettings_digest\x18\x05 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_scope\x18\x06 \x01(\t\"=\n\x0e\x45ncodeProgress\x12\x14\n\x0cpatches_done\x18\x01 \x01(\r\x12\x15\n\rpatches_total\x18\x02 \x01(\r\"\x95\x01\n\x0e\x45ncodeResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.vlm.v1.EncodeHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.vlm.v1.TensorChunkH\x00\x12*\n\x08progress\x18\x03 \x01(\x0b\x32\x16.vlm.v1.EncodeProgressH\x00\x42\t\n\x07payload\"\x9f\x01\n\x0c\x45ncodeHeader\x12#\n\x06layout\x18\x01 \x01(\x0b\x32\x13.vlm.v1.MediaLayout\x12$\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x12.vlm.v1.TensorSpec\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x03 \x01(\t\x12\'\n\rencoder_dtype\x18\x04 \x01(\x0e\x32\x10.vlm.v1.DataType\"\x13\n\x11GetEncoderRequest\"\xf6\x01\n\x0b\x45ncoderInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x13\x65ncoder_fingerprint\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1f\n\x05\x64type\x18\x04 \x01(\x0e\x32\x10.vlm.v1.DataType\x12\x15\n\rfeature_width\x18\x05 \x01(\r\x12+\n\rdefault_media\x18\x06 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12-\n\x0fpublished_media\x18\x07 \x01(\x0b\x32\x14.vlm.v1.MediaOptions\x12\x17\n\x0fsettings_digest\x18\x08 \x01(\t2\xc0\x01\n\rVisionEncoder\x12\x39\n\x06\x45ncode\x12\x15.vlm.v1.EncodeRequest\x1a\x16.vlm.v1.EncodeResponse0\x01\x12\x36\n\x08\x44\x65scribe\x12\x15.vlm.v1.EncodeRequest\x1a\x13.vlm.v1.MediaLayout\x12<\n\nGetEncoder\x12\x19.vlm.v1.GetEncoderRequest\x1a\x13.vlm.v1.EncoderInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vlm.v1.vision_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENCODEREQUEST']._serialized_start=73
-  _globals['_ENCODEREQUEST']._serialized_end=219
-  _globals['_ENCODEPROGRESS']._serialized_start=221
-  _globals['_ENCODEPROGRESS']._serialized_end=282
-  _globals['_ENCODERESPONSE']._serialized_start=285
-  _globals['_ENCODERESPONSE']._serialized_end=434
-  _globals['_ENCODEHEADER']._serialized_start=437
-  _globals['_ENCODEHEADER']._serialized_end=596
-  _globals['_GETENCODERREQUEST']._serialized_start=598
-  _globals['_GETENCODERREQUEST']._serialized_end=617
-  _globals['_ENCODERINFO']._serialized_start=620
-  _globals['_ENCODERINFO']._serialized_end=866
-  _globals['_VISIONENCODER']._serialized_start=869
-  _globals['_VISIONENCODER']._serialized_end=1061
+  _globals['_ENCODEREQUEST']._serialized_end=240
+  _globals['_ENCODEPROGRESS']._serialized_start=242
+  _globals['_ENCODEPROGRESS']._serialized_end=303
+  _globals['_ENCODERESPONSE']._serialized_start=306
+  _globals['_ENCODERESPONSE']._serialized_end=455
+  _globals['_ENCODEHEADER']._serialized_start=458
+  _globals['_ENCODEHEADER']._serialized_end=617
+  _globals['_GETENCODERREQUEST']._serialized_start=619
+  _globals['_GETENCODERREQUEST']._serialized_end=638
+  _globals['_ENCODERINFO']._serialized_start=641
+  _globals['_ENCODERINFO']._serialized_end=887
+  _globals['_VISIONENCODER']._serialized_start=890
+  _globals['_VISIONENCODER']._serialized_end=1082
 # @@protoc_insertion_point(module_scope)

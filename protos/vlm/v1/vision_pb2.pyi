@@ -29,6 +29,7 @@ class EncodeRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SETTINGS_DIGEST_FIELD_NUMBER: _builtins.int
+    CACHE_SCOPE_FIELD_NUMBER: _builtins.int
     kind: _media_pb2.MediaKind.ValueType
     """Image or video."""
     data: _builtins.bytes
@@ -39,6 +40,8 @@ class EncodeRequest(_message.Message):
     """`EncoderInfo.settings_digest`, as the caller knows it. A service that is set otherwise refuses with
     FAILED_PRECONDITION and reason ENCODER_SETTINGS_DIFFER. Empty: not checked.
     """
+    cache_scope: _builtins.str
+    """As in GenerateOpen: calls share features only if it is equal."""
     @_builtins.property
     def options(self) -> _media_pb2.MediaOptions:
         """How it becomes pixels."""
@@ -51,10 +54,11 @@ class EncodeRequest(_message.Message):
         options: _media_pb2.MediaOptions | None = ...,
         request_id: _builtins.str = ...,
         settings_digest: _builtins.str = ...,
+        cache_scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "kind", b"kind", "options", b"options", "request_id", b"request_id", "settings_digest", b"settings_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_scope", b"cache_scope", "data", b"data", "kind", b"kind", "options", b"options", "request_id", b"request_id", "settings_digest", b"settings_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

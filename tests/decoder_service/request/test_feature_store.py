@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,11 +81,11 @@ async def test_what_is_too_large_drives_nothing_out() -> None:
 
 
 async def test_names_tell_apart_all_that_makes_features() -> None:
-    """Another file, kind, option or encoder is another name; the same ones are the same."""
+    """Another file, kind, option, encoder or scope is another name; the same ones are the same."""
     video = dataclasses.replace(MEDIUM, kind=MediaKind.VIDEO)
     other = dataclasses.replace(MEDIUM, digest=media_digest(b"other"))
     sized = dataclasses.replace(MEDIUM, options=b"\x08\x01")
-    named = [(MEDIUM, "f"), (video, "f"), (other, "f"), (sized, "f"), (MEDIUM, "g")]
+    named: list[Any] = [(MEDIUM, "f"), (video, "f"), (other, "f"), (sized, "f"), (MEDIUM, "g"), (MEDIUM, "f", "s")]
     assert len({media_key(*names) for names in named}) == len(named)
     assert media_key(*named[0]) == media_key(Medium(MEDIUM.kind, MEDIUM.digest), "f")
 
@@ -129,6 +130,28 @@ async def test_a_second_question_asks_for_nothing(running: Running, bundle: Bund
     assert needed == []
     assert second.token_ids == first.token_ids
     assert second.started.started.media_tokens == first.started.started.media_tokens
+
+
+async def test_a_scope_uses_nothing_of_another(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:
+    """Features that came for one scope are asked for again by another; text that came is computed again, too."""
+
+    def scoped(case: Case, scope: str) -> decoder_pb2.GenerateRequest:
+        request = open_request(case)
+        request.open.cache_scope = scope
+        return request
+
+    def cached(answer: Answer) -> int:
+        return int(answer.finished.finished.usage.cached_tokens)
+
+    seen, words = cases["one image"], cases["text alone"]
+    for scope in ("one", "other", ""):
+        for again in (False, True):
+            needed, answer = await ask(running, seen, bundle, scoped(seen, scope))
+            assert (needed == [], cached(answer) > 0) == (again, again)
+            _, answer = await ask(running, words, bundle, scoped(words, scope))
+            assert (cached(answer) > 0) == again
+    error = await refused(running, scoped(seen, "s" * 129))
+    assert (error.code, error.violations[0].field) == (Code.INVALID_ARGUMENT, "cache_scope")
 
 
 async def test_only_what_is_new_is_asked_for(running: Running, bundle: Bundle, cases: dict[str, Case]) -> None:

@@ -15,7 +15,7 @@ IMAGE = 9
 PIECES = st.lists(st.one_of(st.integers(0, 2), st.sampled_from("abc")), max_size=8)
 
 
-def content(*pieces: int | str) -> Content:
+def content(*pieces: int | str, scope: str = "") -> Content:
     """Words are themselves; a string is an image of two tokens whose key it is."""
     ids: list[int] = []
     media = []
@@ -25,7 +25,7 @@ def content(*pieces: int | str) -> Content:
         else:
             media.append(Span(len(ids), len(ids) + 2, (1, 2), piece))
             ids += [IMAGE, IMAGE]
-    return Content(np.array(ids, np.int32), tuple(media))
+    return Content(np.array(ids, np.int32), tuple(media), scope)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,14 @@ def test_another_shape_is_another_medium() -> None:
     """Even under one key, media of other shapes share nothing: their positions differ."""
     ids = np.full(6, IMAGE, np.int32)
     assert common_prefix(Content(ids, (Span(0, 6, (2, 3), "a"),)), Content(ids, (Span(0, 6, (3, 2), "a"),))) == 0
+
+
+def test_scopes_share_nothing() -> None:
+    """Neither text nor media, also with an answer behind it; within a scope all as usual."""
+    one, same, other = (content(1, 2, "a", scope=scope) for scope in ("s", "s", "t"))
+    for theirs in (other, content(1, 2, "a"), other.followed_by([5])):
+        assert common_prefix(one, theirs) == common_prefix(theirs, one) == 0
+    assert common_prefix(one, same) == common_prefix(one.followed_by([5]), same.followed_by([6])) == 4
 
 
 def test_an_answer_is_text() -> None:
