@@ -34,14 +34,28 @@ Answers = Mapping[Question, Answer]
 
 @dataclass(frozen=True)
 class Gateways:
-    """Where the gateways answer: their gRPC addresses, and their URLs."""
+    """Where the gateways answer.
+
+    Attributes:
+        grpc: Their gRPC addresses.
+        http: Their URLs.
+        key: API key of the clients; empty: none.
+    """
 
     grpc: Sequence[str]
     http: Sequence[str]
+    key: str = ""
 
     def doors(self) -> list[Door]:
         """A client of each kind."""
-        return [GrpcDoor(self.grpc), HttpDoor(self.http, stream=True), HttpDoor(self.http, stream=False)]
+        return [self.door(number) for number in range(3)]
+
+    def door(self, number: int) -> Door:
+        """A client: over gRPC, over HTTP, or over HTTP without a stream. One in two has the second gateway first."""
+        if number % 3 == 0:
+            return GrpcDoor(self.grpc, self.key)
+        turn = number // 3 % len(self.http)
+        return HttpDoor([*self.http[turn:], *self.http[:turn]], stream=number % 3 == 1, key=self.key)
 
 
 class DisagreementError(Exception):
@@ -197,11 +211,7 @@ class Load:
                     raise result
 
     async def _run(self, number: int, order: random.Random) -> None:
-        # Half of the clients have the second gateway first.
-        turned = Gateways(
-            *(tuple(both[number % len(both) :]) + tuple(both[: number % len(both)]) for both in self._both())
-        )
-        door: Door = turned.doors()[0] if number % 3 == 0 else HttpDoor(turned.http, stream=number % 3 == 1)
+        door = self._gateways.door(number)
         questions = list(self._asker.answers)
         try:
             while not self._ending.is_set():
@@ -210,9 +220,6 @@ class Load:
                 await asyncio.sleep(self._pause if outcome.kind is Kind.RIGHT else 0.2)
         finally:
             await door.close()
-
-    def _both(self) -> tuple[Sequence[str], Sequence[str]]:
-        return self._gateways.grpc, self._gateways.http
 
     async def answered(self, more: int, *, seconds: float = 120.0) -> bool:
         """Wait for more right answers. Returns whether they came in time."""

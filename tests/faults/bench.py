@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -134,11 +135,24 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def own(
-        self, plan: Plan, name: str, hosts: Mapping[str, Sequence[tuple[str, Sequence[str]]]] | None = None
+        self,
+        plan: Plan,
+        name: str,
+        hosts: Mapping[str, Sequence[tuple[str, Sequence[str]]]] | None = None,
+        *,
+        key: str = "",
     ) -> AsyncIterator[Deployment]:
-        """A deployment of one scenario; the shared one is stopped before."""
+        """A deployment of one scenario; the shared one is stopped before.
+
+        Args:
+            plan: What to start.
+            name: Of the folder of its logs.
+            hosts: Where, if not on the loopback.
+            key: API key of the clients.
+        """
         await self.close()
         async with deployed(plan, self.folder(name), hosts) as deployment:
+            deployment.gateways = dataclasses.replace(deployment.gateways, key=key)
             await self.learn(deployment.gateways)
             yield deployment
 

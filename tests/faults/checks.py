@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.faults.bench import SHORT, Bench, Lengths, Row, make_bundle
-from tests.faults.scenarios import clients, crowds, hostility, partitions, replicas, resources, soak
+from tests.faults.scenarios import clients, crowds, hostility, keys, partitions, replicas, resources, soak
 from tests.faults.table import table
 
 Scenario = Callable[[Bench], Awaitable[Row]]
@@ -39,6 +39,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "streams-raised-limits": functools.partial(crowds.streams, raised=True),
     **{f"partition-{pair}": functools.partial(partitions.partition, pair=pair) for pair in partitions.PAIRS},
     **{f"descriptors-{tier}": functools.partial(resources.descriptors, tier=tier) for tier in TIERS},
+    "hostile-keys": keys.keys,
     "full-disk": resources.full_disk,
     "memory-start": resources.memory_start,
 }
@@ -68,10 +69,8 @@ def main(words: Sequence[str] | None = None) -> int:
         scratch = scratch.resolve()
         scratch.mkdir(parents=True, exist_ok=True)
         bundle = options.bundle or make_bundle(stack.enter_context(_folder(scratch)))
-        rows = asyncio.run(_run(Bench(bundle.resolve(), scratch, lengths), names))
-    if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))  # noqa: T201
-    else:
+        rows = asyncio.run(_run(Bench(bundle.resolve(), scratch, lengths), names, options.json))
+    if not options.json:
         print(table(rows))  # noqa: T201
     return 0 if all(row.passed for row in rows) else 1
 
@@ -86,7 +85,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/faults/run", description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=sorted(SCENARIOS), help="these scenarios")
     parser.add_argument("--list", action="store_true", help="print the names of the scenarios")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON for each scenario instead of a table")
     parser.add_argument("--short", action="store_true", help="short faults and few requests: tries the harness itself")
     parser.add_argument("--bundle", type=Path, help="serve this bundle instead of a tiny random model")
     parser.add_argument("--scratch", type=Path, help="folder for logs, which is kept")
@@ -99,7 +98,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-async def _run(bench: Bench, names: Sequence[str]) -> list[Row]:
+async def _run(bench: Bench, names: Sequence[str], as_json: bool) -> list[Row]:
     rows: list[Row] = []
     try:
         for name in names:
@@ -111,6 +110,8 @@ async def _run(bench: Bench, names: Sequence[str]) -> list[Row]:
                 row = Row(name, problems=[f"{type(error).__name__}: {error}"])
                 await bench.close()
             rows.append(row)
+            if as_json:
+                print(json.dumps(dataclasses.asdict(row)), flush=True)  # noqa: T201
             state = "SKIP" if row.skipped else "ok  " if row.passed else "FAIL"
             say(f"{state} {time.monotonic() - began:6.1f} s  {name}  {row.skipped}")
             for problem in row.problems:

@@ -5,31 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 
 import triptych
-from serving.errors import Code, Reason
+from serving.errors import Reason
 from tests.faults.questions import Question
-from triptych.retries import Attempts
+from triptych.errors import GATEWAY_UNAVAILABLE
 
 RETRIES = 2
-"""Of our client and of OpenAI's, by default."""
+"""Of OpenAI's client, by default."""
 
 _REASONS = {reason.name for reason in Reason}
 _WAITING = {reason.name for reason in Reason if reason.value.waits}
 _OTHER_NAMES = {"context_length_exceeded": Reason.PROMPT_TOO_LONG.name}
-
-# What gRPC says itself of a connection that is gone. No server has sent it.
-_BROKEN = re.compile(
-    r"failed to connect|Socket closed|Connection reset|Connection refused|Broken pipe|GOAWAY|keepalive|ping timeout"
-    r"|No route to host|Network is unreachable|recvmsg|sendmsg|Stream removed|Connection timed out|empty address list",
-    re.IGNORECASE,
-)
 
 
 @dataclass
@@ -74,56 +67,55 @@ class Door(Protocol):
         """Close its connections."""
 
 
+_REPLY: ContextVar[Reply] = ContextVar("reply")
+
+
+class _Counted(triptych.AsyncClient):
+    """Our client, whose attempts are counted in the reply of the call."""
+
+    async def _attempt(self, *words: Any) -> AsyncGenerator[triptych.Event, None]:
+        _REPLY.get().begin()
+        async with contextlib.aclosing(super()._attempt(*words)) as events:
+            async for event in events:
+                yield event
+
+
 class GrpcDoor:
-    """Our own client.
+    """Our own client, with its own retries.
 
     Args:
         addresses: Of the gateways.
+        key: API key; empty: none.
     """
 
     name = "grpc"
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._clients = [triptych.AsyncClient(address, retries=0) for address in addresses]
-        self._turn = 0
+    def __init__(self, addresses: Sequence[str], key: str = "") -> None:
+        self._client = _Counted(addresses, api_key=key)
 
     async def ask(self, question: Question, request_id: str, reply: Reply, seconds: float) -> None:
-        """Send a question; tried again as `triptych.AsyncClient` does, but counted."""
-        attempts = Attempts(RETRIES, seconds)
-        while True:
-            reply.begin()
-            client = self._clients[self._turn % len(self._clients)]
-            begun = False
-            options = {"max_tokens": question.max_tokens, "ignore_eos": True, "request_id": request_id}
-            try:
-                events = client.chat(question.message(), timeout=attempts.remaining(), **options)  # type: ignore[arg-type]
-                async with contextlib.aclosing(events):
-                    async for event in events:
-                        begun = True
-                        if isinstance(event, triptych.Delta):
-                            reply.text += event.text
-                            reply.token_ids += event.token_ids
-                        elif isinstance(event, triptych.Finished):
-                            reply.finished = True
-                return
-            except triptych.TriptychError as error:
-                self._turn += 1
-                delay = None if begun else attempts.delay(error)
-                if delay is None:
-                    _note(reply, error)
-                    return
-            await asyncio.sleep(delay)
+        """Send a question."""
+        _REPLY.set(reply)
+        options: dict[str, Any] = {"max_tokens": question.max_tokens, "ignore_eos": True, "request_id": request_id}
+        try:
+            async with contextlib.aclosing(self._client.chat(question.message(), timeout=seconds, **options)) as events:
+                async for event in events:
+                    if isinstance(event, triptych.Delta):
+                        reply.text += event.text
+                        reply.token_ids += event.token_ids
+                    elif isinstance(event, triptych.Finished):
+                        reply.finished = True
+        except triptych.TriptychError as error:
+            _note(reply, error)
 
     async def close(self) -> None:
         """Close its connections."""
-        for client in self._clients:
-            await client.close()
+        await self._client.close()
 
 
 def _note(reply: Reply, error: triptych.TriptychError) -> None:
     reply.reason, reply.detail = error.reason, error.message
-    untyped = error.reason == error.code.value
-    reply.broken = untyped and error.code is Code.UNAVAILABLE and _BROKEN.search(error.message) is not None
+    reply.broken = error.reason == GATEWAY_UNAVAILABLE
     reply.typed = error.reason in _REASONS and (error.reason not in _WAITING or error.retry_after is not None)
     if error.reason == Reason.INTERNAL.name:
         reply.typed = False
@@ -135,14 +127,16 @@ class HttpDoor:
     Args:
         addresses: URLs of the gateways.
         stream: Whether answers are streamed.
+        key: API key; empty: none.
     """
 
-    def __init__(self, addresses: Sequence[str], *, stream: bool) -> None:
+    def __init__(self, addresses: Sequence[str], *, stream: bool, key: str = "") -> None:
         self.name = "http stream" if stream else "http"
         self._addresses = addresses
         self._stream = stream
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = httpx.AsyncClient(limits=limits, trust_env=False)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._client = httpx.AsyncClient(limits=limits, headers=headers, trust_env=False)
         self._turn = 0
 
     async def ask(self, question: Question, request_id: str, reply: Reply, seconds: float) -> None:

@@ -7,9 +7,9 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from tests.faults.asking import Asker, Gateways
+from tests.faults.asking import Asker
 from tests.faults.bench import Bench, Row
-from tests.faults.doors import Door, GrpcDoor, HttpDoor
+from tests.faults.doors import Door
 from tests.faults.ledger import Kind, Outcome
 from tests.faults.questions import Question
 from tests.faults.services import Deployment, Plan
@@ -57,24 +57,16 @@ async def streams(bench: Bench, *, raised: bool) -> Row:
         "vision_service": ("--max-concurrent-rpcs", str(2 * many), "--max-queue", str(many)),
     }
     async with bench.own(Plan(bench.bundle, gateways=2, flags=limits if raised else {}), name) as deployment:
-        gateways = deployment.gateways
-
-        def door(number: int) -> Door:
-            first = gateways if number % 2 else Gateways(gateways.grpc[::-1], gateways.http[::-1])
-            return GrpcDoor(first.grpc) if number % 4 < 2 else HttpDoor(first.http, stream=True)
-
+        door = deployment.gateways.door
         return await _at_once(bench, name, deployment, door, many=many, questions=list(bench.answers), seconds=300)
 
 
 async def pictures(bench: Bench) -> Row:
     """Two hundred pictures at once, none of which any cache has; those refused are sent again after their delay."""
     deployment = await bench.shared(gateways=2)
-    gateways = deployment.gateways
     fresh = [question for question in bench.answers if question.fresh]
 
-    def door(number: int) -> Door:
-        return GrpcDoor(gateways.grpc) if number % 2 else HttpDoor(gateways.http, stream=number % 4 == 0)
-
+    door = deployment.gateways.door
     return await _at_once(
         bench, "pictures", deployment, door, many=bench.lengths.pictures, questions=fresh, seconds=120
     )
