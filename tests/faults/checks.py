@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import logging
+import resource
 import sys
 import tempfile
 import time
@@ -55,6 +56,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the scenarios. Returns the exit code."""
     options = _options(words)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # thousands of connections are held here
     if options.list:
         print("\n".join(SCENARIOS))  # noqa: T201
         return 0

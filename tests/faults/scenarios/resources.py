@@ -22,7 +22,7 @@ from tests.faults.services import Deployment, Plan, Replica
 
 MIB = 1 << 20
 
-_DESCRIPTORS = 256
+_DESCRIPTORS = 1024  # what a shell gives by default
 _HELD_SECONDS = 30.0
 
 
