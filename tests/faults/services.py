@@ -78,7 +78,8 @@ class Replica:
         self._environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}", **(environment or {})}
         own = [] if http_port is None else ["--http-port", str(http_port)]
         command = [sys.executable, "-P", "-m", module, "--host", host, "--port", str(port), *own]
-        self._command = [*prefix, *command, "--parent-pid", str(os.getpid()), *flags]
+        # The clients come first: on busy cores a slow event loop of theirs would look like a service that hangs.
+        self._command = ["nice", "-n", "3", *prefix, *command, "--parent-pid", str(os.getpid()), *flags]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
