@@ -7,13 +7,9 @@ if __name__ == "__main__":
 
     end_with_launcher(sys.argv)  # before the imports that take time
 
-    from gateway import processes
+    from gateway.processes import run
     from gateway.service import GatewayService
     from gateway.settings import GatewaySettings
     from serving.main import main
-    from serving.server import Service, run
 
-    def _run(service: Service, settings: GatewaySettings) -> int:
-        return run(service, settings) if settings.processes == 1 else processes.run(settings)
-
-    sys.exit(main("gateway", GatewaySettings, GatewayService, run=_run))
+    sys.exit(main("gateway", GatewaySettings, GatewayService, run=run))

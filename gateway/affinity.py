@@ -34,6 +34,7 @@ def medium_route(
     return Route(
         _digest([cache_scope.encode(), str(kind).encode(), digest.encode(), _bytes(options)]),
         load=max(1.0, pixels / _PATCH_PIXELS.get(kind, 1)),
+        joins=True,
     )
 
 

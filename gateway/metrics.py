@@ -6,7 +6,8 @@ from prometheus_client import Counter, Gauge
 
 from gateway.ports import ReplicaCount
 
-_REPLICAS = Gauge("triptych_replicas", "Replicas of a tier.", ["tier", "state"])
+# Each process of a gateway sees all replicas, so their numbers are not added up.
+_REPLICAS = Gauge("triptych_replicas", "Replicas of a tier.", ["tier", "state"], multiprocess_mode="livemostrecent")
 RETRIES = Counter(
     "triptych_retries_total",
     "Failed attempts at a tier: moved to another replica at once, repeated after a pause, or given up because the "

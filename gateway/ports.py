@@ -38,6 +38,7 @@ class Route:
         key: Equal keys prefer the same replica. Without one, any replica serves.
         load: The outstanding work that it stands for, in the unit of its tier.
         slack: Load over the tier's bound that it accepts for its key.
+        joins: Whether a replica shares the work of running calls with equal keys.
         tried: Replicas on which it was attempted. Set by the tier.
         alternatives: Whether another available replica was left at the last attempt. Set by the tier.
     """
@@ -45,6 +46,7 @@ class Route:
     key: bytes = field(default_factory=lambda: secrets.token_bytes(8))
     load: float = 0.0
     slack: float = 0.0
+    joins: bool = False
     tried: set[str] = field(default_factory=set)
     alternatives: bool = False
 

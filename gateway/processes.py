@@ -17,9 +17,9 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from gateway.settings import GatewaySettings
-from serving import logs, metrics
+from serving import logs, metrics, server
 from serving.parent import end_with_parent
-from serving.server import StartError
+from serving.server import Service, StartError
 from serving.signals import ending_signals
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
 from serving.transport import PortError, hold_port, open_metrics_port
@@ -107,19 +107,25 @@ class _Worker:
             await self._process.wait()
 
 
-def run(settings: GatewaySettings) -> int:
-    """Run `settings.processes` processes of the gateway until a signal.
+def run(service: Service, settings: GatewaySettings) -> int:
+    """Run the gateway as `settings.processes` processes until a signal.
+
+    Args:
+        service: The gateway, for one process: it is this one.
+        settings: Its settings.
 
     Returns:
         The exit code, as of `serving.server.run`.
     """
-    logs.configure(settings, "gateway")
+    if settings.processes == 1:
+        return server.run(service, settings)
+    logs.configure(settings, service.name)
     if settings.parent_pid is not None:
         end_with_parent(settings.parent_pid)
     try:
         asyncio.run(_supervise(settings))
     except (StartError, PortError) as error:
-        print(f"gateway: {error}", file=sys.stderr)  # noqa: T201  # for people who start it by hand
+        print(f"{service.name}: {error}", file=sys.stderr)  # noqa: T201  # for people who start it by hand
         return 1
     return 0
 

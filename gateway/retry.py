@@ -84,17 +84,21 @@ class Deadline:
 
 
 _ELSEWHERE = frozenset(
-    reason.name
-    for reason in (
-        Reason.QUEUE_FULL,
-        Reason.TOO_MANY_CALLS,
-        Reason.FEATURE_MEMORY_FULL,
-        Reason.ENCODER_BUSY,
-        Reason.ENGINE_NOT_READY,
-        Reason.SHUTTING_DOWN,
-    )
+    {
+        Reason.QUEUE_FULL.name,
+        Reason.TOO_MANY_CALLS.name,
+        Reason.FEATURE_MEMORY_FULL.name,
+        Reason.ENCODER_BUSY.name,
+        Reason.DECODER_BUSY.name,
+        Reason.ENGINE_NOT_READY.name,
+        Reason.SHUTTING_DOWN.name,
+    }
 )
 """Reasons for which one replica refuses a call before it has worked on it: another may take it at once."""
+
+
+_DEFECTS = frozenset({Reason.FEATURES_NOT_FINITE.name, Reason.LOGITS_NOT_FINITE.name})
+"""Reasons that may be a defect of one replica: another one is tried, but not the same one again."""
 
 
 def refused(error: ServiceError) -> bool:
@@ -104,7 +108,7 @@ def refused(error: ServiceError) -> bool:
 
 def retriable(error: ServiceError) -> bool:
     """Whether another replica, or the same one later, may answer."""
-    return error.code is Code.UNAVAILABLE or refused(error) or settings_differ(error)
+    return error.code is Code.UNAVAILABLE or refused(error) or settings_differ(error) or error.reason in _DEFECTS
 
 
 class RetryBudget:
@@ -228,7 +232,8 @@ class Attempts:
                 error.retry_after = min(self._delays, default=error.retry_after)
                 raise error
         self._made += 1
-        if self._made >= self._retries.attempts or not self._retries.budget.take():
+        useless = error.reason in _DEFECTS and not self.route.alternatives
+        if useless or self._made >= self._retries.attempts or not self._retries.budget.take():
             self._count("given_up", error)
             if error.code is Code.UNAVAILABLE:
                 raise lost(self._retries.tier, error, attempts=self._made) from error

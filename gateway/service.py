@@ -39,6 +39,9 @@ _PAUSE_SECONDS = 0.2
 _SAY_SECONDS = 5.0
 """While waiting for a tier, in seconds: the timeout of a call, the delay between calls, and between log lines."""
 
+_FREE_CONNECTIONS = 16
+"""Of the HTTP port, that running requests leave for health checks."""
+
 _NOT_YET = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
 
 
@@ -88,16 +91,19 @@ class GatewayService(Service):
             encoder = await self._agree(vision, decoder)
             self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy, encoder)
             if self._settings.http_port is not None:
+                limits = self._settings.connection_limits
                 app = create_app(
                     self._conductor,
                     access=access,
                     seconds=self._settings.default_deadline_seconds,
                     max_body_bytes=self._settings.max_message_bytes,
-                    max_requests=self._settings.max_concurrent_rpcs,
+                    max_requests=min(self._settings.max_concurrent_rpcs, max(1, limits.most - _FREE_CONNECTIONS)),
                     cors_origins=self._settings.allowed_origins,
                     metrics=self._settings.http_metrics,
+                    max_buffered_body_bytes=self._settings.max_buffered_body_bytes,
+                    receive_seconds=self._settings.receive_timeout_seconds,
                 )
-                http = HttpServer(app, grace_seconds=self._settings.grace_seconds)
+                http = HttpServer(app, grace_seconds=self._settings.grace_seconds, limits=limits)
                 try:
                     port = await http.start(self._settings.host, self._settings.http_port, shared=self.shares_port)
                 except PortError as error:

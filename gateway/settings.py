@@ -40,7 +40,7 @@ class GatewaySettings(ServerSettings):
         ge=1,
         le=256,
         description="Processes that serve the two ports; each uses at most one core. Connections are distributed over "
-        "them. `max_concurrent_rpcs` is divided among them.",
+        "them. `max_concurrent_rpcs` is divided among them; limits of one client and of retries hold in each.",
     )
     cors_origins: str = Field(
         "",
@@ -81,6 +81,13 @@ class GatewaySettings(ServerSettings):
     max_media_per_request: int = Field(64, ge=0, description="Most images and videos in a request.")
     max_image_bytes: int = Field(32 * MIB, ge=1, description="Largest image file.")
     max_video_bytes: int = Field(64 * MIB, ge=1, description="Largest video file.")
+
+    max_buffered_body_bytes: int = Field(
+        1024 * MIB,
+        ge=1,
+        description="Most bytes of the HTTP bodies that are being received, all together; the first 64 KiB of each do "
+        "not count.",
+    )
 
     default_deadline_seconds: float = Field(
         600.0, gt=0, description="Time limit of a request without a deadline, in seconds."

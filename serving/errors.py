@@ -54,6 +54,13 @@ class Reason(enum.Enum):
         "A field has an invalid value. The violation names the field and the valid values.",
         "Correct the field.",
     )
+    MESSAGE_MALFORMED = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "any",
+        "The message is not a protobuf of the method's type, or a string in it is not UTF-8 (gRPC); the request is not "
+        "valid HTTP/1.1 (HTTP).",
+        "Use a client that is generated from the protocol, or an HTTP library.",
+    )
     FIELD_UNIMPLEMENTED = ReasonInfo(
         Code.UNIMPLEMENTED,
         "any",
@@ -108,6 +115,12 @@ class Reason(enum.Enum):
         "The body (HTTP) or the message (gRPC) is over `max_message_bytes`. gRPC itself refuses the message, without "
         "details; the Python client adds the reason.",
         "Send fewer or smaller media; in JSON, base64 adds a third.",
+    )
+    HEADERS_TOO_LARGE = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "gateway",
+        "HTTP: the request's line and headers are over 16 KiB, or over 100 headers (status 431).",
+        "Send fewer or shorter headers, such as cookies.",
     )
     TOO_MANY_MESSAGES = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -305,9 +318,29 @@ class Reason(enum.Enum):
     TOO_MANY_CALLS = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
         "any",
-        "Over `max_concurrent_rpcs` of the gateway (HTTP) or of the service behind it.",
+        "Over `max_concurrent_rpcs` of the gateway or of the service behind it.",
         "Try again after the delay.",
         waits=True,
+    )
+    BODY_MEMORY_FULL = ReasonInfo(
+        Code.RESOURCE_EXHAUSTED,
+        "gateway",
+        "HTTP: the bodies that are being received would together exceed `max_buffered_body_bytes`.",
+        "Try again after the delay.",
+        waits=True,
+    )
+    RECEIVE_TIMEOUT = ReasonInfo(
+        Code.DEADLINE_EXCEEDED,
+        "any",
+        "The body (HTTP, status 408) or the message (gRPC) did not arrive within `receive_timeout_seconds` and the "
+        "time that its size allows.",
+        "Use a faster connection, or send smaller media.",
+    )
+    SEND_TIMEOUT = ReasonInfo(
+        Code.DEADLINE_EXCEEDED,
+        "any",
+        "gRPC: the client took nothing of the answer for `send_timeout_seconds`. Over HTTP the connection is reset.",
+        "Read the answer while it comes.",
     )
     OUT_OF_MEMORY = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serving import logs
+from serving.connections import raise_descriptor_limit
 from serving.errors import ServiceError
+from serving.health import Health
 from serving.interceptors import CallInterceptor
 from serving.parent import end_with_parent
 from serving.settings import ServerSettings
@@ -70,35 +72,6 @@ class Service(ABC):
         """Release what `start` acquired. Called after the last call has ended."""
 
 
-class Health:
-    """The health of a server and of each of its services."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.servicer = health.aio.HealthServicer()
-        self._names = ("", *names)
-        self._stopping = False
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def set(self, serving: bool) -> None:
-        """Set the status; calls of `Watch` get it at once."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in self._names:
-            await self.servicer.set(name, status)
-
-    def set_soon(self, serving: bool) -> None:
-        """As `set`, from a callback. Ignored after `stop`."""
-        if self._stopping:
-            return
-        task = asyncio.get_running_loop().create_task(self.set(serving))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def stop(self) -> None:
-        """Set NOT_SERVING permanently."""
-        self._stopping = True
-        await self.set(serving=False)
-
-
 async def serve(
     service: Service,
     settings: ServerSettings,
@@ -125,22 +98,30 @@ async def serve(
 
     health_state = Health(service.grpc_names)
     # A start may take long, or wait for other services.
-    if not await run_until(service.start(health_state.set_soon), stopping.wait()):
+    if not await run_until(service.start(health_state.set), stopping.wait()):
         return
     try:
         if settings.parent_pid is not None:
             end_with_parent(settings.parent_pid)
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(), *service.interceptors()],
+            interceptors=[
+                CallInterceptor(
+                    max_calls=settings.max_concurrent_rpcs,
+                    max_message_bytes=settings.max_message_bytes,
+                    limits=settings.connection_limits,
+                ),
+                *service.interceptors(),
+            ],
             options=server_options(
                 max_message_bytes=settings.max_message_bytes,
                 max_connection_age_seconds=settings.max_connection_age_seconds,
+                max_calls=settings.max_concurrent_rpcs,
+                limits=settings.connection_limits,
                 shared=service.shares_port,
             ),
-            maximum_concurrent_rpcs=settings.max_concurrent_rpcs,
         )
         service.register(server)
-        health_pb2_grpc.add_HealthServicer_to_server(health_state.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_state, server)
         reflection.enable_server_reflection((*service.grpc_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         try:
             port = open_port(server, settings.host, settings.port)
@@ -149,13 +130,13 @@ async def serve(
         except PortError as error:
             raise StartError(str(error)) from error
         await server.start()
-        await health_state.set(serving=True)
+        health_state.set(serving=True)
         log.info("serving", address=f"{settings.host}:{port}")
         if on_listening is not None:
             on_listening(port)
         await stopping.wait()
         log.info("draining", grace_seconds=settings.grace_seconds)
-        await health_state.stop()
+        health_state.stop()
         await asyncio.gather(server.stop(settings.grace_seconds), service.drain())
     finally:
         await service.stop()
@@ -174,6 +155,7 @@ def run(service: Service, settings: ServerSettings, *, on_listening: Callable[[i
         The exit code: 0 after a clean stop, 1 if it could not start.
     """
     logs.configure(settings, service.name)
+    raise_descriptor_limit()
     try:
         asyncio.run(serve(service, settings, on_listening=on_listening))
     except (StartError, ServiceError) as error:

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from serving.connections import ConnectionLimits, within_descriptors
+
 MIB = 1 << 20
 
 
@@ -28,10 +30,48 @@ class ServerSettings(BaseSettings):
     max_message_bytes: int = Field(128 * MIB, ge=MIB, description="Largest gRPC message in either direction.")
     grace_seconds: float = Field(30.0, ge=0, description="Seconds that running calls may take after SIGTERM.")
     max_connection_age_seconds: float = Field(
-        0.0, ge=0, description="Age at which connections are renewed, so that clients find new replicas; 0: never."
+        0.0,
+        ge=0,
+        description="Age at which connections are renewed, so that clients that resolve a name only when they connect "
+        "find new replicas; 0: never. The gateway does not need it.",
     )
     max_concurrent_rpcs: int = Field(1024, ge=1, description="Calls at once; more are refused with RESOURCE_EXHAUSTED.")
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Most connections of each port at once; fewer where the limit of open files (`ulimit -n`) leaves "
+        "less, after 512 for the service itself.",
+    )
+    handshake_timeout_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Time for a new connection until its handshake is done (gRPC), and for the headers of an HTTP "
+        "request.",
+    )
+    idle_timeout_seconds: float = Field(
+        60.0, gt=0, description="Time after which a connection without a request is closed."
+    )
+    receive_timeout_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="Time for the body or message of a request, besides what its size allows: 1 s for each 64 KiB that "
+        "have arrived (HTTP), or for each 256 KiB of `max_message_bytes` (gRPC).",
+    )
+    send_timeout_seconds: float = Field(
+        60.0, gt=0, description="Time for which a client may take nothing of its answer; then the request ends."
+    )
     metrics_port: int | None = Field(None, ge=0, le=65535, description="Port of the Prometheus metrics; not set: none.")
     parent_pid: int | None = Field(None, ge=1, description="Process id of the launcher: the server ends with it.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["console", "json"] = Field("console", description="Lines for people, or JSON for collectors.")
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """Limits of the connections of each port."""
+        return ConnectionLimits(
+            most=within_descriptors(self.max_connections),
+            handshake_seconds=self.handshake_timeout_seconds,
+            idle_seconds=self.idle_timeout_seconds,
+            receive_seconds=self.receive_timeout_seconds,
+            send_seconds=self.send_timeout_seconds,
+        )

@@ -10,7 +10,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from serving.errors import Code, Reason, ServiceError, Violation, failure, overloaded
+from serving.errors import Code, Reason, ServiceError, Violation, failure
 from serving.settings import MIB
 
 if TYPE_CHECKING:
@@ -22,10 +22,7 @@ _MOST_BYTES = 1000
 """Of a text that may repeat what a client sent. gRPC carries an error in headers, and clients take 8 KiB of those: the
 message is among them twice, once with three bytes for one, and once more in a violation."""
 
-# gRPC itself refuses calls over a server's `maximum_concurrent_rpcs`, with this text and no details.
-_TOO_MANY_CALLS = "Concurrent RPC limit"
-
-# Likewise messages over the limit, with the two sizes in bytes.
+# gRPC itself refuses messages over the limit, with the two sizes in bytes and no details.
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
 
@@ -94,8 +91,6 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
     if name == "UNKNOWN":
         name = "INTERNAL"
     code = Code.__members__.get(name, Code.INTERNAL)
-    if code is Code.RESOURCE_EXHAUSTED and _TOO_MANY_CALLS in (error.details() or ""):
-        return overloaded(Reason.TOO_MANY_CALLS, "the server takes no more calls at once", retry_after=1.0)
     if code is Code.RESOURCE_EXHAUSTED and (sizes := _MESSAGE_TOO_LARGE.search(error.details() or "")):
         sent, limit = (f"{int(size) / MIB:.1f} MiB" for size in sizes.groups())
         message = f"the request is {sent} and the server takes {limit}: send fewer or smaller images and videos"

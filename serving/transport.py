@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
+from serving.connections import ConnectionLimits
 from serving.settings import MIB
 
 Options = Sequence[tuple[str, int | str]]
 """Channel arguments of gRPC."""
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+_EXTRA_STREAMS = 64
+
+_METRICS_CONNECTIONS = 16
+_METRICS_SECONDS = 10.0
+"""Of the port of the metrics: most connections at once, and how long one may send nothing."""
 
 HEALTH_OPTIONS: Options = [
     ("grpc.max_reconnect_backoff_ms", 250),
@@ -112,15 +121,30 @@ def client_options(address: str) -> Options:
     ]
 
 
-def server_options(*, max_message_bytes: int, max_connection_age_seconds: float = 0.0, shared: bool = False) -> Options:
+def server_options(
+    *,
+    max_message_bytes: int,
+    max_connection_age_seconds: float = 0.0,
+    max_calls: int = 1024,
+    limits: ConnectionLimits | None = None,
+    shared: bool = False,
+) -> Options:
     """Options of a server.
 
     Args:
         max_message_bytes: Largest message in either direction.
         max_connection_age_seconds: Age at which connections are renewed; 0: never.
+        max_calls: Most calls at once that the server takes from all clients.
+        limits: Limits of connections. None takes the defaults.
         shared: Whether other servers listen on the port, too; they share its connections. See `hold_port`.
     """
+    limits = limits or ConnectionLimits()
     options = [
+        ("grpc.max_allowed_incoming_connections", limits.most),
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_seconds * 1000)),
+        ("grpc.max_connection_idle_ms", round(limits.idle_seconds * 1000)),
+        # A client that keeps to it may have all calls on one connection, and streams of health besides.
+        ("grpc.max_concurrent_streams", max_calls + _EXTRA_STREAMS),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         # By default two servers on one port would share its connections at random; the second must fail instead.
@@ -276,7 +300,27 @@ def open_metrics_port(
         server, _ = start_http_server(port, host, registry, certfile=certificate.certfile, keyfile=certificate.keyfile)
     except OSError as error:
         raise PortError(host, port, "metrics", error.strerror) from error
+    _limit_clients(server)
     return int(server.server_port)
+
+
+def _limit_clients(server: WSGIServer) -> None:
+    """Limit the connections of a server that has a thread for each, and the time for which they may send nothing."""
+    places = threading.BoundedSemaphore(_METRICS_CONNECTIONS)
+    handler: Any = server.RequestHandlerClass
+
+    class Limited(handler):  # type: ignore[misc]
+        timeout = _METRICS_SECONDS
+
+        def finish(self) -> None:
+            try:
+                super().finish()
+            finally:
+                places.release()
+
+    server.RequestHandlerClass = Limited
+    # socketserver's hook: a connection for which it is false is closed.
+    server.verify_request = lambda request, client_address: places.acquire(blocking=False)  # type: ignore[method-assign]
 
 
 class ReservedPorts:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from gateway.conductor import Conductor
 from gateway.errors import Tier
 from gateway.http.access import METRICS_PATH, KeyCheck
+from gateway.http.body import Bodies
 from gateway.http.chat import ChatCompletions
 from gateway.http.errors import body_of, response_of
 from gateway.http.guard import Guard
@@ -31,6 +32,7 @@ from gateway.keys.limits import RATE_HEADERS
 from gateway.retry import Deadline
 from serving import metrics as server_metrics
 from serving.calls import REQUEST_ID_HEADER
+from serving.connections import Places
 from serving.errors import Reason, ServiceError, failure, unexpected
 from vlm.v1 import chat_pb2
 
@@ -49,6 +51,8 @@ def create_app(
     pace: Pace | None = None,
     cors_origins: Sequence[str] = (),
     metrics: bool = False,
+    max_buffered_body_bytes: int = 1 << 30,
+    receive_seconds: float = 30.0,
     access: Access | None = None,
 ) -> ASGIApp:
     """The application.
@@ -57,12 +61,16 @@ def create_app(
         conductor: Does the work.
         seconds: Time for a request.
         max_body_bytes: Longest body.
-        max_requests: Most requests at once.
+        max_requests: Most requests at once, besides those whose body is incomplete, and health checks.
         pace: How long a stream may be silent.
         cors_origins: Origins of web pages that may call the API from a browser; `*` allows all.
         metrics: Whether to serve the Prometheus metrics, too.
+        max_buffered_body_bytes: Most bytes of the bodies that are being received.
+        receive_seconds: Time for a body, besides the time that its size allows.
         access: Checks keys and limits; None: everybody may do everything.
     """
+    places = Places(max_requests)
+    bodies = Bodies(limit=max_body_bytes, total=max_buffered_body_bytes, seconds=receive_seconds)
 
     async def healthz(request: Request) -> Response:
         replicas = conductor.replicas
@@ -74,14 +82,16 @@ def create_app(
         return JSONResponse({"status": "serving"})
 
     async def models(request: Request) -> Response:
-        listed = [_described(model) for model in await conductor.models(deadline=Deadline(seconds))]
+        with places.taken():
+            listed = [_described(model) for model in await conductor.models(deadline=Deadline(seconds))]
         return JSONResponse({"object": "list", "data": listed})
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        for served in await conductor.models(deadline=Deadline(seconds)):
-            if served.id == name:
-                return JSONResponse(_described(served))
+        with places.taken():
+            for served in await conductor.models(deadline=Deadline(seconds)):
+                if served.id == name:
+                    return JSONResponse(_described(served))
         raise failure(Reason.MODEL_NOT_FOUND, f"model {name!r} is not served here; /v1/models lists those that are")
 
     async def prometheus(request: Request) -> Response:
@@ -91,10 +101,10 @@ def create_app(
         return JSONResponse(document())
 
     pace = pace or Pace()
-    chat = ChatCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace)
-    text = TextCompletions(conductor, seconds=seconds, max_body_bytes=max_body_bytes, pace=pace)
-    tokenize = Tokenize(conductor, seconds=seconds, max_body_bytes=max_body_bytes)
-    detokenize = Detokenize(conductor, seconds=seconds, max_body_bytes=max_body_bytes)
+    chat = ChatCompletions(conductor, seconds=seconds, bodies=bodies, places=places, pace=pace)
+    text = TextCompletions(conductor, seconds=seconds, bodies=bodies, places=places, pace=pace)
+    tokenize = Tokenize(conductor, seconds=seconds, bodies=bodies, places=places)
+    detokenize = Detokenize(conductor, seconds=seconds, bodies=bodies, places=places)
     routes = [
         Route("/healthz", healthz),
         Route("/health", healthz),
@@ -121,7 +131,7 @@ def create_app(
             expose_headers=[REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after", "www-authenticate", *RATE_HEADERS],
             max_age=_PREFLIGHT_SECONDS,
         )
-    return Guard(app, paths={route.path for route in routes}, max_requests=max_requests)
+    return Guard(app, paths={route.path for route in routes})
 
 
 def _described(model: chat_pb2.Model) -> dict[str, Any]:
@@ -149,7 +159,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _not_served(request: Request, error: Exception) -> Response:
     """Answer an unknown path or method."""
     assert isinstance(error, HTTPException)  # noqa: S101
-    message = f"{request.method} {request.url.path} is not served here"
+    message = f"{request.method} {request.scope['path']} is not served here"
     body = body_of(failure(Reason.NOT_SERVED, message))
     return JSONResponse(body, error.status_code, error.headers)
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from gateway.conductor import Conductor
 from gateway.http.answer import sending
+from gateway.http.body import Bodies
 from gateway.http.completions import Completion
 from gateway.http.endpoint import Endpoint, Work
 from gateway.http.schema import CompletionRequest
@@ -14,6 +15,7 @@ from gateway.http.translate import JsonNames, asked_tokens, parse, to_chat
 from gateway.http.unserved import ignored_fields
 from gateway.keys.access import Admitted
 from gateway.retry import Deadline
+from serving.connections import Places
 from vlm.v1 import gateway_pb2
 
 _Read = tuple[CompletionRequest, gateway_pb2.ChatRequest]
@@ -25,12 +27,13 @@ class ChatCompletions(Endpoint[_Read]):
     Args:
         conductor: Does the work.
         seconds: Time for a request.
-        max_body_bytes: Longest body.
+        bodies: Receives its body.
+        places: Requests that may run at once.
         pace: How long a stream may be silent.
     """
 
-    def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int, pace: Pace) -> None:
-        super().__init__(conductor, seconds=seconds, max_body_bytes=max_body_bytes)
+    def __init__(self, conductor: Conductor, *, seconds: float, bodies: Bodies, places: Places, pace: Pace) -> None:
+        super().__init__(conductor, seconds=seconds, bodies=bodies, places=places)
         self._pace = pace
 
     def read(self, body: bytes, request_id: str) -> tuple[_Read, list[str]]:

@@ -11,10 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from gateway.conductor import Conductor
-from gateway.http.body import read_body
+from gateway.http.body import Bodies
 from gateway.http.ignored import IgnoredFields
 from gateway.keys.access import Admitted
 from gateway.retry import Deadline
+from serving.connections import Places
 from serving.tasks import run_until
 
 _INLINE_BYTES = 64 * 1024
@@ -30,31 +31,37 @@ class Endpoint(ABC, Generic[R]):
     Args:
         conductor: Does the work.
         seconds: Time for a request.
-        max_body_bytes: Longest body.
+        bodies: Receives its body.
+        places: Requests that may run at once. A request takes its place when its body is complete, so that those that
+            send none exclude nobody.
     """
 
-    def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int) -> None:
+    def __init__(self, conductor: Conductor, *, seconds: float, bodies: Bodies, places: Places) -> None:
         self._conductor = conductor
         self._seconds = seconds
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
+        self._places = places
         self._ignored = IgnoredFields()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         deadline = Deadline(self._seconds)
-        try:
-            body = await read_body(Request(scope, receive), limit=self._max_body_bytes)
-        except ClientDisconnect:
-            return
-
-        if len(body) <= _INLINE_BYTES:
-            read, ignored = self.read(body, scope["request_id"])
-        else:
-            read, ignored = await asyncio.to_thread(self.read, body, scope["request_id"])
-        send = self._ignored.named(ignored, send)
-        work = self.work(read, deadline, scope["admitted"])
-        del body, read  # frees the files, in base64 and decoded
-        await run_until(work(scope, receive, send), _gone(receive))
+        self._places.check()
+        with self._bodies.receive() as receiving:
+            try:
+                body = await receiving.read(Request(scope, receive), deadline)
+            except ClientDisconnect:
+                return
+            with self._places.taken():
+                if len(body) <= _INLINE_BYTES:
+                    read, ignored = self.read(body, scope["request_id"])
+                else:
+                    read, ignored = await asyncio.to_thread(self.read, body, scope["request_id"])
+                send = self._ignored.named(ignored, send)
+                work = self.work(read, deadline, scope["admitted"])
+                del body, read  # frees the files, in base64 and decoded
+                receiving.release()
+                await run_until(work(scope, receive, send), _gone(receive))
 
     @abstractmethod
     def read(self, body: bytes, request_id: str) -> tuple[R, list[str]]:

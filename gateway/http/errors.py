@@ -26,6 +26,8 @@ _STATUS = {
 
 _LEAST_SERVER_ERROR = 500
 
+_STATUSES = {Reason.RECEIVE_TIMEOUT.name: 408, Reason.HEADERS_TOO_LARGE.name: 431}
+
 # What OpenAI's clients look for when a prompt is too long, and when a key is missing or wrong.
 _CODES = {
     Reason.PROMPT_TOO_LONG.name: "context_length_exceeded",
@@ -38,6 +40,8 @@ def status_of(error: ServiceError) -> int:
     """The HTTP status of an error."""
     if error.reason == Reason.PROMPT_TOO_LONG.name:
         return 400
+    if error.reason in _STATUSES:
+        return _STATUSES[error.reason]
     if error.code is Code.RESOURCE_EXHAUSTED:  # full now, or over a fixed limit
         return 413 if error.retry_after is None else 429
     return _STATUS[error.code]
@@ -47,7 +51,7 @@ def body_of(error: ServiceError) -> dict[str, Any]:
     """The JSON of an error."""
     status = status_of(error)
     kind = {404: "not_found_error", 429: "rate_limit_error"}.get(
-        status, "invalid_request_error" if status in (400, 401, 403, 413, 415) else "server_error"
+        status, "invalid_request_error" if status in (400, 401, 403, 408, 413, 415, 431) else "server_error"
     )
     return {
         "error": {
@@ -57,6 +61,11 @@ def body_of(error: ServiceError) -> dict[str, Any]:
             "code": _CODES.get(error.reason, error.reason.lower()),
         }
     }
+
+
+def json_bytes(body: dict[str, Any]) -> bytes:
+    """A JSON object as it is sent."""
+    return json.dumps(body).encode()
 
 
 def response_of(error: ServiceError) -> JSONResponse:
@@ -74,4 +83,4 @@ def response_of(error: ServiceError) -> JSONResponse:
 
 def event_of(error: ServiceError) -> bytes:
     """The last event of a stream that fails in the middle."""
-    return b"data: " + json.dumps(body_of(error)).encode() + b"\n\n"
+    return b"data: " + json_bytes(body_of(error)) + b"\n\n"

@@ -8,25 +8,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import response_of
 from serving.calls import REQUEST_ID_HEADER, accept_request_id, observe
-from serving.errors import Reason, ServiceError, overloaded
+from serving.errors import Reason, ServiceError, failure, invalid
 
 log = structlog.get_logger()
 
+MAX_HEADER_BYTES = 16 * 1024
+"""Of a request's line and headers together."""
+
+_MAX_HEADERS = 100
+
 
 class Guard:
-    """Gives every request an id, counts and logs it, and refuses it when there are too many.
+    """Gives every request an id, checks its headers, counts and logs it.
 
     Args:
         app: What answers.
         paths: The paths that it serves; others share one label in the metrics.
-        max_requests: Most requests at once.
     """
 
-    def __init__(self, app: ASGIApp, *, paths: set[str], max_requests: int) -> None:
+    def __init__(self, app: ASGIApp, *, paths: set[str]) -> None:
         self._app = app
         self._paths = paths
-        self._max_requests = max_requests
-        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -44,14 +46,11 @@ class Guard:
                         MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
                 await send(message)
 
-            self._running += 1
             try:
                 given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
                 request_id = accept_request_id(given, path=REQUEST_ID_HEADER)
                 scope["request_id"] = request_id
-                if self._running > self._max_requests:
-                    message = f"the limit of {self._max_requests} requests at once is reached (max_concurrent_rpcs)"
-                    raise overloaded(Reason.TOO_MANY_CALLS, message, retry_after=1.0)
+                _check_headers(scope)
                 await self._app(scope, receive, send_with_id)
                 call.code = str(scope.get("late_status", call.code))  # of a stream that failed after its status
             except ServiceError as error:  # raised just above: those of the application are answered by `_failed`
@@ -59,5 +58,17 @@ class Guard:
             except Exception:  # as in serving.interceptors
                 call.code = "500"
                 log.exception("request failed unexpectedly", method=method)
-            finally:
-                self._running -= 1
+
+
+def _check_headers(scope: Scope) -> None:
+    headers = scope["headers"]
+    length = (
+        len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in headers)
+    )
+    if length > MAX_HEADER_BYTES or len(headers) > _MAX_HEADERS:
+        message = f"the headers are over {MAX_HEADER_BYTES} bytes, or over {_MAX_HEADERS}"
+        raise failure(Reason.HEADERS_TOO_LARGE, message)
+    names = {name for name, _ in headers}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        # A proxy in front may have chosen the other one, and have taken the rest for another request.
+        raise invalid("content-length", "is set besides transfer-encoding; send one of them")

@@ -16,6 +16,7 @@ from typing import Any
 
 from gateway.conductor import Conductor
 from gateway.http.answer import sending
+from gateway.http.body import Bodies
 from gateway.http.completions import DONE, end_of, line_of, total_usage, usage_of
 from gateway.http.endpoint import Endpoint, Work
 from gateway.http.logprobs import content
@@ -25,6 +26,7 @@ from gateway.http.translate import PromptNames, to_prompts, validated
 from gateway.http.unserved import ignored_fields
 from gateway.keys.access import Admitted
 from gateway.retry import Deadline
+from serving.connections import Places
 from serving.tasks import merged
 from vlm.v1 import chat_pb2, gateway_pb2
 
@@ -40,12 +42,13 @@ class TextCompletions(Endpoint[_Read]):
     Args:
         conductor: Does the work.
         seconds: Time for a request.
-        max_body_bytes: Longest body.
+        bodies: Receives its body.
+        places: Requests that may run at once.
         pace: How long a stream may be silent.
     """
 
-    def __init__(self, conductor: Conductor, *, seconds: float, max_body_bytes: int, pace: Pace) -> None:
-        super().__init__(conductor, seconds=seconds, max_body_bytes=max_body_bytes)
+    def __init__(self, conductor: Conductor, *, seconds: float, bodies: Bodies, places: Places, pace: Pace) -> None:
+        super().__init__(conductor, seconds=seconds, bodies=bodies, places=places)
         self._pace = pace
 
     def read(self, body: bytes, request_id: str) -> tuple[_Read, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,20 +49,21 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 
 def write_keys(path: Path, keys: Sequence[Key]) -> None:
-    """Replace a file of keys at once, so that a reader sees the old keys or the new ones. Only its owner may read it.
+    """Replace a file of keys at once, so that a reader sees the old keys or the new ones.
+
+    Only the owner may read a new file. One that exists keeps its owner and its mode: the gateway may run as another
+    user, and if it could no longer read the file, a revoked key would stay in force.
 
     Raises:
-        KeysFileError: It cannot be written.
+        KeysFileError: It cannot be written, or its owner cannot be kept.
     """
     content = _Content(keys=list(keys)).model_dump_json(indent=2, exclude_none=True)
     target = path.resolve()  # a link stays one
     try:
         with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             try:
-                os.fchmod(file.fileno(), 0o600)
-                if target.exists():  # the gateway may be another user's, and the writer root
-                    with contextlib.suppress(PermissionError):
-                        os.fchown(file.fileno(), (known := target.stat()).st_uid, known.st_gid)
+                if target.exists():
+                    _keep_owner(file.fileno(), target)
                 file.write(content + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -71,6 +73,17 @@ def write_keys(path: Path, keys: Sequence[Key]) -> None:
                 raise
     except OSError as error:
         raise KeysFileError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _keep_owner(new: int, old: Path) -> None:
+    """Give a file, by its descriptor, the owner and the mode of another."""
+    known, made = old.stat(), os.fstat(new)
+    if (known.st_uid, known.st_gid) != (made.st_uid, made.st_gid):
+        try:
+            os.fchown(new, known.st_uid, known.st_gid)
+        except PermissionError:
+            raise KeysFileError(f"{old} belongs to user {known.st_uid}: run this as that user, or as root") from None
+    os.fchmod(new, stat.S_IMODE(known.st_mode))
 
 
 @contextlib.contextmanager

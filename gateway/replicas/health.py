@@ -65,11 +65,14 @@ class HealthMonitor:
     async def _watch(self) -> None:
         """Follow the health of the replica. A server without a health service counts as SERVING."""
         while True:
+            pause = _AGAIN_SECONDS
             watch = self._stub.Watch(_EVERYTHING, wait_for_ready=True)
             try:
                 async for reply in watch:
                     self._replica.serving = reply.status == health_pb2.HealthCheckResponse.SERVING
+                    pause = 0.0  # if the connection ends now, as old ones do, there may be another at once
                     if not self._replica.serving:
+                        pause = _AGAIN_SECONDS
                         break  # a server that drains waits for the end of its calls, this one included
             except grpc.aio.AioRpcError as error:
                 self._replica.serving = error.code() in _SERVING
@@ -77,7 +80,7 @@ class HealthMonitor:
                 self._replica.serving = False
             finally:
                 watch.cancel()
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(pause)
 
     async def _probe(self) -> None:
         """Call the replica all the time. After two probes without an answer its calls are ended."""

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import grpc
 import structlog
 
+from gateway.ports import Route
 from gateway.replicas.ejection import Ejection, EjectionPolicy
 from serving.errors import Code, Reason, ServiceError, unavailable
 from serving.status import from_rpc_error
@@ -29,17 +30,18 @@ class Attempt(Generic[S]):
 
     Args:
         replica: Where it goes.
-        load: Outstanding work that it stands for.
+        route: What it is.
         first_seconds: Longest wait for the first message.
     """
 
-    def __init__(self, replica: Replica[S], load: float, first_seconds: float) -> None:
+    def __init__(self, replica: Replica[S], route: Route, first_seconds: float) -> None:
         self._replica = replica
         self._first_seconds: float | None = first_seconds
         self._call: grpc.aio.Call | None = None
         self._lost = False
         self._reported = False
-        self.load = load
+        self.key = route.key
+        self.load = route.load
         """Outstanding work; may be changed while the call runs."""
 
     @property
@@ -186,10 +188,14 @@ class Replica(Generic[S]):
         """Outstanding work of its calls."""
         return sum(attempt.load for attempt in self._attempts)
 
+    def runs(self, key: bytes) -> bool:
+        """Whether one of its calls has this key."""
+        return any(attempt.key == key for attempt in self._attempts)
+
     @contextlib.contextmanager
-    def attempt(self, load: float, first_seconds: float) -> Iterator[Attempt[S]]:
+    def attempt(self, route: Route, first_seconds: float) -> Iterator[Attempt[S]]:
         """A call to this replica, counted while the block runs. Arguments as for `Attempt`."""
-        attempt = Attempt(self, load, first_seconds)
+        attempt = Attempt(self, route, first_seconds)
         self._attempts.add(attempt)
         try:
             yield attempt

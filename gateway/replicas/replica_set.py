@@ -17,8 +17,9 @@ from gateway.replicas.discovery import RESOLVE_SECONDS, Discovery
 from gateway.replicas.ejection import EjectionPolicy
 from gateway.replicas.health import HealthMonitor, HealthPolicy
 from gateway.replicas.replica import Attempt, Replica
-from gateway.replicas.routing import choose
+from gateway.replicas.routing import Choose, choose
 from serving.errors import Reason, unavailable
+from serving.recent import Recent
 from serving.tasks import cancel_and_wait
 
 log = structlog.get_logger()
@@ -27,6 +28,10 @@ S = TypeVar("S")
 
 Connect = Callable[[str, str], grpc.aio.Channel]
 """Opens a channel to one replica, from its address and the name in its certificate (empty: the address)."""
+
+
+_KEYS = 16384
+"""Keys of which the last replica is known: those of the most recent calls."""
 
 
 class ReplicaSet(Generic[S]):
@@ -41,6 +46,7 @@ class ReplicaSet(Generic[S]):
         health: When a replica that does not answer is given up.
         ejection: When a replica whose calls fail is left.
         resolve_seconds: Seconds between two readings of the addresses.
+        choose: Chooses one replica by the key of a call and the loads.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class ReplicaSet(Generic[S]):
         health: HealthPolicy | None = None,
         ejection: EjectionPolicy | None = None,
         resolve_seconds: float = RESOLVE_SECONDS,
+        choose: Choose = choose,
     ) -> None:
         self._tier = tier
         self._discovery = discovery
@@ -63,6 +70,8 @@ class ReplicaSet(Generic[S]):
         self._health = health or HealthPolicy()
         self._ejection = ejection or EjectionPolicy()
         self._resolve_seconds = resolve_seconds
+        self._pick = choose
+        self._last: Recent[bytes, str] = Recent(_KEYS, lambda address: 1)
         self._replicas: dict[str, Replica[S]] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
         self._following: asyncio.Task[None] | None = None
@@ -107,7 +116,7 @@ class ReplicaSet(Generic[S]):
             ServiceError: UNAVAILABLE if no replica is available.
         """
         replica = self._choose(route)
-        with replica.attempt(route.load, self._first_seconds) as attempt:
+        with replica.attempt(route, self._first_seconds) as attempt:
             yield attempt
 
     def _choose(self, route: Route) -> Replica[S]:
@@ -118,11 +127,19 @@ class ReplicaSet(Generic[S]):
         untried = [replica for replica in available if replica.address not in route.tried]
         # If nothing better is left, also an ejected replica, or one that was tried.
         candidates = [replica for replica in untried if replica.preferred] or untried or available
-        loads = {replica.address: replica.load for replica in candidates}
-        chosen = self._replicas[choose(route.key, loads, slack=route.slack)]
+        chosen = self._replicas[self._address(route, candidates)]
+        self._last.put(route.key, chosen.address)
         route.tried.add(chosen.address)
         route.alternatives = any(replica.address not in route.tried for replica in available)
         return chosen
+
+    def _address(self, route: Route, candidates: list[Replica[S]]) -> str:
+        if route.joins:
+            for replica in candidates:
+                if replica.runs(route.key):
+                    return replica.address
+        loads = {replica.address: replica.load for replica in candidates}
+        return self._pick(route.key, loads, route.slack, self._last.get(route.key))
 
     async def _follow(self) -> None:
         while True:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+Choose = Callable[[bytes, Mapping[str, float], float, str | None], str]
+"""The signature of `choose`."""
 
 BALANCE = 1.25
 """How far over the mean load the preferred replica of a key may be. Consistent hashing with bounded loads (Mirrokni et
@@ -22,7 +25,7 @@ def ranked(key: bytes, names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (_score(key, name), name), reverse=True)
 
 
-def choose(key: bytes, loads: Mapping[str, float], *, slack: float = 0.0) -> str:
+def choose(key: bytes, loads: Mapping[str, float], slack: float = 0.0, last: str | None = None) -> str:
     """The first replica in the key's order whose load is within the bound.
 
     The bound is `BALANCE` times the mean load, or 0 while a replica is idle, and `slack`. The least loaded replica is
@@ -32,10 +35,15 @@ def choose(key: bytes, loads: Mapping[str, float], *, slack: float = 0.0) -> str
         key: As for `ranked`.
         loads: Outstanding work of each replica; at least one.
         slack: Load over the bound that is accepted for the affinity.
+        last: The replica that the key had last, which has its caches now: it comes first in the order. It differs from
+            the key's own first if that was over the bound then.
     """
     least = min(loads.values())
     bound = max(least, BALANCE * sum(loads.values()) / len(loads) if least else 0.0) + slack
-    return next(name for name in ranked(key, loads) if loads[name] <= bound)
+    order = ranked(key, loads)
+    if last is not None and last in loads:
+        order.insert(0, last)
+    return next(name for name in order if loads[name] <= bound)
 
 
 def _score(key: bytes, name: str) -> bytes:

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.keys.file import write_keys
+from gateway.keys.key import Key, hash_of, new_secret
 from serving.transport import ReservedPorts
 from tests.processes import line, started
 
@@ -86,12 +88,14 @@ class System:
         http: Its URL.
         model: Name of the model.
         metrics: URL of the decoder's metrics.
+        key: An API key of the gateway, which refuses calls without one.
     """
 
     grpc: str
     http: str
     model: str
     metrics: str
+    key: str
 
     @property
     def variables(self) -> dict[str, str]:
@@ -101,6 +105,7 @@ class System:
             "CLIENTS_MODEL": self.model,
             "CLIENTS_METRICS": self.metrics,
             "CLIENTS_PICTURE": str(PICTURE),
+            "CLIENTS_KEY": self.key,
         }
 
 
@@ -205,17 +210,27 @@ def outcome(name: str, printed: str) -> Outcome:
 
 @contextlib.contextmanager
 def system() -> Iterator[System]:
-    """`triptych up` with the demo model on free ports."""
+    """`triptych up` with the demo model on free ports, and an API key."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, secret = Path(folder) / "keys.json", new_secret()
+        write_keys(path, [Key(name="clients", sha256=hash_of(secret), tenant="clients")])
+        with _up(path, secret) as served:
+            yield served
+
+
+@contextlib.contextmanager
+def _up(keys: Path, secret: str) -> Iterator[System]:
     ports = ReservedPorts("127.0.0.1")
     metrics = ports.reserve()
     ports.release()
     command = [sys.executable, "-m", "triptych_cli", "up", "--grpc-port", "0", "--http-port", "0"]
-    with started(command, cwd=ROOT, env={**os.environ, "DECODER_METRICS_PORT": str(metrics)}) as process:
+    variables = {**os.environ, "DECODER_METRICS_PORT": str(metrics), "GATEWAY_KEYS_FILE": str(keys)}
+    with started(command, cwd=ROOT, env=variables) as process:
         try:
             said = line(process.stdout, "the line that says that it is ready")
             if (ready := _READY.fullmatch(said)) is None:
                 raise RuntimeError(f"triptych up said {said!r}")
-            yield System(*ready.groups(), metrics=f"http://127.0.0.1:{metrics}/metrics")
+            yield System(*ready.groups(), metrics=f"http://127.0.0.1:{metrics}/metrics", key=secret)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)

@@ -143,7 +143,6 @@ def project(options: argparse.Namespace, scratch: Path) -> Iterator[Project]:
         "GATEWAY_HTTP_PORT": _free_port(),
         "VISION_MEMORY": "2g",
         "DECODER_CPUS": "1",
-        "MAX_CONNECTION_AGE_SECONDS": "5",  # new replicas are found sooner than a user would want to pay for
         **({"TRIPTYCH_BUNDLE": options.bundle.resolve()} if options.bundle else {}),
     }
     env_file = scratch / "settings.env"

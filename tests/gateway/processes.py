@@ -17,6 +17,7 @@ from serving.errors import ServiceError
 from serving.server import serve as run_server
 from serving.status import from_rpc_error
 from serving.transport import open_channel
+from tests.gateway.fakes import FakeVision, GenerateCall
 from tests.gateway.requests import ask, image
 from vlm.v1 import gateway_pb2_grpc
 
@@ -79,6 +80,8 @@ async def deaf(child: Any) -> None:
 async def until_deaf(child: Any, stub: gateway_pb2_grpc.GatewayStub) -> list[asyncio.Task[list[Any]]]:
     """Ask until a call has come to the process and stays there; all that was asked, answered or not.
 
+    Each question is about another picture, since equal ones go to one replica.
+
     The gateway is ready as soon as it is connected to one replica of a tier. Until it is connected to the process, too,
     all questions go to the other replica.
     """
@@ -86,9 +89,9 @@ async def until_deaf(child: Any, stub: gateway_pb2_grpc.GatewayStub) -> list[asy
     asked: list[asyncio.Task[list[Any]]] = []
     try:
         while not heard.done():
-            several = [
-                asyncio.create_task(everything(stub.Chat(ask(image(b"file one")), timeout=60))) for _ in range(4)
-            ]
+            pictures = [image(b"file %03d" % (len(asked) + i)) for i in range(4)]
+            calls = [stub.Chat(ask(picture), timeout=60) for picture in pictures]
+            several = [asyncio.create_task(everything(call)) for call in calls]
             asked += several
             answered = asyncio.gather(*several)
             await asyncio.wait([heard, answered], return_when=asyncio.FIRST_COMPLETED)
@@ -98,3 +101,9 @@ async def until_deaf(child: Any, stub: gateway_pb2_grpc.GatewayStub) -> list[asy
     finally:
         heard.cancel()
     return asked
+
+
+def is_whole(call: GenerateCall, vision: FakeVision) -> bool:
+    """Whether the features of a picture of `until_deaf` came whole."""
+    features = bytes(call.features[0])
+    return features == vision.features(features[: len(b"file 000")])

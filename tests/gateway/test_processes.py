@@ -118,6 +118,7 @@ async def test_processes_share_the_ports(vision: FakeVision, decoder: FakeDecode
         assert MODEL in await _get(group.http, "/v1/models")
         counted = await _get(group.metrics, "/metrics")
         assert 'triptych_rpc_total{code="OK",method="/vlm.v1.Gateway/ListModels"} 12.0' in counted
+        assert 'triptych_replicas{state="available",tier="decoder"} ' in counted  # not one for each process
         assert 'triptych_rpc_running{method="/vlm.v1.Gateway/ListModels"} 0.0' in counted
 
         others = await asyncio.gather(_start(*group.flags), _start(*group.flags, "--processes", "2"))

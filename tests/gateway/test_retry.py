@@ -7,7 +7,7 @@ import pytest
 from gateway.errors import Tier
 from gateway.ports import Route
 from gateway.retry import Attempts, Backoff, Deadline, Retries, RetryBudget
-from serving.errors import Code, Reason, ServiceError, invalid, overloaded, unavailable
+from serving.errors import Code, Reason, ServiceError, failure, invalid, overloaded, unavailable
 
 
 class Clock:
@@ -73,6 +73,17 @@ async def test_refusals_are_followed_by_other_replicas_at_once() -> None:
     with pytest.raises(ServiceError) as caught:
         await attempts.failed(_full(4.0))
     assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 2.0)
+
+
+async def test_a_defect_is_tried_elsewhere_and_not_again() -> None:
+    """Features that are not finite may come from one replica's memory or processor."""
+    defect = failure(Reason.FEATURES_NOT_FINITE, "the features contain NaN")
+    attempts = _attempts(alternatives=True)
+    await attempts.failed(defect)
+    attempts.route.alternatives = False
+    with pytest.raises(ServiceError) as caught:
+        await attempts.failed(defect)
+    assert caught.value is defect
 
 
 async def test_an_engine_that_is_not_ready_is_tried_again() -> None:

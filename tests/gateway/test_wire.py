@@ -16,7 +16,7 @@ from serving.errors import Code
 from serving.server import StartError
 from serving.status import from_rpc_error
 from tests.gateway.fakes import MODEL, EncodeCall, FakeDecoder, FakeVision, GenerateCall, serve
-from tests.gateway.processes import deaf, everything, failure, gateway, process, until_deaf
+from tests.gateway.processes import deaf, everything, failure, gateway, is_whole, process, until_deaf
 from tests.gateway.requests import answer, ask, image, kinds, text
 from vlm.v1 import gateway_pb2, gateway_pb2_grpc
 
@@ -192,7 +192,7 @@ async def test_a_killed_vision_replica_goes_unnoticed(stop_at: str, decoder: Fak
         child.kill()
         for events in await asyncio.gather(*asking):
             assert kinds(events) == EVENTS
-    assert all(bytes(call.features[0]) == vision.features(b"file one") for call in decoder.calls)
+    assert all(is_whole(call, vision) for call in decoder.calls)
 
 
 @pytest.mark.parametrize("stop_at", ["open", "read 0", "read 3", "start", "delta"])
@@ -209,7 +209,7 @@ async def test_a_killed_decoder_replica_goes_unnoticed_before_the_first_token(st
         child.kill()
         for events in await asyncio.gather(*asking):
             assert kinds(events) == EVENTS
-    assert all(bytes(call.features[0]) == vision.features(b"file one") for call in decoder.calls if call.complete)
+    assert all(is_whole(call, vision) for call in decoder.calls if call.complete)
 
 
 async def test_tiers_that_are_gone_are_named(vision: FakeVision, decoder: FakeDecoder) -> None:

@@ -196,8 +196,7 @@ async def test_a_stop_while_starting_is_a_clean_stop() -> None:
 async def test_a_full_server_says_when_to_come_back() -> None:
     """Calls over the limit are RESOURCE_EXHAUSTED with a delay, and the running one is not harmed."""
     service = Echo()
-    # The channel's own watch of the server's health takes the other place.
-    async with running(service, max_concurrent_rpcs=2) as (channel, _, _):
+    async with running(service, max_concurrent_rpcs=1) as (channel, _, _):
         stub = vision_pb2_grpc.VisionEncoderStub(channel)
         call = stub.Encode(vision_pb2.EncodeRequest())
         await service.entered.wait()

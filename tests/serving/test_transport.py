@@ -18,6 +18,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving import transport
 from serving.transport import (
     HEALTH_OPTIONS,
     INSECURE,
@@ -169,3 +170,14 @@ def test_nothing_else_opens_channels_and_ports() -> None:
         if _OPENS.search(path.read_text(encoding="utf-8"))
     }
     assert found == {"serving/transport.py"}
+
+
+def test_idle_connections_to_the_metrics_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silent ones over the limit are closed at once, the others in time; then the metrics are there."""
+    monkeypatch.setattr(transport, "_METRICS_SECONDS", 0.5)
+    port = open_metrics_port("127.0.0.1", 0)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
+        assert [client.recv(1) for client in silent] == [b""] * 20
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+            assert response.status == 200

@@ -168,10 +168,11 @@ def test_options_have_their_places_in_the_request() -> None:
         "recommended_sampling": False,
         "repetition_detection": {"max_pattern_size": 8, "min_count": 3},
     }
-    given: Any = {**generation, "report_progress": True, "model": "m", "request_id": "r", "enable_thinking": False}
+    own = {"report_progress": True, "cache_salt": "s"}
+    given: Any = {**generation, **own, "model": "m", "request_id": "r", "enable_thinking": False}
     request = chat_request([triptych.user("hi")], given)
     assert request.generation == chat_pb2.GenerationOptions(**generation)
-    assert (request.report_progress, request.model, request.request_id) == (True, "m", "r")
+    assert (request.report_progress, request.cache_salt, request.model, request.request_id) == (True, "s", "m", "r")
     assert request.HasField("enable_thinking")
     assert not request.enable_thinking
     silent = chat_request([triptych.user("hi")], {})
@@ -179,7 +180,7 @@ def test_options_have_their_places_in_the_request() -> None:
     assert not silent.HasField("enable_thinking")
     forms_and_tools = {"response_format", "regex", "choice", "grammar", "tool_choice", "parallel_tool_calls"}
     only_of_chats = set(ChatOptions.__annotations__) - set(CountOptions.__annotations__)
-    assert only_of_chats == {*generation, *forms_and_tools, "report_progress"}
+    assert only_of_chats == {*generation, *forms_and_tools, *own}
 
 
 def test_half_an_answer_is_no_answer() -> None:

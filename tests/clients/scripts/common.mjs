@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 
 export const BASE_URL = process.env.CLIENTS_BASE_URL;
 export const MODEL = process.env.CLIENTS_MODEL;
-export const KEY = "unused";
+export const KEY = process.env.CLIENTS_KEY;
 export const PICTURE = readFileSync(process.env.CLIENTS_PICTURE);
 export const IMAGE_URL = `data:image/png;base64,${PICTURE.toString("base64")}`;
 export const QUESTION = "What is in the picture?";

@@ -20,7 +20,7 @@ from typing import Any
 BASE_URL = os.environ["CLIENTS_BASE_URL"]
 MODEL = os.environ["CLIENTS_MODEL"]
 METRICS = os.environ["CLIENTS_METRICS"]
-KEY = "unused"
+KEY = os.environ["CLIENTS_KEY"]
 
 IMAGE_URL = "data:image/png;base64," + base64.b64encode(Path(os.environ["CLIENTS_PICTURE"]).read_bytes()).decode()
 QUESTION = "What is in the picture?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -24,6 +25,32 @@ def test_keys_come_back(tmp_path: Path) -> None:
     write_keys(path, keys)
     assert read_keys(path) == keys
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_keeps_its_owner_and_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that runs as another user can read it afterwards; where that cannot be, nothing is written."""
+    path = tmp_path / "keys.json"
+    write_keys(path, [key("one")])
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 10001, 10001)
+    owner = path.stat().st_uid
+    write_keys(path, [])
+    assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (owner, 0o640)
+
+    def refuse(*args: int) -> None:
+        raise PermissionError
+
+    known = path.stat()
+    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr(
+        Path, "stat", lambda self, **more: os.stat_result((known.st_mode, 1, 1, 1, 4711, 4711, 1, 1, 1, 1))
+    )
+    with pytest.raises(KeysFileError, match="belongs to user 4711"):
+        write_keys(path, [key("two")])
+    monkeypatch.undo()
+    assert read_keys(path) == ()
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.conductor import Conductor, Policy
 from gateway.media import RequestLimits
@@ -61,6 +62,11 @@ async def until_left(replicas: ReplicaSet[Any], address: str) -> None:
     """Wait until this replica gets no calls."""
     while address in [await model(replicas) for _ in range(8)]:  # noqa: ASYNC110  # there is no event
         await asyncio.sleep(TICK)
+
+
+def measured(name: str, **labels: str) -> float:
+    """A metric of the decoder tier."""
+    return REGISTRY.get_sample_value(name, {"tier": "decoder", **labels}) or 0.0
 
 
 def conductor(replicas: ReplicaSet[Any], vision: FakeVision | None = None) -> Conductor:
@@ -171,10 +177,14 @@ async def test_a_replica_that_fails_is_ejected_and_comes_back() -> None:
         target = ",".join(addresses)
         async with decoders(target, ejection=EjectionPolicy(failures=2, first=3600)) as replicas:
             await until_available(replicas, 2)
-            core = conductor(replicas)
+            core, repeated = conductor(replicas), measured("triptych_retries_total", outcome="repeated")
             for number in range(30):
                 assert answer(await chat(core, ask(text(f"Hello {number}")))) == "A red circle."
             assert replicas.count == ReplicaCount(available=2, known=2, ejected=1)
+            while measured("triptych_replicas", state="ejected") != 1:  # noqa: ASYNC110  # there is no event
+                await asyncio.sleep(TICK)
+            assert measured("triptych_replicas", state="available") == 1
+            assert measured("triptych_retries_total", outcome="repeated") == repeated + 2
             assert len(bad.calls) == 2
         async with decoders(target, ejection=EjectionPolicy(failures=2, first=0.1)) as replicas:
             await until_available(replicas, 2)
@@ -255,6 +265,26 @@ async def test_pictures_of_one_request_use_all_idle_encoders() -> None:
         core = Conductor(vision, decoder, RequestLimits(), Policy())
         assert answer(await chat(core, ask(*[image(b"file %d" % i) for i in range(4)]))) == "A red circle."
     assert [len(fake.calls) for fake in fakes] == [2, 2]
+
+
+async def test_one_picture_of_many_requests_is_encoded_once() -> None:
+    """While a picture is being encoded, others who ask about it join that replica, also if another one is idle."""
+    fakes = FakeVision(), FakeVision()
+    all_there = asyncio.Event()
+
+    async def hook(call: EncodeCall, chunk: int) -> None:
+        if sum(len(fake.calls) for fake in fakes) == 6:
+            all_there.set()
+        await all_there.wait()
+
+    for fake in fakes:
+        fake.hook = hook
+    async with contextlib.AsyncExitStack() as stack:
+        addresses = [(await stack.enter_async_context(serve(fake)))[0] for fake in (*fakes, FakeDecoder())]
+        vision, decoder = await grpc_tiers(stack, ",".join(addresses[:2]), addresses[2])
+        core = Conductor(vision, decoder, RequestLimits(), Policy())
+        await asyncio.gather(*(chat(core, ask(image(b"file one"), text(f"Question {i}"))) for i in range(6)))
+    assert sorted(len(fake.calls) for fake in fakes) == [0, 6]
 
 
 async def test_a_second_turn_goes_where_the_first_went() -> None:

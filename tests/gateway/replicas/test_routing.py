@@ -65,6 +65,16 @@ def test_slack_keeps_a_key_at_a_busier_replica() -> None:
     assert choose(key, dict.fromkeys(NAMES, 0.0) | {first: 1.0}) == second
 
 
+def test_the_last_replica_of_a_key_comes_first() -> None:
+    """It has the caches now; within the same bound, and if it is still there."""
+    key = KEYS[0]
+    *_, last = ranked(key, NAMES)
+    loads = dict.fromkeys(NAMES, 4.0)
+    assert choose(key, loads, 0.0, last) == last
+    assert choose(key, loads | {last: 9.0}, 0.0, last) == ranked(key, NAMES)[0]
+    assert choose(key, loads, 0.0, "gone") == ranked(key, NAMES)[0]
+
+
 def test_the_least_loaded_is_always_within_the_bound() -> None:
     """Also where sums are rounded."""
     for name in NAMES[:1], NAMES[:3]:
