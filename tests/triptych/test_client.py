@@ -383,12 +383,12 @@ def test_a_message_over_the_limit_is_a_sentence(client: Blocking | Asyncio) -> N
 
 def test_a_message_that_is_over_the_limit_when_unpacked_is_typed() -> None:
     """A few kilobytes that gzip makes 2.5 MiB of: gRPC says neither size."""
+    request = gateway_pb2.CountTokensRequest(model="x" * (5 << 19))
     with (
         playing(_play, max_message_bytes=1 << 20) as gateway,
         grpc.insecure_channel(gateway.address, compression=grpc.Compression.Gzip) as channel,
         pytest.raises(grpc.RpcError) as raised,
     ):
-        request = gateway_pb2.CountTokensRequest(model="x" * (5 << 19))
         gateway_pb2_grpc.GatewayStub(channel).CountTokens(request, timeout=60)
     assert from_rpc_error(raised.value).reason == "BODY_TOO_LARGE"
 
