@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import exporter
 from tests.checkpoints import make_checkpoint
 from tests.faults.asking import Answers, Asker, DisagreementError, Gateways, Load, answers_at_rest
 from tests.faults.ledger import Counts, Kind, Ledger
+from tests.faults.network import Hosts, Network, network
 from tests.faults.questions import questions
 from tests.faults.services import Deployment, NotServingError, Plan, deployed, healthz
 
@@ -109,6 +110,7 @@ class Bench:
         self.answers: Answers = {}
         self._stack = contextlib.AsyncExitStack()
         self._shared: tuple[str, Deployment] | None = None
+        self._network: Network | None = None
         self._folders = 0
 
     def folder(self, name: str) -> Path:
@@ -120,10 +122,26 @@ class Bench:
 
     async def shared(self, *, gateways: int = 1) -> Deployment:
         """The deployment of two vision services, two decoders and one or two gateways; started if it is not there."""
-        key = f"{gateways} gateways"
+        return await self._kept(f"{gateways} gateways", gateways)
+
+    async def parted(self) -> tuple[Deployment, Network]:
+        """The same with two gateways, and each process in a network namespace of its own; with the network.
+
+        Raises:
+            NetworkError: The network cannot be made here.
+        """
+        deployment = await self._kept("network", 2, namespaces=True)
+        assert self._network is not None
+        return deployment, self._network
+
+    async def _kept(self, key: str, gateways: int, *, namespaces: bool = False) -> Deployment:
         if self._shared is None or self._shared[0] != key:
             await self.close()
-            started = deployed(Plan(self.bundle, gateways=gateways), self.folder("shared"))
+            hosts: Hosts | None = None
+            if namespaces:
+                tiers = {"vision_service": 2, "decoder_service": 2, "gateway": gateways}
+                self._network, hosts = self._stack.enter_context(network(tiers))
+            started = deployed(Plan(self.bundle, gateways=gateways), self.folder("shared"), hosts)
             self._shared = key, await self._stack.enter_async_context(started)
             await self.learn(self._shared[1].gateways)
         return self._shared[1]
@@ -134,24 +152,16 @@ class Bench:
         await self._stack.aclose()
 
     @contextlib.asynccontextmanager
-    async def own(
-        self,
-        plan: Plan,
-        name: str,
-        hosts: Mapping[str, Sequence[tuple[str, Sequence[str]]]] | None = None,
-        *,
-        key: str = "",
-    ) -> AsyncIterator[Deployment]:
+    async def own(self, plan: Plan, name: str, *, key: str = "") -> AsyncIterator[Deployment]:
         """A deployment of one scenario; the shared one is stopped before.
 
         Args:
             plan: What to start.
             name: Of the folder of its logs.
-            hosts: Where, if not on the loopback.
             key: API key of the clients.
         """
         await self.close()
-        async with deployed(plan, self.folder(name), hosts) as deployment:
+        async with deployed(plan, self.folder(name)) as deployment:
             deployment.gateways = dataclasses.replace(deployment.gateways, key=key)
             await self.learn(deployment.gateways)
             yield deployment

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.transport import HEALTH_OPTIONS, ReservedPorts, open_channel
 from tests.faults.asking import Gateways
+from tests.faults.network import Hosts
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 180.0
@@ -209,9 +210,7 @@ class Deployment:
         hosts: By module: for each replica its address and the words before its command.
     """
 
-    def __init__(
-        self, plan: Plan, logs: Path, hosts: Mapping[str, Sequence[tuple[str, Sequence[str]]]] | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, logs: Path, hosts: Hosts | None = None) -> None:
         ports = ReservedPorts("127.0.0.1")
 
         def tier(module: str, count: int, more: Sequence[str], *, http: bool = False) -> list[Replica]:
@@ -291,9 +290,7 @@ def healthz(url: str, seconds: float = 5.0) -> int:
 
 
 @contextlib.asynccontextmanager
-async def deployed(
-    plan: Plan, logs: Path, hosts: Mapping[str, Sequence[tuple[str, Sequence[str]]]] | None = None
-) -> AsyncIterator[Deployment]:
+async def deployed(plan: Plan, logs: Path, hosts: Hosts | None = None) -> AsyncIterator[Deployment]:
     """A deployment that is SERVING; nothing of it is left afterwards."""
     deployment = Deployment(plan, logs, hosts)
     try:

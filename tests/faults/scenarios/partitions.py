@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 
 from tests.faults.asking import Load
 from tests.faults.bench import Bench, Row
-from tests.faults.network import CLIENTS, NetworkError, network
+from tests.faults.network import CLIENTS, NetworkError
 from tests.faults.scenarios.replicas import MIDWAY
-from tests.faults.services import Plan
-
-REPLICAS = {"vision_service": 2, "decoder_service": 2, "gateway": 2}
 
 PAIRS: dict[str, Sequence[tuple[str, str]]] = {
     "gateway-vision": [("gateway0", "vision0"), ("gateway1", "vision0")],
@@ -33,24 +29,21 @@ _ALLOWED = {
 async def partition(bench: Bench, pair: str) -> Row:
     """Each process in a network namespace of its own."""
     name = f"partition-{pair}"
-    with contextlib.ExitStack() as stack:
+    try:
+        deployment, net = await bench.parted()
+    except NetworkError as error:
+        return Row(name, skipped=str(error))
+
+    async def fault(load: Load) -> None:
+        for one, other in PAIRS[pair]:
+            net.cut(one, other)
         try:
-            net, hosts = stack.enter_context(network(REPLICAS))
-        except NetworkError as error:
-            return Row(name, skipped=str(error))
-        async with bench.own(Plan(bench.bundle, gateways=2), name, hosts) as deployment:
+            await asyncio.sleep(bench.lengths.partition)
+        finally:
+            for one, other in PAIRS[pair]:
+                net.heal(one, other)
 
-            async def fault(load: Load) -> None:
-                for one, other in PAIRS[pair]:
-                    net.cut(one, other)
-                try:
-                    await asyncio.sleep(bench.lengths.partition)
-                finally:
-                    for one, other in PAIRS[pair]:
-                        net.heal(one, other)
-
-            whole = "both" in pair
-            return await bench.under_load(
-                name, deployment, fault, allowed=_ALLOWED.get(pair, ()), cut=pair.startswith("client"),
-                since="end" if whole else "fault",
-            )  # fmt: skip
+    allowed, whole = _ALLOWED.get(pair, ()), "both" in pair
+    return await bench.under_load(
+        name, deployment, fault, allowed=allowed, cut=pair.startswith("client"), since="end" if whole else "fault"
+    )
