@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PROTOS := $(wildcard protos/vlm/v1/*.proto)
 
-.PHONY: setup demo demo-model demo-eval test lint format protos protos-check docs docs-check clean
+.PHONY: setup demo demo-model demo-eval test lint format protos protos-check docs docs-check audit clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,12 @@ docs: setup
 
 docs-check: setup
 	@$(BIN)/python -m tools.docs --check
+
+# Licences, a bill of materials per image in build/sbom, and known vulnerabilities, which needs pypi.org.
+AUDIT := build/audit
+audit: setup
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check -r tools/audit/requirements.txt; }
+	@$(AUDIT)/bin/python -m tools.audit $(VENV)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -148,7 +148,7 @@ async def _measure(asks: list[Ask], pid: int, new_tokens: int, seconds: float) -
         return done
 
     done = sum(await gather_or_cancel(repeat(ask) for ask in asks))
-    return done / (time.perf_counter() - began), done / (cpu_seconds(pid) - cpu)
+    return done / (time.perf_counter() - began), done / max(cpu_seconds(pid) - cpu, 0.01)  # a tick of the clock
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from decoder_service.request.prompt import PromptBuilder
 from decoder_service.rpc.servicer import DecoderServicer
 from decoder_service.settings import DecoderSettings
 from serving.bundle import Bundle, BundleError
+from serving.memory import usable_memory
 from serving.server import Service, StartError
 from vlm.v1 import decoder_pb2, decoder_pb2_grpc
 
@@ -39,6 +40,7 @@ class DecoderService(Service):
 
     name = "decoder_service"
     grpc_names = (decoder_pb2.DESCRIPTOR.services_by_name["Decoder"].full_name,)
+    internal = True
 
     def __init__(self, settings: DecoderSettings) -> None:
         self._settings = settings
@@ -77,7 +79,10 @@ class DecoderService(Service):
 
     async def _load(self, set_serving: Callable[[bool], None]) -> Decoder:
         settings = self._settings
-        bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify)
+        bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify, folder="decoder")
+        if bundle.decoder.precision == "int4":  # float32 weights stay in their mapped file
+            for name in ("int4", "int8") if settings.int8 else ("int4",):
+                bundle.check_memory(f"decoder/{name}", usable_memory())
         family = family_of(bundle)
         engine = self._engine = _engine(settings, bundle, family)
         # The engine loads in its own thread or process, so tokenizer and model load at the same time.

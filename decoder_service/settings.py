@@ -33,7 +33,11 @@ class DecoderSettings(ServerSettings):
 
     port: int = Field(50062, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     bundle: Path = Field(description="Directory that `triptych export` wrote.")
-    verify: bool = Field(False, description="Compare every file of the bundle with its digest before loading it.")
+    verify: bool = Field(
+        True,
+        description="Compare the decoder's files with their digests before loading them; off: a damaged file may give "
+        "wrong answers.",
+    )
     provider: Literal["cpu", "cuda"] = Field("cpu", description="Execution provider of the language model.")
     engine: Literal["batch", "genai"] = Field(
         "batch",

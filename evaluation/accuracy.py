@@ -18,6 +18,7 @@ from triptych.client import AsyncClient
 from triptych.media import Image
 from triptych.messages import user
 from triptych.options import ChatOptions
+from triptych.tls import Tls
 
 _TRIES = 5  # also where the client itself would give up: an evaluation takes hours
 _OF_THE_QUESTION = {
@@ -135,8 +136,10 @@ def accuracy_of_bundle(
     return summary(asyncio.run(launcher.run_while(plan, work)), encoder)
 
 
-def accuracy_at(address: str, bundle: Bundle, file: QuestionFile, advance: Advance, *, asking: Asking) -> Accuracy:
-    """Ask a running gateway everything. Arguments as for `accuracy_of_bundle`.
+def accuracy_at(
+    address: str, bundle: Bundle, file: QuestionFile, advance: Advance, *, asking: Asking, tls: Tls | None = None
+) -> Accuracy:
+    """Ask a running gateway everything. Arguments as for `accuracy_of_bundle`, and `tls` as for `Client`.
 
     Raises:
         EvaluationError: it serves another model than the bundle's.
@@ -144,7 +147,7 @@ def accuracy_at(address: str, bundle: Bundle, file: QuestionFile, advance: Advan
     """
 
     async def work() -> Sequence[Item]:
-        async with AsyncClient(address, retries=0) as client:
+        async with AsyncClient(address, retries=0, tls=tls) as client:
             served = await client.models()
             if bundle.model.id not in served:
                 raise EvaluationError(f"{address} serves {', '.join(served)}, and {bundle.root} is {bundle.model.id}")

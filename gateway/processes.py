@@ -19,10 +19,10 @@ from prometheus_client.multiprocess import mark_process_dead
 from gateway.settings import GatewaySettings
 from serving import logs, metrics, server
 from serving.parent import end_with_parent
-from serving.server import Service, StartError
+from serving.server import Service, StartError, server_tls
 from serving.signals import ending_signals
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
-from serving.transport import PortError, hold_port, open_metrics_port
+from serving.transport import Credentials, PortError, hold_port, open_metrics_port
 
 log = structlog.get_logger()
 
@@ -146,7 +146,9 @@ async def _supervise(settings: GatewaySettings) -> None:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="triptych-metrics-"))
             environment[metrics.DIRECTORY] = directory
         if settings.metrics_port is not None and directory is not None:
-            open_metrics_port(settings.host, settings.metrics_port, registry=metrics.of_processes(directory))
+            registry = metrics.of_processes(directory)
+            credentials = Credentials(server=server_tls(settings))
+            open_metrics_port(settings.host, settings.metrics_port, credentials=credentials, registry=registry)
         own = settings.model_copy(
             update={
                 **ports,

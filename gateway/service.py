@@ -14,7 +14,7 @@ import structlog
 from gateway.conductor import Conductor
 from gateway.errors import Tier
 from gateway.http import HttpServer, create_app
-from gateway.keys.access import Access, is_loopback
+from gateway.keys.access import Access
 from gateway.keys.file import KeysFileError
 from gateway.keys.interceptor import AccessInterceptor
 from gateway.keys.ring import KeyRing
@@ -24,9 +24,10 @@ from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
 from serving.errors import Code, ServiceError
-from serving.server import Service, StartError
+from serving.server import Service, StartError, server_tls
 from serving.tasks import cancel_and_wait
-from serving.transport import PortError, open_channel, service_options
+from serving.tls import ClientTls, KeyPair, PemFile, TlsError
+from serving.transport import INSECURE, Credentials, PortError, is_loopback, open_channel, service_options
 from vlm.v1 import decoder_pb2_grpc, gateway_pb2, gateway_pb2_grpc, vision_pb2, vision_pb2_grpc
 
 log = structlog.get_logger()
@@ -63,6 +64,7 @@ class GatewayService(Service):
         self._settings = settings
         self.shares_port = settings.processes > 1
         self._resources = contextlib.AsyncExitStack()
+        self._credentials = INSECURE
         self._conductor: Conductor | None = None
         self._http: HttpServer | None = None
         self._access: Access | None = None
@@ -73,9 +75,10 @@ class GatewayService(Service):
         """Wait for both tiers, check that their encoders match, and open the HTTP port.
 
         Raises:
-            StartError: The encoders differ, a target is another service, the HTTP port is taken, or there is no such
-                file of keys.
+            StartError: The encoders differ, a target is another service, a certificate cannot be used, the HTTP port is
+                taken, or there is no such file of keys.
         """
+        self._credentials = self._read_credentials()
         access = self._access = self._open_access()
         async with contextlib.AsyncExitStack() as stack:
             vision = GrpcVisionTier(
@@ -103,7 +106,9 @@ class GatewayService(Service):
                     max_buffered_body_bytes=self._settings.max_buffered_body_bytes,
                     receive_seconds=self._settings.receive_timeout_seconds,
                 )
-                http = HttpServer(app, grace_seconds=self._settings.grace_seconds, limits=limits)
+                http = HttpServer(
+                    app, grace_seconds=self._settings.grace_seconds, credentials=self._credentials, limits=limits
+                )
                 try:
                     port = await http.start(self._settings.host, self._settings.http_port, shared=self.shares_port)
                 except PortError as error:
@@ -113,6 +118,20 @@ class GatewayService(Service):
                 self.http_address = f"{self._settings.host}:{port}"
                 log.info("serving http", address=self.http_address)
             self._resources = stack.pop_all()
+
+    def _read_credentials(self) -> Credentials:
+        """The credentials of the calls to the tiers, and of the HTTP port."""
+        settings = self._settings
+        channel = None
+        if settings.tier_ca is not None:
+            pair = None
+            if settings.tier_cert is not None and settings.tier_key is not None:
+                pair = KeyPair(PemFile("tier_cert", settings.tier_cert), PemFile("tier_key", settings.tier_key))
+            try:
+                channel = ClientTls(PemFile("tier_ca", settings.tier_ca), pair)
+            except TlsError as error:
+                raise StartError(str(error)) from error
+        return Credentials(channel, server_tls(settings))
 
     def _open_access(self) -> Access:
         settings = self._settings
@@ -143,7 +162,8 @@ class GatewayService(Service):
         )
 
     def _channel(self, address: str, authority: str) -> grpc.aio.Channel:
-        return open_channel(address, service_options(self._settings.max_message_bytes, authority=authority))
+        options = service_options(self._settings.max_message_bytes, authority=authority)
+        return open_channel(address, options, credentials=self._credentials)
 
     async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
         """Wait until both tiers answer, and compare their models. Returns the settings of the vision tier."""

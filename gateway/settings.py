@@ -14,7 +14,7 @@ from gateway.conductor import Policy
 from gateway.keys.limits import Limits
 from gateway.media import RequestLimits
 from gateway.replicas import parse_target
-from serving.settings import MIB, ServerSettings
+from serving.settings import MIB, ServerSettings, require_pair
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+", re.IGNORECASE)
 
@@ -58,6 +58,16 @@ class GatewaySettings(ServerSettings):
         "addresses of a name, which is resolved every two seconds.",
     )
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, in the same form.")
+    tier_ca: Path | None = Field(
+        None,
+        description="PEM file with the CA certificates of the vision and decoder services, which are then called over "
+        "TLS; not set: plain text.",
+    )
+    tier_cert: Path | None = Field(
+        None, description="PEM file with the certificate that the gateway presents to them (mTLS)."
+    )
+    tier_key: Path | None = Field(None, description="PEM file with its private key, without a passphrase.")
+    reflection: bool = Field(True, description="Offer gRPC server reflection, which describes the API to tools.")
 
     keys_file: Path | None = Field(
         None, description="File of API keys, from `triptych key new`; not set: everybody may call. See docs/keys.md."
@@ -138,6 +148,9 @@ class GatewaySettings(ServerSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        require_pair(self, "tier_cert", "tier_key")
+        if self.tier_cert is not None and self.tier_ca is None:
+            raise ValueError("tier_cert needs tier_ca: without it the services are called in plain text")
         if self.default_deadline_seconds > self.max_deadline_seconds:
             raise ValueError("default_deadline_seconds is over max_deadline_seconds")
         for name in ("max_image_bytes", "max_video_bytes"):

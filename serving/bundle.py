@@ -6,6 +6,7 @@ This module has the common part of all families; `serving.families` has the part
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
@@ -14,6 +15,7 @@ from pydantic_core import from_json
 
 from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # re-exported
 from serving.bundle_error import BundleProblem
+from serving.cores import usable_cores
 from serving.families import FamilyInfo, Frozen, Positive, TextInfo, VisionInfo
 from serving.families import TokenIds as TokenIds  # noqa: PLC0414  # re-exported
 
@@ -130,12 +132,13 @@ class Bundle(Frozen):
     _root: Path = PrivateAttr(default=Path())
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = False) -> Self:
+    def open(cls, path: str | Path, *, verify: bool = False, folder: str = "") -> Self:
         """Read and check the bundle in directory `path`.
 
         Args:
             path: the bundle's directory.
-            verify: also compare every file's SHA-256, which reads the whole bundle at some seconds per GiB.
+            verify: also compare the SHA-256 of files, which reads them.
+            folder: the folder of these files, "vision" or "decoder"; empty: all of the bundle.
 
         Raises:
             BundleError: it is not a bundle, of another version, or a file is missing, short or changed.
@@ -145,7 +148,7 @@ class Bundle(Frozen):
         bundle._root = root
         bundle._check_files()
         if verify:
-            bundle.verify()
+            bundle.verify(folder)
         return bundle
 
     @classmethod
@@ -198,15 +201,44 @@ class Bundle(Frozen):
             if graph not in self.files:
                 raise BundleError(BundleProblem.GRAPH_NOT_LISTED, root=self.root, precision=precision, graph=graph)
 
-    def verify(self) -> None:
-        """Compare every file with its recorded SHA-256.
+    def verify(self, folder: str = "") -> None:
+        """Compare files with their recorded SHA-256, several at a time.
+
+        Args:
+            folder: as for `open`.
 
         Raises:
-            BundleError: naming the first file whose content differs.
+            BundleError: naming the first file whose content differs, or that cannot be read.
         """
-        for name, expected in self.files.items():
-            if sha256_file(self._path(name)) != expected.sha256:
-                raise BundleError(BundleProblem.DIGEST, root=self.root, name=name)
+        names = [name for name in self.files if not folder or PurePosixPath(name).parts[0] == folder]
+        names.sort(key=lambda name: -self.files[name].size)  # the longest first, so that the threads end together
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for name, matches in zip(names, pool.map(self._matches, names), strict=True):
+                if not matches:
+                    raise BundleError(BundleProblem.DIGEST, root=self.root, name=name)
+
+    def check_memory(self, folder: str, usable: int) -> None:
+        """Check that the weights of a service fit in memory: otherwise the kernel may kill it while they are loaded.
+
+        Args:
+            folder: the folder that has them, as "vision" or "decoder/int4".
+            usable: bytes that the process may use.
+
+        Raises:
+            BundleError: they do not.
+        """
+        needed = sum(info.size for name, info in self.files.items() if name.startswith(f"{folder}/"))
+        if needed > usable:
+            raise BundleError(
+                BundleProblem.NO_MEMORY, folder=self.root / folder, needed=needed / 2**30, usable=usable / 2**30
+            )
+
+    def _matches(self, name: str) -> bool:
+        path = self._path(name)
+        try:
+            return sha256_file(path) == self.files[name].sha256
+        except OSError as error:
+            raise BundleError(BundleProblem.UNREADABLE, path=path, error=error.strerror) from error
 
     def _path(self, name: str) -> Path:
         relative = PurePosixPath(name)

@@ -62,7 +62,7 @@ class BundleProblem(Problem):
     )
     DIGEST = (
         "The bundle {root} is damaged, {name} does not match its digest: copy or export it again.",
-        "Only with `--verify`, which reads every byte.",
+        "A byte of the file has changed: the copy was faulty, or the disk is. `--no-verify` skips this check.",
     )
     ENCODER_UNREADABLE = (
         "The encoder in {folder} cannot be read ({error}): export the bundle again.",
@@ -98,6 +98,13 @@ class BundleProblem(Problem):
     FEATURE_WIDTH = (
         "The encoder of {root} gives features {width} wide, and bundle.json says {expected}: export the bundle again.",
         "The files belong to two models.",
+    )
+    NO_MEMORY = (
+        (
+            "The weights in {folder} take {needed:.1f} GiB, and this process may use {usable:.1f} GiB of memory: give "
+            "it more."
+        ),
+        "The limit is that of the machine, of the container, or of `ulimit -v`.",
     )
     NO_DEMO = (
         "The demo bundle cannot be made: {error}",

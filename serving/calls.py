@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from serving import metrics
-from serving.errors import invalid
+from serving import logs, metrics
+from serving.errors import Code, ServiceError, invalid
 
 log = structlog.get_logger()
 
@@ -62,6 +62,16 @@ class Call:
 
     code: str
     details: dict[str, str] = field(default_factory=dict)
+
+
+# Their messages may repeat what the client sent.
+_ABOUT_CONTENT = (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.UNIMPLEMENTED)
+
+
+def logged(error: ServiceError) -> dict[str, str]:
+    """What the log says of an error: the message only if it cannot repeat content, or if `log_content` is set."""
+    key = logs.CONTENT if error.code in _ABOUT_CONTENT else "error"
+    return {"reason": error.reason, key: error.message}
 
 
 @contextlib.contextmanager

@@ -107,6 +107,12 @@ class Reason(enum.Enum):
         "has no such choice.",
         "Leave it out.",
     )
+    CLIENT_NOT_ALLOWED = ReasonInfo(
+        Code.PERMISSION_DENIED,
+        "any",
+        "The client's certificate has none of the names in `tls_client_names`.",
+        "Use a certificate with such a name, or add its name to the setting.",
+    )
 
     # Too much
     BODY_TOO_LARGE = ReasonInfo(

@@ -13,7 +13,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from serving.calls import observe
+from serving.calls import logged, observe
 from serving.connections import ConnectionLimits, Places
 from serving.errors import Reason, ServiceError, failure, overloaded, unexpected
 from serving.status import from_rpc_error, to_proto
@@ -23,12 +23,27 @@ log = structlog.get_logger()
 # Health checks arrive every few seconds and are not part of the load.
 _QUIET = ("/grpc.health.v1.", "/grpc.reflection.")
 
+# Everybody who can connect may send these.
+_HEALTH = "/grpc.health.v1."
+
 _CHECK = "/grpc.health.v1.Health/Check"
 
 _LEAST_BYTES_PER_SECOND = 256 * 1024
 """At which a message of the largest size arrives in time."""
 
 _Parse = Callable[[bytes], Any]
+
+
+def check_client(context: grpc.aio.ServicerContext[Any, Any], names: frozenset[str]) -> None:
+    """Check that the client's certificate has one of the names: a DNS name, an IP address, or the common name.
+
+    Raises:
+        ServiceError: PERMISSION_DENIED if not.
+    """
+    identity = context.auth_context()
+    found = [*identity.get("x509_subject_alternative_name", ()), *identity.get("x509_common_name", ())]
+    if names.isdisjoint(name.decode(errors="replace") for name in found):
+        raise failure(Reason.CLIENT_NOT_ALLOWED, "the client's certificate has no name of tls_client_names")
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -43,6 +58,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             and reflection. `Health.Check` is not limited.
         max_message_bytes: Largest message; it tells how long a message may take.
         limits: Its time limits of receiving and sending.
+        client_names: Names of the client certificates that may call; empty: any client.
     """
 
     def __init__(
@@ -51,12 +67,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         max_calls: int = 1024,
         max_message_bytes: int = 0,
         limits: ConnectionLimits | None = None,
+        client_names: frozenset[str] = frozenset(),
     ) -> None:
         limits = limits or ConnectionLimits()
         self._receiver = _Receiver(max_calls, limits.receive_seconds + max_message_bytes / _LEAST_BYTES_PER_SECOND)
         self._running = Places(max_calls)
         self._watching = Places(max_calls)
         self._send_seconds = limits.send_seconds
+        self._names = client_names
 
     async def intercept_service(
         self,
@@ -122,6 +140,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         failed: ServiceError | None = None
         with observe(method, "OK", quiet=method.startswith(_QUIET)) as call:
             try:
+                if self._names and not method.startswith(_HEALTH):
+                    check_client(context, self._names)
                 yield
             except (asyncio.CancelledError, grpc.aio.InternalError):
                 # The client has gone; a read or write may fail before the cancellation arrives. Must be raised again:
@@ -140,7 +160,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 failed = unexpected()
             if failed is not None:
                 call.code = failed.code.value
-                call.details = {"reason": failed.reason, "error": failed.message}
+                call.details = logged(failed)
         if failed is not None:
             try:
                 async with asyncio.timeout(self._send_seconds):

@@ -18,6 +18,12 @@ SECONDS = Histogram(
     ["method"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
 )
+CERTIFICATE_EXPIRES = Gauge(
+    "triptych_tls_certificate_expires",
+    "When the certificate in use expires, in seconds since 1970.",
+    ["setting"],
+    multiprocess_mode="min",
+)
 
 
 def served() -> CollectorRegistry:

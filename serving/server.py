@@ -21,7 +21,8 @@ from serving.parent import end_with_parent
 from serving.settings import ServerSettings
 from serving.signals import ending_signals
 from serving.tasks import run_until
-from serving.transport import PortError, open_metrics_port, open_port, server_options
+from serving.tls import KeyPair, PemFile, ServerTls, TlsError
+from serving.transport import Credentials, PortError, is_loopback, open_metrics_port, open_port, server_options
 
 log = structlog.get_logger()
 
@@ -39,6 +40,8 @@ class Service(ABC):
     grpc_names: Sequence[str]
     """Full names of its gRPC services, for health and reflection."""
 
+    internal = False
+    """Whether only the gateway calls it, so that a port that is open to others deserves a warning."""
     shares_port = False
     """Whether other processes of the same service listen on its port, too."""
 
@@ -96,6 +99,8 @@ async def serve(
         for number in ending_signals():
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
+    credentials = Credentials(server=server_tls(settings))
+    _warn_of_open_ports(service, settings)
     health_state = Health(service.grpc_names)
     # A start may take long, or wait for other services.
     if not await run_until(service.start(health_state.set), stopping.wait()):
@@ -109,6 +114,7 @@ async def serve(
                     max_calls=settings.max_concurrent_rpcs,
                     max_message_bytes=settings.max_message_bytes,
                     limits=settings.connection_limits,
+                    client_names=settings.client_names,
                 ),
                 *service.interceptors(),
             ],
@@ -122,11 +128,13 @@ async def serve(
         )
         service.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_state, server)
-        reflection.enable_server_reflection((*service.grpc_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        if settings.reflection:
+            names = (*service.grpc_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
         try:
-            port = open_port(server, settings.host, settings.port)
+            port = open_port(server, settings.host, settings.port, credentials=credentials)
             if settings.metrics_port is not None:
-                open_metrics_port(settings.host, settings.metrics_port)
+                open_metrics_port(settings.host, settings.metrics_port, credentials=credentials)
         except PortError as error:
             raise StartError(str(error)) from error
         await server.start()
@@ -141,6 +149,31 @@ async def serve(
     finally:
         await service.stop()
     log.info("stopped")
+
+
+def server_tls(settings: ServerSettings) -> ServerTls | None:
+    """The certificate of the ports of a server; None: plain text.
+
+    Raises:
+        StartError: A file cannot be used.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    pair = KeyPair(PemFile("tls_cert", settings.tls_cert), PemFile("tls_key", settings.tls_key))
+    ca = settings.tls_client_ca
+    try:
+        return ServerTls(pair, None if ca is None else PemFile("tls_client_ca", ca))
+    except TlsError as error:
+        raise StartError(str(error)) from error
+
+
+def _warn_of_open_ports(service: Service, settings: ServerSettings) -> None:
+    if is_loopback(settings.host):
+        return
+    if settings.tls_cert is None:
+        log.warning("the ports are plain text and open to other hosts; set tls_cert and tls_key", host=settings.host)
+    if service.internal and settings.tls_client_ca is None:
+        log.warning("every host that reaches the port may call it; set tls_client_ca", host=settings.host)
 
 
 def run(service: Service, settings: ServerSettings, *, on_listening: Callable[[int], None] | None = None) -> int:

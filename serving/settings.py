@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from serving.connections import ConnectionLimits, within_descriptors
@@ -61,9 +62,40 @@ class ServerSettings(BaseSettings):
         60.0, gt=0, description="Time for which a client may take nothing of its answer; then the request ends."
     )
     metrics_port: int | None = Field(None, ge=0, le=65535, description="Port of the Prometheus metrics; not set: none.")
+    tls_cert: Path | None = Field(
+        None,
+        description="PEM file with the certificate chain of this server's ports; not set: plain text. A changed file "
+        "is used for new connections, without a restart.",
+    )
+    tls_key: Path | None = Field(None, description="PEM file with its private key, without a passphrase.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file with CA certificates: only clients with a certificate of theirs can connect (mTLS); "
+        "not set: all can.",
+    )
+    tls_client_names: str = Field(
+        "",
+        description="Names of the client certificates that may call the gRPC port, separated by commas; empty: all of "
+        "`tls_client_ca`.",
+    )
+    reflection: bool = Field(False, description="Offer gRPC server reflection, which describes the API to tools.")
     parent_pid: int | None = Field(None, ge=1, description="Process id of the launcher: the server ends with it.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
     log_format: Literal["console", "json"] = Field("console", description="Lines for people, or JSON for collectors.")
+    log_content: bool = Field(
+        False,
+        description="Also log the messages of refused requests and of unexpected exceptions, which may repeat parts of "
+        "a prompt.",
+    )
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> Self:
+        require_pair(self, "tls_cert", "tls_key")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if self.tls_client_names and self.tls_client_ca is None:
+            raise ValueError("tls_client_names needs tls_client_ca: without it clients present no certificate")
+        return self
 
     @property
     def connection_limits(self) -> ConnectionLimits:
@@ -75,3 +107,19 @@ class ServerSettings(BaseSettings):
             receive_seconds=self.receive_timeout_seconds,
             send_seconds=self.send_timeout_seconds,
         )
+
+    @property
+    def client_names(self) -> frozenset[str]:
+        """The names of `tls_client_names`, one by one."""
+        return frozenset(name.strip() for name in self.tls_client_names.split(",") if name.strip())
+
+
+def require_pair(settings: BaseSettings, cert: str, key: str) -> None:
+    """Check that a certificate and its key are both set, or neither.
+
+    Raises:
+        ValueError: One of them is missing.
+    """
+    for one, other in ((cert, key), (key, cert)):
+        if getattr(settings, one) is not None and getattr(settings, other) is None:
+            raise ValueError(f"{one} needs {other}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
+import ssl
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ import grpc
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from serving.connections import ConnectionLimits
+from serving.renewed_channel import RenewedChannel
 from serving.settings import MIB
+from serving.tls import ClientTls, ServerTls
 
 Options = Sequence[tuple[str, int | str]]
 """Channel arguments of gRPC."""
@@ -35,31 +39,16 @@ HEALTH_OPTIONS: Options = [
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """The PEM files of an HTTP server's certificate. None means plain text.
-
-    Attributes:
-        certfile: The certificate chain.
-        keyfile: Its private key.
-    """
-
-    certfile: str | None = None
-    keyfile: str | None = None
-
-
-@dataclass(frozen=True)
 class Credentials:
     """Credentials of connections. None means plain text.
 
     Attributes:
-        channel: Credentials of a gRPC client.
-        server: Credentials of a gRPC server.
-        http: Certificate of an HTTP server: the gateway's API, and the metrics of every service.
+        channel: Of a gRPC client.
+        server: Of the ports of a server: gRPC, HTTP and metrics.
     """
 
-    channel: grpc.ChannelCredentials | None = None
-    server: grpc.ServerCredentials | None = None
-    http: Certificate = Certificate()
+    channel: ClientTls | None = None
+    server: ServerTls | None = None
 
 
 INSECURE = Credentials()
@@ -72,6 +61,14 @@ class PortError(Exception):
     def __init__(self, host: str, port: int, purpose: str = "", cause: str | None = None) -> None:
         detail = f"{purpose and f' for {purpose}'}{f' ({cause})' if cause else ''}"
         super().__init__(f"cannot listen on {host}:{port}{detail}; is the port taken by another process?")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def service_options(max_message_bytes: int = 128 * MIB, *, authority: str = "") -> Options:
@@ -169,6 +166,7 @@ def open_channel(
     options: Options | None = None,
     *,
     credentials: Credentials = INSECURE,
+    server_name: str | None = None,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> grpc.aio.Channel:
     """Open a channel on the running event loop.
@@ -176,13 +174,18 @@ def open_channel(
     Args:
         target: A gRPC name: `host:port`, or `dns:///name:port`.
         options: None takes `service_options()`.
-        credentials: `credentials.channel` is used.
+        credentials: `credentials.channel` is used. When its files change, new calls use a new connection.
+        server_name: Name that the server's certificate must have; None: the host of the target.
         interceptors: Around each call, the first outermost.
     """
     options = service_options() if options is None else options
     if credentials.channel is None:
         return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
-    return grpc.aio.secure_channel(target, credentials.channel, options, interceptors=interceptors)
+    options = _expecting(server_name, options)
+    return RenewedChannel(
+        credentials.channel,
+        lambda current: grpc.aio.secure_channel(target, current, options, interceptors=interceptors),
+    )
 
 
 def open_blocking_channel(
@@ -190,14 +193,22 @@ def open_blocking_channel(
     options: Options,
     *,
     credentials: Credentials = INSECURE,
+    server_name: str | None = None,
     interceptors: Sequence[Any] = (),
 ) -> grpc.Channel:
-    """Open a channel for blocking calls from any thread. Arguments as for `open_channel`."""
+    """Open a channel for blocking calls from any thread.
+
+    Arguments as for `open_channel`, but the credentials are read once.
+    """
     if credentials.channel is None:
         channel = grpc.insecure_channel(target, options)
     else:
-        channel = grpc.secure_channel(target, credentials.channel, options)
+        channel = grpc.secure_channel(target, credentials.channel.current(), _expecting(server_name, options))
     return grpc.intercept_channel(channel, *interceptors)
+
+
+def _expecting(server_name: str | None, options: Options) -> Options:
+    return options if server_name is None else [*options, ("grpc.ssl_target_name_override", server_name)]
 
 
 def open_port(server: grpc.aio.Server, host: str, port: int, *, credentials: Credentials = INSECURE) -> int:
@@ -219,13 +230,13 @@ def open_port(server: grpc.aio.Server, host: str, port: int, *, credentials: Cre
     try:
         if credentials.server is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, credentials.server)
+        return server.add_secure_port(address, credentials.server.grpc())
     except RuntimeError as error:
         raise PortError(host, port) from error
 
 
 def open_http_port(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Open a TCP port for an HTTP server, which adds TLS with `Credentials.http` itself.
+    """Open a TCP port for an HTTP server, which adds TLS with `Credentials.server` itself.
 
     Args:
         host: Address to listen on; an IPv6 address may be in brackets.
@@ -286,7 +297,7 @@ def open_metrics_port(
     Args:
         host: Address to listen on.
         port: Port, or 0 for a free one.
-        credentials: `credentials.http` is used.
+        credentials: `credentials.server` is used.
         registry: The metrics.
 
     Returns:
@@ -295,11 +306,18 @@ def open_metrics_port(
     Raises:
         PortError: The port cannot be opened.
     """
-    certificate = credentials.http
+    tls = credentials.server
     try:
-        server, _ = start_http_server(port, host, registry, certfile=certificate.certfile, keyfile=certificate.keyfile)
+        server, _ = start_http_server(port, host, registry, **({} if tls is None else tls.files()))
     except OSError as error:
         raise PortError(host, port, "metrics", error.strerror) from error
+    # A handshake that fails, or a client that leaves, would be a traceback on stderr.
+    server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
+    if tls is not None:
+        assert isinstance(server.socket, ssl.SSLSocket)  # noqa: S101  # narrows the type
+        tls.follow(server.socket.context)
+        # On the thread of the connection: a client that sends nothing must not stop others from connecting.
+        server.socket.do_handshake_on_connect = False  # type: ignore[attr-defined]  # not in the stub
     _limit_clients(server)
     return int(server.server_port)
 

@@ -28,6 +28,7 @@ from triptych.events import (
 )
 from triptych.media import Image, Video
 from triptych.messages import Message, assistant, system, tool, user
+from triptych.tls import Tls
 from triptych.tools import Tool, ToolCall
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Progress",
     "Started",
     "Timings",
+    "Tls",
     "TokenCount",
     "TokenLogprob",
     "Tool",

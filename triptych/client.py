@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable
 from types import TracebackType
@@ -18,6 +19,7 @@ from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire
 from triptych.gateways import Gateway, Gateways
 from triptych.options import ChatOptions, CountOptions, chat_request, count_request
 from triptych.retries import Attempts
+from triptych.tls import Tls, credentials_of
 from vlm.v1 import gateway_pb2
 
 if TYPE_CHECKING:
@@ -71,10 +73,12 @@ class Client:
             delay, until each was tried. A chat is tried again only before its first event. `timeout` bounds all
             attempts together.
         api_key: The gateway's key for this client; None takes that of the environment (`TRIPTYCH_API_KEY`), if any.
+        tls: Use TLS, with these files; None: plain text.
 
     Raises:
         TypeError: The address is none.
-        ValueError: Likewise, or `api_key` cannot be sent: it has other characters than printable ASCII.
+        ValueError: Likewise, a file of `tls` cannot be used, or `api_key` cannot be sent: it has other characters than
+            printable ASCII.
     """
 
     def __init__(
@@ -83,9 +87,11 @@ class Client:
         *,
         retries: int = DEFAULT_RETRIES,
         api_key: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._metadata = key_metadata(api_key)
-        self._gateways: Gateways[grpc.Channel] = Gateways(address, open_blocking_channel)
+        connect = functools.partial(open_blocking_channel, credentials=credentials_of(tls))
+        self._gateways: Gateways[grpc.Channel] = Gateways(address, connect)
         self._retries = retries
         self._closed = False
 
@@ -219,9 +225,11 @@ class AsyncClient:
         *,
         retries: int = DEFAULT_RETRIES,
         api_key: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._metadata = key_metadata(api_key)
-        self._gateways: Gateways[grpc.aio.Channel] = Gateways(address, open_channel)
+        connect = functools.partial(open_channel, credentials=credentials_of(tls))
+        self._gateways: Gateways[grpc.aio.Channel] = Gateways(address, connect)
         self._retries = retries
         self._closed = False
 

@@ -17,9 +17,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.cores import usable_cores
 from serving.priority import lower_priority
+from serving.probe import credentials_of
 from serving.signals import ending_signals
 from serving.tasks import cancel_and_wait, gather_or_cancel, run_until
-from serving.transport import HEALTH_OPTIONS, PortError, ReservedPorts, open_channel
+from serving.tls import TlsError
+from serving.transport import HEALTH_OPTIONS, Credentials, PortError, ReservedPorts, open_channel
 
 T = TypeVar("T")
 
@@ -98,6 +100,7 @@ class Replica:
             *flags,
         ]
         self.environment = environment
+        self._prefix = f"{module.partition('_')[0].upper()}_"
         self.nice = nice
         self._process: asyncio.subprocess.Process | None = None
 
@@ -124,11 +127,15 @@ class Replica:
         """Wait until it is SERVING.
 
         Raises:
-            LaunchError: It ended before that.
+            LaunchError: It ended before that, or its certificate cannot be used.
         """
         assert self._process is not None  # noqa: S101  # narrows the type: `start` came first
+        try:
+            credentials, name = credentials_of(self.environment or os.environ, self._prefix)
+        except TlsError as error:
+            raise LaunchError(f"{self.name}: {error}") from error
         ended = asyncio.create_task(self._process.wait())
-        if not await run_until(_until_serving(self.address), ended):
+        if not await run_until(_until_serving(self.address, credentials, name), ended):
             code = ended.result()
             # With 1 or 2 the service has printed why on stderr.
             raise LaunchError("" if code in (1, 2) else f"{self.name} ended with {_describe(code)} while starting")
@@ -258,7 +265,8 @@ class System:
         ports.release()
         targets = ["--vision", _target(self.vision), "--decoder", _target(self.decoders)]
         self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port)
-        self.addresses = Addresses(f"{_LOOPBACK}:{grpc_port}", f"http://{_LOOPBACK}:{http_port}")
+        scheme = "https" if os.environ.get("GATEWAY_TLS_CERT") else "http"
+        self.addresses = Addresses(f"{_LOOPBACK}:{grpc_port}", f"{scheme}://{_LOOPBACK}:{http_port}")
 
     async def start(self) -> None:
         """Start everything; returns when the system is ready for requests."""
@@ -299,9 +307,10 @@ def _describe(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-async def _until_serving(address: str) -> None:
+async def _until_serving(address: str, credentials: Credentials, server_name: str | None) -> None:
     """Wait until the server at `address` is SERVING."""
-    async with open_channel(address, HEALTH_OPTIONS) as channel:
+    options = HEALTH_OPTIONS
+    async with open_channel(address, options, credentials=credentials, server_name=server_name) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
             watch = stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)  # type: ignore[attr-defined]

@@ -4,8 +4,35 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 from triptych.gateways import addresses_of
+from triptych.tls import Tls, credentials_of
+from triptych_cli.errors import CommandError
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a TLS connection to a gateway."""
+    parser.add_argument("--tls", action="store_true", help="use TLS, and trust public CAs")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, and trust the CAs in this PEM file")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate to present; needs --tls-key")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key")
+
+
+def tls_of(options: argparse.Namespace) -> Tls | None:
+    """The TLS settings of the flags; None: plain text.
+
+    Raises:
+        CommandError: A file cannot be used.
+    """
+    if not options.tls and options.tls_ca is options.tls_cert is options.tls_key is None:
+        return None
+    tls = Tls(options.tls_ca, options.tls_cert, options.tls_key)
+    try:
+        credentials_of(tls)
+    except ValueError as error:
+        raise CommandError(f"TLS: {error}") from error
+    return tls
 
 
 def addresses(text: str) -> str:

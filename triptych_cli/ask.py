@@ -21,7 +21,7 @@ from triptych.events import Accepted, Answer, Delta, Event, Finished, MediaLayou
 from triptych.media import DETAILS, Image, Video, in_bytes
 from triptych.options import ChatOptions
 from triptych_cli import question
-from triptych_cli.arguments import addresses, rate, whole
+from triptych_cli.arguments import add_tls, addresses, rate, tls_of, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
 
@@ -66,6 +66,7 @@ def add_parser(commands: Any) -> None:
         metavar="HOST:PORT[,HOST:PORT]",
         help="of the gateway, or of several of which one is called (default %(default)s)",
     )
+    add_tls(ask)
     ask.add_argument(
         "--api-key",
         metavar="KEY",
@@ -120,11 +121,7 @@ def _run(options: argparse.Namespace) -> None:
     chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # of that type
     if options.schema is not None:
         chat["response_format"] = question.read_schema(options.schema)
-    try:
-        client = Client(options.address, retries=0, api_key=options.api_key)  # whoever sees the error decides
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    with client:
+    with _client(options) as client:
         try:
             events = client.chat(messages, **chat)
         except ValueError as error:  # such as bytes of the terminal that are no UTF-8
@@ -140,8 +137,7 @@ def _run(options: argparse.Namespace) -> None:
                 layouts, end = _print_answer(events, bar, printed)
         except ServiceError as error:
             if error.reason == GATEWAY_UNAVAILABLE:
-                hint = "start one with `triptych up` or name another with --address"
-                raise CommandError(f"no gateway answers at {options.address}; {hint}") from error
+                raise CommandError(_unreached(error, options.address, over_tls=tls_of(options) is not None)) from error
             raise CommandError(question.explained(error, messages, options)) from error
     if terminal:
         for medium, layout in zip(media, layouts, strict=False):
@@ -152,6 +148,19 @@ def _run(options: argparse.Namespace) -> None:
         if options.schema is not None:
             raise CommandError(f"the JSON is incomplete, {cut}")
         print(f"triptych: {cut}", file=sys.stderr)  # noqa: T201
+
+
+def _client(options: argparse.Namespace) -> Client:
+    try:  # no retries: whoever sees the error decides
+        return Client(options.address, retries=0, api_key=options.api_key, tls=tls_of(options))
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _unreached(error: ServiceError, address: str, *, over_tls: bool) -> str:
+    if over_tls:  # the certificate may be the cause
+        return f"no gateway answers over TLS at {address}: {error.message}"
+    return f"no gateway answers at {address}; start one with `triptych up` or name another with --address"
 
 
 def _print_json(answer: Answer) -> None:

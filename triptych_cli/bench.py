@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.bundle import Bundle
-from triptych_cli.arguments import counts, positive
+from triptych_cli.arguments import add_tls, counts, positive, tls_of
 from triptych_cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def add_parser(commands: Any, open_bundle: Callable[[Path | None], Bundle]) -> N
     _shared(system, _system, open_bundle)
     _drawn(system)
     system.add_argument("--address", metavar="HOST:PORT", help="address of a running gateway (default: start one)")
+    add_tls(system)
     system.add_argument("--sizes", type=counts, metavar="N,N", help="edges of the pictures, in pixels")
     system.add_argument("--streams", type=counts, metavar="N,N", help="numbers of concurrent conversations")
     system.add_argument("--stream-size", type=positive, metavar="N", help="edge of their pictures")
@@ -146,8 +147,10 @@ def _system(options: argparse.Namespace) -> Report:
 
     plan = system.SystemPlan(**_given(options, system.SystemPlan))
 
+    tls = tls_of(options) if options.address is not None else None
+
     async def measure(address: str) -> tuple[str, system.SystemResults]:
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, tls=tls) as client:
             (model, *_) = await client.models()
             return model, await system.run(client, plan)
 

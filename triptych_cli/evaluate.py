@@ -14,7 +14,7 @@ from serving.bundle import Bundle
 from serving.errors import ServiceError
 from serving.media import MAX_PIXELS
 from triptych.errors import GATEWAY_UNAVAILABLE
-from triptych_cli.arguments import positive, whole
+from triptych_cli.arguments import add_tls, positive, tls_of, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
 
@@ -70,6 +70,7 @@ def add_parser(commands: Any) -> None:
         help="compare with the reference on N questions at most, spread over the file (default %(default)s)",
     )
     evaluate.add_argument("--address", metavar="HOST:PORT", help="of a running gateway (default: start one)")
+    add_tls(evaluate)
     evaluate.add_argument(
         "--concurrency", type=positive, default=4, metavar="N", help="questions asked at once (default %(default)s)"
     )
@@ -169,7 +170,7 @@ def _ask(options: argparse.Namespace, bundle: Bundle, file: QuestionFile) -> lis
     if options.address is not None:
         try:
             with _bar("questions", len(file.questions)) as advance:
-                return [accuracy_at(options.address, bundle, file, advance, asking=asking)]
+                return [accuracy_at(options.address, bundle, file, advance, asking=asking, tls=tls_of(options))]
         except ServiceError as error:
             if error.reason == GATEWAY_UNAVAILABLE:
                 raise CommandError(f"no gateway answers at {options.address}") from error

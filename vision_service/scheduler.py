@@ -22,6 +22,7 @@ import structlog
 import torch
 
 from serving.errors import Reason, ServiceError, failure, overloaded, unavailable
+from serving.memory import lacks_memory
 from vision_service.family import Encoder
 from vision_service.media import Cancelled, Kind, Options, PreparedMedium, WorkCancelledError
 
@@ -115,6 +116,10 @@ class _Job:
         self.meter.done = round(self.frame_patches * (self.encoded + share * frames))
 
 
+class UnusableEncoderError(Exception):
+    """The encoder computes no features. The message says what it computes instead."""
+
+
 class _NotFiniteError(Exception):
     """Features contain infinities or NaN."""
 
@@ -169,13 +174,21 @@ class Scheduler:
         self._draining = False
 
     async def start(self) -> None:
-        """Warm up the encoder, measure its speed, and start to process media."""
+        """Warm up the encoder, check its features, measure its speed, and start to process media.
+
+        Raises:
+            UnusableEncoderError: The features of an empty image are not finite, or all are equal.
+        """
         self._learn(self._measured, await asyncio.get_running_loop().run_in_executor(self._thread, self._time))
         self._task = asyncio.create_task(self._run(), name="encode")
 
     def _time(self) -> float:
         """Time an image of ordinary size, in seconds. In the encoder's thread."""
-        self._encoder.encode([self._encoder.blank()])  # the first pass allocates memory
+        (features,) = self._encoder.encode([self._encoder.blank()])  # the first pass allocates memory
+        if not _finite(features):
+            raise UnusableEncoderError("its features are not finite")
+        if features.min() == features.max():
+            raise UnusableEncoderError("its features are all equal")
         image = self._encoder.blank(_MEASURED_SIDE)
         began, fastest = time.monotonic(), math.inf
         for _ in range(_TIMED):
@@ -404,7 +417,7 @@ class Scheduler:
                 Reason.FEATURES_NOT_FINITE,
                 "the encoder's features of this medium contain numbers that are not finite, twice in a row",
             )
-        elif _out_of_memory(error):
+        elif isinstance(error, torch.OutOfMemoryError) or lacks_memory(error):
             error = failure(
                 Reason.OUT_OF_MEMORY,
                 f"the encoder's device has no memory for {piece.medium.grid.patches} patches; make the media smaller",
@@ -434,9 +447,3 @@ def _shutting_down() -> ServiceError:
 def _finite(features: torch.Tensor) -> bool:
     """Whether all numbers are finite. `aminmax` passes NaN on, and takes a tenth of the time of `isfinite`."""
     return all(math.isfinite(bound) for bound in torch.aminmax(features))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed. On a CPU PyTorch has no exception class of its own for it."""
-    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return no_memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error))

@@ -12,7 +12,7 @@ import torch
 from serving.bundle import Bundle
 from serving.bundle_error import BundleError, BundleProblem
 from serving.cores import usable_cores
-from serving.memory import release_freed_memory
+from serving.memory import release_freed_memory, usable_memory
 from serving.server import Service, StartError
 from vision_service.budget import default_budget, published_budget
 from vision_service.cache import FeatureCache
@@ -23,7 +23,7 @@ from vision_service.encodings import Encodings
 from vision_service.families.registry import family_of
 from vision_service.family import Encoder, PreprocessLimits, Preprocessor
 from vision_service.operators import OperatorsError
-from vision_service.scheduler import Scheduler
+from vision_service.scheduler import Scheduler, UnusableEncoderError
 from vision_service.servicer import VisionServicer, describe
 from vision_service.settings import VisionSettings
 from vlm.v1 import vision_pb2, vision_pb2_grpc
@@ -47,6 +47,7 @@ class VisionService(Service):
 
     name = "vision_service"
     grpc_names = (vision_pb2.DESCRIPTOR.services_by_name["VisionEncoder"].full_name,)
+    internal = True
 
     def __init__(self, settings: VisionSettings) -> None:
         self._settings = settings
@@ -70,7 +71,14 @@ class VisionService(Service):
             workers=self._settings.preprocess_workers,
             threads=threads,
         )
-        await self._scheduler.start()
+        try:
+            await self._scheduler.start()
+        except UnusableEncoderError as error:
+            await self.stop()
+            raise StartError(
+                f"the encoder of the bundle {bundle.root} cannot be used, since {error}: use another dtype, or export "
+                "the bundle again"
+            ) from error
         release_freed_memory()  # used while loading: for the 2B in int8 1.2 of 2.1 GB
         cache_bytes = self._settings.feature_cache_bytes
         if cache_bytes is None:
@@ -127,7 +135,8 @@ class VisionService(Service):
 
     def _load(self, device: torch.device) -> tuple[Bundle, Preprocessor, Encoder]:
         settings = self._settings
-        bundle = Bundle.open(settings.bundle, verify=settings.verify)
+        bundle = Bundle.open(settings.bundle, verify=settings.verify, folder="vision")
+        bundle.check_memory("vision", usable_memory())
         family = family_of(bundle)
         dtype, reason = choose_dtype(
             settings.dtype, device, bundle.vision_dir, measured=bundle.encoder_types, operators=settings.operators

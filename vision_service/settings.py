@@ -35,7 +35,11 @@ class VisionSettings(ServerSettings):
 
     port: int = Field(50061, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     bundle: Path = Field(description="Directory of the bundle.")
-    verify: bool = Field(False, description="Compare the bundle's files with their digests before loading.")
+    verify: bool = Field(
+        True,
+        description="Compare the encoder's files with their digests before loading them; off: a damaged file may give "
+        "wrong features.",
+    )
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(

@@ -10,7 +10,6 @@ of sorted candidates does not change the result, and mostly a few are enough: so
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.engine.interface import Constraint, ConstraintError, SamplingParams, TokenDrawn, TokenLogprob
+from serving.logs import trace
 
 # Number of candidates sorted first, and the factor by which it grows if they were not enough.
 _HEAD = 1024
@@ -165,7 +165,7 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
             except ConstraintError as error:
                 failed[row] = NotDrawn("the constraint can go no further", str(error))
             except Exception:  # noqa: BLE001  # a failure of one request must not affect others
-                failed[row] = NotDrawn(traceback.format_exc())
+                failed[row] = NotDrawn(trace())
             else:
                 likeliest[row] = logits[row].argmax()
     tokens = likeliest
@@ -182,7 +182,7 @@ def draw(samplers: Sequence[Sampler], logits: NDArray[np.float32]) -> list[Token
         try:
             sampler.remember(token)
         except Exception:  # noqa: BLE001  # as above
-            drawn.append(NotDrawn(traceback.format_exc()))
+            drawn.append(NotDrawn(trace()))
             continue
         drawn.append(reports[row].of(token) if row in reports else TokenDrawn(token))
     return drawn

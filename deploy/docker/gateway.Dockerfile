@@ -45,5 +45,5 @@ WORKDIR /tmp
 EXPOSE 50051 8080
 # It serves once both tiers have answered, and they may load for minutes.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 \
-    CMD ["python", "-m", "serving.probe", "127.0.0.1:50051"]
+    CMD ["python", "-m", "serving.probe", "127.0.0.1:50051", "GATEWAY_"]
 ENTRYPOINT ["python", "-m", "gateway"]

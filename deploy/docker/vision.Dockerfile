@@ -52,5 +52,5 @@ WORKDIR /tmp
 EXPOSE 50061
 # A large model may load for minutes; one that is ready sooner is healthy sooner.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 \
-    CMD ["python", "-m", "serving.probe", "127.0.0.1:50061"]
+    CMD ["python", "-m", "serving.probe", "127.0.0.1:50061", "VISION_"]
 ENTRYPOINT ["python", "-m", "vision_service"]

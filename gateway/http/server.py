@@ -60,7 +60,7 @@ class HttpServer:
     Args:
         app: The application.
         grace_seconds: Seconds that running requests may take after `stop`.
-        credentials: `credentials.http` is used.
+        credentials: `credentials.server` is used.
         limits: Limits of the connections. None takes the defaults.
     """
 
@@ -73,6 +73,7 @@ class HttpServer:
         limits: ConnectionLimits | None = None,
     ) -> None:
         limits = limits or ConnectionLimits()
+        tls = credentials.server
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -85,8 +86,7 @@ class HttpServer:
                 proxy_headers=False,
                 timeout_graceful_shutdown=round(grace_seconds),
                 timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]  # any number of seconds
-                ssl_certfile=credentials.http.certfile,
-                ssl_keyfile=credentials.http.keyfile,
+                ssl_context_factory=None if tls is None else lambda config, default: tls.http(),
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ),
             limits,

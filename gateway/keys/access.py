@@ -122,14 +122,6 @@ def _secret(header: Callable[[str], str | None]) -> str | None:
     return (header("x-api-key") or "").strip() or None
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def host_of_peer(peer: str) -> str:
     """The host of gRPC's name of a peer, as in `ipv4:127.0.0.1:5000` and `ipv6:%5B::1%5D:5000`."""
     kind, _, address = unquote(peer).partition(":")

@@ -123,7 +123,10 @@ def _failure(error: grpc.RpcError) -> ServiceError:
     # A call that this side cancels does not end with this error: the server has cancelled it, for example at shutdown.
     if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
         return unavailable(Reason.CANCELLED, "it gave the call up")
-    return from_rpc_error(error)
+    failure = from_rpc_error(error)
+    if failure.reason == Reason.CLIENT_NOT_ALLOWED.name:  # another replica may have other settings
+        return unavailable(Reason.CLIENT_NOT_ALLOWED, "it does not accept the gateway's certificate (tls_client_names)")
+    return failure
 
 
 class Replica(Generic[S]):

@@ -97,7 +97,7 @@ def compose_command() -> list[str]:
 
 def settings() -> list[str]:
     """Every variable that docker-compose.yml reads."""
-    files = [(ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.gpu.yml")]
+    files = [path.read_text() for path in ROOT.glob("docker-compose*.yml")]
     return sorted({name for text in files for name in re.findall(r"\$\{(\w+)", text)})
 
 

@@ -12,11 +12,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from decoder_service.settings import DecoderSettings
+from gateway.settings import GatewaySettings
 from tests.containers.engine import ROOT, settings
 from tests.containers.load import with_comment
 from tests.pictures import noise, png
+from vision_service.settings import VisionSettings
 
 DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
 SERVERS = [path for path in DOCKERFILES if path.name != "export.Dockerfile"]
@@ -119,3 +123,15 @@ def test_every_stage_says_whose_it_is(path: Path) -> None:
     stages = re.split(r"^FROM ", path.read_text(), flags=re.MULTILINE)[1:]
     assert len(stages) == 2
     assert all('LABEL org.opencontainers.image.title="Triptych ' in stage for stage in stages)
+
+
+def test_the_tls_settings_of_compose_are_settings() -> None:
+    """Each variable of docker-compose.tls.yml is a setting of its service, and each file lies in a mounted folder."""
+    services = yaml.safe_load((ROOT / "docker-compose.tls.yml").read_text())["services"]
+    types = {"vision": VisionSettings, "decoder": DecoderSettings, "gateway": GatewaySettings}
+    assert services.keys() == types.keys()
+    for name, service in services.items():
+        mounted = [volume.split(":")[-2] for volume in service["volumes"]]
+        for variable, value in service["environment"].items():
+            assert variable.removeprefix(f"{name.upper()}_").lower() in types[name].model_fields
+            assert value == "gateway" or any(value.startswith(f"{folder}/") for folder in mounted)

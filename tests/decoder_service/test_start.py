@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from decoder_service.service import DecoderService
+from decoder_service.settings import DecoderSettings
 from serving.bundle import Bundle
+from serving.server import StartError
 from tests.processes import PATIENCE, line, started
 
 ROOT = Path(__file__).parents[2]
@@ -86,3 +90,44 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.fixture
+def copy(bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the bundle."""
+    return shutil.copytree(bundle.root, tmp_path / "copy")
+
+
+async def why(folder: Path, *, verify: bool = True) -> str:
+    """Why the service does not start."""
+    service = DecoderService(DecoderSettings(bundle=folder, threads=1, verify=verify))
+    with pytest.raises(StartError) as caught:
+        await service.start(lambda serving: None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "decoder/fp32/model.onnx",
+        "decoder/fp32/model.onnx.data",
+        "decoder/embedding.onnx.data",
+        "decoder/tokenizer.json",
+        "decoder/chat_template.jinja",
+    ],
+)
+async def test_one_bit_of_a_file_keeps_the_service_from_starting(copy: Path, name: str) -> None:
+    """The right size with another bit in the middle is found, and what to do is said."""
+    raw = bytearray((copy / name).read_bytes())
+    raw[len(raw) // 2] ^= 0x01
+    (copy / name).write_bytes(raw)
+    assert f"damaged, {name} does not match its digest: copy or export it again" in await why(copy)
+
+
+@pytest.mark.parametrize(("number", "says"), [(0, "all equal"), (0xFF, "not finite")])
+async def test_logits_are_looked_at_before_serving(copy: Path, number: int, says: str) -> None:
+    """Weights that are all 0, or NaN, are found without digests, too."""
+    for data in (copy / "decoder").rglob("*.data"):
+        data.write_bytes(bytes([number]) * data.stat().st_size)
+    assert f"are {says}: export the bundle again" in await why(copy, verify=False)

@@ -24,6 +24,7 @@ from serving.errors import Code, Reason, ServiceError, invalid
 from serving.interceptors import CallInterceptor
 from serving.media import media_digest
 from serving.tasks import cancel_and_wait
+from serving.transport import INSECURE, Credentials, open_port
 from vlm.v1 import (
     chat_pb2,
     decoder_pb2,
@@ -501,9 +502,15 @@ async def set_serving(fake: FakeVision | FakeDecoder, *, serving: bool) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serve(fake: FakeVision | FakeDecoder, port: int = 0) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
+async def serve(
+    fake: FakeVision | FakeDecoder,
+    port: int = 0,
+    *,
+    credentials: Credentials = INSECURE,
+    client_names: frozenset[str] = frozenset(),
+) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
     """Put a fake on the loopback: its address and its server."""
-    server = grpc.aio.server(interceptors=[CallInterceptor()], options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(interceptors=[CallInterceptor(client_names)], options=[("grpc.so_reuseport", 0)])
     if isinstance(fake, FakeVision):
         vision_pb2_grpc.add_VisionEncoderServicer_to_server(_VisionServicer(fake), server)
     else:
@@ -511,7 +518,7 @@ async def serve(fake: FakeVision | FakeDecoder, port: int = 0) -> AsyncIterator[
     if fake.health is not None:
         await set_serving(fake, serving=True)
         health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
-    address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    address = f"127.0.0.1:{open_port(server, '127.0.0.1', port, credentials=credentials)}"
     await server.start()
     try:
         yield address, server

@@ -249,6 +249,17 @@ def test_changed_file(root: Path) -> None:
     (root / "vision" / "model.safetensors").write_bytes(b"y" * 9)
     Bundle.open(root)
     assert "vision/model.safetensors does not match" in _complaint(root, verify=True)
+    Bundle.open(root, verify=True, folder="decoder")
+    with pytest.raises(BundleError, match="does not match"):
+        Bundle.open(root, verify=True, folder="vision")
+
+
+def test_weights_beyond_the_memory(root: Path) -> None:
+    """Weights that cannot fit are refused before they are loaded, with both sizes."""
+    bundle = Bundle.open(root)
+    bundle.check_memory("vision", 1 << 30)
+    with pytest.raises(BundleError, match=r"take 0\.0 GiB, and this process may use 0\.0 GiB"):
+        bundle.check_memory("vision", 1)
 
 
 def test_files_outside(root: Path) -> None:

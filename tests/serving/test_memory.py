@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving.memory import usable_memory
+from serving.memory import ending_without_memory, usable_memory
 
 _PROGRAM = """
 import re
@@ -68,3 +70,37 @@ def test_too_little_address_space_is_told_before_libraries_fail(module: str) -> 
     assert done.returncode == 1
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith(f"{module}: the address space is limited to 0.6 GiB (ulimit -v)")
+
+
+def test_the_limit_of_the_address_space_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`ulimit -v` bounds the memory as a control group does."""
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
+    assert usable_memory(tmp_path / "none") == 1 << 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes\nand more"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=repr,
+)
+def test_a_start_without_memory_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever library says it, the process ends with 1 and one sentence."""
+    with pytest.raises(SystemExit) as caught, ending_without_memory("vision_service"):
+        raise error
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("vision_service: there is not enough memory to start (")
+
+
+def test_other_errors_of_a_start_are_not_hidden() -> None:
+    """A bug keeps its traceback."""
+    with pytest.raises(RuntimeError, match="bug"), ending_without_memory("gateway"):
+        raise RuntimeError("bug")

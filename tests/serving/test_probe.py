@@ -17,9 +17,9 @@ from tests.serving.test_server import Echo
 ROOT = Path(__file__).parents[2]
 
 
-async def _probe(*arguments: str) -> tuple[int | None, str]:
+async def probe(*arguments: str, **variables: str) -> tuple[int | None, str]:
     """Run the probe as a process of its own: its exit code, and what it printed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]), **variables}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "serving.probe", *arguments, stdout=asyncio.subprocess.PIPE, env=environment
     )
@@ -41,10 +41,10 @@ async def test_the_probe_follows_the_health_of_a_server() -> None:
         await task  # raises why it did not start
     try:
         address = f"127.0.0.1:{port.result()}"
-        assert await _probe(address) == (0, "SERVING")
+        assert await probe(address) == (0, "SERVING")
         assert service.set_serving is not None
         service.set_serving(False)
-        assert await _probe(address) == (1, "NOT_SERVING")
+        assert await probe(address) == (1, "NOT_SERVING")
     finally:
         stop.set()
         await task
@@ -54,12 +54,12 @@ async def test_no_server_is_exit_code_1() -> None:
     """Where nothing listens the probe fails and says so."""
     with socket.socket() as held:  # bound, so that nothing else takes the port, and not listening
         held.bind(("127.0.0.1", 0))
-        code, said = await _probe(f"127.0.0.1:{held.getsockname()[1]}")
+        code, said = await probe(f"127.0.0.1:{held.getsockname()[1]}")
     assert code == 1
     assert said.startswith("no answer: UNAVAILABLE")
 
 
-@pytest.mark.parametrize("arguments", [(), ("a", "b"), ("--help",)])
+@pytest.mark.parametrize("arguments", [(), ("a", "b"), ("a", "B_", "c"), ("--help",)])
 async def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
-    """The probe takes one address and nothing else."""
-    assert (await _probe(*arguments))[0] == 2
+    """The probe takes an address and a prefix, and nothing else."""
+    assert (await probe(*arguments))[0] == 2

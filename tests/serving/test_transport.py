@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import shutil
 import socket
-import ssl
-import subprocess
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,7 +19,6 @@ from serving import transport
 from serving.transport import (
     HEALTH_OPTIONS,
     INSECURE,
-    Certificate,
     Credentials,
     PortError,
     ReservedPorts,
@@ -33,15 +29,10 @@ from serving.transport import (
     open_metrics_port,
     open_port,
 )
+from tests import certificates
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("serving", "gateway", "vision_service", "decoder_service", "triptych")
-
-# Local credentials need no keys: they are bound to the loopback and to no certificate.
-LOCAL = Credentials(
-    grpc.local_channel_credentials(grpc.LocalConnectionType.LOCAL_TCP),
-    grpc.local_server_credentials(grpc.LocalConnectionType.LOCAL_TCP),
-)
 
 
 class _Witness(health_pb2_grpc.HealthServicer):
@@ -50,9 +41,11 @@ class _Witness(health_pb2_grpc.HealthServicer):
     def __init__(self) -> None:
         self.security: list[bytes] = []
         self.marks: list[str] = []
+        self.clients: list[bytes] = []
 
     async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
         self.security += context.auth_context().get("transport_security_type", [b"none"])
+        self.clients += context.auth_context().get("x509_pem_cert", [])
         self.marks += [value for key, value in context.invocation_metadata() if key == "mark"]
         return health_pb2.HealthCheckResponse()
 
@@ -69,9 +62,14 @@ async def _listening(credentials: Credentials) -> AsyncIterator[tuple[_Witness, 
         await server.stop(None)
 
 
-@pytest.mark.parametrize(("credentials", "expected"), [(INSECURE, b"insecure"), (LOCAL, b"local")])
-async def test_both_ends_use_the_credentials(credentials: Credentials, expected: bytes) -> None:
+@pytest.mark.parametrize("expected", [b"insecure", pytest.param(b"ssl", marks=certificates.needs_openssl)])
+async def test_both_ends_use_the_credentials(expected: bytes, tmp_path: Path) -> None:
     """Credentials reach the server's port and both kinds of channels; without any the connection is plain text."""
+    credentials = INSECURE
+    if expected == b"ssl":
+        made = certificates.make(tmp_path)
+        ends = certificates.client(made, "gateway"), certificates.server(made, "vision", mutual=True)
+        credentials = Credentials(ends[0].channel, ends[1].server)
     async with _listening(credentials) as (witness, address):
         async with open_channel(address, HEALTH_OPTIONS, credentials=credentials) as channel:
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
@@ -82,6 +80,27 @@ async def test_both_ends_use_the_credentials(credentials: Credentials, expected:
 
         await asyncio.to_thread(ask)
     assert witness.security == [expected, expected]
+
+
+@certificates.needs_openssl
+async def test_a_channel_presents_a_renewed_certificate(tmp_path: Path) -> None:
+    """An open channel's next call arrives with the new certificate; with files that are wrong, with the old one."""
+    made = certificates.make(tmp_path)
+    pem = made / "gateway/cert.pem"
+    async with (
+        _listening(certificates.server(made, "vision", mutual=True)) as (witness, address),
+        open_channel(address, HEALTH_OPTIONS, credentials=certificates.client(made, "gateway")) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
+        first = pem.read_bytes()
+        certificates.make(made)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
+        second = pem.read_bytes()
+        pem.unlink()
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
+    assert witness.clients == [first, second, second]
+    assert first != second
 
 
 class _Mark(grpc.aio.UnaryUnaryClientInterceptor):
@@ -104,30 +123,6 @@ async def test_interceptors_run_in_their_order() -> None:
     ):
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
     assert witness.marks == ["a", "b"]
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made with openssl")
-def test_metrics_are_served_over_tls(tmp_path: Path) -> None:
-    """With a certificate the metrics port accepts only TLS; without one it is plain text."""
-    certificate = Certificate(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
-    subprocess.run(
-        [
-            str(shutil.which("openssl")),
-            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", f"{certificate.keyfile}", "-out", f"{certificate.certfile}"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    trusted = ssl.create_default_context(cafile=certificate.certfile)
-    plain = open_metrics_port("127.0.0.1", 0)
-    encrypted = open_metrics_port("127.0.0.1", 0, credentials=Credentials(http=certificate))
-    for url in (f"http://127.0.0.1:{plain}", f"https://127.0.0.1:{encrypted}"):
-        with urllib.request.urlopen(url, timeout=30, context=trusted if url.startswith("https") else None) as page:  # noqa: S310
-            assert b"python_info" in page.read()
-    with pytest.raises(OSError):  # noqa: PT011  # a reset, or an empty answer
-        urllib.request.urlopen(f"http://127.0.0.1:{encrypted}", timeout=30)
 
 
 async def test_a_taken_port_is_one_sentence() -> None:

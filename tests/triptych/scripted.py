@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from serving.errors import ServiceError
 from serving.status import to_proto
-from serving.transport import server_options
+from serving.transport import INSECURE, Credentials, server_options
 from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc, media_pb2
 
 SECONDS = 60
@@ -55,6 +55,7 @@ def playing(
     count: gateway_pb2.CountTokensResponse | None = None,
     *,
     max_message_bytes: int = 1 << 27,
+    credentials: Credentials = INSECURE,
     port: int = 0,
 ) -> Iterator[Scripted]:
     """Serve a script on a port; 0 takes a free one."""
@@ -63,7 +64,11 @@ def playing(
         futures.ThreadPoolExecutor(4), options=list(server_options(max_message_bytes=max_message_bytes))
     )
     gateway_pb2_grpc.add_GatewayServicer_to_server(servicer, server)
-    servicer.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    if credentials.server is None:
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+    else:
+        port = server.add_secure_port(f"127.0.0.1:{port}", credentials.server.grpc())
+    servicer.address = f"127.0.0.1:{port}"
     server.start()
     try:
         yield servicer

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from decoder_service.engine.batching.pace import Curve, Speed
 from decoder_service.engine.model import Model, Piece, Shape, Step
@@ -90,12 +91,31 @@ class _Timing:
         prefill(self._model, self._shape, size)
 
 
-def prefill(model: Model, shape: Shape, size: int) -> None:
-    """Prefill a chunk of `size` tokens in the first slot. The first large chunk allocates memory for later ones."""
+def prefill(model: Model, shape: Shape, size: int) -> NDArray[np.float32] | None:
+    """Prefill a chunk of `size` tokens in the first slot. The first large chunk allocates memory for later ones.
+
+    Returns:
+        The logits after it, float32 [1, vocab].
+    """
     positions = np.broadcast_to(np.arange(size), (shape.axes, size))
     features = np.empty((0, shape.feature_width), np.float32)
-    for _ in model.prefill(Piece(0, 0, np.zeros(size, np.int32), features, positions)):
-        pass
+    *_, logits = model.prefill(Piece(0, 0, np.zeros(size, np.int32), features, positions))
+    return logits
+
+
+def check_logits(model: Model, shape: Shape, size: int) -> None:
+    """Prefill `size` tokens and decode one, as `prefill` does, and check the logits of both.
+
+    Raises:
+        ValueError: They are not finite, or all are equal.
+    """
+    after = np.array([size], np.int64)
+    step = Step(0, after, np.zeros(1, np.int32), after)
+    for phase, logits in (("prefill", prefill(model, shape, size)), ("decode", model.decode(step))):
+        if logits is None or not np.isfinite(logits).all():
+            raise ValueError(f"the logits of its {phase} graph are not finite: export the bundle again")
+        if logits.min() == logits.max():
+            raise ValueError(f"the logits of its {phase} graph are all equal: export the bundle again")
 
 
 def _curve(best: Mapping[int, float]) -> Curve:

@@ -11,7 +11,6 @@ import contextlib
 import queue
 import threading
 import time
-import traceback
 from collections.abc import AsyncGenerator, Callable
 
 import structlog
@@ -20,6 +19,7 @@ from decoder_service.engine.batching.worker import BatchConfig, Call, Cancellati
 from decoder_service.engine.interface import EngineError, EngineEvent, EngineInfo, EngineRequest
 from decoder_service.engine.supervisor import Supervisor, events_of, not_ready
 from serving.errors import Reason, too_large, unavailable
+from serving.logs import trace
 
 log = structlog.get_logger()
 
@@ -132,7 +132,7 @@ class BatchEngine:
             try:
                 worker.run()
             except Exception:  # noqa: BLE001  # the health status must change after any failure
-                log.critical("engine failed", traceback=traceback.format_exc())
+                log.critical("engine failed", traceback=trace())
                 loop.call_soon_threadsafe(self._break)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +37,7 @@ from decoder_service.engine.sampler import NotDrawn, Sampler, draw
 from decoder_service.engine.supervisor import constraint_failed, failed, not_finite, out_of_memory
 from decoder_service.metrics import PARKED, PARKS
 from serving.errors import ServiceError
+from serving.logs import trace
 
 log = structlog.get_logger()
 
@@ -403,7 +403,7 @@ class Stepper:
             self._fail(job, "the constraint can go no further", constraint_failed(str(error)))
             return
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
-            self._fail(job, traceback.format_exc())
+            self._fail(job, trace())
             return
         job.runs.update(_runs(first, len(job.answer) - first))
 
@@ -424,7 +424,7 @@ class Stepper:
                 positions=job.request.positions[:, start : chunk.stop],
             )
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
-            self._fail(job, traceback.format_exc())
+            self._fail(job, trace())
             return None
 
     def _append(self, job: Job, drawn: TokenDrawn) -> None:
@@ -455,7 +455,7 @@ class Stepper:
 
     def _fail_all(self, jobs: Sequence[Job], error: Exception) -> None:
         """Let jobs fail by an exception."""
-        why = "".join(traceback.format_exception(error))
+        why = trace(error)
         for job in jobs:
             if job.slot is not None:  # else it has finished
                 self._fail(job, why, out_of_memory() if isinstance(error, MemoryError) else None)

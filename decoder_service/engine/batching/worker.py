@@ -15,7 +15,7 @@ from typing import Literal
 import onnxruntime
 import structlog
 
-from decoder_service.engine.batching.calibration import CHUNKS, calibrate, prefill, widths
+from decoder_service.engine.batching.calibration import CHUNKS, calibrate, check_logits, widths
 from decoder_service.engine.batching.kv import KvCache, granule, token_bytes
 from decoder_service.engine.batching.pace import Measurements, Pace, Speed
 from decoder_service.engine.batching.scheduler import Scheduler
@@ -150,7 +150,7 @@ class Worker:
         # Otherwise the first long prompt would take 1.5 times as long, because it allocates memory that later ones
         # reuse.
         pace.begin(0, 1)
-        prefill(model, runner.shape, min(pace.room(), self.max_tokens))
+        check_logits(model, runner.shape, max(min(pace.room(), self.max_tokens - 1), 1))
         for slot in range(config.slots):
             cache.release(slot)  # written by calibration and warm-up
         slots = Slots(

@@ -10,7 +10,6 @@ import json
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
@@ -32,6 +31,7 @@ from decoder_service.engine.genai.messages import (
 )
 from decoder_service.engine.interface import FinishReason, SamplingParams, TokenDrawn
 from decoder_service.engine.sampler import NotDrawn, Sampler, draw
+from serving.logs import trace
 from serving.parent import end_with_parent
 
 # Any tokens: in the first run the library allocates memory and starts its threads.
@@ -78,7 +78,7 @@ def _serve(connection: Connection, config: WorkerConfig) -> None:
             except (EOFError, OSError):
                 raise
             except Exception:  # noqa: BLE001  # a failure of one request must not end the child
-                ended = Ended(message.job, error=traceback.format_exc())
+                ended = Ended(message.job, error=trace())
             del features
             connection.send(ended)
 

@@ -27,6 +27,7 @@ from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
 from decoder_service.engine.onnx.pages import release_pages
 from decoder_service.engine.onnx.parts import cut
 from serving.cores import lacks_vnni
+from serving.memory import lacks_memory
 
 
 class Runner:
@@ -251,16 +252,11 @@ class _Part:
         try:
             self._session.run_with_iobinding(self.binding)
         except Exception as error:
-            if _out_of_memory(error):
+            if lacks_memory(error):  # ONNX Runtime has no exception class of its own for it
                 raise MemoryError(str(error)) from error
             raise
         if self._handed:
             between.update(zip(self._handed, self.binding.get_outputs(), strict=False))
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed: ONNX Runtime has no exception class of its own for it."""
-    return any(words in str(error) for words in ("Failed to allocate memory", "bad_alloc", "bad allocation"))
 
 
 def _slots(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from gateway.cache_scope import cache_scope
-from gateway.keys.access import FOR_ADMINS, FOR_METRICS, FOR_USERS, Access, Caller, host_of_peer, is_loopback
+from gateway.keys.access import FOR_ADMINS, FOR_METRICS, FOR_USERS, Access, Caller, host_of_peer
 from gateway.keys.file import write_keys
 from gateway.keys.key import Key, hash_of
 from gateway.keys.limits import Limits
 from gateway.keys.ring import KeyRing
 from serving.errors import Code, ServiceError
+from serving.transport import is_loopback
 
 
 def access(folder: Path, **more: Any) -> Access:
