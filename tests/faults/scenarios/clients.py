@@ -22,8 +22,8 @@ MIB = 1 << 20
 _WORDS = [{"role": "user", "content": "Tell a long story."}]
 _GONE_SECONDS = 150.0
 """Until when a connection that does nothing must have been closed."""
-_MOST_GROWTH = 200 * MIB
-"""Of a gateway's resident memory while the bad clients are there."""
+_MOST_GROWTH = 1100 * MIB
+"""Of a gateway's resident memory while the bad clients are there: what `max_buffered_body_bytes` admits by default."""
 
 
 def _post(body: bytes, *, length: int | None = None) -> bytes:
