@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.faults.bench import Row
 
 _HEADS = (
-    "scenario", "sent", "right", "moved", "refused, typed", "cancelled", "cut", "untyped", "wrong", "hung",
+    "scenario", "sent", "right", "moved", "refused, typed", "cancelled", "cut", "untyped", "wrong", "hung or lost",
     "answers/s before, during", "longest, s", "recovery, s", "",
 )  # fmt: skip
 

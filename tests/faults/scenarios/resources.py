@@ -194,7 +194,7 @@ async def memory(bench: Bench, tier: str) -> Row:
 
     allowed = ("OUT_OF_MEMORY", *MIDWAY) if tier != "gateway" else ("OUT_OF_MEMORY",)
     row = await bench.under_load(name, deployment, fault, allowed=allowed, cut=tier == "gateway")
-    row.figures["ended with"] = ", ".join(died) or "not"
+    row.figures["exit codes"] = ", ".join(died) or "none"
     return row
 
 
