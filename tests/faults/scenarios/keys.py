@@ -71,7 +71,7 @@ async def keys(bench: Bench) -> Row:
 
 async def _guess(gateways: Gateways, key: str, seen: collections.Counter[str], problems: list[str]) -> None:
     async with httpx.AsyncClient(trust_env=False) as client:
-        said = await client.get(f"{gateways.http[0]}/v1/models", headers={"authorization": f"Bearer {key}"})
+        said = await client.get(f"{gateways.http[0]}/v1/models", headers={"authorization": f"Bearer {key}".strip()})
     seen[f"http {said.status_code}"] += 1
     if said.status_code != httpx.codes.UNAUTHORIZED:
         problems.append(f"{key[:20]!r}: status {said.status_code} over HTTP")
