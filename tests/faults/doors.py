@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -66,6 +67,9 @@ class Door(Protocol):
     async def close(self) -> None:
         """Close its connections."""
 
+
+# Made once: it reads all certificates of the system, which takes longer than a request.
+_TLS = ssl.create_default_context()
 
 _REPLY: ContextVar[Reply] = ContextVar("reply")
 
@@ -136,7 +140,7 @@ class HttpDoor:
         self._stream = stream
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.AsyncClient(limits=limits, headers=headers, trust_env=False)
+        self._client = httpx.AsyncClient(limits=limits, headers=headers, trust_env=False, verify=_TLS)
         self._turn = 0
 
     async def ask(self, question: Question, request_id: str, reply: Reply, seconds: float) -> None:
