@@ -294,19 +294,3 @@ async def test_a_message_in_the_moment_of_eviction_changes_nothing() -> None:
             async with place.waiting():
                 pass
     assert admission.inside == 0
-
-
-async def test_draining_returns_what_has_not_started() -> None:
-    """Waiting requests fail as UNAVAILABLE at once, and new ones; one with a first token stays."""
-    admission = Admission(3, running=1, max_bytes=1)
-    with admission.enter() as running:
-        running.start(0.0)
-        with admission.enter() as queued, told("SHUTTING_DOWN"):
-            async with queued.waiting():
-                admission.drain()
-                await asyncio.Event().wait()
-        with told("SHUTTING_DOWN"), admission.enter():
-            pass
-        async with running.waiting():
-            await asyncio.sleep(0)
-        assert admission.inside == 1
