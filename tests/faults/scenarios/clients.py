@@ -68,7 +68,7 @@ class _Watch:
     ) -> None:
         """Wait; those that are still open may send a byte a second."""
         began, largest, slowest = time.monotonic(), 0, 0.0
-        while not _held(self._gateway, sockets) and time.monotonic() - began < 10:  # until it has accepted them
+        while not _held(self._gateway, sockets) and time.monotonic() - began < 10:  # noqa: ASYNC110  # until it has accepted them
             await asyncio.sleep(0.05)
         while (held := _held(self._gateway, sockets)) and time.monotonic() - began < _GONE_SECONDS:
             for each in sockets if trickle else ():
