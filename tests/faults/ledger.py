@@ -108,7 +108,7 @@ class Ledger:
     def examples(self, kinds: Sequence[Kind], most: int = 3) -> list[str]:
         """Some requests that ended in one of these ways, for people."""
         found = [outcome for outcome in self.outcomes if outcome.kind in kinds]
-        return [f"{o.kind.value} over {o.door}: {o.reason or 'no reason'}: {o.detail}"[:300] for o in found[:most]]
+        return [f"{o.request_id} {o.kind.value} over {o.door}: {o.reason}: {o.detail}"[:300] for o in found[:most]]
 
     def rate(self, start: float, end: float) -> float:
         """Right answers a second that ended in this span of time."""

@@ -20,7 +20,7 @@ from vlm.v1 import chat_pb2, gateway_pb2, gateway_pb2_grpc
 MIB = 1 << 20
 
 _WORDS = [{"role": "user", "content": "Tell a long story."}]
-_GONE_SECONDS = 150.0
+_GONE_SECONDS = 180.0
 """Until when a connection that does nothing must have been closed."""
 _MOST_GROWTH = 1100 * MIB
 """Of a gateway's resident memory while the bad clients are there: what `max_buffered_body_bytes` admits by default."""
@@ -104,7 +104,9 @@ async def never_reads(bench: Bench) -> Row:
 
     async def fault(load: Load) -> None:
         watch = _Watch(gateway, figures, problems)
-        body = json.dumps({"messages": _WORDS, "max_tokens": 7000, "ignore_eos": True, "stream": True}).encode()
+        request = {"messages": _WORDS, "max_tokens": 7000, "ignore_eos": True, "stream": True}
+        request |= {"logprobs": True, "top_logprobs": 20}  # some kilobytes a token, which soon fill all buffers
+        body = json.dumps(request).encode()
         with _sockets(gateway, 4, receive=4096) as sockets:
             for each in sockets:
                 each.send(_post(body))
@@ -113,13 +115,13 @@ async def never_reads(bench: Bench) -> Row:
                 calls = []
                 for _ in range(4):
                     channel = await stack.enter_async_context(open_channel(gateway.address, options))
-                    request = gateway_pb2.ChatRequest(
+                    chat = gateway_pb2.ChatRequest(
                         messages=[
                             chat_pb2.Message(role=chat_pb2.ROLE_USER, parts=[chat_pb2.Part(text="A long story.")])
                         ],
                         generation=chat_pb2.GenerationOptions(max_tokens=7000, ignore_eos=True, logprobs=20),
                     )
-                    calls.append(gateway_pb2_grpc.GatewayStub(channel).Chat(request, timeout=_GONE_SECONDS - 30))
+                    calls.append(gateway_pb2_grpc.GatewayStub(channel).Chat(chat, timeout=_GONE_SECONDS - 30))
                 await watch.until_closed(sockets)
                 for call in calls:
                     call.cancel()
