@@ -212,7 +212,7 @@ async def bombed(address: str, files: dict[str, bytes], *, gateway: bool) -> Rou
 
 
 async def malformed_tensors(vision: str, decoder: str, picture: bytes) -> Round:
-    """Features that do not fit what they are announced as, sent to the decoder's own port."""
+    """Whole features, and then such that do not fit what they are announced as, sent to the decoder's own port."""
     async with open_channel(vision, client_options(vision)) as channel:
         stub = vision_pb2_grpc.VisionEncoderStub(channel)
         request = vision_pb2.EncodeRequest(kind=media_pb2.MEDIA_KIND_IMAGE, data=picture)
@@ -237,8 +237,11 @@ async def malformed_tensors(vision: str, decoder: str, picture: bytes) -> Round:
             ]
             before = found.seen["answered"]
             await raw_call(channel, "/vlm.v1.Decoder/Generate", [each.SerializeToString() for each in messages], found)
-            if found.seen["answered"] > before:
-                found.fault(f"malformed tensor {number} was accepted")
+            accepted = found.seen["answered"] > before
+            if accepted != (number == 0):
+                found.fault(
+                    f"features {number} were {'accepted' if accepted else 'refused'}; those of number 0 are whole"
+                )
     return found
 
 
@@ -255,6 +258,7 @@ def _malformed(
             body.append(same)
         return head, body
 
+    yield copy()
     for shape in (
         [],
         [0],
