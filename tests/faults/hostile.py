@@ -240,7 +240,7 @@ async def malformed_tensors(vision: str, decoder: str, picture: bytes) -> Round:
             accepted = found.seen["answered"] > before
             if accepted != (number == 0):
                 found.fault(
-                    f"features {number} were {'accepted' if accepted else 'refused'}; those of number 0 are whole"
+                    f"features {number} (0 is whole): accepted {accepted}"
                 )
     return found
 
