@@ -30,6 +30,9 @@ _MOST_MESSAGES = 30
 _OF_A_SERVER = {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DATA_LOSS", "ABORTED"}
 """Codes that say that something was wrong with the server. No request may cause them."""
 
+_OF_THE_CALLER = {Reason.FEATURES_NOT_FINITE.name}
+"""Its code says that a service is at fault: the vision service, in whose place the attacker calls."""
+
 _REASONS = {reason.name for reason in Reason}
 
 
@@ -78,7 +81,9 @@ async def raw_call(channel: grpc.aio.Channel, method: str, messages: Sequence[by
     except grpc.aio.AioRpcError as error:
         failure = from_rpc_error(error)
         code = error.code().name
-        if code in _OF_A_SERVER or (failure.reason not in _REASONS and code != "UNIMPLEMENTED"):
+        if (code in _OF_A_SERVER and failure.reason not in _OF_THE_CALLER) or (
+            failure.reason not in _REASONS and code != "UNIMPLEMENTED"
+        ):
             found.fault(f"{method}: {code} {failure.reason}: {error.details()}")
         else:
             found.seen[failure.reason] += 1
@@ -223,7 +228,7 @@ async def malformed_tensors(vision: str, decoder: str, picture: bytes) -> Round:
     async with open_channel(decoder, client_options(decoder)) as channel:
         for number, (head, body) in enumerate(_malformed(header, chunks)):
             # Another digest each time: features that were accepted once would be asked for no more.
-            digest = f"{number:064x}"
+            digest = f"sha256:{number:064x}"
             head.layout.digest = digest
             part = chat_pb2.Part(image=media_pb2.Media(digest=digest))
             opening = decoder_pb2.GenerateOpen(messages=[_user(part)], generation=_options())
@@ -239,9 +244,7 @@ async def malformed_tensors(vision: str, decoder: str, picture: bytes) -> Round:
             await raw_call(channel, "/vlm.v1.Decoder/Generate", [each.SerializeToString() for each in messages], found)
             accepted = found.seen["answered"] > before
             if accepted != (number == 0):
-                found.fault(
-                    f"features {number} (0 is whole): accepted {accepted}"
-                )
+                found.fault(f"features {number} (0 is whole): accepted {accepted}")
     return found
 
 
