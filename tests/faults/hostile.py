@@ -81,9 +81,8 @@ async def raw_call(channel: grpc.aio.Channel, method: str, messages: Sequence[by
     except grpc.aio.AioRpcError as error:
         failure = from_rpc_error(error)
         code = error.code().name
-        if (code in _OF_A_SERVER and failure.reason not in _OF_THE_CALLER) or (
-            failure.reason not in _REASONS and code != "UNIMPLEMENTED"
-        ):
+        unknown = failure.reason not in _REASONS and code != "UNIMPLEMENTED"
+        if unknown or (code in _OF_A_SERVER and failure.reason not in _OF_THE_CALLER):
             found.fault(f"{method}: {code} {failure.reason}: {error.details()}")
         else:
             found.seen[failure.reason] += 1
