@@ -165,7 +165,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 async with asyncio.timeout(self._send_seconds):
                     await context.abort_with_status(rpc_status.to_status(to_proto(failed)))
-            except TimeoutError:  # the status waits behind messages that the client does not take
+            except (TimeoutError, grpc.aio.InternalError):
+                # The status waits behind messages that the client does not take, or gRPC has ended the call itself, as
+                # for a message that is over the limit.
                 raise asyncio.CancelledError from None
 
 

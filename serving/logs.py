@@ -6,6 +6,7 @@ and of refused requests may repeat content, so only their types and reasons are 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -65,6 +66,28 @@ def _without_content(_: Any, __: str, event: structlog.typing.EventDict) -> stru
     return event
 
 
+class _Lossy:
+    """A stream that drops what cannot be written: a full disk or a log collector that has ended fails no request.
+
+    Args:
+        stream: Where lines are written.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what is buffered, or leave it there."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def configure(settings: ServerSettings, service: str) -> None:
     """Set up structlog and the standard library's logging for this process.
 
@@ -92,7 +115,7 @@ def configure(settings: ServerSettings, service: str) -> None:
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Lossy(sys.stderr)),  # type: ignore[arg-type]  # what print needs
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+GIB = 1 << 30
+
 _MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -43,6 +45,27 @@ def usable_memory(memory_max: Path = _MEMORY_MAX) -> int:
         return min(whole, int(memory_max.read_text()))
     except (OSError, ValueError):  # no control groups, or no limit
         return whole
+
+
+def require_address_space(name: str, needed: int) -> None:
+    """Exit with 1 and one sentence if the limit of the address space (`ulimit -v`) is below what libraries reserve.
+
+    Called before they are loaded: without address space they fail in ways that nothing can turn into a sentence, with
+    the traceback of an import, or with an abort where native code cannot start a thread.
+
+    Args:
+        name: Of the service.
+        needed: Bytes that it reserves before it loads a model: mostly code and stacks, not memory in use.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    print(  # noqa: T201  # for people who start it by hand
+        f"{name}: the address space is limited to {limit / GIB:.1f} GiB (ulimit -v), and {needed / GIB:.1f} GiB are "
+        "needed before a model is loaded; raise the limit, or limit the memory in use by a control group instead",
+        file=sys.stderr,
+    )
+    sys.exit(1)
 
 
 _NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "failed to map segment", "can't start new thread")

@@ -56,7 +56,7 @@ class ServerSettings(BaseSettings):
         30.0,
         gt=0,
         description="Time for the body or message of a request, besides what its size allows: 1 s for each 64 KiB that "
-        "have arrived (HTTP), or for each 256 KiB of `max_message_bytes` (gRPC).",
+        "have arrived (HTTP), or for each 256 KiB of `max_message_bytes` (gRPC). An HTTP body may pause for this time.",
     )
     send_timeout_seconds: float = Field(
         60.0, gt=0, description="Time for which a client may take nothing of its answer; then the request ends."

@@ -25,6 +25,9 @@ message is among them twice, once with three bytes for one, and once more in a v
 # gRPC itself refuses messages over the limit, with the two sizes in bytes and no details.
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 
+# A compressed message has its size only when it is unpacked, and gRPC does not say which.
+_UNPACKED_TOO_LARGE = "Decompressed message larger than max"
+
 
 def to_proto(error: ServiceError) -> status_pb2.Status:
     """The error as a google.rpc.Status; texts that are too long for it are cut."""
@@ -95,5 +98,8 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
         sent, limit = (f"{int(size) / MIB:.1f} MiB" for size in sizes.groups())
         message = f"the request is {sent} and the server takes {limit}: send fewer or smaller images and videos"
         return failure(Reason.BODY_TOO_LARGE, message, metadata={"limit": sizes[2]})
+    if code is Code.RESOURCE_EXHAUSTED and _UNPACKED_TOO_LARGE in (error.details() or ""):
+        message = "the request is larger, when unpacked, than the server takes: send fewer or smaller images and videos"
+        return failure(Reason.BODY_TOO_LARGE, message)
     retry_after = 1.0 if code is Code.UNAVAILABLE else None
     return ServiceError(code, name, error.details() or name, retry_after=retry_after)

@@ -110,7 +110,9 @@ def client_options(address: str) -> Options:
         # A gateway that restarts is found within a second.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
-        ("grpc.keepalive_time_ms", 30_000),
+        # A gateway that does not answer at all is left after 25 seconds; the deadline of a call may be far longer.
+        ("grpc.keepalive_time_ms", 15_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
         # Do not use a proxy for outgoing connections.
         ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
     ]

@@ -3,10 +3,11 @@
 import sys
 
 if __name__ == "__main__":
-    from serving.memory import ending_without_memory
+    from serving.memory import GIB, ending_without_memory, require_address_space
     from serving.parent import end_with_launcher
 
     end_with_launcher(sys.argv)  # before the imports that take time
+    require_address_space("vision_service", 2 * GIB)
 
     with ending_without_memory("vision_service"):
         from serving.main import main

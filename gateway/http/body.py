@@ -97,7 +97,7 @@ class Receiving:
             deadline.remaining()
             message = (
                 f"the body did not arrive within {self._bodies.seconds:g} seconds (receive_timeout_seconds), and one "
-                f"more for each {_LEAST_BYTES_PER_SECOND // 1024} KiB"
+                f"more for each {_LEAST_BYTES_PER_SECOND // 1024} KiB, or paused for as long"
             )
             raise failure(Reason.RECEIVE_TIMEOUT, message) from None
         if unpack is not None and not unpack.eof:
@@ -119,7 +119,8 @@ class Receiving:
         until.reschedule(min(start, last))
         async for piece in request.stream():
             received += len(piece)
-            until.reschedule(min(start + received / _LEAST_BYTES_PER_SECOND, last))
+            # What has arrived gives more time, but not for silence: large bodies that stop would hold their memory.
+            until.reschedule(min(start + received / _LEAST_BYTES_PER_SECOND, now() + self._bodies.seconds, last))
             if received > self._bodies.limit:
                 raise self._over()
             for data in (piece,) if unpack is None else _unpacked(unpack, piece):

@@ -19,6 +19,7 @@ import pytest
 
 from gateway.conductor import Conductor, Policy
 from gateway.http import HttpServer, create_app
+from gateway.http import body as receiving
 from gateway.http.stream import Pace
 from gateway.media import RequestLimits
 from serving.connections import ConnectionLimits
@@ -163,6 +164,15 @@ async def test_a_body_that_does_not_arrive(start: Start) -> None:
         code, _, body = await half.answer()
         assert (code, reason(body)) == (408, "receive_timeout")
         assert await half.rest() == b""  # the rest of the body is not awaited for ever
+
+
+async def test_a_large_body_that_stops(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has arrived gives it more time, but not for silence."""
+    monkeypatch.setattr(receiving, "_LEAST_BYTES_PER_SECOND", 1)  # half a million seconds
+    port = await start(limits=ConnectionLimits(receive_seconds=SOON))
+    async with connected(port) as client:
+        await client.send(posted(b" " * 500_000, length=900_000))
+        assert (await client.answer())[0] == 408
 
 
 async def test_a_body_that_trickles_in(start: Start) -> None:

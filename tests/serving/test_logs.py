@@ -1,9 +1,10 @@
-"""What the log says of exceptions and of refused requests."""
+"""What the log says of exceptions and of refused requests; and it never fails what it tells of."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,29 @@ def test_the_servers_own_errors_are_logged_with_their_message() -> None:
     full = overloaded(Reason.QUEUE_FULL, "16 requests wait", retry_after=1)
     assert logged(full) == {"reason": "QUEUE_FULL", "error": "16 requests wait"}
     assert logged(invalid("field", "the prompt")) == {"reason": "FIELD_INVALID", "message": "field: the prompt"}
+
+
+FULL_DISK = """
+import structlog
+from serving import logs
+from serving.settings import ServerSettings
+logs.configure(ServerSettings(log_format={form!r}), "test")
+for _ in range(3):
+    structlog.get_logger().info("called", padding="x" * 10_000)
+try:
+    raise ValueError("of a request")
+except ValueError:
+    structlog.get_logger().exception("failed")
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_log_that_cannot_be_written_fails_nothing(form: str) -> None:
+    """On a full disk lines are dropped, and the caller goes on."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", FULL_DISK.format(form=form)],
+            stdout=subprocess.PIPE, stderr=full, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.stdout == "went on\n"

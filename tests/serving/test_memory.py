@@ -55,6 +55,23 @@ def test_a_limit_is_respected(tmp_path: Path, limit: str, expected: int | None) 
     assert whole == pytest.approx(psutil.virtual_memory().total, rel=0.01)
 
 
+@pytest.mark.parametrize("module", ["vision_service", "decoder_service"])
+def test_too_little_address_space_is_told_before_libraries_fail(module: str) -> None:
+    """`ulimit -v` below what PyTorch or ONNX Runtime reserve: one sentence and 1, not a traceback and no abort."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -v 614400; exec "$@"', "sh", sys.executable, "-m", module, "--bundle", "b"],  # noqa: S607
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith(f"{module}: the address space is limited to 0.6 GiB (ulimit -v)")
+
+
 def test_the_limit_of_the_address_space_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`ulimit -v` bounds the memory as a control group does."""
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))

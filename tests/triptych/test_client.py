@@ -16,6 +16,7 @@ import pytest
 
 import triptych
 from serving.errors import Reason, ServiceError, unavailable
+from serving.status import from_rpc_error
 from serving.transport import hold_port
 from tests.triptych.scripted import (
     SECONDS,
@@ -378,6 +379,18 @@ def test_a_message_over_the_limit_is_a_sentence(client: Blocking | Asyncio) -> N
     assert (raised.value.reason, raised.value.metadata) == ("BODY_TOO_LARGE", {"limit": str(1 << 20)})
     expected = "the request is 2.5 MiB and the server takes 1.0 MiB: send fewer or smaller images and videos"
     assert raised.value.message == expected
+
+
+def test_a_message_that_is_over_the_limit_when_unpacked_is_typed() -> None:
+    """A few kilobytes that gzip makes 2.5 MiB of: gRPC says neither size."""
+    request = gateway_pb2.CountTokensRequest(model="x" * (5 << 19))
+    with (
+        playing(_play, max_message_bytes=1 << 20) as gateway,
+        grpc.insecure_channel(gateway.address, compression=grpc.Compression.Gzip) as channel,
+        pytest.raises(grpc.RpcError) as raised,
+    ):
+        gateway_pb2_grpc.GatewayStub(channel).CountTokens(request, timeout=60)
+    assert from_rpc_error(raised.value).reason == "BODY_TOO_LARGE"
 
 
 def test_a_closed_client_says_so(client: Blocking | Asyncio) -> None:
