@@ -1,4 +1,4 @@
-"""Qwen3-VL checkpoints of the published shapes with random weights: `python -m benchmarks.checkpoint SHAPE DIR`.
+"""Checkpoints of the published shapes with random weights: `python -m benchmarks.checkpoint SHAPE DIR`.
 
 They have a real model's dimensions and random weights, so they serve for speed and memory, never for quality. The
 tokenizer has the control tokens and a token for every byte; the vocabulary has as many rows as the published one.
@@ -12,13 +12,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from benchmarks.errors import BenchError
 from demo.tokenizer import CONTROL_TOKENS, build_tokenizer, save_tokenizer
@@ -37,6 +43,7 @@ class Shape:
         vocab_size: Rows of the embedding.
         context: Most tokens of a prompt and its answer.
         tied: Whether the output head is the embedding.
+        family: Its family.
     """
 
     text: dict[str, int]
@@ -44,6 +51,7 @@ class Shape:
     vocab_size: int = 151936
     context: int = 262144
     tied: bool = True
+    family: Literal["qwen3_vl", "qwen2_5_vl"] = "qwen3_vl"
 
 
 VISION: dict[str, Any] = {
@@ -68,6 +76,25 @@ def _text(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, 
     }
 
 
+WINDOWS: dict[str, Any] = {
+    "depth": 32,
+    "hidden_size": 1280,
+    "num_heads": 16,
+    "intermediate_size": 3420,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 2,
+}
+"""The encoder of the published Qwen2.5-VL 3B and 7B, except `out_hidden_size`."""
+
+
+def _narrow(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, int]:
+    """As `_text`, where the width of a head follows from their number."""
+    text = _text(hidden, layers, heads, intermediate)
+    del text["head_dim"]
+    return text
+
+
 SHAPES = {
     "2b": Shape(_text(2048, 28, 16, 6144), VISION),
     "4b": Shape(_text(2560, 36, 32, 9728), VISION),
@@ -82,6 +109,17 @@ SHAPES = {
             "num_position_embeddings": 2304,
         },
         tied=False,
+    ),
+    "qwen2.5-3b": Shape(
+        {**_narrow(2048, 36, 16, 11008), "num_key_value_heads": 2}, WINDOWS, context=128_000, family="qwen2_5_vl"
+    ),
+    "qwen2.5-7b": Shape(
+        {**_narrow(3584, 28, 28, 18944), "num_key_value_heads": 4},
+        WINDOWS,
+        vocab_size=152064,
+        context=128_000,
+        tied=False,
+        family="qwen2_5_vl",
     ),
     # To try a benchmark in seconds: its figures mean nothing.
     "tiny": Shape(
@@ -127,8 +165,8 @@ def make(shape: Shape, directory: Path, *, tokenizer: Path | None = None, seed: 
         fresh = Path(scratch) / "checkpoint"
         _save_weights(shape, ids, fresh, seed)
         save_tokenizer(words, fresh, shape.context)
-        _write(fresh / "preprocessor_config.json", _processor("image", 256 * 256, 4096 * 4096))
-        _write(fresh / "video_preprocessor_config.json", _processor("video", 4096, 24 * 1024 * 1024))
+        for name, settings in _processors(shape).items():
+            _write(fresh / name, settings)
         end, padding = ids["<|im_end|>"], ids["<|endoftext|>"]
         _write(fresh / "generation_config.json", {"eos_token_id": [end, padding], "pad_token_id": padding})
         for path in fresh.iterdir():
@@ -138,7 +176,10 @@ def make(shape: Shape, directory: Path, *, tokenizer: Path | None = None, seed: 
 
 
 def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int) -> None:
-    config = Qwen3VLConfig(
+    new = shape.family == "qwen3_vl"
+    kind: Any = Qwen3VLForConditionalGeneration if new else Qwen2_5_VLForConditionalGeneration
+    rope = {"rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    config: Any = (Qwen3VLConfig if new else Qwen2_5_VLConfig)(
         text_config={
             **shape.text,
             "vocab_size": shape.vocab_size,
@@ -147,16 +188,14 @@ def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int)
             "tie_word_embeddings": shape.tied,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_section": [24, 20, 20],
-                "mrope_interleaved": True,
+                **(rope if new else {"rope_theta": 1e6, "mrope_section": [16, 24, 24]}),
             },
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
         },
         vision_config={
             **shape.vision,
-            "patch_size": 16,
+            "patch_size": 16 if new else 14,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "out_hidden_size": shape.text["hidden_size"],
@@ -167,11 +206,11 @@ def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int)
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    config.architectures, config.dtype = [Qwen3VLForConditionalGeneration.__name__], torch.bfloat16
+    config.architectures, config.dtype = [kind.__name__], torch.bfloat16
     directory.mkdir()
     config.save_pretrained(directory)
     with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config).to(torch.bfloat16)  # type: ignore[arg-type]  # a module
+        model = kind(config).to(torch.bfloat16)
     blank = {name: one for name, one in model.state_dict().items() if name != "lm_head.weight" or not shape.tied}
     # Generated and written file by file: memory holds one of them.
     files = split_torch_state_dict_into_shards(blank, max_shard_size=SHARD_SIZE)
@@ -192,17 +231,22 @@ def _draw(name: str, shape: torch.Size, draw: torch.Generator) -> torch.Tensor:
     return values.fill_(1) if len(shape) == 1 else values.normal_(0, 0.02, generator=draw)
 
 
-def _processor(medium: str, shortest: int, longest: int) -> dict[str, Any]:
-    image = medium == "image"
+def _processors(shape: Shape) -> dict[str, dict[str, Any]]:
+    """The settings files of the published models; Qwen2.5-VL's have none for videos."""
+    image, video = "preprocessor_config.json", "video_preprocessor_config.json"
+    common: dict[str, Any] = {"temporal_patch_size": 2, "merge_size": 2}
+    if shape.family == "qwen2_5_vl":
+        means = {name: getattr(Qwen2VLImageProcessorPil, name) for name in ("image_mean", "image_std")}
+        bounds = {"min_pixels": 56 * 56, "max_pixels": 16_384 * 28 * 28, "patch_size": 14}
+        names = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+        return {image: {**names, **bounds, **common, **means}}
+    means = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    common |= {"processor_class": "Qwen3VLProcessor", "patch_size": 16, **means}
+    sizes = ((256 * 256, 4096 * 4096), (4096, 24 * 1024 * 1024))
+    of_image, of_video = ({"shortest_edge": least, "longest_edge": greatest} for least, greatest in sizes)
     return {
-        f"{medium}_processor_type": "Qwen2VLImageProcessorFast" if image else "Qwen3VLVideoProcessor",
-        "processor_class": "Qwen3VLProcessor",
-        "size": {"shortest_edge": shortest, "longest_edge": longest},
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        image: {"image_processor_type": "Qwen2VLImageProcessorFast", "size": of_image, **common},
+        video: {"video_processor_type": "Qwen3VLVideoProcessor", "size": of_video, **common},
     }
 
 

@@ -21,8 +21,7 @@ from serving.bundle import Bundle
 from serving.media import media_digest
 from vision_service import media
 from vision_service.clip import VideoLimits
-from vision_service.families.qwen3_vl.encoder import Encoder
-from vision_service.families.qwen3_vl.preprocess import Preprocessor
+from vision_service.families import registry as vision_families
 from vision_service.family import PreprocessLimits
 
 _LIMITS = PreprocessLimits(1 << 26, VideoLimits(seconds=600, frames=10_000, sampled=768, pixels=1 << 24), 1 << 16)
@@ -56,8 +55,11 @@ def ask(
         questions: the questions about each picture.
         dtype: type in which the encoder computes.
     """
-    preprocessor = Preprocessor(bundle, _LIMITS)
-    encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=dtype)
+    family = vision_families.family_of(bundle)
+    preprocessor = family.make_preprocessor(bundle, _LIMITS)
+    encoder = family.load_encoder(
+        bundle.vision_dir, device=torch.device("cpu"), dtype=dtype, out_dtype=torch.float32, operators=True
+    )
     prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
     asked = []
     for picture in pictures:

@@ -108,7 +108,7 @@ def text_request(family: Family, token_ids: NDArray[np.int32], new_tokens: int) 
         positions=prompt.positions,
         features=FeatureRows.of(),
         media=prompt.media,
-        inputs=prompt.inputs,
+        inputs=prompt.inputs or {},
         sampling=SamplingParams(),
         max_new_tokens=new_tokens,
         stop_token_ids=frozenset(),

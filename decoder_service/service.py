@@ -122,6 +122,7 @@ class DecoderService(Service):
                 max_text_bytes=settings.max_text_bytes,
                 max_feature_bytes=features.request,
                 media_timeout=settings.media_timeout,
+                positions=bundle.context_length,
             ),
             defaults=GenerationDefaults(
                 recommended=RecommendedSampling.load(bundle.decoder_dir / "generation_config.json"),
@@ -160,7 +161,7 @@ def _engine(settings: DecoderSettings, bundle: Bundle, family: Family) -> Engine
                 provider=settings.provider,
                 threads=settings.thread_count,
                 feature_width=bundle.feature_width,
-                inputs=family.lay_out((), (), lambda _: ()).inputs,
+                inputs=family.lay_out((), (), lambda _: ()).inputs or {},
             )
         )
     from decoder_service.engine.batching.engine import BatchEngine  # noqa: PLC0415  # see above

@@ -51,8 +51,16 @@ class ExportProblem(Problem):
         "Copy `generation_config.json` from the model that yours was made from.",
     )
     CONFIG_INVALID = (
-        "{config} is not a valid Qwen3-VL config ({error}).",
+        "{config} is not a valid {model} config ({error}).",
         "Compare it with the config of the model that yours was made from.",
+    )
+    SLIDING_WINDOW = (
+        "{config} turns on sliding windows in the language model (use_sliding_window), which are not supported.",
+        "Published models have it off: take the config of the model that yours was made from.",
+    )
+    WINDOW_SIZE = (
+        "{config} is inconsistent: the encoder's window_size {window} is less than a token's {token} pixels.",
+        "Compare `window_size` with the original config.",
     )
     TOKEN_OUTSIDE = (
         "{config} is inconsistent: {token} lies outside the vocabulary.",
@@ -78,7 +86,7 @@ class ExportProblem(Problem):
     )
     FAMILY_UNSUPPORTED = (
         "{root} holds {found}: only {accepted} can be exported.",
-        "Mixture-of-experts models, Qwen2.5-VL and other families are not supported.",
+        "Mixture-of-experts models, Qwen2-VL and other families are not supported: see [models](models.md).",
     )
     GGUF = (
         (

@@ -7,7 +7,7 @@ and then the peak of an export would be the size of the checkpoint rather than o
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,10 @@ class Tensors(Mapping[str, TensorRef]):
                     }
                 )
         return self
+
+    def renamed(self, rename: Callable[[str], str]) -> "Tensors":
+        """The same tensors by other names."""
+        return Tensors({rename(name): ref for name, ref in self._refs.items()})
 
     def dequantized(self, block: tuple[int, int]) -> "Tensors":
         """The same with FP8 matrices and their scales put together, to be read as float32.

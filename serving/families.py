@@ -35,14 +35,14 @@ class TextTokens(Frozen):
     pad: TokenId | None = None
 
 
-class Qwen3VLText(TextInfo):
-    """Dimensions of Qwen3-VL's language model."""
+class QwenVLText(TextInfo):
+    """Dimensions of the language model of Qwen's vision families."""
 
     mrope_section: tuple[int, int, int]
 
 
 class VisionInfo(Frozen):
-    """Dimensions of Qwen3-VL's vision encoder."""
+    """Dimensions of a vision encoder that merges blocks of patches."""
 
     depth: Positive
     hidden_size: Positive
@@ -50,11 +50,30 @@ class VisionInfo(Frozen):
     temporal_patch_size: Positive
     spatial_merge_size: Positive
     in_channels: Positive
+
+
+class Qwen3VLVision(VisionInfo):
+    """Dimensions of Qwen3-VL's vision encoder."""
+
     deepstack_visual_indexes: tuple[int, ...]
 
 
+class Qwen25VLVision(VisionInfo):
+    """Dimensions of Qwen2.5-VL's vision encoder.
+
+    Attributes:
+        window_size: edge of a window of attention, in pixels.
+        full_attention_layers: the layers whose attention has no windows.
+        tokens_per_second: steps of a video's time positions in a second.
+    """
+
+    window_size: Positive
+    full_attention_layers: tuple[int, ...]
+    tokens_per_second: Positive
+
+
 class TokenIds(TextTokens):
-    """Ids of Qwen3-VL's control tokens."""
+    """Ids of the control tokens of Qwen's vision families."""
 
     image: TokenId
     video: TokenId
@@ -66,8 +85,8 @@ class Qwen3VLInfo(Frozen):
     """Qwen3-VL."""
 
     family: Literal["qwen3_vl"]
-    text: Qwen3VLText
-    vision: VisionInfo
+    text: QwenVLText
+    vision: Qwen3VLVision
     tokens: TokenIds
     # Features of one bundle's encoder may be used with the decoder of any bundle with the same fingerprint.
     encoder_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -78,5 +97,21 @@ class Qwen3VLInfo(Frozen):
         return (1 + len(self.vision.deepstack_visual_indexes)) * self.text.hidden_size
 
 
-FamilyInfo = Annotated[Qwen3VLInfo, Field(discriminator="family")]
+class Qwen25VLInfo(Frozen):
+    """Qwen2.5-VL."""
+
+    family: Literal["qwen2_5_vl"]
+    text: QwenVLText
+    vision: Qwen25VLVision
+    tokens: TokenIds
+    # As in `Qwen3VLInfo`.
+    encoder_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def feature_width(self) -> int:
+        """Width of one visual token's features: hidden_size."""
+        return self.text.hidden_size
+
+
+FamilyInfo = Annotated[Qwen3VLInfo | Qwen25VLInfo, Field(discriminator="family")]
 """The union of the families' descriptions, by `family`. One without an encoder has no `vision`."""

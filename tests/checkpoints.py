@@ -1,18 +1,26 @@
-"""Tiny random Qwen3-VL checkpoints, written the way published ones are.
+"""Tiny random checkpoints of every family, written the way published ones are.
 
 Their weights mean nothing, but they are drawn wide enough that logits differ clearly from token to token, so that a
 wrong graph, a wrong position or a dropped feature map shows. Every dimension that an implementation might hard-code
 can be set.
 """
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 # Tokens that the tokenizer marks as special, and the ones that are single tokens yet ordinary text, as in Qwen3-VL.
 SPECIAL_TOKENS = (
@@ -102,6 +110,34 @@ CHAT_TEMPLATE = r"""
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
 """.lstrip()  # noqa: E501 - the sentences of the published template, one line each
 
+# Renders what the published template of Qwen2.5-VL renders: a system prompt of its own, and no tools.
+QWEN2_5_TEMPLATE = r"""
+{%- set seen = namespace(images=0, videos=0) -%}
+{%- for message in messages -%}
+  {%- if loop.first and message.role != 'system' -%}
+    {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
+  {%- endif -%}
+  {{- '<|im_start|>' ~ message.role ~ '\n' -}}
+  {%- if message.content is string -%}{{- message.content -}}
+  {%- else -%}
+    {%- for part in message.content -%}
+      {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
+        {%- set seen.images = seen.images + 1 -%}
+        {%- if add_vision_id -%}{{- 'Picture ' ~ seen.images ~ ': ' -}}{%- endif -%}
+        {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+      {%- elif part.type == 'video' or 'video' in part -%}
+        {%- set seen.videos = seen.videos + 1 -%}
+        {%- if add_vision_id -%}{{- 'Video ' ~ seen.videos ~ ': ' -}}{%- endif -%}
+        {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+      {%- elif 'text' in part -%}{{- part.text -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+  {{- '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+""".lstrip()
+
 # Shapes other than the published one: what an exporter or a service might take for granted. Arguments of
 # `make_checkpoint`.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -111,6 +147,24 @@ SHAPES: dict[str, dict[str, Any]] = {
     "untied": {"tie": False, "attention_bias": True},
     "head_dim_128": {"head_dim": 128, "mrope_section": (24, 20, 20), "seed": 4},
 }
+
+
+QWEN2_5_SHAPES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "other_mrope": {"mrope_section": (12, 2, 2), "tie": False},
+    # The published 3B and 7B have heads of 128 with these sections, and groups of 8 and 7 query heads.
+    "heads_of_128": {
+        "hidden": 896,
+        "heads": 7,
+        "kv_heads": 1,
+        "mrope_section": (16, 24, 24),
+        "initializer_range": 0.1,
+    },
+    "whole_frames": {"full_attention": (0, 1, 2, 3), "tokens_per_second": 1},
+    "windows_alone": {"full_attention": (), "window": 56, "tokens_per_second": 41},
+    "odd_windows": {"full_attention": (3, 1), "window": 100, "vision_hidden": 96, "vision_heads": 3, "seed": 4},
+}
+"""The same for Qwen2.5-VL: arguments of `make_qwen2_5_vl`."""
 
 
 def make_checkpoint(
@@ -192,14 +246,115 @@ def make_checkpoint(
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    _random_model(config, seed, dtype).save_pretrained(folder, max_shard_size=shard_size)
+    _random_model(Qwen3VLForConditionalGeneration, config, seed, dtype).save_pretrained(
+        folder, max_shard_size=shard_size
+    )
     if dialect == "v4":
         to_v4_dialect(folder)
+    _write_json(folder / "preprocessor_config.json", _processor("image", shortest=64 * 64, longest=192 * 192))
+    _write_json(folder / "video_preprocessor_config.json", _processor("video", shortest=2 * 64 * 64, longest=192 * 192))
+    _write_texts(folder, tokenizer, context, template)
+    return folder
+
+
+def make_qwen2_5_vl(
+    folder: Path,
+    *,
+    seed: int = 2,
+    mrope_section: Sequence[int] = (4, 6, 6),
+    tie: bool = True,
+    layers: int = 4,
+    hidden: int = 128,
+    heads: int = 4,
+    kv_heads: int = 2,
+    intermediate: int = 128,
+    vision_depth: int = 4,
+    vision_hidden: int = 64,
+    vision_heads: int = 4,
+    window: int = 112,
+    full_attention: Sequence[int] = (1, 3),
+    tokens_per_second: int = 2,
+    context: int = 4096,
+    rope_theta: float = 1_000.0,
+    rope_scaling: Mapping[str, Any] | None = None,
+    initializer_range: float = 0.15,
+    dialect: Literal["v5", "published"] = "v5",
+    dtype: torch.dtype = torch.float32,
+    template: str = QWEN2_5_TEMPLATE,
+) -> Path:
+    """Write a checkpoint of Qwen2.5-VL into `folder` and return it.
+
+    "published" is the dialect of the published files: the language model's settings at the top of the config, tensors
+    by transformers 4's names, image settings alone, the template in tokenizer_config.json. The language model is drawn
+    less wide than Qwen3-VL's, since nothing normalizes its queries and keys. Else as `make_checkpoint`.
+    """
+    tokenizer = make_tokenizer()
+    ids = {token: _id(tokenizer, token) for token in SPECIAL_TOKENS}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": -(-tokenizer.get_vocab_size() // 64) * 64,
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "max_position_embeddings": context,
+            "rms_norm_eps": 1e-6,
+            "initializer_range": initializer_range,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": rope_theta,
+                "mrope_section": list(mrope_section),
+                **(rope_scaling or {}),
+            },
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+        },
+        vision_config={
+            "depth": vision_depth,
+            "hidden_size": vision_hidden,
+            "num_heads": vision_heads,
+            "intermediate_size": 2 * vision_hidden - 4,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "tokens_per_second": tokens_per_second,
+            "window_size": window,
+            "fullatt_block_indexes": list(full_attention),
+            "out_hidden_size": hidden,
+            "initializer_range": 0.25,
+        },
+        tie_word_embeddings=tie,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    _random_model(Qwen2_5_VLForConditionalGeneration, config, seed, dtype).save_pretrained(folder)
+    image = _processor("image", shortest=56 * 56, longest=196 * 196, patch=14, label="Qwen2_5_VLProcessor")
+    video = _processor("video", shortest=56 * 56, longest=112 * 112, patch=14, label="Qwen2_5_VLProcessor")
+    _write_texts(folder, tokenizer, context, template)
+    if dialect == "published":
+        to_published_dialect(folder, image)
+    else:
+        _write_json(folder / "preprocessor_config.json", image)
+        _write_json(folder / "video_preprocessor_config.json", video)
+    return folder
+
+
+CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
+    **{name: functools.partial(make_checkpoint, **shape) for name, shape in SHAPES.items()},
+    "qwen2_5_vl": make_qwen2_5_vl,
+}
+"""What every family's tests are run with: each makes a checkpoint. `tests/families/run` has more."""
+
+
+def _write_texts(folder: Path, tokenizer: Tokenizer, context: int, template: str) -> None:
+    """Write tokenizer, template and generation settings."""
+    ids = {token: _id(tokenizer, token) for token in SPECIAL_TOKENS}
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, context))
     (folder / "chat_template.jinja").write_text(template)
-    _write_json(folder / "preprocessor_config.json", _processor("image", shortest=64 * 64, longest=192 * 192))
-    _write_json(folder / "video_preprocessor_config.json", _processor("video", shortest=2 * 64 * 64, longest=192 * 192))
     _write_json(
         folder / "generation_config.json",
         {
@@ -212,7 +367,6 @@ def make_checkpoint(
             "top_p": 0.8,
         },
     )
-    return folder
 
 
 def make_tokenizer() -> Tokenizer:
@@ -246,16 +400,48 @@ def to_v4_dialect(folder: Path) -> None:
     _write_json(folder / "config.json", config)
 
 
+def to_published_dialect(folder: Path, image: Mapping[str, Any]) -> None:
+    """Rewrite a checkpoint of Qwen2.5-VL as the published ones are, whose image settings have bounds beside `size`."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope.pop("rope_theta")
+    text["rope_scaling"] = {"type": "mrope" if rope.pop("rope_type") == "default" else "yarn", **rope}
+    for name in ("model_type", "dtype", "layer_types", "sliding_window"):
+        text.pop(name, None)
+    vision = config["vision_config"]
+    vision.pop("rope_parameters", None)
+    vision["model_type"] = "qwen2_5_vl"
+    vision["in_chans"] = vision.pop("in_channels")
+    vision["spatial_patch_size"] = vision["patch_size"]
+    config |= {**text, "use_sliding_window": False, "transformers_version": "4.41.2"}
+    _write_json(folder / "config.json", config)
+    tensors = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    bounds = {"min_pixels": image["size"]["shortest_edge"], "max_pixels": image["size"]["longest_edge"]}
+    kept = {name: value for name, value in image.items() if name != "size"}
+    _write_json(
+        folder / "preprocessor_config.json", {**kept, **bounds, "image_processor_type": "Qwen2VLImageProcessor"}
+    )
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    template = folder / "chat_template.jinja"
+    _write_json(folder / "tokenizer_config.json", {**tokenizer, "chat_template": template.read_text()})
+    template.unlink()
+
+
 def _id(tokenizer: Tokenizer, token: str) -> int:
     found = tokenizer.token_to_id(token)
     assert found is not None, token
     return int(found)
 
 
-def _random_model(config: Qwen3VLConfig, seed: int, dtype: torch.dtype) -> Any:
+def _random_model(kind: Any, config: Any, seed: int, dtype: torch.dtype) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = Qwen3VLForConditionalGeneration(config)
+        model = kind(config)
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms and biases, which otherwise are ones and zeros and could be dropped unseen
                 parameter.data += torch.empty_like(parameter).uniform_(-0.3, 0.3)
@@ -291,17 +477,26 @@ def _tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     }
 
 
-def _processor(medium: Literal["image", "video"], *, shortest: int, longest: int) -> dict[str, Any]:
+def _processor(
+    medium: Literal["image", "video"],
+    *,
+    shortest: int,
+    longest: int,
+    patch: int = 16,
+    label: Literal["Qwen3VLProcessor", "Qwen2_5_VLProcessor"] = "Qwen3VLProcessor",
+) -> dict[str, Any]:
     kind = "image_processor_type" if medium == "image" else "video_processor_type"
+    of_video = "Qwen3VLVideoProcessor" if label == "Qwen3VLProcessor" else "Qwen2VLVideoProcessor"
+    plain = label == "Qwen3VLProcessor"
     return {
-        kind: "Qwen2VLImageProcessorFast" if medium == "image" else "Qwen3VLVideoProcessor",
-        "processor_class": "Qwen3VLProcessor",
+        kind: "Qwen2VLImageProcessorFast" if medium == "image" else of_video,
+        "processor_class": label,
         "size": {"shortest_edge": shortest, "longest_edge": longest},
-        "patch_size": 16,
+        "patch_size": patch,
         "temporal_patch_size": 2,
         "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
+        "image_mean": [0.5, 0.5, 0.5] if plain else OPENAI_CLIP_MEAN,
+        "image_std": [0.5, 0.5, 0.5] if plain else OPENAI_CLIP_STD,
     }
 
 

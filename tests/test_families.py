@@ -9,8 +9,14 @@ ROOT = Path(__file__).parents[1]
 
 PACKAGES = ("serving", "gateway", "vision_service", "decoder_service")
 
-WORDS = ("qwen3_vl", "qwen3vl", "mrope", "deepstack", "image_pad")
-"""Names of a family and of its inventions, in lower case."""
+WORDS = (
+    *("qwen3_vl", "qwen3vl", "mrope", "deepstack", "image_pad"),
+    *("qwen2_5_vl", "qwen25vl", "tokens_per_second", "fullatt"),
+)
+"""Names of the families and of their inventions, in lower case."""
+
+FAMILIES = ("qwen", "qwen3_vl", "qwen2_5_vl")
+"""Packages of the families, and of what some of them share."""
 
 ROOMS = {
     "serving/families.py",  # the schema of bundles
@@ -32,7 +38,7 @@ def _modules(package: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_room(name: str) -> bool:
-    return name in ROOMS or "/families/qwen3_vl/" in name
+    return name in ROOMS or any(f"/families/{family}/" in name for family in FAMILIES)
 
 
 def test_no_word_of_a_family_outside_its_rooms() -> None:
@@ -44,5 +50,5 @@ def test_no_word_of_a_family_outside_its_rooms() -> None:
 def test_the_words_are_in_the_rooms() -> None:
     """Negative control: the same search finds them where they belong."""
     modules = dict(module for package in PACKAGES for module in _modules(package))
-    for name in (*ROOMS, "vision_service/families/qwen3_vl/tower.py"):
+    for name in (*ROOMS, *(f"vision_service/families/{family}/tower.py" for family in FAMILIES[1:])):
         assert found(modules[name]), name

@@ -35,11 +35,14 @@ class Cost:
         attention: Sum of the layers' hidden sizes: a pair of patches takes twice as many multiplications.
         dtype: Type in which its linear layers compute.
         own_attention: Whether attention is computed by our operators.
+        windowed: Of layers whose attention has windows: sum of hidden size x patches of a window.
     """
 
-    def __init__(self, linear: int, attention: int, dtype: torch.dtype, *, own_attention: bool = False) -> None:
-        self._linear = 2.0 * linear
+    def __init__(
+        self, linear: int, attention: int, dtype: torch.dtype, *, own_attention: bool = False, windowed: int = 0
+    ) -> None:
         weight = (_OWN_ATTENTION_WEIGHT if own_attention else _ATTENTION_WEIGHT)[dtype]
+        self._linear = 2.0 * linear + 4.0 * windowed * weight
         self._attention = 4.0 * attention * weight
 
     def frame(self, patches: int) -> float:

@@ -36,7 +36,7 @@ class Layer(Protocol):
 class MakeLayer(Protocol):
     """Makes a layer from its weights."""
 
-    def __call__(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None, /) -> Layer:
+    def __call__(self, weight: Tensor, bias: Tensor, norm: nn.Module | None = None, /) -> Layer:
         """Make a layer from weights [out, in], a bias [out] and the normalization before it."""
 
 
@@ -47,11 +47,11 @@ class Linear:
 
     Args:
         weight: [out, in].
-        bias: [out].
+        bias: [out]; None: none.
         norm: Normalization of the rows before.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, norm: nn.Module | None = None) -> None:
         self._packed = weight.device.type == "cpu" and _can_pack(weight.dtype)
         self._weight = _ONEDNN._reorder_linear_weight(weight.contiguous()) if self._packed else weight
         self._bias = bias
@@ -105,31 +105,36 @@ class Int8Linear:
         operators: Our own operators, which compute it.
         weight: [out, in].
         bias: [out].
-        norm: Normalization of the rows before.
+        norm: Normalization of the rows before. The operator computes a LayerNorm itself; another is computed first.
     """
 
-    def __init__(self, operators: Operators, weight: Tensor, bias: Tensor, norm: nn.LayerNorm | None = None) -> None:
+    def __init__(self, operators: Operators, weight: Tensor, bias: Tensor, norm: nn.Module | None = None) -> None:
         self._operators = operators
+        self._norm = None if isinstance(norm, nn.LayerNorm) else norm
         weight = weight.float()
         factors = column_factors(weight)
         weight = weight / factors
         shift = torch.zeros_like(factors)
         epsilon = None
-        if norm is not None:
+        if isinstance(norm, nn.LayerNorm):
             factors, shift, epsilon = factors * norm.weight, factors * norm.bias, norm.eps
         self._weights = RoundedWeights.of(weight, bias, factors=factors, shift=shift, epsilon=epsilon)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, in] to [rows, out]."""
-        return self._operators.linear(x, self._weights, After.NOTHING)
+        return self._operators.linear(self._normal(x), self._weights, After.NOTHING)
 
     def gelu(self, x: Tensor, approximate: Gelu) -> Tensor:
         """GELU of the result."""
-        return self._operators.linear(x, self._weights, After.GELU if approximate == "none" else After.TANH_GELU)
+        after = After.GELU if approximate == "none" else After.TANH_GELU
+        return self._operators.linear(self._normal(x), self._weights, after)
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
         """The result plus `other` [rows, out]."""
-        return self._operators.linear(x, self._weights, After.ADD, other)
+        return self._operators.linear(self._normal(x), self._weights, After.ADD, other)
+
+    def _normal(self, x: Tensor) -> Tensor:
+        return x if self._norm is None else self._norm(x)
 
 
 def column_factors(weight: Tensor) -> Tensor:

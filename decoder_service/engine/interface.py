@@ -220,6 +220,7 @@ class EngineInfo:
         slots: Most requests that run at once; more wait.
         max_tokens: Most tokens of a prompt and its answer that fit its memory; None: no limit of its own.
         constraints: Whether it supports a request's constraint.
+        own_positions: Whether it computes positions itself, from `EngineRequest.inputs`.
     """
 
     name: str
@@ -228,6 +229,7 @@ class EngineInfo:
     slots: int
     max_tokens: int | None = None
     constraints: bool = False
+    own_positions: bool = False
 
 
 class Engine(Protocol):

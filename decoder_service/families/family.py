@@ -25,7 +25,8 @@ class Prompt:
         engine_token_ids: Token ids as input of the graphs, int32 [n].
         positions: Positions of each token and of the one after them, int64 [axes, n + 1].
         media: The spans of tokens that take feature rows, in order.
-        inputs: Inputs for an engine that computes positions itself; see `EngineRequest.inputs`.
+        inputs: Inputs for an engine that computes positions itself; see `EngineRequest.inputs`. None: such an engine
+            would compute other positions than these.
         media_tokens: Number of tokens that take feature rows.
     """
 
@@ -33,7 +34,7 @@ class Prompt:
     engine_token_ids: NDArray[np.int32]
     positions: NDArray[np.int64]
     media: tuple[Span, ...]
-    inputs: Mapping[str, NDArray[np.int64]]
+    inputs: Mapping[str, NDArray[np.int64]] | None
     media_tokens: int
 
 

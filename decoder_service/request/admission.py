@@ -9,6 +9,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from decoder_service.engine import Limit
 from decoder_service.engine.supervisor import shutting_down
 from decoder_service.request.generation import Generation
@@ -39,6 +42,7 @@ class Limits:
         media_timeout: Seconds to wait for the next message about features.
         opening_timeout: Seconds to wait for the first message of a stream.
         context_limit: The limit that an answer meets at `context_length`: KV_CACHE if memory shortens the context.
+        positions: Positions that the model has, which a long video may use faster than tokens; None: not checked.
     """
 
     context_length: int
@@ -49,6 +53,7 @@ class Limits:
     media_timeout: float = 300.0
     opening_timeout: float = 10.0
     context_limit: Limit = Limit.CONTEXT
+    positions: int | None = None
 
 
 class Place:
@@ -309,6 +314,39 @@ def check_room(prompt_tokens: int, max_tokens: int | None, context_length: int) 
             "generation.max_tokens",
             f"is {max_tokens}; the prompt, of at least {prompt_tokens} tokens, leaves at most {free} of the context of "
             f"{context_length}; clamp_max_tokens reduces it to that",
+            reason=Reason.MAX_TOKENS_TOO_LARGE,
+        )
+    return free
+
+
+def check_positions(used: NDArray[np.int64], max_tokens: int | None, positions: int) -> int:
+    """Check that the model has the positions of the prompt, and some for the answer.
+
+    Args:
+        used: Positions of each token of the prompt and of the one after them, [axes, n + 1].
+        max_tokens: Tokens of the answer that must fit, if any.
+        positions: Number of positions.
+
+    Returns:
+        The free positions.
+
+    Raises:
+        ServiceError: As `check_room`.
+    """
+    first, greatest = int(used[:, -1].max()), int(used.max())
+    free = positions - first
+    if greatest >= positions:
+        raise too_large(
+            "messages",
+            f"reach position {greatest} of the model's {positions}; shorten them, or send shorter videos",
+            reason=Reason.PROMPT_TOO_LONG,
+            limit=positions,
+        )
+    if max_tokens is not None and max_tokens > free:
+        raise invalid(
+            "generation.max_tokens",
+            f"is {max_tokens}; the answer begins at position {first} of the model's {positions}; clamp_max_tokens "
+            f"reduces it to {free}",
             reason=Reason.MAX_TOKENS_TOO_LARGE,
         )
     return free

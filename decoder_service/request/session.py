@@ -35,7 +35,7 @@ from decoder_service.output.pipeline import Delta, Output
 from decoder_service.output.reasoning import Reasoning
 from decoder_service.output.repetition import Repetition
 from decoder_service.output.tool_calls import ToolCallDelta, ToolCalls
-from decoder_service.request.admission import Place, answer_bound, check_room
+from decoder_service.request.admission import Place, answer_bound, check_positions, check_room
 from decoder_service.request.decoder import Decoder
 from decoder_service.request.intake import FeatureIntake
 from decoder_service.request.opening import Opening
@@ -187,7 +187,11 @@ class Session:
         layouts = self.intake.layouts()
         keys = [self.intake.key(layout.medium) for layout in layouts]
         prompt = self._prompt = await asyncio.to_thread(decoder.prompts.expand, self._rendered, layouts, keys)
+        if prompt.inputs is None and decoder.engine.info.own_positions:
+            raise unimplemented("messages", "send no video of this model, or serve it with --engine batch")
         free = check_room(len(prompt.token_ids), generation.must_fit, decoder.limits.context_length)
+        if decoder.limits.positions is not None:
+            free = min(free, check_positions(prompt.positions, generation.must_fit, decoder.limits.positions))
         self._max_tokens, self._limit = answer_bound(generation, free, decoder.limits)
         return Started(
             self._opening.request_id,
@@ -331,7 +335,7 @@ class Session:
             sampling=dataclasses.replace(sampling, seed=(sampling.seed + number) % (1 << 64)),
             max_new_tokens=self._max_tokens,
             stop_token_ids=self._stop_tokens(),
-            inputs=prompt.inputs,
+            inputs=prompt.inputs or {},
             report_progress=self._opening.report_progress and number == 0,
             constraint=self._constraints[number],
             cache_scope=self._opening.cache_scope,

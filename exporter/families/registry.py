@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from exporter.errors import ExportError, ExportProblem
-from exporter.families.qwen3_vl.family import QWEN3_VL
+from exporter.families.qwen2_5_vl.variant import QWEN2_5_VL
+from exporter.families.qwen3_vl.variant import QWEN3_VL
 from exporter.family import Checkpoint, Family
 from exporter.formats import refuse_other_formats
 from exporter.json_files import read_json
 
 FAMILIES: Mapping[str, Family] = {
     "qwen3_vl": QWEN3_VL,
+    "qwen2_5_vl": QWEN2_5_VL,
 }
 
 

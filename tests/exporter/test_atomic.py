@@ -16,9 +16,9 @@ from exporter.writer import staged
 from serving.bundle import Bundle
 
 STAGES = (
-    "families.qwen3_vl.family.write_vision",
-    "families.qwen3_vl.family.write_decoder",
-    "families.qwen3_vl.family.write_embedding",
+    "families.qwen.family.write_vision",
+    "families.qwen.family.write_decoder",
+    "families.qwen.family.write_embedding",
     "pipeline.write_manifest",
     "pipeline.measure_apart",
 )

@@ -10,7 +10,7 @@ import pytest
 
 import exporter
 from serving.bundle import Bundle
-from tests.checkpoints import SHAPES, make_checkpoint
+from tests.checkpoints import CHECKPOINTS
 from tests.measuring import unmeasured
 from tests.reference import Reference
 from tests.system import triptych_system
@@ -34,11 +34,11 @@ def _unmeasured() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", params=SHAPES)
+@pytest.fixture(scope="session", params=CHECKPOINTS)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Each shape in turn, exported in fp32."""
     folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = make_checkpoint(folder / "checkpoint", **SHAPES[request.param])
+    checkpoint = CHECKPOINTS[request.param](folder / "checkpoint")
     bundle = exporter.export(checkpoint, folder / "bundle", precision="fp32")
     with triptych_system(bundle.root) as address, Client(address) as client:
         yield Served(Reference(checkpoint), checkpoint, bundle, client)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import exporter
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import CHECKPOINTS
 from tests.pictures import noise, png
 from tests.reference import Reference, Turn
 from tests.system import triptych_system
@@ -36,11 +36,11 @@ class Watched:
         return self.reference.generate(self.reference.inputs(turns), TOKENS)
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A small model in fp32 behind all three services."""
+@pytest.fixture(scope="module", params=["base", "qwen2_5_vl"])
+def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A small model of each family in fp32 behind all three services."""
     folder = tmp_path_factory.mktemp("second")
-    checkpoint = make_checkpoint(folder / "checkpoint")
+    checkpoint = CHECKPOINTS[request.param](folder / "checkpoint")
     bundle = exporter.export(checkpoint, folder / "bundle", precision="fp32", progress=False)
     encoded: list[str] = []
     encode = VisionServicer.Encode

@@ -32,8 +32,8 @@ def test_split_equals_whole(served: Served, whole: Whole, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_grids_features_and_logits_equal_transformers(served: Served, whole: Whole, name: str) -> None:
-    """Grids exactly, features within 2e-5 of the greatest of them, logits within 1e-4."""
+def test_grids_positions_features_and_logits_equal_transformers(served: Served, whole: Whole, name: str) -> None:
+    """Grids and positions exactly, features within 2e-5 of the greatest of them, logits within 1e-4."""
     turns = CONVERSATIONS[name]
     inputs = served.reference.inputs(turns)
     laid = whole.lay_out(to_messages(turns))
@@ -48,8 +48,8 @@ def test_grids_features_and_logits_equal_transformers(served: Served, whole: Who
     ]
     # The conversations with both have the video first.
     expected.reverse()
-    frames = [[1, h, w] for grids, _ in expected for t, h, w in grids.tolist() for _ in range(t)]
-    assert laid.prompt.inputs["image_grid_thw"].tolist() == frames
+    assert list(laid.grids) == [tuple(grid) for grids, _ in expected for grid in grids.tolist()]
+    np.testing.assert_array_equal(laid.prompt.positions[:, :-1], served.reference.positions(inputs).numpy())
     if expected:
         rows = torch.cat([features for _, features in expected]).numpy()
         # These random encoders give features in the tens, so float32 itself is no finer than this.
@@ -58,11 +58,11 @@ def test_grids_features_and_logits_equal_transformers(served: Served, whole: Who
 
 
 @pytest.mark.parametrize("name", WITH_MEDIA)
-def test_without_deepstack_the_logits_are_others(served: Served, whole: Whole, name: str) -> None:
-    """Negative control: zeroed DeepStack features pass none of the checks above."""
+def test_without_a_feature_map_the_logits_are_others(served: Served, whole: Whole, name: str) -> None:
+    """Negative control: with the last feature map zeroed, of DeepStack where there is it, no check above passes."""
     laid = whole.lay_out(to_messages(CONVERSATIONS[name]))
     flat = laid.features.copy()
-    flat[:, served.bundle.text.hidden_size :] = 0
+    flat[:, -served.bundle.text.hidden_size :] = 0
     assert np.abs(whole.logits(laid, flat) - whole.logits(laid)).max() > 100 * TOLERANCE
 
 

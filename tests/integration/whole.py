@@ -1,7 +1,12 @@
-"""The cores of vision and decoder in one process: no service, no wire, and the graph in our hands."""
+"""The cores of vision and decoder in one process: no service, no wire, and the graph in our hands.
+
+onnxruntime-genai computes the answers, which shares no code with the batch engine; where it would compute other
+positions, the graph alone does.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,13 +20,13 @@ from decoder_service import chat
 from decoder_service.families.family import Prompt
 from decoder_service.families.registry import family_of
 from decoder_service.request.prompt import PromptBuilder
+from exporter.divergence import Asked, Graph
 from serving.bundle import Bundle
 from serving.media import media_digest
 from triptych import Image, Message, Video
 from vision_service import media
 from vision_service.clip import VideoLimits
-from vision_service.families.qwen3_vl.encoder import Encoder
-from vision_service.families.qwen3_vl.preprocess import Preprocessor
+from vision_service.families import registry as vision_families
 from vision_service.family import PreprocessLimits
 
 _KINDS = {Image: chat.MediaKind.IMAGE, Video: chat.MediaKind.VIDEO}
@@ -32,12 +37,14 @@ class Laid:
     """A conversation, laid out and encoded.
 
     Attributes:
-        prompt: Ids and grids.
+        prompt: Ids and positions.
         features: [rows, (1 + L) x hidden].
+        grids: Of each medium (t, h, w).
     """
 
     prompt: Prompt
     features: NDArray[np.float32]
+    grids: tuple[tuple[int, int, int], ...]
 
 
 class Whole:
@@ -52,8 +59,15 @@ class Whole:
         limits = PreprocessLimits(
             1 << 26, VideoLimits(seconds=600, frames=10_000, sampled=768, pixels=1 << 24), 1 << 16
         )
-        self._preprocessor = Preprocessor(bundle, limits)
-        self._encoder = Encoder.load(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32)
+        family = vision_families.family_of(bundle)
+        self._preprocessor = family.make_preprocessor(bundle, limits)
+        self._encoder = family.load_encoder(
+            bundle.vision_dir,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            out_dtype=torch.float32,
+            operators=True,
+        )
         self._prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
         self._model = og.Model(str(bundle.decoder_dir))
 
@@ -74,17 +88,23 @@ class Whole:
             return medium
 
         conversation = [chat.Message(chat.Role(m.role), tuple(part(value) for value in m.parts)) for m in messages]
-        return Laid(self._prompts.expand(self._prompts.render(conversation), layouts), np.concatenate(rows))
+        prompt = self._prompts.expand(self._prompts.render(conversation), layouts)
+        return Laid(prompt, np.concatenate(rows), tuple(layout.grid for layout in layouts))
 
     def greedy(self, laid: Laid, tokens: int, features: NDArray[np.float32] | None = None) -> list[int]:
-        """Continue a prompt with onnxruntime-genai, until the end of the turn.
+        """Continue a prompt, until the end of the turn.
 
         Args:
             laid: The prompt.
             tokens: Most tokens to write.
             features: Other features than its own.
         """
-        generator = self._generator(laid, tokens, laid.features if features is None else features)
+        features = laid.features if features is None else features
+        if laid.prompt.inputs is None:
+            written, _ = self._graph.greedy(Asked(laid.prompt, features), tokens)
+            ends = [index for index, token in enumerate(written) if token in self.bundle.tokens.eos]
+            return written[: ends[0] + 1] if ends else written
+        generator = self._generator(laid, tokens, features)
         out: list[int] = []
         while len(out) < tokens and not (out and out[-1] in self.bundle.tokens.eos):
             out.append(int(np.asarray(generator.get_logits()).reshape(-1).argmax()))
@@ -93,8 +113,12 @@ class Whole:
         return out
 
     def logits(self, laid: Laid, features: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Logits after the prompt, from onnxruntime-genai."""
-        generator = self._generator(laid, 1, laid.features if features is None else features)
+        """Logits after the prompt."""
+        features = laid.features if features is None else features
+        if laid.prompt.inputs is None:
+            (logits,) = self._graph.led(Asked(laid.prompt, features), [])
+            return np.asarray(logits)
+        generator = self._generator(laid, 1, features)
         return np.array(generator.get_logits()).reshape(-1)
 
     def logits_at(self, laid: Laid, positions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -122,6 +146,10 @@ class Whole:
         )
         return np.asarray(logits)[0, -1]
 
+    @functools.cached_property
+    def _graph(self) -> Graph:
+        return Graph(self.bundle, "fp32", threads=1, length=1024)
+
     def _generator(self, laid: Laid, tokens: int, features: NDArray[np.float32]) -> og.Generator:
         params = og.GeneratorParams(self._model)
         params.set_search_options(max_length=len(laid.prompt.token_ids) + tokens)
@@ -129,7 +157,7 @@ class Whole:
         inputs = og.NamedTensors()
         inputs["input_ids"] = laid.prompt.engine_token_ids[np.newaxis]
         inputs["pixel_values"] = features
-        for name, value in laid.prompt.inputs.items():
+        for name, value in (laid.prompt.inputs or {}).items():
             inputs[name] = value
         generator.set_inputs(inputs)
         return generator

@@ -182,7 +182,13 @@ class GenaiEngine:
     @property
     def info(self) -> EngineInfo:
         """Description of the engine."""
-        return EngineInfo(name="genai", provider=self._config.provider, threads=self._config.threads, slots=1)
+        return EngineInfo(
+            name="genai",
+            provider=self._config.provider,
+            threads=self._config.threads,
+            slots=1,
+            own_positions=True,
+        )
 
     @property
     def ready(self) -> bool:

@@ -7,24 +7,10 @@ torchvision; the tests compare these functions with those methods.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from vision_service.media import Range
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The sampling density of a video.
-
-    Attributes:
-        fps: Frames sampled per second.
-        frames: Fewest and most frames; fewer only if the video has no more.
-    """
-
-    fps: float
-    frames: Range
+from vision_service.families.qwen.preprocess import Sampling
 
 
 def sample_indices(total: int, video_fps: float, sampling: Sampling) -> list[int]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
+from vision_service.families.qwen.layers import attend, pair_up, take
 from vision_service.linear import Gelu, Int8Linear, Layer, Linear, MakeLayer
 from vision_service.media import Advance, Cancelled, Grid, WorkCancelledError
 from vision_service.operators import Operators, attends
@@ -68,6 +69,8 @@ class Tower:
         self.config = config = model.config
         if config.hidden_act not in _GELU:
             raise ValueError(f"hidden_act is {config.hidden_act}; known are {', '.join(_GELU)}")
+        self.maps = 1 + len(config.deepstack_visual_indexes)
+        """Number of feature maps."""
         self._gelu = _GELU[config.hidden_act]
         self._heads = config.num_heads
         self._merge = config.spatial_merge_size
@@ -98,15 +101,15 @@ class Tower:
         self._scaling = float(parts.rotary_pos_emb.attention_scaling)
         self._layers = [
             _Layer(
-                _pair_up(make, block.attn.qkv, block.norm1, self._heads),
-                _take(make, block.attn.proj),
-                _take(make, block.mlp.linear_fc1, block.norm2),
-                _take(make, block.mlp.linear_fc2),
+                pair_up(make, block.attn.qkv, block.norm1, self._heads),
+                take(make, block.attn.proj),
+                take(make, block.mlp.linear_fc1, block.norm2),
+                take(make, block.mlp.linear_fc2),
             )
             for block in parts.blocks
         ]
         self._merger, *levels = (
-            _Merger(merger.norm.to(self.dtype), _take(make, merger.linear_fc1), _take(make, merger.linear_fc2))
+            _Merger(merger.norm.to(self.dtype), take(make, merger.linear_fc1), take(make, merger.linear_fc2))
             for merger in (parts.merger, *parts.deepstack_merger_list)
         )
         self._levels = dict(zip(config.deepstack_visual_indexes, levels, strict=True))
@@ -135,7 +138,7 @@ class Tower:
         for index, layer in enumerate(self._layers):
             if cancelled():
                 raise WorkCancelledError
-            hidden = layer.out.add(self._attend(layer, hidden, turns, runs), hidden)
+            hidden = layer.out.add(attend(layer.qkv(hidden), turns, runs, self._heads, self._operators), hidden)
             self._feed_forward(layer, hidden)
             if index in self._levels:
                 levels.append(self._levels[index](hidden, self._merge**2))
@@ -155,56 +158,10 @@ class Tower:
         """Whether attention is computed by our operators."""
         return self._operators is not None
 
-    def _attend(self, layer: _Layer, hidden: Tensor, turns: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
-        projected = layer.qkv(hidden)
-        if self._operators is not None:
-            return self._operators.attend(projected, turns, runs, self._heads)
-        count, heads = len(hidden), self._heads
-        qkv = projected.view(count, 3, heads, -1)
-        # This also makes each head's rows adjacent: attention over rows 12 KiB apart is a tenth slower.
-        pairs = torch.view_as_complex(qkv[:, :2].float().view(count, 2, heads, -1, 2)).permute(1, 2, 0, 3)
-        turned = torch.empty(pairs.shape, dtype=pairs.dtype, device=pairs.device)
-        torch.mul(pairs, turns, out=turned)
-        query, key = torch.view_as_real(turned).flatten(-2).to(self.dtype)  # [heads, patches, head size] each
-        value = qkv[:, 2].transpose(0, 1).contiguous()
-        outs, start = [], 0
-        for size, frames in runs:
-            stop = start + size * frames
-            q, k, v = (  # [frames, heads, size, head size]
-                one[:, start:stop].view(heads, frames, size, -1).transpose(0, 1) for one in (query, key, value)
-            )
-            outs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(size * frames, -1))
-            start = stop
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
-
     def _feed_forward(self, layer: _Layer, hidden: Tensor) -> None:
         """Add the feed-forward part to `hidden`, in place."""
         for rows in torch.split(hidden, _MLP_ROWS):
             rows.copy_(layer.down.add(layer.up.gelu(rows, self._gelu), rows))
-
-
-def _take(make: MakeLayer, module: nn.Linear, norm: nn.LayerNorm | None = None) -> Layer:
-    """Move a module's weights to a layer, so that memory holds them once."""
-    layer = make(module.weight, module.bias, norm)
-    module.weight = None  # type: ignore[assignment]  # the module is not used any more
-    return layer
-
-
-def _pair_up(make: MakeLayer, qkv: nn.Linear, norm: nn.LayerNorm, heads: int) -> Layer:
-    """The projection to queries, keys and values, reordered so that each rotated pair of numbers is adjacent.
-
-    A head's numbers j and j + half form one complex number, which a rotation multiplies by another. Queries and keys
-    are reordered in the same way, so that their products do not change.
-    """
-
-    def reorder(rows: Tensor) -> Tensor:
-        size = len(rows) // (3 * heads)
-        split = rows.view(3, heads, 2, size // 2, -1)
-        return torch.cat([split[:2].transpose(2, 3).flatten(0, 3), split[2].flatten(0, 2)]).view_as(rows)
-
-    layer = make(reorder(qkv.weight), reorder(qkv.bias), norm)
-    qkv.weight = None  # type: ignore[assignment]  # as in `_take`
-    return layer
 
 
 def _frame_sizes(grids: Sequence[Grid]) -> Iterator[int]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoder_service.engine import Span
-from decoder_service.families.qwen3_vl.positions import mrope_positions
+from decoder_service.families.qwen.positions import mrope_positions
 from decoder_service.request.prompt import PromptBuilder
 from tests.decoder_service.cases import TURNS, Case
 from tests.reference import Reference

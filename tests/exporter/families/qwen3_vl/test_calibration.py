@@ -19,10 +19,11 @@ from exporter.calibrated import Plan, Tokens
 from exporter.calibration import built_in, encode
 from exporter.choice import BlockRounding, OutputRounding, Reader, Rounding, choose, error, ways
 from exporter.divergence import Graph
-from exporter.families.qwen3_vl import calibration
-from exporter.families.qwen3_vl.calibration import calibrate
-from exporter.families.qwen3_vl.checkpoint import Checkpoint
-from exporter.families.qwen3_vl.layers import read_layer, read_norm
+from exporter.families.qwen import calibration
+from exporter.families.qwen.calibration import calibrate
+from exporter.families.qwen.checkpoint import Checkpoint
+from exporter.families.qwen.layers import read_layer, read_norm
+from exporter.families.qwen3_vl.variant import VARIANT
 from exporter.progress import Progress
 from serving.bundle import Bundle
 from triptych.bundles import demo_checkpoint
@@ -65,7 +66,7 @@ def test_states_are_those_of_transformers(checkpoint: Path, tokens: Sequence[Tok
     for index, layer in enumerate(text.layers):
         layer.self_attn.q_proj.register_forward_pre_hook(keep((index, "qkv")))
         layer.mlp.up_proj.register_forward_pre_hook(keep((index, "gate_up")))
-    opened = Checkpoint.open(checkpoint)
+    opened = Checkpoint.open(checkpoint, VARIANT)
     stream = calibration._Stream(opened, tokens)
     found = [stream.through(read_layer(opened, index).float(), index) for index in range(opened.text.num_hidden_layers)]
     ends = [_transformers(text, opened, example) for example in tokens]
@@ -126,7 +127,7 @@ def test_importance_of_other_channels_is_worse() -> None:
 
 def test_graphs_share_the_factors_of_v(checkpoint: Path, tokens: Sequence[Tokens], tmp_path: Path) -> None:
     """The cache holds V for both graphs. Without smoothing every factor is 1, and importances are there."""
-    planted = Checkpoint.open(plant_outliers(checkpoint, tmp_path / "v", where="v", ratio=300))
+    planted = Checkpoint.open(plant_outliers(checkpoint, tmp_path / "v", where="v", ratio=300), VARIANT)
     plan = calibrate(planted, tokens, _roundings(), progress=QUIET)
     of_v = [site.factors for (_, name), site in plan.items() if name == "o"]
     assert all(torch.equal(factors["int4"], factors["int8"]) for factors in of_v)

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import exporter
-from exporter.families.qwen3_vl.checkpoint import Checkpoint
+from exporter.families.qwen.checkpoint import Checkpoint
+from exporter.families.qwen3_vl.variant import VARIANT
 from serving.bundle import Bundle
 from tests.checkpoints import CHAT_TEMPLATE, make_checkpoint, to_v4_dialect
 
@@ -135,7 +136,7 @@ def test_prefixes_of_trainers(checkpoint: Path, tmp_path: Path, renamed: Callabl
     state = load_file(source / "model.safetensors")
     odd = {renamed(name): tensor for name, tensor in state.items()} | {"value_head.weight": torch.zeros(1)}
     save_file(odd, source / "model.safetensors")
-    tensors = Checkpoint.open(source).tensors
+    tensors = Checkpoint.open(source, VARIANT).tensors
     assert all(torch.equal(tensors[name].read(), tensor) for name, tensor in state.items())
 
 

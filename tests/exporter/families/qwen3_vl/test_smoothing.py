@@ -14,7 +14,7 @@ from benchmarks.divergence import Divergence, Reference, ask
 from benchmarks.outliers import add_outliers
 from benchmarks.quality import PICTURES, QUESTIONS
 from exporter.divergence import Graph
-from exporter.families.qwen3_vl.smoothing import (
+from exporter.families.qwen.smoothing import (
     column_factors,
     divide_columns,
     scale_outputs,
@@ -65,7 +65,7 @@ def test_outliers_of_keys_go_to_the_queries(tmp_path: Path) -> None:
                 layer.self_attn.k_norm.weight[channel] = 100
     before = _logits(model)
     for layer in layers:
-        smooth_keys(layer.self_attn)
+        smooth_keys(layer)
         keys, queries = layer.self_attn.k_norm.weight, layer.self_attn.q_norm.weight
         assert 0.5 < keys.abs().max() / keys.abs().median() < 2
         assert queries[3] / queries.median() > 50

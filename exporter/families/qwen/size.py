@@ -23,7 +23,7 @@ def estimate(checkpoint: Checkpoint, graphs: Sequence[Precision | Phase], *, blo
         "int4": (0.5 + 4 / block_size) * decoder + _added(checkpoint, recipe, block_size),
         "int8": 1.0 * decoder,
     }
-    rope = 4 * text.max_position_embeddings * text.head_dim
+    rope = 4 * text.max_position_embeddings * checkpoint.head_dim
     embedding = table * (4 if "fp32" in graphs else 2)
     return int(vision + embedding + sum(weights[graph] + rope for graph in graphs)) + 64 * 2**20
 

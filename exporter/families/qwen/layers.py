@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRMSNorm
 
 from exporter.choice import spread_over
 
 from .checkpoint import TEXT_PREFIX, Checkpoint
 
-_Module = TypeVar("_Module", bound=nn.Module)
-
 _ROWS = 16_384  # of the output head, looked at together
 
 
-def read_layer(checkpoint: Checkpoint, index: int) -> Qwen3VLTextDecoderLayer:
+def read_layer(checkpoint: Checkpoint, index: int) -> Any:
     """One layer, in the stored types."""
     with torch.device("meta"):
-        layer = Qwen3VLTextDecoderLayer(checkpoint.text, index)
+        layer = checkpoint.variant.layer(checkpoint.text, index)
     return _filled(checkpoint, layer, f"{TEXT_PREFIX}layers.{index}.")
 
 
-def read_norm(checkpoint: Checkpoint) -> Qwen3VLTextRMSNorm:
+def read_norm(checkpoint: Checkpoint) -> nn.Module:
     """The final norm."""
     with torch.device("meta"):
-        norm = Qwen3VLTextRMSNorm(checkpoint.text.hidden_size, eps=checkpoint.text.rms_norm_eps)
+        norm: nn.Module = checkpoint.variant.norm(checkpoint.text.hidden_size, eps=checkpoint.text.rms_norm_eps)
     return _filled(checkpoint, norm, f"{TEXT_PREFIX}norm.")
 
 
@@ -45,7 +42,7 @@ def spread_head(checkpoint: Checkpoint) -> torch.Tensor:
     return torch.cat([head.read(slice(row, row + 1)) for row in spread_over(head.shape[0])]).float()
 
 
-def _filled(checkpoint: Checkpoint, module: _Module, prefix: str) -> _Module:
+def _filled(checkpoint: Checkpoint, module: nn.Module, prefix: str) -> nn.Module:
     state = {name: checkpoint.tensors[prefix + name].read() for name in module.state_dict()}
     module.load_state_dict(state, assign=True)
     return module

@@ -10,12 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from serving.bundle_error import BundleError, BundleProblem
 from serving.families import VisionInfo
-from vision_service.families.qwen3_vl.patches import image_levels, video_levels
+from vision_service.families.qwen.patches import image_levels, video_levels
 from vision_service.media import Kind, Range
 
 # The supported settings; a checkpoint with other ones is refused.
@@ -27,8 +25,6 @@ _ALWAYS: dict[str, Any] = {
     "resample": 3,
 }
 
-_PROCESSORS: dict[Kind, type] = {"image": Qwen2VLImageProcessorPil, "video": Qwen3VLVideoProcessor}
-
 # A bound's names: beside `size`, as the first files have them, and in it, in the first form and in today's.
 _LEAST, _GREATEST = ("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")
 
@@ -38,22 +34,23 @@ class Settings:
     """One of the two preprocessor files, with the defaults that transformers gives it.
 
     Attributes:
-        pixels: Least and greatest number of pixels after resizing; of a video, those of all its frames.
+        pixels: Least and greatest number of pixels after resizing; of a video, those of a frame or of all its frames,
+            as the family has it.
         levels: What each byte of a colour becomes.
         fps: Of a video: frames that are drawn in a second.
         frames: Of a video: least and greatest number of them.
-        tokens_per_frame: Of a video: most tokens of a frame, where there is such a limit.
+        video_tokens: Of a video: `max_video_tokens`, where the file turns that limit on.
     """
 
     pixels: Range
     levels: NDArray[np.float32]
     fps: float
     frames: Range
-    tokens_per_frame: int | None
+    video_tokens: int | None
 
 
-def read_settings(kind: Kind, path: Path, vision: VisionInfo) -> Settings:
-    """Read one preprocessor file of a bundle.
+def read_settings(kind: Kind, path: Path, vision: VisionInfo, defaults: Mapping[Kind, Any]) -> Settings:
+    """Read one preprocessor file of a bundle; the arguments are those of `settings_of`.
 
     Raises:
         BundleError: It is missing or damaged, or has unsupported settings.
@@ -62,10 +59,12 @@ def read_settings(kind: Kind, path: Path, vision: VisionInfo) -> Settings:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BundleError(BundleProblem.FILE_DAMAGED, path=path, error=error) from error
-    return settings_of(kind, config, path, vision)
+    return settings_of(kind, config, path, vision, defaults)
 
 
-def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: VisionInfo) -> Settings:
+def settings_of(
+    kind: Kind, config: Mapping[str, Any], path: Path, vision: VisionInfo, defaults: Mapping[Kind, Any]
+) -> Settings:
     """What a preprocessor file says; what it leaves out is as the processor's class has it.
 
     Args:
@@ -73,6 +72,7 @@ def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: Visio
         config: The file's content.
         path: Where it lies, for the message.
         vision: Whose patches are to be made.
+        defaults: transformers' processor of each kind, or what has its attributes.
 
     Raises:
         BundleError: It has unsupported settings.
@@ -80,7 +80,7 @@ def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: Visio
 
     def setting(name: str) -> Any:
         value = config.get(name)
-        return getattr(_PROCESSORS[kind], name, None) if value is None else value
+        return getattr(defaults[kind], name, None) if value is None else value
 
     expected = {**_ALWAYS, "patch_size": vision.patch_size, "temporal_patch_size": vision.temporal_patch_size}
     for name, value in {**expected, "merge_size": vision.spatial_merge_size}.items():
@@ -97,7 +97,7 @@ def settings_of(kind: Kind, config: Mapping[str, Any], path: Path, vision: Visio
             levels=levels(setting("image_mean"), setting("image_std"), setting("rescale_factor")),
             fps=float(setting("fps") or 0),
             frames=Range(int(setting("min_frames") or 0), int(setting("max_frames") or 0)),
-            tokens_per_frame=int(setting("max_video_tokens")) if setting("cap_pixels_per_frame") else None,
+            video_tokens=int(setting("max_video_tokens")) if setting("cap_pixels_per_frame") else None,
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(BundleProblem.SETTING_INVALID, path=path, kind=type(error).__name__, error=error) from error

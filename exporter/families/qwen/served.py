@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from decoder_service.chat import MediaKind, Medium, Message, Role, Text
-from decoder_service.families.qwen3_vl.prompt_layout import Qwen3VL
+from decoder_service.families.registry import family_of
 from decoder_service.request.prompt import PromptBuilder
 from exporter.errors import ExportError, ExportProblem, one_line
 from exporter.progress import quiet
-from serving.bundle import BundleError, TokenIds
-from serving.families import VisionInfo
-from vision_service.families.qwen3_vl.settings import settings_of
+from serving.bundle import Bundle, BundleError
 
 from .checkpoint import Checkpoint
 from .description import describe
@@ -23,12 +22,12 @@ def check_served(checkpoint: Checkpoint) -> None:
     Raises:
         ExportError: one of them is refused.
     """
-    said = describe(checkpoint)
-    vision, tokens = VisionInfo(**said["vision"]), TokenIds(**said["tokens"])
+    bundle = _draft(checkpoint)
+    settings_of = checkpoint.variant.settings
     try:
         image, video = (_file(checkpoint.root, name) for name in ("preprocessor", "video_preprocessor"))
-        settings_of("image", checkpoint.image_processor, image, vision)
-        settings_of("video", checkpoint.video_processor, video, vision)
+        settings_of("image", checkpoint.image_processor, image, bundle.vision)
+        settings_of("video", checkpoint.video_processor, video, bundle.vision)
     except BundleError as error:
         raise ExportError(ExportProblem.PREPROCESSOR_UNSUPPORTED, error=str(error).rstrip(".")) from error
     picture = Medium(MediaKind.IMAGE, "sha256:")
@@ -37,12 +36,32 @@ def check_served(checkpoint: Checkpoint) -> None:
         with quiet():
             tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(checkpoint.root, local_files_only=True)  # type: ignore[assignment]  # checkpoints have no others
             tokenizer.chat_template = checkpoint.chat_template
-            prompts = PromptBuilder(tokenizer, Qwen3VL(tokens, merge_size=vision.spatial_merge_size))
+            prompts = PromptBuilder(tokenizer, family_of(bundle))
             for shown in (picture, film):
                 question = Message(Role.USER, (shown, Text("What is it?")))
                 prompts.render([question, Message(Role.ASSISTANT, (Text("A cat."),)), question])
     except Exception as error:  # a template is a program: it may raise anything
         raise ExportError(ExportProblem.TEMPLATE_FAILS, root=checkpoint.root, error=one_line(error)) from error
+
+
+def _draft(checkpoint: Checkpoint) -> Bundle:
+    """The bundle that will be made, as far as it is known before the work.
+
+    Raises:
+        ExportError: the config has a value that no bundle can hold.
+    """
+    model = {"id": "draft", "family": checkpoint.variant.name, "parameters": checkpoint.parameters}
+    try:
+        return Bundle.unfinished(
+            checkpoint.root, {"model": model, **describe(checkpoint), "encoder_fingerprint": "0" * 64}
+        )
+    except ValidationError as error:
+        raise ExportError(
+            ExportProblem.CONFIG_INVALID,
+            config=checkpoint.root / "config.json",
+            model=checkpoint.variant.label,
+            error=one_line(error),
+        ) from error
 
 
 def _file(root: Path, name: str) -> Path:

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextDecoderLayer,
-    Qwen3VLTextRMSNorm,
-    Qwen3VLTextRotaryEmbedding,
-)
 
 from exporter.calibrated import Plan, SitePlan, Tokens
 from exporter.choice import Reader, Rounding, choose, error, spread, ways
@@ -109,7 +105,7 @@ class _Stream:
         self._tokens = tokens
         self._levels = checkpoint.deepstack_levels
         self._states = [self._embedded(checkpoint, example) for example in tokens]
-        rotary = Qwen3VLTextRotaryEmbedding(self._config)
+        rotary = checkpoint.variant.rotary(self._config)
         self._angles = [
             rotary(state, torch.from_numpy(example.positions)[:, None])
             for state, example in zip(self._states, tokens, strict=True)
@@ -127,7 +123,7 @@ class _Stream:
         state[torch.from_numpy(example.is_media)] = torch.from_numpy(example.features[:, :hidden])
         return state[None]
 
-    def through(self, layer: Qwen3VLTextDecoderLayer, index: int) -> Mapping[str, _Inputs]:
+    def through(self, layer: Any, index: int) -> Mapping[str, _Inputs]:
         """Take the states through a layer and what follows it; returns what arrived at its sites."""
         hidden = self._config.hidden_size
         inputs = {site.name: _Inputs.empty(next(iter(site.readers.values())).in_features) for site in sites(layer)}
@@ -156,7 +152,7 @@ class _Stream:
             hook.remove()
         return inputs
 
-    def before_head(self, norm: Qwen3VLTextRMSNorm) -> _Inputs:
+    def before_head(self, norm: nn.Module) -> _Inputs:
         """What arrives at the output head, behind the final norm."""
         inputs = _Inputs.empty(self._config.hidden_size)
         for state, kept in zip(self._states, self._kept, strict=True):

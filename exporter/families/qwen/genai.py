@@ -16,7 +16,7 @@ def complete_genai_config(genai_config: dict[str, Any], checkpoint: Checkpoint) 
     """
     config, vision = checkpoint.config, checkpoint.vision
     model = genai_config["model"]
-    model["type"] = "qwen3_vl"
+    model["type"] = checkpoint.variant.genai_type
     # The width of the embeddings that pass between the graphs, which is what the library allocates by.
     model["decoder"]["hidden_size"] = checkpoint.feature_width
     model["embedding"] = {

@@ -15,7 +15,7 @@ from exporter.spool import Spool
 
 from .checkpoint import Checkpoint
 from .int8 import Int8Decoder
-from .wide import WideDecoder
+from .wide import WideDecoder, of_family
 
 
 def write_decoder(
@@ -49,7 +49,7 @@ def write_decoder(
     }
     config = copy.deepcopy(checkpoint.config)  # the builder writes into it
     config._name_or_path = str(checkpoint.root)  # where the builder finds tokenizer and settings
-    kind = Int8Decoder if precision == "int8" else WideDecoder
+    kind = of_family(Int8Decoder if precision == "int8" else WideDecoder, checkpoint.variant)
     weight_type = ir.DataType.INT4 if precision == "int4" else ir.DataType.FLOAT
     with (
         progress.bar(f"decoder {precision}", total=layers + 1, unit="layers") as advance,

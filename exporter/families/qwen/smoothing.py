@@ -16,14 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextAttention,
-    Qwen3VLTextDecoderLayer,
-    Qwen3VLTextRMSNorm,
-)
 
 from exporter.recipe import Kind
 
@@ -47,7 +43,7 @@ class Site:
     """
 
     name: str
-    source: nn.Linear | Qwen3VLTextRMSNorm
+    source: nn.Module
     readers: Mapping[Kind, nn.Linear]
     groups: tuple[int, int, int] | None = None
 
@@ -72,7 +68,7 @@ class Site:
             divide_columns(reader, self.inputs(factors))
 
 
-def sites(layer: Qwen3VLTextDecoderLayer) -> tuple[Site, ...]:
+def sites(layer: Any) -> tuple[Site, ...]:
     """The sites of a layer.
 
     V and up come before the norms: a large row of theirs would speak for every column of the norm's readers.
@@ -97,21 +93,42 @@ def sites(layer: Qwen3VLTextDecoderLayer) -> tuple[Site, ...]:
 
 
 @torch.no_grad()
-def smooth_layer(layer: Qwen3VLTextDecoderLayer) -> None:
+def smooth_layer(layer: Any) -> None:
     """Even out one layer's channels by the rule for weights, in place."""
     for site in sites(layer):
         site.apply(column_factors(site.columns(reader.weight) for reader in site.readers.values()))
 
 
 @torch.no_grad()
-def smooth_keys(attention: Qwen3VLTextAttention) -> None:
+def smooth_keys(layer: Any) -> None:
     """Even out the keys' channels, in place: they may be stored in 8 bits, and queries are not.
 
-    The rotation by a position mixes a channel with the one half a head further, so both get the same factor.
+    The rotation by a position mixes a channel with the one half a head further, so both get the same factor. Where keys
+    are normalized, the norm's weight is their magnitude, the same for every head.
     """
-    factors = column_factors([attention.k_norm.weight.view(2, -1)]).repeat(2)
-    scale_outputs(attention.q_norm, factors)
-    scale_outputs(attention.k_norm, 1 / factors)
+    attention = layer.self_attn
+    if hasattr(attention, "k_norm"):
+        factors = column_factors([attention.k_norm.weight.view(2, -1)]).repeat(2)
+        scale_outputs(attention.q_norm, factors)
+        scale_outputs(attention.k_norm, 1 / factors)
+        return
+    width, group = attention.head_dim, attention.num_key_value_groups
+    heads = _key_magnitudes(layer).view(-1, 2, width // 2)
+    of_heads = torch.stack([column_factors([head]).repeat(2) for head in heads])  # [kv heads, width]
+    scale_outputs(attention.q_proj, of_heads.repeat_interleave(group, dim=0).flatten())
+    scale_outputs(attention.k_proj, 1 / of_heads.flatten())
+
+
+def _key_magnitudes(layer: Any) -> torch.Tensor:
+    """Root mean square of each channel of the projected keys, float32 [kv heads · width].
+
+    Estimated for inputs that the norm before leaves independent of each other; the bias adds to every token alike.
+    """
+    keys = layer.self_attn.k_proj
+    squares: torch.Tensor = (keys.weight.float() * layer.input_layernorm.weight.float()).square().sum(dim=1)
+    if keys.bias is not None:
+        squares = squares + keys.bias.float().square()
+    return squares.sqrt()
 
 
 def column_factors(weights: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -133,7 +150,7 @@ def column_factors(weights: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.exp2(torch.where(octaves.abs() < _FEWEST, 0, octaves.round()))
 
 
-def scale_outputs(module: nn.Linear | Qwen3VLTextRMSNorm, factors: torch.Tensor) -> None:
+def scale_outputs(module: nn.Module, factors: torch.Tensor) -> None:
     """Multiply the outputs of a linear layer or a norm by `factors` [outputs], in place."""
     for name, parameter in module.named_parameters():
         shape = (-1,) + (1,) * (parameter.dim() - 1)

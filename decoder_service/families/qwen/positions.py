@@ -1,8 +1,8 @@
-"""The M-RoPE positions of a prompt's tokens.
+"""The M-RoPE positions of a prompt's tokens, as `get_rope_index` and `generate` of transformers 5.23 have them.
 
 Each text token is one further in all three dimensions. The tokens of a medium start at the position after the text:
-their time is constant, since Qwen3-VL gives every frame of a video its own grid, and height and width count the grid's
-rows and columns. The next text starts after the longer edge of the grid, not after the number of its tokens.
+height and width count the rows and columns of its grid, and time the steps of its frames. The next text starts after
+the longer edge of the grid, not after the number of its tokens, and however many steps there were (decision 45).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def mrope_positions(length: int, spans: Sequence[Span]) -> NDArray[np.int64]:
 
     Args:
         length: Tokens of the prompt.
-        spans: Its images and frames; their shapes are the rows and columns of their grids.
+        spans: Its media; their shapes are the rows and columns of their grids, then the time step of each frame, which
+            may be left out of a single one.
 
     Returns:
         Time, height and width of each token, int64 [3, length + 1]. The last column is the position of the first
@@ -32,10 +33,12 @@ def mrope_positions(length: int, spans: Sequence[Span]) -> NDArray[np.int64]:
         text = span.start - place
         positions[:, place : span.start] = position + np.arange(text)
         position += text
-        rows, columns = span.shape
-        positions[0, span.start : span.stop] = position
-        positions[1, span.start : span.stop] = position + np.repeat(np.arange(rows), columns)
-        positions[2, span.start : span.stop] = position + np.tile(np.arange(columns), rows)
+        rows, columns, *steps = span.shape
+        frames = max(len(steps), 1)
+        inside = positions[:, span.start : span.stop]
+        inside[0] = position + np.repeat(steps or [0], rows * columns)
+        inside[1] = position + np.tile(np.repeat(np.arange(rows), columns), frames)
+        inside[2] = position + np.tile(np.arange(columns), rows * frames)
         place, position = span.stop, position + max(rows, columns)
     positions[:, place:] = position + np.arange(length + 1 - place)
     return positions

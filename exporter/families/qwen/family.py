@@ -1,5 +1,6 @@
-"""The family as the exporter takes it."""
+"""A checkpoint of one of the families, as the exporter takes it."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,46 +14,51 @@ from exporter.progress import Progress
 from exporter.recipe import Recipe
 
 from .calibration import calibrate
-from .checkpoint import ARCHITECTURE, Checkpoint
+from .checkpoint import Checkpoint
 from .decoder import write_decoder
 from .description import describe, encoder_fields
 from .embedding import write_embedding, write_identity_vision
 from .served import check_served
 from .size import estimate
+from .variant import Variant
 from .vision import write_vision
 
 
 @dataclass(frozen=True)
-class Qwen3VL:
-    """A checkpoint of the family; its methods are those of `exporter.family.Checkpoint`."""
+class Qwen:
+    """A checkpoint; its methods are those of `exporter.family.Checkpoint`."""
 
     checkpoint: Checkpoint
-    family: str = "qwen3_vl"
 
     @classmethod
-    def plan(cls, root: Path) -> "Qwen3VL":
+    def plan(cls, root: Path, variant: Variant) -> "Qwen":
         """Read and check all but the weights of the checkpoint in directory `root`, also whether it can be served.
 
         Raises:
             ExportError: something is missing, damaged or unsupported.
         """
-        checkpoint = Checkpoint.plan(root)
+        checkpoint = Checkpoint.plan(root, variant)
         check_served(checkpoint)
         return cls(checkpoint)
 
     @classmethod
-    def open(cls, root: Path) -> "Qwen3VL":
+    def open(cls, root: Path, variant: Variant) -> "Qwen":
         """Read and check the checkpoint in directory `root`.
 
         Raises:
             ExportError: something is missing, damaged or unsupported.
         """
-        return cls(Checkpoint.open(root))
+        return cls(Checkpoint.open(root, variant))
 
     @property
     def root(self) -> Path:
         """Its directory."""
         return self.checkpoint.root
+
+    @property
+    def family(self) -> str:
+        """The family's name in bundles."""
+        return self.checkpoint.variant.name
 
     @property
     def parameters(self) -> int:
@@ -62,12 +68,13 @@ class Qwen3VL:
     @property
     def config(self) -> dict[str, Any]:
         """Its config, in transformers 5's dialect whatever the file's."""
-        return self.checkpoint.config.to_dict()
+        config: dict[str, Any] = self.checkpoint.config.to_dict()
+        return config
 
     @property
     def layers(self) -> int:
         """Layers of the decoder."""
-        return self.checkpoint.text.num_hidden_layers
+        return int(self.checkpoint.text.num_hidden_layers)
 
     @property
     def chat_template(self) -> str:
@@ -146,4 +153,11 @@ class Qwen3VL:
         return encoder_fields(self.checkpoint)
 
 
-QWEN3_VL = Family(title="dense Qwen3-VL", architecture=ARCHITECTURE, plan=Qwen3VL.plan, open=Qwen3VL.open)
+def family(variant: Variant) -> Family:
+    """The family of a variant, for the registry."""
+    return Family(
+        title=variant.title,
+        architecture=variant.architecture,
+        plan=functools.partial(Qwen.plan, variant=variant),
+        open=functools.partial(Qwen.open, variant=variant),
+    )

@@ -6,22 +6,6 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .genai import edge
 
-# Fields are named so that a later transformers, which may write more of them, does not change a fingerprint.
-_ENCODER_FIELDS = (
-    "depth",
-    "hidden_size",
-    "hidden_act",
-    "intermediate_size",
-    "num_heads",
-    "in_channels",
-    "patch_size",
-    "spatial_merge_size",
-    "temporal_patch_size",
-    "out_hidden_size",
-    "num_position_embeddings",
-    "deepstack_visual_indexes",
-)
-
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The entries `text`, `vision` and `tokens`."""
@@ -33,7 +17,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "num_hidden_layers": text.num_hidden_layers,
             "num_attention_heads": text.num_attention_heads,
             "num_key_value_heads": text.num_key_value_heads,
-            "head_dim": text.head_dim,
+            "head_dim": checkpoint.head_dim,
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.max_position_embeddings,
             "mrope_section": checkpoint.mrope_section,
@@ -46,7 +30,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "temporal_patch_size": edge(vision.temporal_patch_size),
             "spatial_merge_size": vision.spatial_merge_size,
             "in_channels": vision.in_channels,
-            "deepstack_visual_indexes": list(vision.deepstack_visual_indexes),
+            **checkpoint.variant.describe_vision(vision),
         },
         "tokens": {
             "image": config.image_token_id,
@@ -61,7 +45,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def encoder_fields(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The fields of the encoder's config that determine its features."""
-    return {name: getattr(checkpoint.vision, name) for name in _ENCODER_FIELDS}
+    return {name: getattr(checkpoint.vision, name) for name in checkpoint.variant.encoder_fields}
 
 
 def _as_list(ids: int | list[int]) -> list[int]:

@@ -1,6 +1,6 @@
-"""The decoder as a graph: onnxruntime-genai's Qwen3-VL builder, widened for DeepStack and made to stream.
+"""The decoder as a graph: onnxruntime-genai's builder of the family, widened for DeepStack and made to stream.
 
-The builder is a class made for subclassing, so nothing of it is patched. What is overridden, and why:
+The builders are classes made for subclassing, so nothing of them is patched. What is overridden, and why:
 
 - `make_layer`, and the input's shape, carry the DeepStack features. `inputs_embeds` is
   [batch, sequence, (1 + L) · hidden]; the first chunk enters the network and chunk i + 1 is added to the residual
@@ -22,10 +22,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnxruntime_genai.models.builders.qwen import Qwen3VLTextModel
+from onnxruntime_genai.models.builders.base import Model
 from torch import nn
-from transformers import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRotaryEmbedding
 
 from exporter.calibrated import Plan
 from exporter.precision import Phase, Precision
@@ -38,13 +36,14 @@ from .checkpoint import Checkpoint
 from .genai import complete_genai_config
 from .layers import head_rows, read_layer, read_norm
 from .smoothing import HEAD, column_factors, divide_columns, scale_outputs, sites, smooth_keys, smooth_layer
+from .variant import Variant
 
 _PROJECTION = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)_proj/MatMul")
 _HEAD = "/lm_head/MatMul"
 
 
-class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no types
-    """The builder's Qwen3-VL text model with wide embeddings.
+class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
+    """A builder's text model with wide embeddings; `of_family` puts it before a family's builder.
 
     Args:
         config: the model's; the builder writes into it.
@@ -61,7 +60,7 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
 
     def __init__(
         self,
-        config: Qwen3VLConfig,
+        config: Any,
         weight_type: ir.DataType,
         options: dict[str, Any],
         *,
@@ -115,14 +114,14 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
 
     # Positions
 
-    def make_rope_init(self, config: Qwen3VLConfig) -> None:
+    def make_rope_init(self, config: Any) -> None:
         """Select M-RoPE."""
         self.rope_attrs["op_type"] = "MRotaryEmbedding"
         self.rope_attrs["mrope_section"] = self._checkpoint.mrope_section
 
     def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cosines and sines of every position, [positions, width of half a head]."""
-        rotary = Qwen3VLTextRotaryEmbedding(self._checkpoint.text)
+        rotary = self._checkpoint.variant.rotary(self._checkpoint.text)
         angles = torch.outer(torch.arange(self.rope_attrs["cache_length"]).float(), rotary.inv_freq)
         return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
 
@@ -162,6 +161,11 @@ class WideDecoder(Qwen3VLTextModel):  # type: ignore[misc] # the builder has no 
     def update_genai_config(self, genai_config: dict[str, Any]) -> None:
         """Complete the library's configuration."""
         complete_genai_config(genai_config, self._checkpoint)
+
+
+def of_family(kind: type[WideDecoder], variant: Variant) -> type[WideDecoder]:
+    """The class that builds a graph of a family: `kind` over the family's own builder."""
+    return type(f"{variant.label} {kind.__name__}", (kind, variant.builder), {})
 
 
 def _chunk(index: int) -> str:
@@ -220,7 +224,7 @@ class StreamedWeights:
             elif self._smooth:
                 smooth_layer(layer)
             if self._smooth:
-                smooth_keys(layer.self_attn)
+                smooth_keys(layer)
             yield layer
         yield self._norm
         self.lm_head.load_state_dict({"weight": self._checkpoint.tensors[self._checkpoint.lm_head].read()}, assign=True)
@@ -229,7 +233,7 @@ class StreamedWeights:
             self._importances = {"head": self._plan[-1, HEAD].importance * self._head_factors}
         yield self.lm_head
 
-    def _follow(self, plan: Plan, layer: Qwen3VLTextDecoderLayer, index: int) -> None:
+    def _follow(self, plan: Plan, layer: Any, index: int) -> None:
         for site in sites(layer):
             planned = plan[index, site.name]
             factors = planned.factors[self._graph]

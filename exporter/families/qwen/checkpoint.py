@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from exporter.chat_files import check_tokenizer, read_chat_template
 from exporter.errors import ExportError, ExportProblem, one_line
@@ -18,30 +15,23 @@ from exporter.json_files import read_json
 from exporter.progress import quiet
 from exporter.weights import Tensors
 
-ARCHITECTURE = "Qwen3VLForConditionalGeneration"
+from .variant import Variant
+
 VISION_PREFIX = "model.visual."
 TEXT_PREFIX = "model.language_model."
 EMBEDDING = "model.language_model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
-# The limits of the published Qwen3-VL models, for checkpoints that carry image settings alone: pixels over all
-# frames of a video (height · width · frames), and how frames are drawn from it.
-_PUBLISHED_VIDEO_LIMITS = {
-    "size": {"longest_edge": 25_165_824, "shortest_edge": 4_096},
-    "fps": 2,
-    "min_frames": 4,
-    "max_frames": 768,
-    "do_sample_frames": True,
-}
 _SHARED_BY_IMAGE_AND_VIDEO = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A dense Qwen3-VL checkpoint that has everything a bundle needs.
+    """A dense checkpoint of a family that has everything a bundle needs.
 
     Attributes:
         root: its directory.
+        variant: its family.
         config: its config, in transformers 5's dialect whatever the file's.
         tensors: where each tensor's bytes lie.
         chat_template: the Jinja source.
@@ -52,7 +42,8 @@ class Checkpoint:
     """
 
     root: Path
-    config: Qwen3VLConfig
+    variant: Variant
+    config: Any
     tensors: Tensors
     chat_template: str
     image_processor: dict[str, Any]
@@ -61,52 +52,58 @@ class Checkpoint:
     parameters: int
 
     @classmethod
-    def plan(cls, root: Path) -> "Checkpoint":
+    def plan(cls, root: Path, variant: Variant) -> "Checkpoint":
         """Read and check everything in directory `root` but the weights, whose tensors can be counted and not read.
 
         Raises:
             ExportError: something is missing, damaged or unsupported.
         """
-        config, _ = _read_config(root)
+        config, _ = _read_config(root, variant)
         check_tokenizer(root)
         image_processor = _read_image_processor(root)
         generation_config = _read_generation_config(root, config)
-        shapes = _expected_shapes(config)
+        shapes = _expected_shapes(config, variant)
         return cls(
             root=root,
+            variant=variant,
             config=config,
             tensors=Tensors.planned(shapes, _dtype(config)),
             chat_template=read_chat_template(root),
             image_processor=image_processor,
-            video_processor=_read_video_processor(root, image_processor),
+            video_processor=_read_video_processor(root, image_processor, variant.video_processor),
             generation_config=generation_config,
             parameters=_count(shapes),
         )
 
     @classmethod
-    def open(cls, root: Path) -> "Checkpoint":
+    def open(cls, root: Path, variant: Variant) -> "Checkpoint":
         """Read and check the checkpoint in directory `root`.
 
         Raises:
             ExportError: something is missing, damaged or unsupported.
         """
-        planned = cls.plan(root)
-        config, block = _read_config(root)
-        tensors = Tensors.open(root).without_prefix(EMBEDDING, root).dequantized(block)
+        planned = cls.plan(root, variant)
+        config, block = _read_config(root, variant)
+        tensors = _open_tensors(root, variant).dequantized(block)
         _settle_head(config, tensors)
-        shapes = _expected_shapes(config)
+        shapes = _expected_shapes(config, variant)
         tensors.require(shapes, root)
         return replace(planned, config=config, tensors=tensors, parameters=_count(shapes))
 
     @property
-    def text(self) -> Qwen3VLTextConfig:
+    def text(self) -> Any:
         """The language model's part of the config."""
-        return _text(self.config)
+        return self.config.text_config
 
     @property
-    def vision(self) -> Qwen3VLVisionConfig:
+    def vision(self) -> Any:
         """The encoder's part of the config."""
-        return _vision(self.config)
+        return self.config.vision_config
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return _head_dim(self.text)
 
     @property
     def mrope_section(self) -> list[int]:
@@ -116,12 +113,12 @@ class Checkpoint:
     @property
     def deepstack_levels(self) -> int:
         """How many intermediate feature maps the encoder gives beside the merged one."""
-        return len(self.vision.deepstack_visual_indexes)
+        return self.variant.levels(self.vision)
 
     @property
     def feature_width(self) -> int:
         """Width of one visual token's features: (1 + levels) · hidden_size."""
-        return (1 + self.deepstack_levels) * self.text.hidden_size
+        return int((1 + self.deepstack_levels) * self.text.hidden_size)
 
     @property
     def lm_head(self) -> str:
@@ -129,7 +126,15 @@ class Checkpoint:
         return EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
 
 
-def _read_config(root: Path) -> tuple[Qwen3VLConfig, tuple[int, int]]:
+def _open_tensors(root: Path, variant: Variant) -> Tensors:
+    """The tensors by their present names, whatever transformers or trainer wrote the file."""
+    tensors, old = Tensors.open(root), variant.old_names
+    if old is None or any(name.endswith(EMBEDDING.removeprefix("model.")) for name in tensors):
+        return tensors.without_prefix(EMBEDDING, root)
+    return tensors.without_prefix(old.embedding, root).renamed(old.renamed)
+
+
+def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
     """The config, and the blocks that share a scale if the weights are FP8."""
     raw = read_json(root / "config.json")
     block = take_quantization(root, raw)
@@ -137,12 +142,13 @@ def _read_config(root: Path) -> tuple[Qwen3VLConfig, tuple[int, int]]:
     raw.setdefault("tie_word_embeddings", raw.get("text_config", {}).get("tie_word_embeddings", False))
     try:
         with quiet():
-            config: Qwen3VLConfig = Qwen3VLConfig.from_dict(raw)
+            config = variant.config.from_dict(raw)
     except Exception as error:  # transformers' validation raises many kinds, and each means a bad file
-        raise ExportError(ExportProblem.CONFIG_INVALID, config=root / "config.json", error=one_line(error)) from error
-    config.architectures = [ARCHITECTURE]
-    _check_rope(root, config)
-    text, vision = _text(config), _vision(config)
+        raise _invalid(root, variant, error) from error
+    variant.check(root / "config.json", config)
+    config.architectures = [variant.architecture]
+    _check_rope(root, config, variant)
+    text, vision = config.text_config, config.vision_config
     if vision.out_hidden_size != text.hidden_size:
         raise ExportError(
             ExportProblem.WIDTHS_DIFFER,
@@ -156,7 +162,13 @@ def _read_config(root: Path) -> tuple[Qwen3VLConfig, tuple[int, int]]:
     return config, block
 
 
-def _settle_head(config: Qwen3VLConfig, tensors: Tensors) -> None:
+def _invalid(root: Path, variant: Variant, error: Exception) -> ExportError:
+    return ExportError(
+        ExportProblem.CONFIG_INVALID, config=root / "config.json", model=variant.label, error=one_line(error)
+    )
+
+
+def _settle_head(config: Any, tensors: Tensors) -> None:
     """Say in the config whether the output head is the embedding table, by what is stored.
 
     A head that differs from the table is used whatever the config says, as transformers 5 does. Without one a config
@@ -165,38 +177,40 @@ def _settle_head(config: Qwen3VLConfig, tensors: Tensors) -> None:
     if LM_HEAD in tensors:
         tied = config.tie_word_embeddings and EMBEDDING in tensors and tensors.same(LM_HEAD, EMBEDDING)
     else:
-        tied = config.tie_word_embeddings or _text(config).tie_word_embeddings
+        tied = config.tie_word_embeddings or getattr(config.text_config, "tie_word_embeddings", False)
     if tied != config.tie_word_embeddings:
-        config.tie_word_embeddings = _text(config).tie_word_embeddings = tied
+        config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def _check_rope(root: Path, config: Qwen3VLConfig) -> None:
-    rope, text = _rope(config), _text(config)
+def _check_rope(root: Path, config: Any, variant: Variant) -> None:
+    rope, text = _rope(config), config.text_config
     kind = "partial" if rope.get("partial_rotary_factor", 1.0) != 1.0 else rope.get("rope_type", "default")
     original = rope.get("original_max_position_embeddings") or text.max_position_embeddings
     if kind not in ("default", "yarn"):
         raise ExportError(ExportProblem.ROPE_UNSUPPORTED, config=root / "config.json", kind=kind, length=original)
     try:
-        Qwen3VLTextRotaryEmbedding(text)
+        variant.rotary(text)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ExportError(ExportProblem.CONFIG_INVALID, config=root / "config.json", error=one_line(error)) from error
+        raise _invalid(root, variant, error) from error
     if kind == "yarn" and rope["factor"] is not None:
         # Some configs keep the original length, and some give a longer one: media take more tokens than positions.
         text.max_position_embeddings = max(text.max_position_embeddings, int(rope["factor"] * original))
-    section = rope.setdefault("mrope_section", [24, 20, 20])
-    if len(section) != 3 or 2 * sum(section) != text.head_dim:
-        raise ExportError(
-            ExportProblem.MROPE_SECTION, config=root / "config.json", section=section, head_dim=text.head_dim
-        )
+    section, head_dim = rope.setdefault("mrope_section", list(variant.mrope_section)), _head_dim(text)
+    if len(section) != 3 or 2 * sum(section) != head_dim:
+        raise ExportError(ExportProblem.MROPE_SECTION, config=root / "config.json", section=section, head_dim=head_dim)
 
 
-def _expected_shapes(config: Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
+def _head_dim(text: Any) -> int:
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
+def _expected_shapes(config: Any, variant: Variant) -> dict[str, tuple[int, ...]]:
     with quiet(), torch.device("meta"):
-        state = Qwen3VLForConditionalGeneration(config).state_dict()
+        state = variant.model(config).state_dict()
     if config.tie_word_embeddings:
         del state[LM_HEAD]
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -211,14 +225,14 @@ def _read_image_processor(root: Path) -> dict[str, Any]:
     return settings
 
 
-def _read_video_processor(root: Path, image_processor: dict[str, Any]) -> dict[str, Any]:
+def _read_video_processor(root: Path, image_processor: dict[str, Any], published: Mapping[str, Any]) -> dict[str, Any]:
     if (root / "video_preprocessor_config.json").is_file():
         return read_json(root / "video_preprocessor_config.json")
     settings = _combined_processor(root, "video_processor")
     if settings is not None:
         return settings
     shared = {key: image_processor[key] for key in _SHARED_BY_IMAGE_AND_VIDEO if key in image_processor}
-    return {"video_processor_type": "Qwen3VLVideoProcessor"} | _PUBLISHED_VIDEO_LIMITS | shared
+    return {**published, **shared}
 
 
 def _combined_processor(root: Path, part: str) -> dict[str, Any] | None:
@@ -228,11 +242,11 @@ def _combined_processor(root: Path, part: str) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def _read_generation_config(root: Path, config: Qwen3VLConfig) -> dict[str, Any]:
+def _read_generation_config(root: Path, config: Any) -> dict[str, Any]:
     path = root / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}
     for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        implied = getattr(_text(config), key, None)
+        implied = getattr(config.text_config, key, None)
         if settings.get(key) is None and implied is not None:
             settings[key] = implied
     if settings.get("eos_token_id") in (None, []):
@@ -240,19 +254,11 @@ def _read_generation_config(root: Path, config: Qwen3VLConfig) -> dict[str, Any]
     return settings
 
 
-def _dtype(config: Qwen3VLConfig) -> torch.dtype:
+def _dtype(config: Any) -> torch.dtype:
     """The type that the weights are probably stored in: published configs name it in one of their parts."""
-    named = (part.dtype for part in (config, _text(config), _vision(config)))
+    named = (part.dtype for part in (config, config.text_config, config.vision_config))
     return next((dtype for dtype in named if isinstance(dtype, torch.dtype)), torch.float32)
 
 
-def _text(config: Qwen3VLConfig) -> Qwen3VLTextConfig:
-    return cast("Qwen3VLTextConfig", config.text_config)
-
-
-def _vision(config: Qwen3VLConfig) -> Qwen3VLVisionConfig:
-    return cast("Qwen3VLVisionConfig", config.vision_config)
-
-
-def _rope(config: Qwen3VLConfig) -> dict[str, Any]:
-    return cast("dict[str, Any]", _text(config).rope_parameters)
+def _rope(config: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", config.text_config.rope_parameters)

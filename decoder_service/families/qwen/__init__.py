@@ -1,0 +1,1 @@
+"""What Qwen's vision families share: the layout of media in a prompt."""

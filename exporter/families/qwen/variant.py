@@ -1,0 +1,82 @@
+"""What differs between Qwen's families."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serving.families import VisionInfo
+from vision_service.media import Kind
+
+
+@dataclass(frozen=True)
+class OldNames:
+    """The tensors' names in files that an older transformers wrote.
+
+    Attributes:
+        embedding: what they call the embedding table.
+        patterns: regular expressions and what replaces them, in order.
+    """
+
+    embedding: str
+    patterns: tuple[tuple[str, str], ...]
+
+    def renamed(self, name: str) -> str:
+        """The present name of a tensor."""
+        for pattern, replacement in self.patterns:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of Qwen's families.
+
+    Attributes:
+        name: in bundles.
+        label: in sentences about one model.
+        title: in sentences about what can be exported.
+        config: transformers' class of its config.
+        model: transformers' class of the whole model.
+        layer: transformers' class of a layer of the language model.
+        norm: transformers' class of the language model's final norm.
+        rotary: transformers' class that computes the rotation's frequencies.
+        builder: onnxruntime-genai's class that builds the language model's graph.
+        mrope_section: how half of a head is divided among time, height and width, where the config does not say.
+        levels: how many feature maps the encoder gives beside the merged one, by its config.
+        describe_vision: the entries `vision` of bundle.json that the families do not share, by the encoder's config.
+        encoder_fields: the fields of the encoder's config that determine its features.
+        check: raises ExportError about a config, read from a path, that cannot be served.
+        settings: reads a preprocessor file as the vision service does; raises BundleError where it cannot be served.
+        video_processor: what `video_preprocessor_config.json` says of published models, for checkpoints that carry
+            image settings alone.
+        genai_type: what onnxruntime-genai calls the family.
+        old_names: names in older files, if there are such.
+    """
+
+    name: str
+    label: str
+    title: str
+    config: Any
+    model: Any
+    layer: Any
+    norm: Any
+    rotary: Any
+    builder: Any
+    mrope_section: tuple[int, int, int]
+    levels: Callable[[Any], int]
+    describe_vision: Callable[[Any], Mapping[str, Any]]
+    encoder_fields: tuple[str, ...]
+    settings: Callable[[Kind, Mapping[str, Any], Path, VisionInfo], object]
+    video_processor: Mapping[str, Any]
+    genai_type: str
+    check: Callable[[Path, Any], None] = lambda path, config: None  # most have nothing to check
+    old_names: OldNames | None = None
+
+    @property
+    def architecture(self) -> str:
+        """The name of the model's class, as `config.json` has it."""
+        return str(self.model.__name__)

@@ -1,0 +1,70 @@
+"""Qwen3-VL: DeepStack, interleaved M-RoPE, norms of queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxruntime_genai.models.builders.qwen import Qwen3VLTextModel
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    Qwen3VLTextDecoderLayer,
+    Qwen3VLTextRMSNorm,
+    Qwen3VLTextRotaryEmbedding,
+)
+
+from exporter.families.qwen.family import family
+from exporter.families.qwen.variant import Variant
+from vision_service.families.qwen3_vl.family import settings_of
+
+
+def _levels(vision: Any) -> int:
+    return len(vision.deepstack_visual_indexes)
+
+
+def _describe_vision(vision: Any) -> Mapping[str, Any]:
+    return {"deepstack_visual_indexes": list(vision.deepstack_visual_indexes)}
+
+
+VARIANT = Variant(
+    name="qwen3_vl",
+    label="Qwen3-VL",
+    title="dense Qwen3-VL",
+    config=Qwen3VLConfig,
+    model=Qwen3VLForConditionalGeneration,
+    layer=Qwen3VLTextDecoderLayer,
+    norm=Qwen3VLTextRMSNorm,
+    rotary=Qwen3VLTextRotaryEmbedding,
+    builder=Qwen3VLTextModel,
+    mrope_section=(24, 20, 20),
+    levels=_levels,
+    describe_vision=_describe_vision,
+    # Named so that a later transformers, which may write more fields, does not change a fingerprint.
+    encoder_fields=(
+        "depth",
+        "hidden_size",
+        "hidden_act",
+        "intermediate_size",
+        "num_heads",
+        "in_channels",
+        "patch_size",
+        "spatial_merge_size",
+        "temporal_patch_size",
+        "out_hidden_size",
+        "num_position_embeddings",
+        "deepstack_visual_indexes",
+    ),
+    settings=settings_of,
+    # Pixels over all frames of a video (height · width · frames), and how frames are drawn from it.
+    video_processor={
+        "video_processor_type": "Qwen3VLVideoProcessor",
+        "size": {"longest_edge": 25_165_824, "shortest_edge": 4_096},
+        "fps": 2,
+        "min_frames": 4,
+        "max_frames": 768,
+        "do_sample_frames": True,
+    },
+    genai_type="qwen3_vl",
+)
+
+QWEN3_VL = family(VARIANT)
