@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from serving.errors import invalid
+from serving.errors import Reason, ServiceError, invalid
 from vlm.v1 import media_pb2
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -39,6 +39,15 @@ def media_digest(data: bytes) -> str:
 def is_digest(text: str) -> bool:
     """Whether `text` has the form of `media_digest`."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def no_media(path: str) -> ServiceError:
+    """INVALID_ARGUMENT for a medium of a request to a model that takes text only.
+
+    Args:
+        path: Path of the medium in the request, as in `messages[0].parts[1].image`.
+    """
+    return invalid(path, "cannot be sent to this model, which takes text only", reason=Reason.MEDIA_NOT_SUPPORTED)
 
 
 def check_options(options: media_pb2.MediaOptions, path: str) -> None:
