@@ -138,11 +138,6 @@ class DecoderService(Service):
         """Add the servicer."""
         decoder_pb2_grpc.add_DecoderServicer_to_server(DecoderServicer(self.decoder), server)
 
-    async def drain(self) -> None:
-        """Return the requests that have not started, so that the gateway gives them to another decoder."""
-        if self._decoder is not None:
-            self._decoder.admission.drain()
-
     async def stop(self) -> None:
         """Stop the engine."""
         if self._engine is not None:

@@ -83,27 +83,13 @@ class Deadline:
         self.remaining()
 
 
-_ELSEWHERE = frozenset(
-    {
-        Reason.QUEUE_FULL.name,
-        Reason.TOO_MANY_CALLS.name,
-        Reason.FEATURE_MEMORY_FULL.name,
-        Reason.ENCODER_BUSY.name,
-        Reason.DECODER_BUSY.name,
-        Reason.ENGINE_NOT_READY.name,
-        Reason.SHUTTING_DOWN.name,
-    }
-)
-"""Reasons for which one replica refuses a call before it has worked on it: another may take it at once."""
-
-
 _DEFECTS = frozenset({Reason.FEATURES_NOT_FINITE.name, Reason.LOGITS_NOT_FINITE.name})
 """Reasons that may be a defect of one replica: another one is tried, but not the same one again."""
 
 
 def refused(error: ServiceError) -> bool:
     """Whether one replica has no room, or is not ready."""
-    return error.reason in _ELSEWHERE
+    return error.reason in Reason.__members__ and Reason[error.reason].value.elsewhere
 
 
 def retriable(error: ServiceError) -> bool:

@@ -44,6 +44,11 @@ def _patches_left(response: vision_pb2.EncodeResponse) -> int | None:
     return 0 if which == "chunk" else None
 
 
+def _has_begun(response: vision_pb2.EncodeResponse) -> bool:
+    """Whether the encoder has begun with the medium."""
+    return response.HasField("chunk") or response.progress.patches_done > 0
+
+
 class GrpcVisionTier(VisionTier):
     """The vision services.
 
@@ -65,11 +70,13 @@ class GrpcVisionTier(VisionTier):
         """Call `VisionEncoder.Encode`."""
         with self._replicas.attempt(route) as attempt:
             call = attempt.stub.Encode(request, timeout=seconds)
+            attempt.movable = True
             attempt.follow(call)
             del request
             try:
                 # Anything else is EOF.
                 while isinstance(response := await attempt.receive(call.read()), vision_pb2.EncodeResponse):
+                    attempt.movable = attempt.movable and not _has_begun(response)
                     if (left := _patches_left(response)) is not None:
                         attempt.load = left
                     yield response
@@ -117,6 +124,7 @@ class _GrpcGenerationCall(GenerationCall):
         if not isinstance(response, decoder_pb2.GenerateResponse):  # it is EOF
             return None
         if response.event.HasField("delta"):  # the engine works; the answer may take minutes
+            self._attempt.movable = False
             self._attempt.succeeded()
         return response
 
@@ -165,6 +173,7 @@ class GrpcDecoderTier(DecoderTier):
                 return
             call = attempt.stub.Generate(timeout=seconds)
             stack.callback(call.cancel)
+            attempt.movable = True
             attempt.follow(call)
             generation = _GrpcGenerationCall(call, attempt)
             with suppress(CallEndedError):  # `receive` raises the cause

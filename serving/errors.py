@@ -34,6 +34,7 @@ class ReasonInfo:
         advice: The remedy.
         waits: Whether the error has a retry delay.
         internal: Whether it is used only between the services.
+        elsewhere: Whether a replica refuses for it before it works on a call, so that another may take it at once.
     """
 
     code: Code
@@ -42,6 +43,7 @@ class ReasonInfo:
     advice: str
     waits: bool = False
     internal: bool = False
+    elsewhere: bool = False
 
 
 class Reason(enum.Enum):
@@ -305,6 +307,7 @@ class Reason(enum.Enum):
         "The limit of running and waiting requests is reached.",
         "Try again after the delay; add replicas.",
         waits=True,
+        elsewhere=True,
     )
     ENCODER_BUSY = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -312,6 +315,7 @@ class Reason(enum.Enum):
         "The medium alone would be encoded in time, but not after those that wait before it.",
         "Try again after the delay; add vision replicas.",
         waits=True,
+        elsewhere=True,
     )
     DECODER_BUSY = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -319,6 +323,7 @@ class Reason(enum.Enum):
         "By the measured duration of requests, those before this one would still be running at its deadline.",
         "Try again after the delay; add decoder replicas; or give the request more time.",
         waits=True,
+        elsewhere=True,
     )
     FEATURE_MEMORY_FULL = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -326,6 +331,7 @@ class Reason(enum.Enum):
         "The features of all running requests together would exceed `max_buffered_feature_bytes`.",
         "Try again after the delay.",
         waits=True,
+        elsewhere=True,
     )
     TOO_MANY_CALLS = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -333,6 +339,7 @@ class Reason(enum.Enum):
         "Over `max_concurrent_rpcs` of the gateway or of the service behind it.",
         "Try again after the delay.",
         waits=True,
+        elsewhere=True,
     )
     BODY_MEMORY_FULL = ReasonInfo(
         Code.RESOURCE_EXHAUSTED,
@@ -445,11 +452,12 @@ class Reason(enum.Enum):
     # Between the services only: clients see VISION_UNAVAILABLE, DECODER_UNAVAILABLE or DECODER_PROTOCOL.
     SHUTTING_DOWN = ReasonInfo(
         Code.UNAVAILABLE,
-        "vision, decoder",
+        "gateway, vision, decoder",
         "The service is shutting down, and the request had not started.",
         "Nothing: the gateway tries another replica.",
         waits=True,
         internal=True,
+        elsewhere=True,
     )
     ENGINE_NOT_READY = ReasonInfo(
         Code.UNAVAILABLE,
@@ -458,6 +466,7 @@ class Reason(enum.Enum):
         "Nothing: the gateway tries again.",
         waits=True,
         internal=True,
+        elsewhere=True,
     )
     ENGINE_LOST = ReasonInfo(
         Code.UNAVAILABLE,

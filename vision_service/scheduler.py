@@ -171,7 +171,6 @@ class Scheduler:
         self.proven = False
         """Whether the speed is known from media of ordinary size, and not only from the start."""
         self._task: asyncio.Task[None] | None = None
-        self._draining = False
 
     async def start(self) -> None:
         """Warm up the encoder, check its features, measure its speed, and start to process media.
@@ -198,14 +197,6 @@ class Scheduler:
             if time.monotonic() - began > _TIMING_SECONDS:
                 break
         return fastest
-
-    def drain(self) -> None:
-        """Refuse media that have not started, and new ones. Others are encoded to their end."""
-        self._draining = True
-        for job in [job for job in self._waiting if not job.taken]:
-            self._drop(job)
-            if not job.result.done():
-                job.result.set_exception(_shutting_down())
 
     async def stop(self) -> None:
         """Refuse waiting media, cancel the running batch, and end the threads."""
@@ -276,12 +267,7 @@ class Scheduler:
 
         Yields:
             The future of its features: [tokens, feature width].
-
-        Raises:
-            ServiceError: UNAVAILABLE after `drain`.
         """
-        if self._draining:
-            raise _shutting_down()
         meter = Meter() if meter is None else meter
         meter.total = medium.grid.patches
         job = _Job(medium, asyncio.get_running_loop().create_future(), meter)

@@ -123,11 +123,6 @@ class VisionService(Service):
             raise RuntimeError("start comes before register")
         vision_pb2_grpc.add_VisionEncoderServicer_to_server(self._servicer, server)
 
-    async def drain(self) -> None:
-        """Return the media that wait for the encoder, so that the gateway gives them to another replica."""
-        if self._scheduler is not None:
-            self._scheduler.drain()
-
     async def stop(self) -> None:
         """End the threads."""
         if self._scheduler is not None:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder_service.engine import Limit
-from decoder_service.engine.supervisor import shutting_down
 from decoder_service.request.generation import Generation
 from decoder_service.request.waits import Waits
 from serving.errors import Reason, ServiceError, failure, invalid, overloaded, too_large
@@ -162,7 +161,6 @@ class Admission:
         self._held: set[Place] = set()
         self._inside = 0
         self._waits = Waits(running)
-        self._draining = False
         self.clock = clock
 
     @property
@@ -185,13 +183,10 @@ class Admission:
 
         Raises:
             ServiceError: RESOURCE_EXHAUSTED if there are not enough free places, or if those who are inside would
-                still be running at the deadline; UNAVAILABLE after `drain`; INVALID_ARGUMENT if there are never enough
-                places.
+                still be running at the deadline; INVALID_ARGUMENT if there are never enough places.
         """
         if answers > self._places:
             raise invalid("generation.n", f"is {answers}, more than the {self._places} answers that may run or wait")
-        if self._draining:
-            raise shutting_down()
         self._make_room(answers)
         if self._inside + answers > self._places:
             raise overloaded(
@@ -223,13 +218,6 @@ class Admission:
         if place in self._held:
             self._held.remove(place)
             self._inside -= place.answers
-
-    def drain(self) -> None:
-        """Admit no more requests, and return those without a first token: another decoder can answer them."""
-        self._draining = True
-        for place in list(self._held):
-            if place.started is None:
-                place.evict(shutting_down())
 
     def add_bytes(self, count: int) -> None:
         """Reserve bytes, or release them if `count` is negative.

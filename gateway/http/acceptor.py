@@ -20,6 +20,9 @@ _PAUSE_SECONDS = 0.2
 _SAY_SECONDS = 10.0
 """While no connection can be accepted: the delay between attempts, and between lines of the log."""
 
+_BACKLOG = 2048
+"""Connections that the system keeps until they are accepted."""
+
 _MOST_HANDSHAKES = 256
 """TLS handshakes at once; one more ends the oldest."""
 
@@ -49,6 +52,7 @@ class Acceptor:
         handshake_seconds: float,
     ) -> None:
         listener.setblocking(False)
+        listener.listen(_BACKLOG)
         self._listener = listener
         self._make = make
         self._connections = connections

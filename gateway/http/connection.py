@@ -65,8 +65,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
-        # Data that the system does not take at once counts as not sent.
-        transport.set_write_buffer_limits(high=0)
+        # Data that the system does not take at once counts as not sent. With 0, asyncio's TLS would never resume.
+        transport.set_write_buffer_limits(high=1)
         self._enter()
 
     def connection_lost(self, exc: Exception | None) -> None:

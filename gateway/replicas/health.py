@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,12 @@ class HealthMonitor:
     Args:
         replica: The replica.
         policy: The limits.
+        on_draining: Called when the replica states that it is NOT_SERVING.
     """
 
-    def __init__(self, replica: Replica[Any], policy: HealthPolicy) -> None:
+    def __init__(self, replica: Replica[Any], policy: HealthPolicy, on_draining: Callable[[], None]) -> None:
         self._replica = replica
+        self._on_draining = on_draining
         self._policy = policy
         self._stub: Any = health_pb2_grpc.HealthStub(replica.channel)
 
@@ -72,6 +75,7 @@ class HealthMonitor:
                     self._replica.serving = reply.status == health_pb2.HealthCheckResponse.SERVING
                     pause = 0.0  # if the connection ends now, as old ones do, there may be another at once
                     if not self._replica.serving:
+                        self._on_draining()
                         pause = _AGAIN_SECONDS
                         break  # a server that drains waits for the end of its calls, this one included
             except grpc.aio.AioRpcError as error:

@@ -38,8 +38,10 @@ class Attempt(Generic[S]):
         self._replica = replica
         self._first_seconds: float | None = first_seconds
         self._call: grpc.aio.Call | None = None
-        self._lost = False
+        self._ended: ServiceError | None = None  # why this side has ended the call
         self._reported = False
+        self.movable = False
+        """Whether another replica could do the work with little loss: nothing of its result has been passed on."""
         self.key = route.key
         self.load = route.load
         """Outstanding work; may be changed while the call runs."""
@@ -50,14 +52,14 @@ class Attempt(Generic[S]):
         return self._replica.stub
 
     def follow(self, call: grpc.aio.Call) -> None:
-        """Cancel this call if the replica is lost."""
+        """Cancel this call if `end` is called, or was."""
         self._call = call
-        if self._lost:
+        if self._ended is not None:
             call.cancel()
 
-    def lose(self) -> None:
-        """End the call: its replica does not answer any more."""
-        self._lost = True
+    def end(self, error: ServiceError) -> None:
+        """End the call, as if it had failed with this error."""
+        self._ended = error
         if self._call is not None:
             self._call.cancel()
 
@@ -76,8 +78,8 @@ class Attempt(Generic[S]):
                 async with asyncio.timeout(self._first_seconds):
                     received = await message
             except TimeoutError:
-                self._lost = True
-                raise _lost(f"a replica has sent nothing for {self._first_seconds:g} seconds") from None
+                self._ended = _lost(f"a replica has sent nothing for {self._first_seconds:g} seconds")
+                raise self._ended from None
         self._first_seconds = None
         self._replica.heard()
         return received
@@ -92,15 +94,17 @@ class Attempt(Generic[S]):
         except ServiceError as error:
             raise self._failed(error) from None
         except asyncio.CancelledError:
-            # `lose` cancelled the call; else this task is being cancelled.
+            # `end` cancelled the call; else this task is being cancelled.
             task = asyncio.current_task()
-            if self._lost and not (task and task.cancelling()):
-                raise self._failed(_lost("a replica does not answer any more")) from None
+            if self._ended is not None and not (task and task.cancelling()):
+                raise self._failed(self._ended) from None
             raise
 
     def _failed(self, error: ServiceError) -> ServiceError:
         if error.code is Code.RESOURCE_EXHAUSTED and error.retry_after is not None:
             self._replica.refused(error.retry_after)
+        elif error.reason == Reason.SHUTTING_DOWN.name:
+            pass
         elif error.code in (Code.UNAVAILABLE, Code.INTERNAL):
             self._report(self._replica.failed)
         elif error.code is not Code.DEADLINE_EXCEEDED:  # an error of the request
@@ -222,4 +226,10 @@ class Replica(Generic[S]):
         """End all its calls: it does not answer any more."""
         log.warning("replica lost", tier=self._tier, replica=self.address, calls=len(self._attempts))
         for attempt in tuple(self._attempts):
-            attempt.lose()
+            attempt.end(_lost("a replica does not answer any more"))
+
+    def move(self) -> None:
+        """End the calls that another replica can take: this one drains."""
+        for attempt in tuple(self._attempts):
+            if attempt.movable:
+                attempt.end(unavailable(Reason.SHUTTING_DOWN, "the replica is not SERVING any more"))

@@ -167,8 +167,13 @@ class ReplicaSet(Generic[S]):
         channel = self._connect(address, self._discovery.authority)
         replica = Replica(self._tier, address, channel, self._stub, self._ejection)
         self._replicas[address] = replica
-        watching = HealthMonitor(replica, self._health).run()
+        watching = HealthMonitor(replica, self._health, lambda: self._drained(replica)).run()
         self._watching[address] = asyncio.create_task(watching, name=f"health of {address}")
+
+    def _drained(self, replica: Replica[S]) -> None:
+        """Move calls of a replica that drains, if there is another. Else they have its grace period."""
+        if self._available():
+            replica.move()
 
     async def _remove(self, address: str) -> None:
         await cancel_and_wait(self._watching.pop(address))

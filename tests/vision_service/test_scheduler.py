@@ -262,24 +262,6 @@ async def test_stop_refuses_what_waits(
         stack.close()
 
 
-async def test_draining_returns_what_has_not_started(
-    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
-) -> None:
-    """Waiting media, and later ones, go to another replica at once; the running one gets its features."""
-    async with running(gated, preprocessor.prepare) as scheduler:
-        with contextlib.ExitStack() as stack:
-            started = await close_gate(gated, scheduler, medium(1), stack)
-            waiting = stack.enter_context(scheduler.enqueue(medium(1)))
-            scheduler.drain()
-            with pytest.raises(ServiceError) as caught:
-                await waiting
-            assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "SHUTTING_DOWN")
-            with pytest.raises(ServiceError, match="shutting down"), scheduler.enqueue(medium(1)):
-                pass
-            gated.gate.set()
-            assert (await started).shape[0] == 1
-
-
 async def test_preparing_goes_on_beside_encoding(
     gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
 ) -> None:

@@ -10,10 +10,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from decoder_service.engine import Limit, SamplingParams
-from decoder_service.request.admission import SILENT_SECONDS, Admission, Limits, Place, answer_bound, check_room
+from decoder_service.request.admission import (
+    SILENT_SECONDS,
+    Admission,
+    Limits,
+    Place,
+    answer_bound,
+    check_positions,
+    check_room,
+)
 from decoder_service.request.generation import Generation, RecommendedSampling
 from decoder_service.settings import DecoderSettings
 from serving.errors import Code, ServiceError
@@ -61,6 +70,19 @@ def test_room_for_one_token_is_enough() -> None:
         check_room(99, 2, 100)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert caught.value.violations[0].field == "generation.max_tokens"
+
+
+def test_positions_for_the_prompt_and_the_answer() -> None:
+    """The greatest position of a prompt may lie before the answer's, as in a long video; each must be there."""
+    used = np.array([[0, 50, 5, 6], [0, 4, 5, 6]])
+    assert check_positions(used, None, 51) == 45
+    assert check_positions(used, 45, 51) == 45
+    with pytest.raises(ServiceError, match="reach position 50 of the model's 50") as caught:
+        check_positions(used, None, 50)
+    assert (caught.value.code, caught.value.reason) == (Code.RESOURCE_EXHAUSTED, "PROMPT_TOO_LONG")
+    with pytest.raises(ServiceError, match="reduces it to 45") as caught:
+        check_positions(used, 46, 51)
+    assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(
@@ -294,19 +316,3 @@ async def test_a_message_in_the_moment_of_eviction_changes_nothing() -> None:
             async with place.waiting():
                 pass
     assert admission.inside == 0
-
-
-async def test_draining_returns_what_has_not_started() -> None:
-    """Waiting requests fail as UNAVAILABLE at once, and new ones; one with a first token stays."""
-    admission = Admission(3, running=1, max_bytes=1)
-    with admission.enter() as running:
-        running.start(0.0)
-        with admission.enter() as queued, told("SHUTTING_DOWN"):
-            async with queued.waiting():
-                admission.drain()
-                await asyncio.Event().wait()
-        with told("SHUTTING_DOWN"), admission.enter():
-            pass
-        async with running.waiting():
-            await asyncio.sleep(0)
-        assert admission.inside == 1

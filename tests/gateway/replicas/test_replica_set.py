@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,55 @@ async def test_a_replica_that_drains_is_left_at_once_and_ends() -> None:
         assert {await model(both) for _ in range(5)} == {second}
         await asyncio.wait_for(server.stop(60), 30)  # not its grace period
         await set_serving(drained, serving=True)
+
+
+@pytest.mark.parametrize(("stage", "moves"), [("start", True), ("finish", False)])
+async def test_what_has_not_started_moves_from_a_replica_that_drains(stage: str, moves: bool) -> None:
+    """A generation without a first token moves to the other replica; one with tokens ends where it runs."""
+    entered, finish = asyncio.Event(), asyncio.Event()
+
+    async def hook(call: GenerateCall, at: str) -> None:
+        if at == stage:
+            entered.set()
+            await finish.wait()
+
+    drained, other = FakeDecoder(), FakeDecoder()
+    drained.hook = hook
+    async with served(drained, other) as (first, second):
+
+        def pick(key: bytes, loads: Mapping[str, float], slack: float, last: str | None) -> str:
+            return first if first in loads else second
+
+        async with decoders(f"{first},{second}", choose=pick) as replicas:
+            await until_available(replicas, 2)
+            asking = asyncio.create_task(chat(conductor(replicas), ask(text("Hello"))))
+            await entered.wait()
+            await set_serving(drained, serving=False)
+            if not moves:
+                await until_available(replicas, 1)
+                finish.set()
+            assert answer(await asking) == "A red circle."
+            assert len(other.calls) == int(moves)
+
+
+async def test_a_replica_that_drains_alone_ends_its_calls() -> None:
+    """Without another replica, a generation that has not started has the grace period."""
+    entered, finish = asyncio.Event(), asyncio.Event()
+
+    async def hook(call: GenerateCall, stage: str) -> None:
+        entered.set()
+        await finish.wait()
+
+    drained = FakeDecoder()
+    drained.hook = hook
+    async with served(drained) as (address,), decoders(address) as replicas:
+        await until_available(replicas)
+        asking = asyncio.create_task(chat(conductor(replicas), ask(text("Hello"))))
+        await entered.wait()
+        await set_serving(drained, serving=False)
+        await until_available(replicas, 0)
+        finish.set()
+        assert answer(await asking) == "A red circle."
 
 
 async def test_a_replica_that_serves_again_gets_calls() -> None:
