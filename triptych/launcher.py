@@ -247,15 +247,11 @@ class System:
         plan: The processes to start.
 
     Raises:
-        LaunchError: The bundle cannot be opened, or a port is taken.
+        LaunchError: A port is taken.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        try:
-            takes_media = Bundle.open(plan.bundle).has_encoder
-        except BundleError as error:
-            raise LaunchError(str(error)) from error
         ports = ReservedPorts(_LOOPBACK)
         shared = ["--log-level", plan.log_level, "--grace-seconds", f"{plan.grace_seconds:g}"]
         model = [*shared, "--bundle", str(plan.bundle)]
@@ -266,7 +262,7 @@ class System:
             environment = {threads: str(max(1, usable_cores() // max(count, 1))), **os.environ, **plan.environment}
             return [Replica(module, model, ports.reserve(), environment, nice) for _ in range(count)]
 
-        encoders = plan.vision_replicas if takes_media else 0
+        encoders = plan.vision_replicas if _takes_media(plan.bundle) else 0
         self.vision = tier("vision_service", "VISION_THREADS", encoders, _VISION_NICE)
         self.decoders = tier("decoder_service", "DECODER_THREADS", plan.decoder_replicas)
         grpc_port = _reserve(ports, plan.grpc_port, "--grpc-port")
@@ -294,6 +290,13 @@ class System:
         # The gateway's own grace period, and some time for the processes to exit.
         await self.gateway.stop(self._plan.grace_seconds + 5)
         await asyncio.gather(*(replica.stop(5) for replica in (*self.vision, *self.decoders)))
+
+
+def _takes_media(bundle: Path) -> bool:
+    try:
+        return Bundle.open(bundle).has_encoder
+    except BundleError:
+        return True  # the services print what is wrong with it
 
 
 def _reserve(ports: ReservedPorts, port: int, flag: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime_genai as og
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -146,6 +147,26 @@ def test_the_bundle_has_no_encoder(exact: Bundle) -> None:
     with pytest.raises(BundleError, match="takes text only and has no encoder"):
         vision_families.family_of(exact)
     exact.verify("decoder")
+
+
+def test_onnxruntime_genai_gives_the_same_tokens(exact: Bundle) -> None:
+    """The library takes the bundle, too, and computes positions itself."""
+    prompt = _prompt(exact)
+    tokens, _ = Graph(exact, "fp32", length=256).greedy(_asked(exact, prompt), TOKENS)
+    model = og.Model(str(exact.decoder_dir))
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=len(prompt.token_ids) + TOKENS)
+    generator = og.Generator(model, params)
+    inputs = og.NamedTensors()
+    inputs["input_ids"] = prompt.engine_token_ids[np.newaxis]
+    inputs["pixel_values"] = np.empty((0, exact.feature_width), np.float32)
+    for name, value in (prompt.inputs or {}).items():
+        inputs[name] = value
+    generator.set_inputs(inputs)
+    for index, token in enumerate(tokens):
+        assert int(np.asarray(generator.get_logits()).reshape(-1).argmax()) == token
+        if index < TOKENS - 1:
+            generator.append_tokens(np.array([token], np.int32))
 
 
 def test_the_graph_is_that_of_the_vision_family(exact: Bundle, tmp_path: Path) -> None:
