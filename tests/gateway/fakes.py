@@ -510,7 +510,9 @@ async def serve(
     client_names: frozenset[str] = frozenset(),
 ) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
     """Put a fake on the loopback: its address and its server."""
-    server = grpc.aio.server(interceptors=[CallInterceptor(client_names)], options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(client_names=client_names)], options=[("grpc.so_reuseport", 0)]
+    )
     if isinstance(fake, FakeVision):
         vision_pb2_grpc.add_VisionEncoderServicer_to_server(_VisionServicer(fake), server)
     else:

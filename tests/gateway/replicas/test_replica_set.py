@@ -19,11 +19,11 @@ from gateway.media import RequestLimits
 from gateway.ports import ReplicaCount, Route
 from gateway.replicas import Discovery, HealthPolicy, ReplicaSet, parse_target
 from gateway.replicas.ejection import EjectionPolicy
-from gateway.retry import Backoff
+from gateway.retry import Backoff, Deadline
 from gateway.tiers import GrpcDecoderTier
 from serving.errors import Code, Reason, ServiceError, overloaded
 from serving.status import from_rpc_error
-from serving.transport import Credentials, open_channel, service_options
+from serving.transport import service_options
 from tests.gateway.conftest import connect, grpc_tiers, until_available
 from tests.gateway.fakes import (
     EncodeCall,
@@ -125,10 +125,21 @@ async def test_a_replica_that_drains_is_left_at_once_and_ends() -> None:
         await set_serving(drained, serving=True)
 
 
+async def listen(core: Conductor, told: asyncio.Event) -> list[chat_pb2.ChatEvent]:
+    """All events of an answer; `told` is set at the first token."""
+    seen = []
+    async with contextlib.aclosing(core.chat(ask(text("Hello")), request_id="r", deadline=Deadline(30))) as events:
+        async for event in events:
+            seen.append(event)
+            if event.HasField("delta"):
+                told.set()
+    return seen
+
+
 @pytest.mark.parametrize(("stage", "moves"), [("start", True), ("finish", False)])
 async def test_what_has_not_started_moves_from_a_replica_that_drains(stage: str, moves: bool) -> None:
     """A generation without a first token moves to the other replica; one with tokens ends where it runs."""
-    entered, finish = asyncio.Event(), asyncio.Event()
+    entered, told, finish = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def hook(call: GenerateCall, at: str) -> None:
         if at == stage:
@@ -144,8 +155,10 @@ async def test_what_has_not_started_moves_from_a_replica_that_drains(stage: str,
 
         async with decoders(f"{first},{second}", choose=pick) as replicas:
             await until_available(replicas, 2)
-            asking = asyncio.create_task(chat(conductor(replicas), ask(text("Hello"))))
+            asking = asyncio.create_task(listen(conductor(replicas), told))
             await entered.wait()
+            if not moves:
+                await told.wait()  # the tokens have arrived at the gateway, too
             await set_serving(drained, serving=False)
             if not moves:
                 await until_available(replicas, 1)
@@ -368,10 +381,10 @@ async def test_replicas_of_a_name_are_verified_by_that_name(tmp_path: Path) -> N
         capture_output=True,
     )
     pem = certificate.read_bytes()
-    credentials = Credentials(channel=grpc.ssl_channel_credentials(pem))
+    credentials = grpc.ssl_channel_credentials(pem)
 
     def connect_securely(address: str, authority: str) -> grpc.aio.Channel:
-        return open_channel(address, service_options(authority=authority), credentials=credentials)
+        return grpc.aio.secure_channel(address, credentials, service_options(authority=authority))
 
     async def resolve(host: str, port: int) -> list[str]:
         return [f"127.0.0.1:{port}"]
