@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from gateway.copying import copy_fields
 from serving.errors import Reason, invalid, too_large, unimplemented
-from serving.media import check_options, media_digest, no_media
+from serving.media import TEXT_ONLY, check_options, media_digest
 from vlm.v1 import chat_pb2, media_pb2
 
 _KINDS = {"image": media_pb2.MEDIA_KIND_IMAGE, "video": media_pb2.MEDIA_KIND_VIDEO}
@@ -97,7 +97,7 @@ async def collect(
                 continue
             path = f"messages[{i}].parts[{j}].{which}"
             if not takes_media:
-                raise no_media(path)
+                raise invalid(path, TEXT_ONLY, reason=Reason.MEDIA_NOT_SUPPORTED)
             sent = part.image if which == "image" else part.video
             check_options(sent.options, f"{path}.options")
             data = _data(sent, path, which, limits)

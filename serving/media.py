@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from serving.errors import Reason, ServiceError, invalid
+from serving.errors import invalid
 from vlm.v1 import media_pb2
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -28,6 +28,9 @@ BUDGET_FIELDS = ("max_pixels", "max_video_pixels", "max_frames")
 LOW = media_pb2.MediaOptions(max_pixels=512 * 512, max_video_pixels=1 << 19, max_frames=16)
 """Pixels of DETAIL_LOW, unless the default budget is smaller."""
 
+TEXT_ONLY = "cannot be sent to this model, which takes text only"
+"""Description of a medium in a request to a model without an encoder."""
+
 _PAIRS = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("min_video_pixels", "max_video_pixels"))
 
 
@@ -39,15 +42,6 @@ def media_digest(data: bytes) -> str:
 def is_digest(text: str) -> bool:
     """Whether `text` has the form of `media_digest`."""
     return _DIGEST.fullmatch(text) is not None
-
-
-def no_media(path: str) -> ServiceError:
-    """INVALID_ARGUMENT for a medium of a request to a model that takes text only.
-
-    Args:
-        path: Path of the medium in the request, as in `messages[0].parts[1].image`.
-    """
-    return invalid(path, "cannot be sent to this model, which takes text only", reason=Reason.MEDIA_NOT_SUPPORTED)
 
 
 def check_options(options: media_pb2.MediaOptions, path: str) -> None:

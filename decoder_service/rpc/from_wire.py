@@ -33,7 +33,7 @@ from decoder_service.rpc import from_tools
 from serving.cache_scope import check_cache_scope
 from serving.calls import check_request_id
 from serving.errors import Reason, failure, invalid, too_large
-from serving.media import check_options, is_digest, no_media, relevant_options, requested_options
+from serving.media import TEXT_ONLY, check_options, is_digest, relevant_options, requested_options
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
 MAX_MESSAGES = 1024
@@ -190,7 +190,8 @@ def _check_no_media(messages: Sequence[chat_pb2.Message]) -> None:
     for i, message in enumerate(messages):
         for j, part in enumerate(message.parts):
             if (which := part.WhichOneof("part")) in ("image", "video"):
-                raise no_media(f"messages[{i}].parts[{j}].{which}")
+                path = f"messages[{i}].parts[{j}].{which}"
+                raise invalid(path, TEXT_ONLY, reason=Reason.MEDIA_NOT_SUPPORTED)
 
 
 def _check_text_bytes(path: str, size: int, limits: Limits) -> None:
