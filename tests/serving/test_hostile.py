@@ -201,7 +201,7 @@ def test_connections_leave_descriptors_for_the_service() -> None:
 @pytest.mark.parametrize("sent", [b"\xff\xff\xff", b"\x0a\xff"], ids=["rubbish", "truncated"])
 async def test_a_malformed_message_is_typed(path: str, sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """On every method of every service, and without a traceback."""
-    async with running() as port, open_channel(f"127.0.0.1:{port}") as channel:
+    async with running(reflection=True) as port, open_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await _any_call(channel, path, sent)
     error = from_rpc_error(caught.value)
