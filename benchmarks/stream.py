@@ -82,9 +82,11 @@ class Prompts:
     """
 
     def __init__(self, bundle: Bundle, seed: int) -> None:
-        tokens = bundle.tokens
         self._family = family_of(bundle)
-        control = {tokens.image, tokens.video, tokens.vision_start, tokens.vision_end, *tokens.eos}
+        control = set(bundle.tokens.eos)
+        if bundle.has_encoder:
+            tokens = bundle.media_tokens
+            control |= {tokens.image, tokens.video, tokens.vision_start, tokens.vision_end}
         self._random = np.random.default_rng(seed)
         self._ids = np.setdiff1d(np.arange(bundle.text.vocab_size, dtype=np.int32), np.asarray(sorted(control)))
 

@@ -89,7 +89,7 @@ class StubDecoder(decoder_pb2_grpc.DecoderServicer):
 
     async def GetModel(self, request: decoder_pb2.GetModelRequest, context: Any) -> chat_pb2.Model:
         """What is loaded."""
-        return chat_pb2.Model(id=MODEL, encoder_fingerprint=_FINGERPRINT, context_length=1 << 15)
+        return chat_pb2.Model(id=MODEL, encoder_fingerprint=_FINGERPRINT, context_length=1 << 15, images=True)
 
 
 def _response(**event: Any) -> decoder_pb2.GenerateResponse:

@@ -28,6 +28,9 @@ Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 """`prefill`: the token after the prompt. `decode`: those after each token of the answer."""
 
+NO_ENCODER = "none"
+"""Stands for the encoder's type where the model takes text only."""
+
 _STEPS = 16
 
 
@@ -70,7 +73,7 @@ class Row:
     Attributes:
         prefill_graph: reads the prompt.
         decode_graph: writes the answer.
-        encoder: type that the encoder computes in.
+        encoder: type that the encoder computes in, or `NO_ENCODER`.
         prefill: what was found there; None where it was not asked for.
         decode: likewise.
     """
@@ -122,18 +125,20 @@ def compare(
         reference: with what.
         shown: pictures and texts, at least one.
         encoders: types that the encoder computes in; None takes float32 and those that this machine can compute of
-            bfloat16 and int8.
+            bfloat16 and int8. Without effect where there is no encoder.
         phases: what is looked at.
         max_pixels: greatest area of a resized picture; None takes the default of a vision service on a CPU.
         bars: show progress.
 
     Raises:
-        EvaluationError: the reference cannot answer.
+        EvaluationError: the reference cannot answer, or pictures are shown to a model that takes text only.
         ServiceError: a picture is refused.
     """
-    names = ["float32", *TYPES] if encoders is None else list(dict.fromkeys(encoders))
-    left_out = {name: why for name in names if (why := missing(name)) is not None}
-    names = [name for name in names if name not in left_out]
+    names, left_out = [NO_ENCODER], {}
+    if bundle.has_encoder:
+        names = ["float32", *TYPES] if encoders is None else list(dict.fromkeys(encoders))
+        left_out = {name: why for name in names if (why := missing(name)) is not None}
+        names = [name for name in names if name not in left_out]
     ways = _ways(bundle, phases)
     steps = _STEPS if "decode" in phases else 0
     with Shelf() as shelf:

@@ -14,6 +14,7 @@ from decoder_service import chat
 from decoder_service.families import registry as decoder_families
 from decoder_service.families.family import Prompt
 from decoder_service.request.prompt import PromptBuilder
+from evaluation.errors import EvaluationError
 from exporter.encoder_types import QUESTIONS, encode
 from exporter.pictures import KINDS
 from serving.bundle import Bundle
@@ -25,6 +26,24 @@ from vision_service.media import Options, PreparedMedium
 
 _OF_A_KIND = 4
 _FIRST = 1000  # the export looks at pictures with smaller numbers: what is tuned on those is not judged by them
+_TEXTS = (
+    "Name three rivers of Europe and the seas that they reach.",
+    "What is seventeen times twenty-three? Show each step.",
+    "Write a limerick about a cat that is afraid of rain.",
+    "Translate into French: The train was late, so we walked along the harbour.",
+    "Explain to a child why ice floats on water.",
+    "Sort these words by length: fig, plum, cherry, apricot, pear.",
+    "Write a SQL query that counts the orders of each customer in 2023.",
+    "Is the following sentence correct English? Him and me goes to school.",
+    "Summarize in one sentence: The meeting was moved to Friday because the room was taken, and nobody minded.",
+    "Welche Farbe ergibt sich, wenn man Blau und Gelb mischt?",
+    "List the prime numbers between 40 and 60 as a JSON array.",
+    "A shop sells pens at 3 for 2 euros. How many pens do 10 euros buy?",
+    "What does this print? for i in range(3): print(i * i, end=' ')",
+    "Give two reasons for and two against working at night.",
+    "Who wrote the novel Middlemarch, and what is it about?",
+    "Complete the series and say the rule: 2, 6, 12, 20, 30, ...",
+)
 _LIMITS = PreprocessLimits(1 << 27, VideoLimits(seconds=0, frames=0, sampled=0, pixels=0), 1 << 16)
 
 
@@ -64,6 +83,11 @@ def built_in() -> list[Shown]:
     return shown
 
 
+def built_in_texts() -> list[Shown]:
+    """Texts alone, for a model without an encoder; none of them is among those that an export is calibrated on."""
+    return [Shown([], text) for text in _TEXTS]
+
+
 def png(picture: Image.Image) -> bytes:
     """A picture as a PNG file."""
     file = io.BytesIO()
@@ -80,8 +104,29 @@ class Layouts:
     """
 
     def __init__(self, bundle: Bundle, max_pixels: int | None) -> None:
-        self._preprocessor = vision_families.family_of(bundle).make_preprocessor(bundle, _LIMITS)
         self._builder = PromptBuilder.load(bundle.decoder_dir, decoder_families.family_of(bundle))
+        self._pictures = _Pictures(bundle, max_pixels) if bundle.has_encoder else None
+
+    def lay_out(self, shown: Shown) -> Laid:
+        """One prompt.
+
+        Raises:
+            EvaluationError: there are pictures, and the model takes text only.
+            ServiceError: a picture is refused.
+        """
+        if shown.pictures and self._pictures is None:
+            raise EvaluationError("the model takes text only, and there are questions about pictures")
+        media, layouts = ([], []) if self._pictures is None else self._pictures.lay_out(shown.pictures)
+        named = [layout.medium for layout in layouts]
+        rendered = self._builder.render([chat.Message(chat.Role.USER, (*named, chat.Text(shown.text)))])
+        return Laid(self._builder.expand(rendered, layouts), media)
+
+
+class _Pictures:
+    """Prepares pictures; arguments as of `Layouts`."""
+
+    def __init__(self, bundle: Bundle, max_pixels: int | None) -> None:
+        self._preprocessor = vision_families.family_of(bundle).make_preprocessor(bundle, _LIMITS)
         budget = default_budget(
             self._preprocessor.published,
             on_cpu=True,
@@ -91,20 +136,16 @@ class Layouts:
         )
         self._options = Options(max_pixels=budget.max_pixels)
 
-    def lay_out(self, shown: Shown) -> Laid:
-        """One prompt.
-
-        Raises:
-            ServiceError: a picture is refused.
-        """
-        media = [self._preprocessor.prepare("image", picture, self._options) for picture in shown.pictures]
-        named = [chat.Medium(chat.MediaKind.IMAGE, str(index)) for index in range(len(media))]
-        rendered = self._builder.render([chat.Message(chat.Role.USER, (*named, chat.Text(shown.text)))])
+    def lay_out(self, pictures: Sequence[bytes]) -> tuple[list[PreparedMedium], list[chat.Layout]]:
+        """The pictures as the encoder takes them, and their layouts."""
+        media = [self._preprocessor.prepare("image", picture, self._options) for picture in pictures]
         layouts = [
-            chat.Layout(medium, one.grid, self._preprocessor.token_count(one.grid), ())
-            for medium, one in zip(named, media, strict=True)
+            chat.Layout(
+                chat.Medium(chat.MediaKind.IMAGE, str(index)), one.grid, self._preprocessor.token_count(one.grid), ()
+            )
+            for index, one in enumerate(media)
         ]
-        return Laid(self._builder.expand(rendered, layouts), media)
+        return media, layouts
 
 
 def features_of(bundle: Bundle, laid: Sequence[Laid], dtype: str) -> Iterator[NDArray[np.float32]]:
@@ -115,6 +156,9 @@ def features_of(bundle: Bundle, laid: Sequence[Laid], dtype: str) -> Iterator[ND
         laid: the prompts.
         dtype: type that the encoder computes in.
     """
+    if not bundle.has_encoder:
+        yield from (np.empty((0, bundle.feature_width), np.float32) for _ in laid)
+        return
     rows = encode(bundle, (medium for one in laid for medium in one.media), dtype)
     for one in laid:
         parts = [next(rows) for _ in one.media]

@@ -89,7 +89,7 @@ def open_reference(source: str, bundle: Bundle, *, show_progress: bool = False) 
         checkpoint = open_checkpoint(found.root)
     except ExportError as error:
         raise EvaluationError(str(error)) from error
-    _check_tokens(bundle, checkpoint.root, checkpoint.root, checkpoint.config["text_config"]["vocab_size"])
+    _check_tokens(bundle, checkpoint.root, checkpoint.root, checkpoint.describe()["text"]["vocab_size"])
     needed, available = 4 * checkpoint.parameters + _ROOM, available_memory()
     if available is not None and available < needed:
         raise EvaluationError(
@@ -110,7 +110,7 @@ class TransformersReference:
 
     def __init__(self, checkpoint: Path, bundle: Bundle) -> None:
         self._checkpoint = checkpoint
-        self._tokens = bundle.tokens
+        self._bundle = bundle
 
     @property
     def title(self) -> str:
@@ -120,9 +120,7 @@ class TransformersReference:
     def answers(self, laid: Sequence[Laid], steps: int, shelf: Shelf, advance: Advance) -> Iterator[Answered]:
         """See `Reference`. The model is in memory from the first answer to the last."""
         try:
-            model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-                self._checkpoint, dtype=torch.float32, local_files_only=True
-            )
+            model: Any = self._loader.from_pretrained(self._checkpoint, dtype=torch.float32, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise EvaluationError(f"transformers cannot load {self._checkpoint}: {one_line(error)}") from error
         model.eval()
@@ -131,8 +129,8 @@ class TransformersReference:
         greedy = config(
             max_new_tokens=steps + 1,
             do_sample=False,
-            eos_token_id=list(self._tokens.eos),
-            pad_token_id=self._tokens.eos[0],
+            eos_token_id=list(self._bundle.tokens.eos),
+            pad_token_id=self._bundle.tokens.eos[0],
             return_dict_in_generate=True,
             output_logits=True,
         )
@@ -142,15 +140,25 @@ class TransformersReference:
                 out = model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
-                    mm_token_type_ids=(ids == self._tokens.image).int(),
                     generation_config=greedy,
-                    **_pictures(one),
+                    **self._of_media(one, ids),
                 )
             logits = torch.stack([step[0] for step in out.logits]).float().numpy()
             yield Answered(out.sequences[0, ids.shape[1] : -1].tolist(), shelf.put(logits))
             advance(1)
         del model
         gc.collect()
+
+    @property
+    def _loader(self) -> Any:
+        takes_media = self._bundle.has_encoder
+        return transformers.AutoModelForImageTextToText if takes_media else transformers.AutoModelForCausalLM
+
+    def _of_media(self, laid: Laid, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Arguments of models that take media."""
+        if not self._bundle.has_encoder:
+            return {}
+        return {"mm_token_type_ids": (ids == self._bundle.media_tokens.image).int(), **_pictures(laid)}
 
 
 class BundleReference:

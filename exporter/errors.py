@@ -79,10 +79,10 @@ class ExportProblem(Problem):
     )
     TEMPLATE_FAILS = (
         (
-            "The chat template of {root} does not render a conversation about pictures ({error}): take that of "
+            "The chat template of {root} does not render a conversation ({error}): take that of "
             "the model that the checkpoint was made from."
         ),
-        "The message gives the reason. Templates of text models have no images.",
+        "The message gives the reason. A model with an encoder needs a template that renders images.",
     )
     FAMILY_UNSUPPORTED = (
         "{root} holds {found}: only {accepted} can be exported.",
@@ -151,6 +151,13 @@ class ExportProblem(Problem):
     NO_CALIBRATION_DATA = (
         "{folder} holds nothing to calibrate on: put pictures ({suffixes}) or a {prompts} into it.",
         "It is the wrong directory, or its pictures are of other types.",
+    )
+    NO_CALIBRATION_TEXT = (
+        (
+            "The calibration data {name} has only prompts with pictures, and the model takes text only: add others to "
+            "its {prompts}."
+        ),
+        "A model without an encoder is calibrated on prompts without `image`.",
     )
     CALIBRATION_LINE = (
         (

@@ -31,6 +31,10 @@ class Checkpoint(Protocol):
         """What `config.json` says, as the present transformers writes it."""
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether it takes images and videos; otherwise text only."""
+
+    @property
     def layers(self) -> int:
         """Layers of the decoder."""
 
@@ -46,7 +50,10 @@ class Checkpoint(Protocol):
         """Bytes that a bundle with these decoder graphs will take, estimated a little too high."""
 
     def write_encoder(self, folder: Path, *, progress: Progress) -> None:
-        """Write the encoder's config.json, model.safetensors and preprocessor settings into `folder`, the bundle's."""
+        """Write the encoder's config.json, model.safetensors and preprocessor settings into `folder`, the bundle's.
+
+        Without an encoder nothing is written.
+        """
 
     def calibrate(
         self,
@@ -115,7 +122,10 @@ class Checkpoint(Protocol):
         """The family's entries of `bundle.json`, as `serving.families` reads them."""
 
     def encoder_fields(self) -> Mapping[str, Any]:
-        """The fields of the encoder's config that determine its features, beside its weights and preprocessors."""
+        """The fields of the encoder's config that determine its features, beside its weights and preprocessors.
+
+        Without an encoder there are none.
+        """
 
 
 @dataclass(frozen=True)

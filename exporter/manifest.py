@@ -38,6 +38,9 @@ def write_manifest(
 ) -> None:
     """Digest every file under `root` and write its `bundle.json`."""
     files = _digests(root, progress)
+    fingerprint = {}
+    if checkpoint.has_encoder:
+        fingerprint["encoder_fingerprint"] = _encoder_fingerprint(checkpoint.encoder_fields(), files)
     write_json(
         root / MANIFEST,
         {
@@ -46,7 +49,7 @@ def write_manifest(
             "model": {"id": model_id, "family": checkpoint.family, "parameters": checkpoint.parameters},
             **checkpoint.describe(),
             "decoder": decoder,
-            "encoder_fingerprint": _encoder_fingerprint(checkpoint.encoder_fields(), files),
+            **fingerprint,
             "files": files,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "triptych_version": _version("triptych"),

@@ -62,7 +62,8 @@ def export(
         smooth: even out outlier channels before rounding. Without effect at fp32.
         calibrate: look at what the model computes of some examples, and choose scales and smoothing by it. True takes
             the examples of the package, a path those of a directory, None the package's unless the precision is fp32.
-        measure: measure what the encoder's types cost, which `auto` of the vision service goes by.
+        measure: measure what the encoder's types cost, which `auto` of the vision service goes by; without an encoder
+            there is nothing to measure.
         model_id: the name that clients see; by default the last part of the id or the directory's name.
         revision: branch, tag or commit on Hugging Face.
         progress: show bars on stderr; None shows them when it is a terminal.
@@ -88,9 +89,12 @@ def export(
     found = locate(source, revision=revision, show_progress=bars.enabled)
     family_of(found.root)
     found.fetch_settings()
-    planned = plan_checkpoint(found.root).estimate(graphs, block_size=block_size, recipe=bits)
-    check_space(target, planned)
-    found.check_room(target, planned)
+    planned = plan_checkpoint(found.root)
+    if data is not None and not planned.has_encoder:
+        data = data.without_pictures()
+    size = planned.estimate(graphs, block_size=block_size, recipe=bits)
+    check_space(target, size)
+    found.check_room(target, size)
     found.fetch_weights()
     checkpoint = open_checkpoint(found.root)
     check_space(target, checkpoint.estimate(graphs, block_size=block_size, recipe=bits))
@@ -145,7 +149,7 @@ def export(
             },
             progress=bars,
         )
-        types = measure_apart(stage, bars) if measure else None
+        types = measure_apart(stage, bars) if measure and checkpoint.has_encoder else None
         if types is not None:
             add_encoder_types(stage, types)
     return Bundle.open(target)

@@ -55,6 +55,15 @@ class Policy:
         return Retries(tier, attempts=attempts, backoff=self.backoff, budget=budget)
 
 
+@dataclass(frozen=True)
+class _Encoding:
+    """The vision tier, with what calls to it share."""
+
+    tier: VisionTier
+    retries: Retries
+    budget: TierBudget
+
+
 class _DecoderLostError(Exception):
     """A decoder has failed or refused the request; another replica may answer."""
 
@@ -105,7 +114,7 @@ class Conductor:
     """Serves requests by calling both tiers.
 
     Args:
-        vision: The vision tier.
+        vision: The vision tier; None: the model takes text only, and media are refused.
         decoder: The decoder tier.
         limits: Limits of one request.
         policy: Attempts and concurrency of calls to the tiers.
@@ -114,24 +123,35 @@ class Conductor:
 
     def __init__(
         self,
-        vision: VisionTier,
+        vision: VisionTier | None,
         decoder: DecoderTier,
         limits: RequestLimits,
         policy: Policy,
         encoder: vision_pb2.EncoderInfo | None = None,
     ) -> None:
-        self._vision = vision
         self._decoder = decoder
         self._limits = limits
         self._encode_concurrency = policy.encode_concurrency
-        self._vision_retries = policy.retries(Tier.VISION)
         self._decoder_retries = policy.retries(Tier.DECODER)
-        self._budget = TierBudget(vision, self._vision_retries, known=encoder)
+        self._encoding: _Encoding | None = None
+        if vision is not None:
+            retries = policy.retries(Tier.VISION)
+            self._encoding = _Encoding(vision, retries, TierBudget(vision, retries, known=encoder))
 
     @property
     def replicas(self) -> dict[Tier, ReplicaCount]:
         """How many replicas the tiers have."""
-        return {Tier.VISION: self._vision.replicas, Tier.DECODER: self._decoder.replicas}
+        vision = {} if self._encoding is None else {Tier.VISION: self._encoding.tier.replicas}
+        return {**vision, Tier.DECODER: self._decoder.replicas}
+
+    @property
+    def _vision(self) -> _Encoding:
+        if self._encoding is None:
+            raise RuntimeError("without a vision tier no request has media")
+        return self._encoding
+
+    async def _collect(self, messages: Sequence[chat_pb2.Message]) -> Conversation:
+        return await collect(messages, self._limits, takes_media=self._encoding is not None)
 
     async def chat(
         self, request: gateway_pb2.ChatRequest, *, request_id: str, deadline: Deadline, tenant: str = ""
@@ -152,7 +172,7 @@ class Conductor:
         """
         progress = _Progress(request_id, deadline, reporting=request.report_progress)
         check_options(request.media, "media")
-        conversation = await collect(request.messages, self._limits)
+        conversation = await self._collect(request.messages)
         opening = opening_of(request, request_id, cache_scope(tenant, request.cache_salt))
         opening.messages.extend(conversation.messages)
         media = list(conversation.media)
@@ -163,7 +183,7 @@ class Conductor:
         attempts = self._decoder_retries.begin(generation_route(opening), deadline)
         while True:
             if media and budget is None:
-                budget = await self._budget.get(deadline)
+                budget = await self._vision.budget.get(deadline)
             try:
                 answering = self._attempt(opening, media, budget, progress, attempts.route)
                 async with contextlib.aclosing(answering) as events:
@@ -179,7 +199,7 @@ class Conductor:
                 if budget is None or renewed or not settings_differ(error):
                     raise
                 log.warning("settings of the vision tier have changed", error=error.message)
-                self._budget.forget(budget)
+                self._vision.budget.forget(budget)
                 budget, renewed = None, True
             except _DecoderLostError as failure:
                 if progress.first_token is not None:
@@ -210,13 +230,13 @@ class Conductor:
             feeding = None
             if needed:
                 feed = Feed(
-                    self._vision,
+                    self._vision.tier,
                     generation,
                     settings_digest="" if budget is None else budget.settings_digest,
                     request_id=progress.request_id,
                     cache_scope=opening.cache_scope,
                     deadline=progress.deadline,
-                    retries=self._vision_retries,
+                    retries=self._vision.retries,
                     concurrency=self._encode_concurrency,
                     stopwatch=progress.vision,
                     meter=meter,
@@ -290,7 +310,7 @@ class Conductor:
             ServiceError: The fields at fault are named as in the client's request.
         """
         check_options(request.media, "media")
-        conversation = await collect(request.messages, self._limits)
+        conversation = await self._collect(request.messages)
         layouts = await self._layouts(conversation, request.media, request_id, deadline, cache_scope(tenant))
         question = decoder_pb2.CountPromptTokensRequest(messages=conversation.messages, layouts=layouts)
         copy_fields(request, question, without=("messages", "media", "request_id"))
@@ -336,7 +356,8 @@ class Conductor:
         if not conversation.media:
             return []
         slots = asyncio.Semaphore(self._encode_concurrency)
-        budget = await self._budget.get(deadline)
+        vision = self._vision
+        budget = await vision.budget.get(deadline)
 
         async def describe(medium: RequestMedium, resolved: media_pb2.MediaOptions) -> media_pb2.MediaLayout:
             # Without the settings' digest: the options are in numbers, so any replica may answer.
@@ -345,8 +366,8 @@ class Conductor:
             )
             async with slots:
                 try:
-                    return await self._vision_retries.run(
-                        lambda route: self._vision.describe(question, seconds=deadline.remaining(), route=route),
+                    return await vision.retries.run(
+                        lambda route: vision.tier.describe(question, seconds=deadline.remaining(), route=route),
                         deadline,
                         medium_route(medium.kind, medium.digest, resolved),
                     )

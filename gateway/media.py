@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from gateway.copying import copy_fields
 from serving.errors import Reason, invalid, too_large, unimplemented
-from serving.media import check_options, media_digest
+from serving.media import TEXT_ONLY, check_options, media_digest
 from vlm.v1 import chat_pb2, media_pb2
 
 _KINDS = {"image": media_pb2.MEDIA_KIND_IMAGE, "video": media_pb2.MEDIA_KIND_VIDEO}
@@ -68,10 +68,17 @@ class Conversation:
     media: Sequence[RequestMedium]
 
 
-async def collect(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -> Conversation:
+async def collect(
+    messages: Sequence[chat_pb2.Message], limits: RequestLimits, *, takes_media: bool = True
+) -> Conversation:
     """Take the media out of copies of the messages.
 
     The client's messages are not changed. The decoder checks everything except media.
+
+    Args:
+        messages: The client's messages.
+        limits: Limits of one request.
+        takes_media: Whether there may be media.
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED that names the medium at fault.
@@ -89,6 +96,8 @@ async def collect(messages: Sequence[chat_pb2.Message], limits: RequestLimits) -
                 named.parts.add().CopyFrom(part)
                 continue
             path = f"messages[{i}].parts[{j}].{which}"
+            if not takes_media:
+                raise invalid(path, TEXT_ONLY, reason=Reason.MEDIA_NOT_SUPPORTED)
             sent = part.image if which == "image" else part.video
             check_options(sent.options, f"{path}.options")
             data = _data(sent, path, which, limits)

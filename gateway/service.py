@@ -28,7 +28,7 @@ from serving.server import Service, StartError, server_tls
 from serving.tasks import cancel_and_wait
 from serving.tls import ClientTls, KeyPair, PemFile, TlsError
 from serving.transport import INSECURE, Credentials, PortError, is_loopback, open_channel, service_options
-from vlm.v1 import decoder_pb2_grpc, gateway_pb2, gateway_pb2_grpc, vision_pb2, vision_pb2_grpc
+from vlm.v1 import chat_pb2, decoder_pb2_grpc, gateway_pb2, gateway_pb2_grpc, vision_pb2, vision_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -72,20 +72,22 @@ class GatewayService(Service):
         """`host:port` of the HTTP port, once it is open."""
 
     async def start(self, set_serving: Callable[[bool], None]) -> None:
-        """Wait for both tiers, check that their encoders match, and open the HTTP port.
+        """Wait for the tiers, check that their encoders match, and open the HTTP port.
 
         Raises:
-            StartError: The encoders differ, a target is another service, a certificate cannot be used, the HTTP port is
-                taken, or there is no such file of keys.
+            StartError: The encoders differ, `vision` does not suit the model, a target is another service, a
+                certificate cannot be used, the HTTP port is taken, or there is no such file of keys.
         """
         self._credentials = self._read_credentials()
         access = self._access = self._open_access()
         async with contextlib.AsyncExitStack() as stack:
-            vision = GrpcVisionTier(
-                await stack.enter_async_context(
-                    self._replicas(Tier.VISION, self._settings.vision, vision_pb2_grpc.VisionEncoderStub)
+            vision = None
+            if self._settings.vision is not None:
+                vision = GrpcVisionTier(
+                    await stack.enter_async_context(
+                        self._replicas(Tier.VISION, self._settings.vision, vision_pb2_grpc.VisionEncoderStub)
+                    )
                 )
-            )
             decoder = GrpcDecoderTier(
                 await stack.enter_async_context(
                     self._replicas(Tier.DECODER, self._settings.decoder, decoder_pb2_grpc.DecoderStub)
@@ -165,14 +167,16 @@ class GatewayService(Service):
         options = service_options(self._settings.max_message_bytes, authority=authority)
         return open_channel(address, options, credentials=self._credentials)
 
-    async def _agree(self, vision: VisionTier, decoder: DecoderTier) -> vision_pb2.EncoderInfo:
-        """Wait until both tiers answer, and compare their models. Returns the settings of the vision tier."""
+    async def _agree(self, vision: VisionTier | None, decoder: DecoderTier) -> vision_pb2.EncoderInfo | None:
+        """Wait until the tiers answer, and compare their models. Returns the settings of the vision tier, if any."""
+        if vision is None:
+            model = await self._model(decoder)
+            log.info("the model takes text only, and media are refused", model=model.id)
+            return None
         asked = asyncio.create_task(
             _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS, route=Route()))
         )
-        asked_too = asyncio.create_task(
-            _answer(Tier.DECODER, self._settings.decoder, lambda: decoder.model(seconds=_ASK_SECONDS, route=Route()))
-        )
+        asked_too = asyncio.create_task(self._model(decoder))
         try:
             encoder, model = await asyncio.gather(asked, asked_too)
         finally:
@@ -192,6 +196,17 @@ class GatewayService(Service):
             max_frames=encoder.default_media.max_frames,
         )
         return encoder
+
+    async def _model(self, decoder: DecoderTier) -> chat_pb2.Model:
+        """Wait until the decoder tier answers, and check whether its model needs a vision tier."""
+        target = self._settings.decoder
+        model = await _answer(Tier.DECODER, target, lambda: decoder.model(seconds=_ASK_SECONDS, route=Route()))
+        if model.images != (self._settings.vision is not None):
+            takes, value = ("images", "the address of its vision service") if model.images else ("text only", "off")
+            raise StartError(
+                f"the decoder service at {target} has {model.id!r}, which takes {takes}: set `vision` to {value}"
+            )
+        return model
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the Gateway service."""
@@ -214,7 +229,7 @@ class GatewayService(Service):
         await self._resources.aclose()
 
 
-async def _answer(tier: Tier, target: str, ask: Callable[[], Awaitable[T]]) -> T:
+async def _answer(tier: Tier, target: str | None, ask: Callable[[], Awaitable[T]]) -> T:
     """Read the loaded model of a tier; waits for the tier without limit."""
     said = -_SAY_SECONDS
     while True:

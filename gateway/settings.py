@@ -52,10 +52,10 @@ class GatewaySettings(ServerSettings):
         description="Serve the Prometheus metrics at `/metrics` of the HTTP API, too, to all who may call it. "
         "`metrics_port` has a port of their own.",
     )
-    vision: str = Field(
+    vision: str | None = Field(
         "127.0.0.1:50061",
         description="The vision tier: `host:port`, several with commas between them, or `dns:///name:port` for all "
-        "addresses of a name, which is resolved every two seconds.",
+        "addresses of a name, which is resolved every two seconds; `off`: none, for a model that takes text only.",
     )
     decoder: str = Field("127.0.0.1:50062", description="The decoder tier, in the same form.")
     tier_ca: Path | None = Field(
@@ -126,7 +126,7 @@ class GatewaySettings(ServerSettings):
         20.0, gt=0, description="Longest wait for the first message of a call to a replica; then another is tried."
     )
 
-    @field_validator("http_port", mode="before")
+    @field_validator("http_port", "vision", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
         # An environment variable cannot express "none" otherwise: an empty one counts as not set.
@@ -134,8 +134,9 @@ class GatewaySettings(ServerSettings):
 
     @field_validator("vision", "decoder")
     @classmethod
-    def _are_targets(cls, value: str) -> str:
-        parse_target(value)
+    def _are_targets(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_target(value)
         return value
 
     @field_validator("cors_origins")

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # re-exported
 from serving.bundle_error import BundleProblem
 from serving.cores import usable_cores
-from serving.families import FamilyInfo, Frozen, Positive, TextInfo, VisionInfo
+from serving.families import FamilyInfo, Frozen, Positive, TextInfo, TextTokens, VisionInfo, WithEncoder
 from serving.families import TokenIds as TokenIds  # noqa: PLC0414  # re-exported
 
 FORMAT = "triptych-bundle"
@@ -267,24 +267,40 @@ class Bundle(Frozen):
         return self.info.text
 
     @property
-    def vision(self) -> VisionInfo:
-        """Dimensions of the vision encoder."""
-        return self.info.vision
+    def has_encoder(self) -> bool:
+        """Whether the model has a vision encoder; otherwise it takes text only."""
+        return isinstance(self.info, WithEncoder)
 
     @property
-    def tokens(self) -> TokenIds:
-        """Ids of the control tokens."""
+    def vision(self) -> VisionInfo:
+        """Dimensions of the vision encoder. Raises BundleError if there is none."""
+        return self._with_encoder.vision
+
+    @property
+    def tokens(self) -> TextTokens:
+        """Ids of the control tokens of the language model."""
         return self.info.tokens
 
     @property
+    def media_tokens(self) -> TokenIds:
+        """Ids of the control tokens, with those of media. Raises BundleError if there is no encoder."""
+        return self._with_encoder.tokens
+
+    @property
     def encoder_fingerprint(self) -> str:
-        """Fingerprint of everything that the encoder's features depend on, as hex."""
-        return self.info.encoder_fingerprint
+        """Fingerprint of everything that the encoder's features depend on, as hex; empty without an encoder."""
+        return self._with_encoder.encoder_fingerprint if self.has_encoder else ""
 
     @property
     def feature_width(self) -> int:
-        """Width of one visual token's features, in columns."""
+        """Width of one visual token's features, in columns; without an encoder that of a token's embedding."""
         return self.info.feature_width
+
+    @property
+    def _with_encoder(self) -> WithEncoder:
+        if not isinstance(self.info, WithEncoder):
+            raise BundleError(BundleProblem.NO_ENCODER, root=self.root, model=self.model.id)
+        return self.info
 
     @property
     def context_length(self) -> int:

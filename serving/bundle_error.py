@@ -95,6 +95,10 @@ class BundleProblem(Problem):
         ),
         "The service is older than the exporter, or the family has no media.",
     )
+    NO_ENCODER = (
+        "The model {model} in the bundle {root} takes text only and has no encoder: start no vision service for it.",
+        "Start the gateway with `--vision off`; `triptych up` does so by itself, and docker-compose.text.yml does.",
+    )
     FEATURE_WIDTH = (
         "The encoder of {root} gives features {width} wide, and bundle.json says {expected}: export the bundle again.",
         "The files belong to two models.",

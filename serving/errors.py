@@ -102,6 +102,12 @@ class Reason(enum.Enum):
         "The model's chat template raised an error for these messages.",
         "See the message.",
     )
+    MEDIA_NOT_SUPPORTED = ReasonInfo(
+        Code.INVALID_ARGUMENT,
+        "gateway, decoder",
+        "The request has an image or a video, and the model takes text only. Nothing was encoded.",
+        "Send text, or use a model whose `images` and `video` are true (`ListModels`, `/v1/models`).",
+    )
     THINKING_NOT_OPTIONAL = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "decoder",

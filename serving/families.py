@@ -113,5 +113,21 @@ class Qwen25VLInfo(Frozen):
         return self.text.hidden_size
 
 
-FamilyInfo = Annotated[Qwen3VLInfo | Qwen25VLInfo, Field(discriminator="family")]
+class Qwen3Info(Frozen):
+    """Qwen3, which has no encoder."""
+
+    family: Literal["qwen3"]
+    text: TextInfo
+    tokens: TextTokens
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the decoder's input: hidden_size."""
+        return self.text.hidden_size
+
+
+WithEncoder = Qwen3VLInfo | Qwen25VLInfo
+"""The families that take images and videos."""
+
+FamilyInfo = Annotated[WithEncoder | Qwen3Info, Field(discriminator="family")]
 """The union of the families' descriptions, by `family`. One without an encoder has no `vision`."""

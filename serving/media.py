@@ -28,6 +28,9 @@ BUDGET_FIELDS = ("max_pixels", "max_video_pixels", "max_frames")
 LOW = media_pb2.MediaOptions(max_pixels=512 * 512, max_video_pixels=1 << 19, max_frames=16)
 """Pixels of DETAIL_LOW, unless the default budget is smaller."""
 
+TEXT_ONLY = "cannot be sent to this model, which takes text only"
+"""Description of a medium in a request to a model without an encoder."""
+
 _PAIRS = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("min_video_pixels", "max_video_pixels"))
 
 

@@ -17,10 +17,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from tests import templates
 
 # Tokens that the tokenizer marks as special, and the ones that are single tokens yet ordinary text, as in Qwen3-VL.
 SPECIAL_TOKENS = (
@@ -342,6 +346,61 @@ def make_qwen2_5_vl(
     return folder
 
 
+def make_qwen3(
+    folder: Path,
+    *,
+    seed: int = 2,
+    head_dim: int = 32,
+    tie: bool = True,
+    layers: int = 4,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    intermediate: int = 128,
+    context: int = 4096,
+    rope_theta: float = 1_000.0,
+    rope_scaling: Mapping[str, Any] | None = None,
+    initializer_range: float = 0.25,
+    dialect: Literal["v5", "published"] = "v5",
+    dtype: torch.dtype = torch.float32,
+    template: str = templates.OPTIONAL,
+) -> Path:
+    """Write a checkpoint of Qwen3, which takes text only, into `folder` and return it.
+
+    "published" is the dialect of the published files: `rope_theta` and `rope_scaling` in the config, the template in
+    tokenizer_config.json. Else as `make_checkpoint`.
+    """
+    tokenizer = make_tokenizer()
+    config = Qwen3Config(
+        vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        initializer_range=initializer_range,
+        tie_word_embeddings=tie,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta, **(rope_scaling or {})},
+        bos_token_id=_id(tokenizer, "<|endoftext|>"),
+        eos_token_id=_id(tokenizer, "<|im_end|>"),
+    )
+    _random_model(Qwen3ForCausalLM, config, seed, dtype).save_pretrained(folder)
+    _write_texts(folder, tokenizer, context, template)
+    if dialect == "published":
+        written = json.loads((folder / "config.json").read_text())
+        rope = written.pop("rope_parameters")
+        written["rope_theta"] = rope.pop("rope_theta")
+        written["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+        written["torch_dtype"] = written.pop("dtype")
+        written |= {"use_sliding_window": False, "sliding_window": None, "max_window_layers": layers}
+        del written["layer_types"]
+        _write_json(folder / "config.json", written)
+        _move_template(folder)
+    return folder
+
+
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     **{name: functools.partial(make_checkpoint, **shape) for name, shape in SHAPES.items()},
     "qwen2_5_vl": make_qwen2_5_vl,
@@ -426,6 +485,11 @@ def to_published_dialect(folder: Path, image: Mapping[str, Any]) -> None:
     _write_json(
         folder / "preprocessor_config.json", {**kept, **bounds, "image_processor_type": "Qwen2VLImageProcessor"}
     )
+    _move_template(folder)
+
+
+def _move_template(folder: Path) -> None:
+    """Move the chat template into tokenizer_config.json."""
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     template = folder / "chat_template.jinja"
     _write_json(folder / "tokenizer_config.json", {**tokenizer, "chat_template": template.read_text()})

@@ -14,6 +14,7 @@ from decoder_service.service import DecoderService
 from decoder_service.settings import DecoderSettings
 from gateway.service import GatewayService
 from gateway.settings import GatewaySettings
+from serving.bundle import Bundle
 from serving.server import Service, serve
 from serving.settings import ServerSettings
 from vision_service.service import VisionService
@@ -94,6 +95,8 @@ def triptych_system(
 ) -> Iterator[Address]:
     """A vision service, a decoder service and a gateway on free ports. The encoder computes in float32.
 
+    A model that takes text only has no vision service.
+
     Args:
         bundle: The model.
         vision_bundle: Another bundle for the vision service alone.
@@ -106,10 +109,12 @@ def triptych_system(
     """
     servers = Servers()
     try:
-        encoding = VisionSettings(
-            bundle=vision_bundle or bundle, port=0, grace_seconds=5, **{"dtype": "float32", **(vision or {})}
-        )
-        vision_address = servers.start(VisionService(encoding), encoding)
+        vision_address = "off"
+        if Bundle.open(vision_bundle or bundle).has_encoder:
+            encoding = VisionSettings(
+                bundle=vision_bundle or bundle, port=0, grace_seconds=5, **{"dtype": "float32", **(vision or {})}
+            )
+            vision_address = servers.start(VisionService(encoding), encoding)
         decoding = DecoderSettings(bundle=bundle, port=0, grace_seconds=5, **decoder)  # type: ignore[arg-type]
         decoder_address = servers.start(DecoderService(decoding), decoding)
         conducting = GatewaySettings(

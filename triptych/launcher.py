@@ -15,6 +15,7 @@ from typing import TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.bundle import Bundle, BundleError
 from serving.cores import usable_cores
 from serving.priority import lower_priority
 from serving.probe import credentials_of
@@ -42,7 +43,7 @@ class Plan:
         bundle: The model.
         grpc_port: The gateway's gRPC port; 0 takes a free one.
         http_port: The gateway's HTTP port; 0 takes a free one.
-        vision_replicas: Number of vision services.
+        vision_replicas: Number of vision services; a model that takes text only gets none.
         decoder_replicas: Number of decoder services.
         grace_seconds: Seconds that running requests may take after a signal.
         log_level: Lowest level that the services log.
@@ -240,10 +241,13 @@ async def run_while(plan: Plan, work: Callable[[Addresses], Awaitable[T]]) -> T:
 
 
 class System:
-    """The replicas of all three tiers.
+    """The replicas of all three tiers. A model that takes text only has no vision tier.
 
     Args:
         plan: The processes to start.
+
+    Raises:
+        LaunchError: A port is taken.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -255,10 +259,11 @@ class System:
         def tier(module: str, threads: str, count: int, nice: int = 0) -> list[Replica]:
             # The replicas of a tier divide the cores. Each tier may use all of them, since it is often the only busy
             # one.
-            environment = {threads: str(max(1, usable_cores() // count)), **os.environ, **plan.environment}
+            environment = {threads: str(max(1, usable_cores() // max(count, 1))), **os.environ, **plan.environment}
             return [Replica(module, model, ports.reserve(), environment, nice) for _ in range(count)]
 
-        self.vision = tier("vision_service", "VISION_THREADS", plan.vision_replicas, _VISION_NICE)
+        encoders = plan.vision_replicas if _takes_media(plan.bundle) else 0
+        self.vision = tier("vision_service", "VISION_THREADS", encoders, _VISION_NICE)
         self.decoders = tier("decoder_service", "DECODER_THREADS", plan.decoder_replicas)
         grpc_port = _reserve(ports, plan.grpc_port, "--grpc-port")
         http_port = _reserve(ports, plan.http_port, "--http-port")
@@ -287,6 +292,13 @@ class System:
         await asyncio.gather(*(replica.stop(5) for replica in (*self.vision, *self.decoders)))
 
 
+def _takes_media(bundle: Path) -> bool:
+    try:
+        return Bundle.open(bundle).has_encoder
+    except BundleError:
+        return True  # the services print what is wrong with it
+
+
 def _reserve(ports: ReservedPorts, port: int, flag: str) -> int:
     """Reserve a port of a flag; 0 takes a free one.
 
@@ -300,7 +312,7 @@ def _reserve(ports: ReservedPorts, port: int, flag: str) -> int:
 
 
 def _target(replicas: list[Replica]) -> str:
-    return ",".join(replica.address for replica in replicas)
+    return ",".join(replica.address for replica in replicas) or "off"
 
 
 def _describe(code: int) -> str:

@@ -116,6 +116,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         with _bar("pictures", len(file.questions)) as advance:
             file.check_pictures(advance)
     bundle = Bundle.open(options.bundle)
+    if options.encoder is not None and not bundle.has_encoder:
+        raise CommandError(f"{bundle.model.id} takes text only and has no encoder: leave --encoder out")
     comparison = _compare(options, bundle, file) if options.reference is not None else None
     accuracies = _ask(options, bundle, file) if file is not None else None
     if options.json:
@@ -139,14 +141,14 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace, bundle: Bundle, file: QuestionFile | None) -> Comparison:
     from evaluation.answers import prompt_of  # noqa: PLC0415
     from evaluation.divergence import PHASES, compare  # noqa: PLC0415
-    from evaluation.prompts import Shown, built_in  # noqa: PLC0415
+    from evaluation.prompts import Shown, built_in, built_in_texts  # noqa: PLC0415
     from evaluation.reference import open_reference  # noqa: PLC0415
     from exporter.progress import Progress, quiet  # noqa: PLC0415
 
     bars = Progress()
     reference = open_reference(options.reference, bundle, show_progress=bars.enabled)
     if file is None:
-        shown = built_in()[: options.limit][: options.compare]
+        shown = (built_in() if bundle.has_encoder else built_in_texts())[: options.limit][: options.compare]
     else:
         every = max(1, len(file.questions) // options.compare)
         chosen = file.questions[::every][: options.compare]

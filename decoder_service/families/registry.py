@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 from decoder_service.families.family import Family
 from decoder_service.families.qwen2_5_vl.prompt_layout import Qwen25VL
+from decoder_service.families.qwen3.prompt_layout import Qwen3
 from decoder_service.families.qwen3_vl.prompt_layout import Qwen3VL
 from serving.bundle import Bundle
 
 _FAMILIES: dict[str, Callable[[Bundle], Family]] = {
     "qwen2_5_vl": Qwen25VL.of,
+    "qwen3": Qwen3.of,
     "qwen3_vl": Qwen3VL.of,
 }
 

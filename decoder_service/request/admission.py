@@ -42,6 +42,7 @@ class Limits:
         opening_timeout: Seconds to wait for the first message of a stream.
         context_limit: The limit that an answer meets at `context_length`: KV_CACHE if memory shortens the context.
         positions: Positions that the model has, which a long video may use faster than tokens; None: not checked.
+        takes_media: Whether the model takes images and videos.
     """
 
     context_length: int
@@ -53,6 +54,7 @@ class Limits:
     opening_timeout: float = 10.0
     context_limit: Limit = Limit.CONTEXT
     positions: int | None = None
+    takes_media: bool = True
 
 
 class Place:

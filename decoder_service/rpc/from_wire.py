@@ -33,7 +33,7 @@ from decoder_service.rpc import from_tools
 from serving.cache_scope import check_cache_scope
 from serving.calls import check_request_id
 from serving.errors import Reason, failure, invalid, too_large
-from serving.media import check_options, is_digest, relevant_options, requested_options
+from serving.media import TEXT_ONLY, check_options, is_digest, relevant_options, requested_options
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
 MAX_MESSAGES = 1024
@@ -170,6 +170,8 @@ def conversation(
             reason=Reason.TOO_MANY_PARTS,
             limit=MAX_PARTS,
         )
+    if not limits.takes_media:
+        _check_no_media(messages)
     media = media_pb2.MediaOptions() if media is None else media
     checked = tuple(_message(message, index, media) for index, message in enumerate(messages))
     count = len(media_of(checked))
@@ -182,6 +184,14 @@ def conversation(
         )
     _check_text_bytes("messages", sum(_text_bytes(message) for message in checked), limits)
     return checked
+
+
+def _check_no_media(messages: Sequence[chat_pb2.Message]) -> None:
+    for i, message in enumerate(messages):
+        for j, part in enumerate(message.parts):
+            if (which := part.WhichOneof("part")) in ("image", "video"):
+                path = f"messages[{i}].parts[{j}].{which}"
+                raise invalid(path, TEXT_ONLY, reason=Reason.MEDIA_NOT_SUPPORTED)
 
 
 def _check_text_bytes(path: str, size: int, limits: Limits) -> None:

@@ -71,6 +71,17 @@ class CalibrationData:
             digest.update(b"" if picture is None else picture.tobytes())
         return digest.hexdigest()
 
+    def without_pictures(self) -> CalibrationData:
+        """The examples that a model without an encoder can read.
+
+        Raises:
+            ExportError: there are none.
+        """
+        examples = tuple(example for example in self.examples if example.picture is None)
+        if not examples:
+            raise ExportError(ExportProblem.NO_CALIBRATION_TEXT, name=self.name, prompts=PROMPTS)
+        return CalibrationData(self.name, examples)
+
 
 def built_in() -> CalibrationData:
     """What the package ships: texts in several languages, and questions about pictures that are drawn."""

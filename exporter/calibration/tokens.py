@@ -6,6 +6,8 @@ import gc
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from decoder_service import chat
 from decoder_service.families import registry as decoder_families
@@ -32,7 +34,7 @@ def encode(bundle: Bundle, data: CalibrationData, *, progress: Progress) -> list
 
     Args:
         bundle: has encoder and tokenizer; its graphs need not be there.
-        data: the examples.
+        data: the examples; without pictures if the bundle has no encoder.
         progress: shows a bar.
 
     Returns:
@@ -53,27 +55,19 @@ def encode(bundle: Bundle, data: CalibrationData, *, progress: Progress) -> list
 
 
 class _Layout:
-    """Lays examples out; holds the encoder."""
+    """Lays examples out; holds the encoder, if there is one."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._vision = vision_families.family_of(bundle)
         self._builder = PromptBuilder.load(bundle.decoder_dir, decoder_families.family_of(bundle))
-        self._encoder = self._vision.load_encoder(
-            bundle.vision_dir,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            out_dtype=torch.float32,
-            operators=True,
-        )
+        self._pictures = _Pictures(bundle) if bundle.has_encoder else None
 
     def tokens(self, example: Example, most: int) -> Tokens:
         """The first tokens of an example."""
         features = np.empty((0, self._bundle.feature_width), np.float32)
         medium = None
-        if example.picture is not None:
-            medium = self._vision.fit_picture(self._bundle, example.picture)
-            features = self._encoder.encode([medium])[0].numpy()
+        if example.picture is not None and self._pictures is not None:
+            medium, features = self._pictures.encoded(example.picture)
         prompt = self._prompt(example, medium, len(features))
         is_media = np.zeros(prompt.engine_token_ids.size, np.bool_)
         for span in prompt.media:
@@ -97,3 +91,23 @@ class _Layout:
             return self._builder.expand(self._builder.render(messages), layouts)
         except ServiceError as error:
             raise ExportError(ExportProblem.CALIBRATION_LAYOUT, error=one_line(error)) from error
+
+
+class _Pictures:
+    """Encodes pictures in float32."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._family = vision_families.family_of(bundle)
+        self._encoder = self._family.load_encoder(
+            bundle.vision_dir,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            out_dtype=torch.float32,
+            operators=True,
+        )
+
+    def encoded(self, picture: Image.Image) -> tuple[PreparedMedium, NDArray[np.float32]]:
+        """The picture as the encoder takes it, and its features [rows, width]."""
+        medium = self._family.fit_picture(self._bundle, picture)
+        return medium, self._encoder.encode([medium])[0].numpy()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from exporter.errors import ExportError, ExportProblem
 from exporter.families.qwen2_5_vl.variant import QWEN2_5_VL
+from exporter.families.qwen3.variant import QWEN3
 from exporter.families.qwen3_vl.variant import QWEN3_VL
 from exporter.family import Checkpoint, Family
 from exporter.formats import refuse_other_formats
@@ -13,6 +14,7 @@ from exporter.json_files import read_json
 FAMILIES: Mapping[str, Family] = {
     "qwen3_vl": QWEN3_VL,
     "qwen2_5_vl": QWEN2_5_VL,
+    "qwen3": QWEN3,
 }
 
 
@@ -47,6 +49,6 @@ def family_of(root: Path) -> Family:
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None or architectures not in ([], [family.architecture]):
         found = ", ".join(architectures) or name or "no known architecture"
-        accepted = " and ".join(f"{one.title} ({one.architecture})" for one in FAMILIES.values())
+        accepted = ", ".join(f"{one.title} ({one.architecture})" for one in FAMILIES.values())
         raise ExportError(ExportProblem.FAMILY_UNSUPPORTED, root=root, found=found, accepted=accepted)
     return family

@@ -145,6 +145,7 @@ def _described(model: chat_pb2.Model) -> dict[str, Any]:
         "created": 0,
         "owned_by": "triptych",
         "max_model_len": model.context_length,
+        "input_modalities": ["text", *(["image"] if model.images else []), *(["video"] if model.video else [])],
         "thinks": model.thinks,
         "thinking_optional": model.thinking_optional,
         "recommended_sampling": {name: values[name] for name in sampling.DESCRIPTOR.fields_by_name},

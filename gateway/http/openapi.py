@@ -36,9 +36,10 @@ def _named(name: str) -> dict[str, Any]:
 
 _ANSWERS = {
     "Status": _object({"status": _TEXT}),
-    "Health": _object({"status": {"enum": ["serving", "unavailable"]}, "vision": _REPLICAS, "decoder": _REPLICAS}),
+    "Health": _object({"status": {"enum": ["serving", "unavailable"]}, "decoder": _REPLICAS}, vision=_REPLICAS),
     "Model": _object(
         {"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT, "max_model_len": _COUNT},
+        input_modalities=_list({"enum": ["text", "image", "video"]}),
         thinks={"type": "boolean"},
         thinking_optional={"type": "boolean"},
         recommended_sampling={"type": "object"},

@@ -31,6 +31,7 @@ SEEN = "a red circle, a blue square and a yellow star"  # is in it
 
 GPU = "docker-compose.gpu.yml"
 TLS = "docker-compose.tls.yml"
+TEXT = "docker-compose.text.yml"
 TIERS = {"vision": "Encode", "decoder": "Generate"}
 """What the gateway calls on each tier for every question about a picture."""
 
@@ -184,6 +185,8 @@ def build(containers: Project, report: Report) -> None:
     report.check("there are an engine and compose", True, f"{versions}, {words}")
     gpu = containers.compose("-f", str(ROOT / GPU), "config")
     report.check(f"compose reads {GPU}", "VISION_DEVICE: cuda" in gpu and "capabilities" in gpu)
+    text = containers.compose("-f", str(ROOT / TEXT), "config")
+    report.check(f"compose reads {TEXT}", "GATEWAY_VISION" in text and "off" in text)
     tls = containers.compose("-f", str(ROOT / TLS), "config")
     report.check(f"compose reads {TLS}", "VISION_TLS_CERT: /tls/cert.pem" in tls and "/tls/door" in tls)
     for service in ("gateway", "decoder", "vision", "bundle"):

@@ -125,6 +125,15 @@ def test_every_stage_says_whose_it_is(path: Path) -> None:
     assert all('LABEL org.opencontainers.image.title="Triptych ' in stage for stage in stages)
 
 
+def test_compose_of_a_text_model_starts_no_vision_service() -> None:
+    """docker-compose.text.yml leaves the tier out, and tells the gateway so by a setting that it has."""
+    services = yaml.safe_load((ROOT / "docker-compose.text.yml").read_text())["services"]
+    assert services["vision"] == {"scale": 0}
+    (value,) = services["gateway"]["environment"].values()
+    assert list(services["gateway"]["environment"]) == ["GATEWAY_VISION"]
+    assert GatewaySettings(vision=value).vision is None
+
+
 def test_the_tls_settings_of_compose_are_settings() -> None:
     """Each variable of docker-compose.tls.yml is a setting of its service, and each file lies in a mounted folder."""
     services = yaml.safe_load((ROOT / "docker-compose.tls.yml").read_text())["services"]

@@ -118,7 +118,7 @@ def test_examples_are_laid_out(int4_bundle: Bundle, folder: Path) -> None:
     assert shown.is_media.sum() == len(shown.features) == 6 * 3
     assert shown.features.shape[1] == int4_bundle.feature_width
     assert shown.ids.shape == shown.is_media.shape == shown.positions.shape[1:]
-    assert (shown.ids[shown.is_media] == int4_bundle.tokens.image).all()
+    assert (shown.ids[shown.is_media] == int4_bundle.media_tokens.image).all()
     assert np.ptp(shown.features) > 0
     assert len(cut.ids) == 1024
     _write(folder, *[{"prompt": "words " * 3000}] * 9)

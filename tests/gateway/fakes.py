@@ -330,7 +330,7 @@ class FakeDecoder:
             id=MODEL,
             family="qwen3_vl",
             context_length=4096,
-            images=True,
+            images=bool(self.fingerprint),
             encoder_fingerprint=self.fingerprint,
             thinks=True,
             recommended_sampling=chat_pb2.RecommendedSampling(temperature=0.6, top_p=1, top_k=20, repetition_penalty=1),

@@ -266,6 +266,17 @@ async def test_tiers_of_different_bundles_are_refused(decoder: FakeDecoder) -> N
                 pass
 
 
+async def test_a_vision_tier_must_suit_the_model(decoder: FakeDecoder) -> None:
+    """A model that takes text only has none, another one needs one, and the gateway says which setting is wrong."""
+    async with serve(FakeDecoder(fingerprint="")) as (text_only, _), serve(decoder) as (other, _):
+        with pytest.raises(StartError, match="takes text only: set `vision` to off"):
+            async with gateway("127.0.0.1:9", text_only):  # it does not wait for that
+                pass
+        with pytest.raises(StartError, match="takes images: set `vision` to the address"):
+            async with gateway("off", other):
+                pass
+
+
 async def test_the_wrong_service_at_an_address_is_refused(decoder: FakeDecoder) -> None:
     """Addresses that were mixed up are told apart at the start."""
     async with serve(decoder) as (other, _):

@@ -20,8 +20,10 @@ def family_of(bundle: Bundle) -> Family:
     """The family of a bundle's model.
 
     Raises:
-        BundleError: The vision service does not encode for this family.
+        BundleError: The model has no encoder, or the vision service does not encode for this family.
     """
+    if not bundle.has_encoder:
+        raise BundleError(BundleProblem.NO_ENCODER, root=bundle.root, model=bundle.model.id)
     name = bundle.model.family
     if name not in FAMILIES:
         raise BundleError(BundleProblem.FAMILY_UNKNOWN, root=bundle.root, family=name, known=", ".join(FAMILIES))

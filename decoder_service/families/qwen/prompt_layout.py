@@ -117,17 +117,17 @@ class QwenVL(abc.ABC):
             media_tokens=sum(layout.token_count for layout in layouts),
         )
 
-    @staticmethod
-    def _grids(layouts: Sequence[Layout]) -> Mapping[str, NDArray[np.int64]]:
-        """The names of onnxruntime-genai: each frame is an image."""
-        grids = [(1, h, w) for t, h, w in (layout.grid for layout in layouts) for _ in range(t)]
-        media_tokens = sum(layout.token_count for layout in layouts)
-        return {
-            "image_grid_thw": np.array(grids, np.int64).reshape(-1, 3),
-            "num_image_tokens": np.array([media_tokens], np.int64),
-        }
-
     def _merged(self, layout: Layout) -> tuple[int, int, int]:
         """A medium's frames, and rows and columns of its tokens."""
         t, h, w = layout.grid
         return t, h // self._merge_size, w // self._merge_size
+
+
+def image_grids(layouts: Sequence[Layout]) -> Mapping[str, NDArray[np.int64]]:
+    """Inputs of onnxruntime-genai, by its names: each frame is an image."""
+    grids = [(1, h, w) for t, h, w in (layout.grid for layout in layouts) for _ in range(t)]
+    media_tokens = sum(layout.token_count for layout in layouts)
+    return {
+        "image_grid_thw": np.array(grids, np.int64).reshape(-1, 3),
+        "num_image_tokens": np.array([media_tokens], np.int64),
+    }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind
 from decoder_service.families.family import Encode
-from decoder_service.families.qwen.prompt_layout import QwenVL, Run
+from decoder_service.families.qwen.prompt_layout import QwenVL, Run, image_grids
 from serving.bundle import Bundle, TokenIds
 from serving.families import Qwen25VLVision
 
@@ -37,7 +37,9 @@ class Qwen25VL(QwenVL):
         vision = bundle.vision
         if not isinstance(vision, Qwen25VLVision):
             raise TypeError(f"a bundle of {bundle.model.family} has the encoder of another family")
-        return cls(bundle.tokens, merge_size=vision.spatial_merge_size, tokens_per_second=vision.tokens_per_second)
+        return cls(
+            bundle.media_tokens, merge_size=vision.spatial_merge_size, tokens_per_second=vision.tokens_per_second
+        )
 
     def _runs(self, layout: Layout, encode: Encode) -> list[Run]:
         del encode  # nothing is inserted
@@ -50,7 +52,7 @@ class Qwen25VL(QwenVL):
     def _inputs(self, layouts: Sequence[Layout]) -> Mapping[str, NDArray[np.int64]] | None:
         # onnxruntime-genai puts the text after a video elsewhere (decision 45).
         videos = any(layout.medium.kind is MediaKind.VIDEO for layout in layouts)
-        return None if videos else self._grids(layouts)
+        return None if videos else image_grids(layouts)
 
 
 def time_steps(frames: int, seconds: float, tokens_per_second: int) -> tuple[int, ...]:

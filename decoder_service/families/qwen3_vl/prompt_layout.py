@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind
 from decoder_service.families.family import Encode
-from decoder_service.families.qwen.prompt_layout import QwenVL, Run
+from decoder_service.families.qwen.prompt_layout import QwenVL, Run, image_grids
 from serving.bundle import Bundle
 
 
@@ -24,7 +24,7 @@ class Qwen3VL(QwenVL):
     @classmethod
     def of(cls, bundle: Bundle) -> Qwen3VL:
         """Make the family of a bundle's model."""
-        return cls(bundle.tokens, merge_size=bundle.vision.spatial_merge_size)
+        return cls(bundle.media_tokens, merge_size=bundle.vision.spatial_merge_size)
 
     def _runs(self, layout: Layout, encode: Encode) -> list[Run]:
         t, rows, columns = self._merged(layout)
@@ -40,4 +40,4 @@ class Qwen3VL(QwenVL):
         ]
 
     def _inputs(self, layouts: Sequence[Layout]) -> Mapping[str, NDArray[np.int64]]:
-        return self._grids(layouts)
+        return image_grids(layouts)

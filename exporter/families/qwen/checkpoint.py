@@ -14,8 +14,9 @@ from exporter.formats import take_quantization
 from exporter.json_files import read_json
 from exporter.progress import quiet
 from exporter.weights import Tensors
+from vision_service.media import Kind
 
-from .variant import Variant
+from .variant import EncoderVariant, Variant
 
 VISION_PREFIX = "model.visual."
 TEXT_PREFIX = "model.language_model."
@@ -35,8 +36,7 @@ class Checkpoint:
         config: its config, in transformers 5's dialect whatever the file's.
         tensors: where each tensor's bytes lie.
         chat_template: the Jinja source.
-        image_processor: what `preprocessor_config.json` says.
-        video_processor: what `video_preprocessor_config.json` says or, without one, the published defaults.
+        processors: the preprocessor settings of each kind of medium; none where the model takes text only.
         generation_config: what `generation_config.json` says, or what the config implies.
         parameters: how many weights the model has (tied ones counted once).
     """
@@ -46,8 +46,7 @@ class Checkpoint:
     config: Any
     tensors: Tensors
     chat_template: str
-    image_processor: dict[str, Any]
-    video_processor: dict[str, Any]
+    processors: Mapping[Kind, dict[str, Any]]
     generation_config: dict[str, Any]
     parameters: int
 
@@ -60,7 +59,7 @@ class Checkpoint:
         """
         config, _ = _read_config(root, variant)
         check_tokenizer(root)
-        image_processor = _read_image_processor(root)
+        processors = {} if variant.encoder is None else _read_processors(root, variant.encoder)
         generation_config = _read_generation_config(root, config)
         shapes = _expected_shapes(config, variant)
         return cls(
@@ -69,8 +68,7 @@ class Checkpoint:
             config=config,
             tensors=Tensors.planned(shapes, _dtype(config)),
             chat_template=read_chat_template(root),
-            image_processor=image_processor,
-            video_processor=_read_video_processor(root, image_processor, variant.video_processor),
+            processors=processors,
             generation_config=generation_config,
             parameters=_count(shapes),
         )
@@ -93,11 +91,11 @@ class Checkpoint:
     @property
     def text(self) -> Any:
         """The language model's part of the config."""
-        return self.config.text_config
+        return _text(self.config)
 
     @property
     def vision(self) -> Any:
-        """The encoder's part of the config."""
+        """The encoder's part of the config; a model that takes text only has none."""
         return self.config.vision_config
 
     @property
@@ -108,12 +106,14 @@ class Checkpoint:
     @property
     def mrope_section(self) -> list[int]:
         """How half of head_dim is divided among time, height and width."""
+        if self.variant.mrope_section is None:
+            return [self.head_dim // 2, 0, 0]
         return [int(n) for n in _rope(self.config)["mrope_section"]]
 
     @property
     def deepstack_levels(self) -> int:
         """How many intermediate feature maps the encoder gives beside the merged one."""
-        return self.variant.levels(self.vision)
+        return 0 if self.variant.encoder is None else self.variant.encoder.levels(self.vision)
 
     @property
     def feature_width(self) -> int:
@@ -128,10 +128,10 @@ class Checkpoint:
 
 def _open_tensors(root: Path, variant: Variant) -> Tensors:
     """The tensors by their present names, whatever transformers or trainer wrote the file."""
-    tensors, old = Tensors.open(root), variant.old_names
-    if old is None or any(name.endswith(EMBEDDING.removeprefix("model.")) for name in tensors):
+    tensors, other = Tensors.open(root), variant.other_names
+    if other is None or any(name.endswith(EMBEDDING.removeprefix("model.")) for name in tensors):
         return tensors.without_prefix(EMBEDDING, root)
-    return tensors.without_prefix(old.embedding, root).renamed(old.renamed)
+    return tensors.without_prefix(other.embedding, root).renamed(other.renamed)
 
 
 def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
@@ -148,6 +148,12 @@ def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
     variant.check(root / "config.json", config)
     config.architectures = [variant.architecture]
     _check_rope(root, config, variant)
+    if variant.encoder is not None:
+        _check_encoder(root, config)
+    return config, block
+
+
+def _check_encoder(root: Path, config: Any) -> None:
     text, vision = config.text_config, config.vision_config
     if vision.out_hidden_size != text.hidden_size:
         raise ExportError(
@@ -159,7 +165,6 @@ def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         if not 0 <= getattr(config, name) < text.vocab_size:
             raise ExportError(ExportProblem.TOKEN_OUTSIDE, config=root / "config.json", token=name)
-    return config, block
 
 
 def _invalid(root: Path, variant: Variant, error: Exception) -> ExportError:
@@ -177,9 +182,9 @@ def _settle_head(config: Any, tensors: Tensors) -> None:
     if LM_HEAD in tensors:
         tied = config.tie_word_embeddings and EMBEDDING in tensors and tensors.same(LM_HEAD, EMBEDDING)
     else:
-        tied = config.tie_word_embeddings or getattr(config.text_config, "tie_word_embeddings", False)
+        tied = config.tie_word_embeddings or getattr(_text(config), "tie_word_embeddings", False)
     if tied != config.tie_word_embeddings:
-        config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
+        config.tie_word_embeddings = _text(config).tie_word_embeddings = tied
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -187,7 +192,7 @@ def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _check_rope(root: Path, config: Any, variant: Variant) -> None:
-    rope, text = _rope(config), config.text_config
+    rope, text = _rope(config), _text(config)
     kind = "partial" if rope.get("partial_rotary_factor", 1.0) != 1.0 else rope.get("rope_type", "default")
     original = rope.get("original_max_position_embeddings") or text.max_position_embeddings
     if kind not in ("default", "yarn"):
@@ -199,6 +204,8 @@ def _check_rope(root: Path, config: Any, variant: Variant) -> None:
     if kind == "yarn" and rope["factor"] is not None:
         # Some configs keep the original length, and some give a longer one: media take more tokens than positions.
         text.max_position_embeddings = max(text.max_position_embeddings, int(rope["factor"] * original))
+    if variant.mrope_section is None:
+        return
     section, head_dim = rope.setdefault("mrope_section", list(variant.mrope_section)), _head_dim(text)
     if len(section) != 3 or 2 * sum(section) != head_dim:
         raise ExportError(ExportProblem.MROPE_SECTION, config=root / "config.json", section=section, head_dim=head_dim)
@@ -213,7 +220,13 @@ def _expected_shapes(config: Any, variant: Variant) -> dict[str, tuple[int, ...]
         state = variant.model(config).state_dict()
     if config.tie_word_embeddings:
         del state[LM_HEAD]
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    renamed = variant.other_names.renamed if variant.other_names is not None else str
+    return {renamed(name): tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _read_processors(root: Path, encoder: EncoderVariant) -> dict[Kind, dict[str, Any]]:
+    image = _read_image_processor(root)
+    return {"image": image, "video": _read_video_processor(root, image, encoder.video_processor)}
 
 
 def _read_image_processor(root: Path) -> dict[str, Any]:
@@ -246,7 +259,7 @@ def _read_generation_config(root: Path, config: Any) -> dict[str, Any]:
     path = root / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}
     for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
-        implied = getattr(config.text_config, key, None)
+        implied = getattr(_text(config), key, None)
         if settings.get(key) is None and implied is not None:
             settings[key] = implied
     if settings.get("eos_token_id") in (None, []):
@@ -256,9 +269,14 @@ def _read_generation_config(root: Path, config: Any) -> dict[str, Any]:
 
 def _dtype(config: Any) -> torch.dtype:
     """The type that the weights are probably stored in: published configs name it in one of their parts."""
-    named = (part.dtype for part in (config, config.text_config, config.vision_config))
+    named = (part.dtype for part in (config, _text(config), getattr(config, "vision_config", None)) if part)
     return next((dtype for dtype in named if isinstance(dtype, torch.dtype)), torch.float32)
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    return cast("dict[str, Any]", config.text_config.rope_parameters)
+    return cast("dict[str, Any]", _text(config).rope_parameters)
+
+
+def _text(config: Any) -> Any:
+    """The language model's part of a config; where there is no encoder, all of it."""
+    return config.get_text_config()

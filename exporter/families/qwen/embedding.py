@@ -13,7 +13,7 @@ from exporter.progress import Progress
 from exporter.spool import Spool
 
 from .checkpoint import EMBEDDING, Checkpoint
-from .genai import EMBEDDING_GRAPH, VISION_GRAPH
+from .genai import EMBEDDING_GRAPH, VISION_GRAPH, media_ids
 
 _ROWS = 8_192  # table rows converted at a time
 _OPSET = 17
@@ -32,13 +32,14 @@ def write_embedding(checkpoint: Checkpoint, folder: Path, *, half: bool, progres
         half: keep the table in float16 instead of float32 (the graph's output is float32 either way).
         progress: shows a bar.
     """
-    config, width = checkpoint.config, checkpoint.feature_width
+    width = checkpoint.feature_width
+    image, video, _ = media_ids(checkpoint)
     hidden = checkpoint.text.hidden_size
     constants = {
         "zero": np.array([0], np.int64),
         "no_limit": np.array([np.iinfo(np.int64).max], np.int64),
-        "image_token": np.int64(config.image_token_id),
-        "video_token": np.int64(config.video_token_id),
+        "image_token": np.int64(image),
+        "video_token": np.int64(video),
         "zeros_after": np.array([0, 0, 0, 0, 0, width - hidden], np.int64),
     }
     node = helper.make_node

@@ -72,6 +72,11 @@ class Qwen:
         return config
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether it takes images and videos."""
+        return self.checkpoint.variant.encoder is not None
+
+    @property
     def layers(self) -> int:
         """Layers of the decoder."""
         return int(self.checkpoint.text.num_hidden_layers)

@@ -11,9 +11,11 @@ from decoder_service.request.prompt import PromptBuilder
 from exporter.errors import ExportError, ExportProblem, one_line
 from exporter.progress import quiet
 from serving.bundle import Bundle, BundleError
+from vision_service.media import Kind
 
 from .checkpoint import Checkpoint
 from .description import describe
+from .variant import EncoderVariant
 
 
 def check_served(checkpoint: Checkpoint) -> None:
@@ -23,25 +25,29 @@ def check_served(checkpoint: Checkpoint) -> None:
         ExportError: one of them is refused.
     """
     bundle = _draft(checkpoint)
-    settings_of = checkpoint.variant.settings
-    try:
-        image, video = (_file(checkpoint.root, name) for name in ("preprocessor", "video_preprocessor"))
-        settings_of("image", checkpoint.image_processor, image, bundle.vision)
-        settings_of("video", checkpoint.video_processor, video, bundle.vision)
-    except BundleError as error:
-        raise ExportError(ExportProblem.PREPROCESSOR_UNSUPPORTED, error=str(error).rstrip(".")) from error
-    picture = Medium(MediaKind.IMAGE, "sha256:")
-    film = Medium(MediaKind.VIDEO, "sha256:")
+    shown: tuple[tuple[Medium, ...], ...] = ((),)
+    if checkpoint.variant.encoder is not None:
+        _check_settings(checkpoint, checkpoint.variant.encoder, bundle)
+        shown = tuple((Medium(kind, "sha256:"),) for kind in MediaKind)
     try:
         with quiet():
             tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(checkpoint.root, local_files_only=True)  # type: ignore[assignment]  # checkpoints have no others
             tokenizer.chat_template = checkpoint.chat_template
             prompts = PromptBuilder(tokenizer, family_of(bundle))
-            for shown in (picture, film):
-                question = Message(Role.USER, (shown, Text("What is it?")))
+            for media in shown:
+                question = Message(Role.USER, (*media, Text("What is it?")))
                 prompts.render([question, Message(Role.ASSISTANT, (Text("A cat."),)), question])
     except Exception as error:  # a template is a program: it may raise anything
         raise ExportError(ExportProblem.TEMPLATE_FAILS, root=checkpoint.root, error=one_line(error)) from error
+
+
+def _check_settings(checkpoint: Checkpoint, encoder: EncoderVariant, bundle: Bundle) -> None:
+    files: tuple[tuple[Kind, str], ...] = (("image", "preprocessor"), ("video", "video_preprocessor"))
+    try:
+        for kind, name in files:
+            encoder.settings(kind, checkpoint.processors[kind], _file(checkpoint.root, name), bundle.vision)
+    except BundleError as error:
+        raise ExportError(ExportProblem.PREPROCESSOR_UNSUPPORTED, error=str(error).rstrip(".")) from error
 
 
 def _draft(checkpoint: Checkpoint) -> Bundle:

@@ -13,8 +13,8 @@ from vision_service.media import Kind
 
 
 @dataclass(frozen=True)
-class OldNames:
-    """The tensors' names in files that an older transformers wrote.
+class OtherNames:
+    """Names of the tensors in files: an older transformers wrote them, or a model without an encoder has no prefix.
 
     Attributes:
         embedding: what they call the embedding table.
@@ -32,6 +32,26 @@ class OldNames:
 
 
 @dataclass(frozen=True)
+class EncoderVariant:
+    """What differs between the families' encoders.
+
+    Attributes:
+        levels: how many feature maps the encoder gives beside the merged one, by its config.
+        describe: the entries `vision` of bundle.json that the families do not share, by the encoder's config.
+        fields: the fields of the encoder's config that determine its features.
+        settings: reads a preprocessor file as the vision service does; raises BundleError where it cannot be served.
+        video_processor: what `video_preprocessor_config.json` says of published models, for checkpoints that carry
+            image settings alone.
+    """
+
+    levels: Callable[[Any], int]
+    describe: Callable[[Any], Mapping[str, Any]]
+    fields: tuple[str, ...]
+    settings: Callable[[Kind, Mapping[str, Any], Path, VisionInfo], object]
+    video_processor: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Variant:
     """One of Qwen's families.
 
@@ -45,16 +65,12 @@ class Variant:
         norm: transformers' class of the language model's final norm.
         rotary: transformers' class that computes the rotation's frequencies.
         builder: onnxruntime-genai's class that builds the language model's graph.
-        mrope_section: how half of a head is divided among time, height and width, where the config does not say.
-        levels: how many feature maps the encoder gives beside the merged one, by its config.
-        describe_vision: the entries `vision` of bundle.json that the families do not share, by the encoder's config.
-        encoder_fields: the fields of the encoder's config that determine its features.
+        mrope_section: how half of a head is divided among time, height and width, where the config does not say; None:
+            all of it is time's.
+        encoder: what differs between the encoders; None: the model takes text only.
         check: raises ExportError about a config, read from a path, that cannot be served.
-        settings: reads a preprocessor file as the vision service does; raises BundleError where it cannot be served.
-        video_processor: what `video_preprocessor_config.json` says of published models, for checkpoints that carry
-            image settings alone.
         genai_type: what onnxruntime-genai calls the family.
-        old_names: names in older files, if there are such.
+        other_names: other names in files, if there are such.
     """
 
     name: str
@@ -66,15 +82,11 @@ class Variant:
     norm: Any
     rotary: Any
     builder: Any
-    mrope_section: tuple[int, int, int]
-    levels: Callable[[Any], int]
-    describe_vision: Callable[[Any], Mapping[str, Any]]
-    encoder_fields: tuple[str, ...]
-    settings: Callable[[Kind, Mapping[str, Any], Path, VisionInfo], object]
-    video_processor: Mapping[str, Any]
+    mrope_section: tuple[int, int, int] | None
+    encoder: EncoderVariant | None
     genai_type: str
     check: Callable[[Path, Any], None] = lambda path, config: None  # most have nothing to check
-    old_names: OldNames | None = None
+    other_names: OtherNames | None = None
 
     @property
     def architecture(self) -> str:

@@ -10,11 +10,13 @@ from .checkpoint import VISION_PREFIX, Checkpoint
 
 
 def write_vision(checkpoint: Checkpoint, folder: Path, *, progress: Progress) -> None:
-    """Write the encoder's weights, config and preprocessor settings into `folder`."""
+    """Write the encoder's weights, config and preprocessor settings into `folder`, if there is an encoder."""
+    if checkpoint.variant.encoder is None:
+        return
     folder.mkdir(parents=True)
     write_json(folder / "config.json", checkpoint.config.to_dict())
-    write_json(folder / "preprocessor_config.json", checkpoint.image_processor)
-    write_json(folder / "video_preprocessor_config.json", checkpoint.video_processor)
+    write_json(folder / "preprocessor_config.json", checkpoint.processors["image"])
+    write_json(folder / "video_preprocessor_config.json", checkpoint.processors["video"])
     tensors = {
         name.removeprefix(VISION_PREFIX): ref
         for name, ref in checkpoint.tensors.items()

@@ -17,7 +17,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from exporter.errors import ExportError, ExportProblem
 from exporter.families.qwen.family import family
 from exporter.families.qwen.genai import edge
-from exporter.families.qwen.variant import OldNames, Variant
+from exporter.families.qwen.variant import EncoderVariant, OtherNames, Variant
 from vision_service.families.qwen2_5_vl.family import settings_of
 
 
@@ -25,7 +25,7 @@ def _levels(_: Any) -> int:
     return 0
 
 
-def _describe_vision(vision: Any) -> Mapping[str, Any]:
+def _describe(vision: Any) -> Mapping[str, Any]:
     return {
         "window_size": vision.window_size,
         "full_attention_layers": list(vision.fullatt_block_indexes),
@@ -53,37 +53,39 @@ VARIANT = Variant(
     rotary=Qwen2_5_VLRotaryEmbedding,
     builder=Qwen25VLTextModel,
     mrope_section=(16, 24, 24),
-    levels=_levels,
-    describe_vision=_describe_vision,
-    # Named so that a later transformers, which may write more fields, does not change a fingerprint.
-    encoder_fields=(
-        "depth",
-        "hidden_size",
-        "hidden_act",
-        "intermediate_size",
-        "num_heads",
-        "in_channels",
-        "patch_size",
-        "spatial_merge_size",
-        "temporal_patch_size",
-        "out_hidden_size",
-        "window_size",
-        "fullatt_block_indexes",
+    encoder=EncoderVariant(
+        levels=_levels,
+        describe=_describe,
+        # Named so that a later transformers, which may write more fields, does not change a fingerprint.
+        fields=(
+            "depth",
+            "hidden_size",
+            "hidden_act",
+            "intermediate_size",
+            "num_heads",
+            "in_channels",
+            "patch_size",
+            "spatial_merge_size",
+            "temporal_patch_size",
+            "out_hidden_size",
+            "window_size",
+            "fullatt_block_indexes",
+        ),
+        settings=settings_of,
+        # Pixels of each frame. The published files have image settings alone; these are the limits of the class that
+        # transformers has for videos, and of the tool that Qwen published beside the model.
+        video_processor={
+            "video_processor_type": "Qwen2VLVideoProcessor",
+            "size": {"longest_edge": 602_112, "shortest_edge": 100_352},
+            "fps": 2,
+            "min_frames": 4,
+            "max_frames": 768,
+            "do_sample_frames": True,
+        },
     ),
-    settings=settings_of,
-    # Pixels of each frame. The published files have image settings alone; these are the limits of the class that
-    # transformers has for videos, and of the tool that Qwen published beside the model.
-    video_processor={
-        "video_processor_type": "Qwen2VLVideoProcessor",
-        "size": {"longest_edge": 602_112, "shortest_edge": 100_352},
-        "fps": 2,
-        "min_frames": 4,
-        "max_frames": 768,
-        "do_sample_frames": True,
-    },
     genai_type="qwen2_5_vl",
     check=_check,
-    old_names=OldNames(
+    other_names=OtherNames(
         embedding="model.embed_tokens.weight",
         patterns=(
             (r"^visual\.", "model.visual."),

@@ -14,7 +14,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from exporter.families.qwen.family import family
-from exporter.families.qwen.variant import Variant
+from exporter.families.qwen.variant import EncoderVariant, Variant
 from vision_service.families.qwen3_vl.family import settings_of
 
 
@@ -22,7 +22,7 @@ def _levels(vision: Any) -> int:
     return len(vision.deepstack_visual_indexes)
 
 
-def _describe_vision(vision: Any) -> Mapping[str, Any]:
+def _describe(vision: Any) -> Mapping[str, Any]:
     return {"deepstack_visual_indexes": list(vision.deepstack_visual_indexes)}
 
 
@@ -37,33 +37,35 @@ VARIANT = Variant(
     rotary=Qwen3VLTextRotaryEmbedding,
     builder=Qwen3VLTextModel,
     mrope_section=(24, 20, 20),
-    levels=_levels,
-    describe_vision=_describe_vision,
-    # Named so that a later transformers, which may write more fields, does not change a fingerprint.
-    encoder_fields=(
-        "depth",
-        "hidden_size",
-        "hidden_act",
-        "intermediate_size",
-        "num_heads",
-        "in_channels",
-        "patch_size",
-        "spatial_merge_size",
-        "temporal_patch_size",
-        "out_hidden_size",
-        "num_position_embeddings",
-        "deepstack_visual_indexes",
+    encoder=EncoderVariant(
+        levels=_levels,
+        describe=_describe,
+        # Named so that a later transformers, which may write more fields, does not change a fingerprint.
+        fields=(
+            "depth",
+            "hidden_size",
+            "hidden_act",
+            "intermediate_size",
+            "num_heads",
+            "in_channels",
+            "patch_size",
+            "spatial_merge_size",
+            "temporal_patch_size",
+            "out_hidden_size",
+            "num_position_embeddings",
+            "deepstack_visual_indexes",
+        ),
+        settings=settings_of,
+        # Pixels over all frames of a video (height · width · frames), and how frames are drawn from it.
+        video_processor={
+            "video_processor_type": "Qwen3VLVideoProcessor",
+            "size": {"longest_edge": 25_165_824, "shortest_edge": 4_096},
+            "fps": 2,
+            "min_frames": 4,
+            "max_frames": 768,
+            "do_sample_frames": True,
+        },
     ),
-    settings=settings_of,
-    # Pixels over all frames of a video (height · width · frames), and how frames are drawn from it.
-    video_processor={
-        "video_processor_type": "Qwen3VLVideoProcessor",
-        "size": {"longest_edge": 25_165_824, "shortest_edge": 4_096},
-        "fps": 2,
-        "min_frames": 4,
-        "max_frames": 768,
-        "do_sample_frames": True,
-    },
     genai_type="qwen3_vl",
 )
 

@@ -118,8 +118,8 @@ def test_placeholders_in_text_are_not_counted(prompts: PromptBuilder, bundle: Bu
     medium = image()
     rendered = prompts.render([Message(Role.USER, (Text("<|image_pad|><|video_pad|>"), medium))])
     prompt = prompts.expand(rendered, [Layout(medium, (1, 4, 6), 6)])
-    assert prompt.token_ids.count(bundle.tokens.image) == 6
-    assert bundle.tokens.video not in prompt.token_ids
+    assert prompt.token_ids.count(bundle.media_tokens.image) == 6
+    assert bundle.media_tokens.video not in prompt.token_ids
 
 
 SYSTEM_ANYWHERE = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from google.protobuf import json_format
 
@@ -176,6 +178,17 @@ def test_limits_are_named_with_their_values() -> None:
     with pytest.raises(ServiceError, match="max_prompt_media, which is 2") as caught:
         opening(messages=user(IMAGE, IMAGE, IMAGE))
     assert caught.value.metadata == {"limit": "2"}
+
+
+def test_a_model_that_takes_text_only_refuses_media() -> None:
+    """By their field, as the gateway does."""
+    sent = decoder_pb2.GenerateOpen()
+    json_format.ParseDict({"messages": user({"text": "Hi"}, {"video": {"digest": media_digest(b"file")}})}, sent)
+    assert from_wire.conversation(sent.messages, LIMITS)
+    with pytest.raises(ServiceError) as caught:
+        from_wire.conversation(sent.messages, dataclasses.replace(LIMITS, takes_media=False))
+    assert caught.value.reason == "MEDIA_NOT_SUPPORTED"
+    assert [violation.field for violation in caught.value.violations] == ["messages[0].parts[1].video"]
 
 
 def test_an_unknown_role_is_told_by_number() -> None:

@@ -250,7 +250,7 @@ def test_pictures_that_look_alike_to_the_tokens_are_not_mixed(
     answer = stepping.answer(other)
     assert answer.tokens == expected
     assert answer.prefilled is not None
-    assert answer.prefilled.cached_tokens < other.token_ids.tolist().index(bundle.tokens.image) + 1
+    assert answer.prefilled.cached_tokens < other.token_ids.tolist().index(bundle.media_tokens.image) + 1
     lying = stepping.answer(dataclasses.replace(other, features=FeatureRows.of(rows + 1)))
     assert lying.tokens == expected
     unknown = stepping.answer(named(other))

@@ -95,7 +95,7 @@ async def test_a_second_question_is_found_in_the_cache(
     request = named(cases["one image"].request(prompts, tokens=3), "picture")
     unnamed = named(request)
     size = request.token_ids.size
-    before_the_picture = request.token_ids.tolist().index(bundle.tokens.image)
+    before_the_picture = request.token_ids.tolist().index(bundle.media_tokens.image)
     for options, asked, expected in (
         ({}, request, size - 1),
         ({}, unnamed, before_the_picture if before_the_picture >= 16 else 0),

@@ -73,9 +73,9 @@ def test_it_computes_what_was_exported(bundle: Bundle, rounded: Bundle, precisio
     features = rng.normal(size=(4, used.feature_width)).astype(np.float32)
     prompts = [rng.integers(0, 250, length).astype(np.int32) for length in (12, 30)]
     # What an answer draws may be a media token, which has no features: the chunk's must not go to it.
-    drawn = np.array([used.tokens.image, 7], np.int32)
+    drawn = np.array([used.media_tokens.image, 7], np.int32)
     before = rng.integers(0, 250, 9).astype(np.int32)
-    chunk = np.array([5, *[used.tokens.image] * 4, 6], np.int32)
+    chunk = np.array([5, *[used.media_tokens.image] * 4, 6], np.int32)
 
     def piece(row: int, start: int, ids: NDArray[np.int32], rows: NDArray[np.float32]) -> Piece:
         return Piece(row, start, ids, rows, np.broadcast_to(np.arange(start, start + ids.size), (3, ids.size)))

@@ -71,7 +71,7 @@ async def test_ids_and_positions_are_transformers(prepared: Prepared, name: str)
     case = prepared.case(name)
     request = await asked(prepared, case, ScriptedEngine([TokenDrawn(65)]))
     expected = case.inputs.input_ids[0].numpy()
-    tokens = prepared.bundle.tokens
+    tokens = prepared.bundle.media_tokens
     assert np.array_equal(request.token_ids, np.where(expected == tokens.video, tokens.image, expected))
     assert np.array_equal(request.positions[:, :-1], prepared.reference.positions(case.inputs).numpy())
     names = [span.key for span in request.media]

@@ -35,16 +35,15 @@ def test_engine_sees_frames_as_images(
     """The engine's ids have image tokens for all media; each run of them has one grid and one span."""
     case = cases[name]
     prompt = prompts.expand(prompts.render(case.messages), case.layouts)
-    media = {bundle.tokens.image, bundle.tokens.video}
-    expected = [bundle.tokens.image if token in media else token for token in prompt.token_ids]
+    image = bundle.media_tokens.image
+    media = {image, bundle.media_tokens.video}
+    expected = [image if token in media else token for token in prompt.token_ids]
     assert prompt.engine_token_ids.tolist() == expected
     grids = prompt.inputs["image_grid_thw"].tolist()
     rows = [t * h * w // bundle.vision.spatial_merge_size**2 for t, h, w in grids]
-    assert sum(rows) == prompt.media_tokens == prompt.inputs["num_image_tokens"] == expected.count(bundle.tokens.image)
+    assert sum(rows) == prompt.media_tokens == prompt.inputs["num_image_tokens"] == expected.count(image)
     assert all(t == 1 for t, _, _ in grids)
-    runs = [
-        run.span() for run in re.finditer("i+", "".join("i" if i == bundle.tokens.image else " " for i in expected))
-    ]
+    runs = [run.span() for run in re.finditer("i+", "".join("i" if i == image else " " for i in expected))]
     assert [stop - start for start, stop in runs] == rows
     assert [(span.start, span.stop) for span in prompt.media] == runs
 

@@ -65,8 +65,8 @@ def test_description(int4_bundle: Bundle, checkpoint: Path) -> None:
     assert bundle.text.tie_word_embeddings
     assert bundle.vision.deepstack_visual_indexes == (0, 1, 2)
     assert bundle.vision.patch_size == 16
-    assert bundle.tokens.image == config.image_token_id
-    assert bundle.tokens.vision_end == config.vision_end_token_id
+    assert bundle.media_tokens.image == config.image_token_id
+    assert bundle.media_tokens.vision_end == config.vision_end_token_id
     assert list(bundle.tokens.eos) == generation["eos_token_id"]
     assert bundle.tokens.pad == generation["pad_token_id"]
     assert bundle.feature_width == 4 * config.text_config.hidden_size
@@ -131,7 +131,7 @@ def test_embedding_graph(fp32_bundle: Bundle, int4_bundle: Bundle, checkpoint: P
     """Token rows are padded with zeros, features replace media rows, and without features nothing is replaced."""
     table = load_file(checkpoint / "model.safetensors")["model.language_model.embed_tokens.weight"].float().numpy()
     hidden, width = table.shape[1], fp32_bundle.feature_width
-    image, video = fp32_bundle.tokens.image, fp32_bundle.tokens.video
+    image, video = fp32_bundle.media_tokens.image, fp32_bundle.media_tokens.video
     ids = np.array([[3, image, image, 5, video]], np.int64)
     features = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
     expected = np.zeros((1, 5, width), np.float32)

@@ -145,5 +145,5 @@ def test_a_placeholder_that_the_model_wrote_is_a_token(fp32_bundle: Bundle, chec
     reference = Reference(checkpoint)
     prompt = reference.prompt("Hello")
     generator = Exported(fp32_bundle.decoder_dir).start(prompt, reference.features(prompt))
-    generator.append_tokens(np.array([[fp32_bundle.tokens.image]], np.int32))
+    generator.append_tokens(np.array([[fp32_bundle.media_tokens.image]], np.int32))
     assert np.isfinite(last_logits(generator)).all()

@@ -1,0 +1,46 @@
+"""Qwen3: the language model of Qwen3-VL, layer for layer, without an encoder and without DeepStack.
+
+It is built from Qwen3-VL's own layers and graph: where time, height and width are equal, as they are in text, M-RoPE is
+the plain rotation, and here all of a head is time's (decision 46).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from exporter.errors import ExportError, ExportProblem
+from exporter.families.qwen.family import family
+from exporter.families.qwen.variant import OtherNames, Variant
+from exporter.families.qwen3_vl.variant import VARIANT as QWEN3_VL
+
+
+def _check(path: Path, config: Any) -> None:
+    if "sliding_attention" in config.layer_types:
+        raise ExportError(ExportProblem.SLIDING_WINDOW, config=path)
+
+
+VARIANT = Variant(
+    name="qwen3",
+    label="Qwen3",
+    title="dense Qwen3",
+    config=Qwen3Config,
+    model=Qwen3ForCausalLM,
+    layer=QWEN3_VL.layer,
+    norm=QWEN3_VL.norm,
+    rotary=QWEN3_VL.rotary,
+    builder=QWEN3_VL.builder,
+    mrope_section=None,
+    encoder=None,
+    # The library's pipeline that takes embeddings; the type of text models has no graph for them.
+    genai_type=QWEN3_VL.genai_type,
+    check=_check,
+    other_names=OtherNames(
+        embedding="model.embed_tokens.weight",
+        patterns=((r"^model\.(?!language_model\.)", "model.language_model."),),
+    ),
+)
+
+QWEN3 = family(VARIANT)
