@@ -105,7 +105,8 @@ def _template(text: str) -> Damage:
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "qwen2_vl": (_other("qwen2_vl", "Qwen2VLForConditionalGeneration"), "Qwen2VLFor.*only dense Qwen3-VL"),
     "moe": (_other("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"), "Qwen3VLMoeFor.*only dense Qwen3-VL"),
-    "text": (_other("qwen3", "Qwen3ForCausalLM"), "Qwen3ForCausalLM.*only dense Qwen3-VL"),
+    "text": (_other("llama", "LlamaForCausalLM"), "LlamaForCausalLM.*only dense Qwen3-VL"),
+    "text_alone": (_other("qwen3", "Qwen3ForCausalLM"), "has a text_config"),
     "unnamed": (_edit("config.json", lambda c: (c.pop("model_type"), c.pop("architectures"))), "no known architecture"),
     "awq": (_quantized(quantization_config={"quant_method": "awq", "bits": 4}), "quantized with AWQ"),
     "gptq": (

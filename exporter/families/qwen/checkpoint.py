@@ -138,6 +138,8 @@ def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
     """The config, and the blocks that share a scale if the weights are FP8."""
     raw = read_json(root / "config.json")
     block = take_quantization(root, raw)
+    if variant.encoder is None and "text_config" in raw:
+        raise _invalid(root, variant, ValueError("it has a text_config, as only models with an encoder have"))
     # Some files say it in the language model's part alone.
     raw.setdefault("tie_word_embeddings", raw.get("text_config", {}).get("tie_word_embeddings", False))
     try:
