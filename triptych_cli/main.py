@@ -67,9 +67,16 @@ def _fail(sentence: str) -> int:
     return 1
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("triptych")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources, with the dependencies alone
+        return "(not installed)"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="triptych", description="Qwen3-VL as three services.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"triptych {importlib.metadata.version('triptych')}")
+    parser.add_argument("--version", action="version", version=f"triptych {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     up = commands.add_parser("up", help="run the whole system as local processes", allow_abbrev=False)
