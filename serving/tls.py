@@ -14,6 +14,7 @@ import grpc
 import structlog
 
 from serving import metrics
+from serving.settings_files import read_regular
 
 log = structlog.get_logger()
 
@@ -42,7 +43,7 @@ class PemFile:
     def read(self) -> bytes:
         """The content. Raises TlsError."""
         try:
-            return self.path.read_bytes()
+            return read_regular(self.path)
         except OSError as error:
             raise self.error(f"cannot be read: {error.strerror or error}") from error
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gateway.keys.key import Key
+from serving.settings_files import read_regular
 
 
 class KeysFileError(Exception):
@@ -32,7 +33,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         KeysFileError: It cannot be read, or is no file of keys.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise KeysFileError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
