@@ -62,8 +62,7 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Renders what the published template renders: content as text or parts, system, tools, tool calls and results.
-CHAT_TEMPLATE = r"""
+_RENDER = r"""
 {%- macro render(content, seen) -%}
   {%- if content is string -%}{{- content -}}
   {%- else -%}
@@ -81,6 +80,13 @@ CHAT_TEMPLATE = r"""
     {%- endfor -%}
   {%- endif -%}
 {%- endmacro -%}
+"""
+"""The content of a message: text, or parts."""
+
+# Renders what the published template renders: content as text or parts, system, tools, tool calls and results.
+CHAT_TEMPLATE = (
+    _RENDER
+    + r"""
 {%- set seen = namespace(images=0, videos=0) -%}
 {%- set system = render(messages[0].content, seen) if messages[0].role == 'system' else none -%}
 {%- if tools -%}
@@ -112,35 +118,25 @@ CHAT_TEMPLATE = r"""
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
-""".lstrip()  # noqa: E501 - the sentences of the published template, one line each
+"""  # noqa: E501 - the sentences of the published template, one line each
+).lstrip()
 
 # Renders what the published template of Qwen2.5-VL renders: a system prompt of its own, and no tools.
-QWEN2_5_TEMPLATE = r"""
+QWEN2_5_TEMPLATE = (
+    _RENDER
+    + r"""
 {%- set seen = namespace(images=0, videos=0) -%}
 {%- for message in messages -%}
   {%- if loop.first and message.role != 'system' -%}
     {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
   {%- endif -%}
   {{- '<|im_start|>' ~ message.role ~ '\n' -}}
-  {%- if message.content is string -%}{{- message.content -}}
-  {%- else -%}
-    {%- for part in message.content -%}
-      {%- if part.type == 'image' or 'image' in part or 'image_url' in part -%}
-        {%- set seen.images = seen.images + 1 -%}
-        {%- if add_vision_id -%}{{- 'Picture ' ~ seen.images ~ ': ' -}}{%- endif -%}
-        {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-      {%- elif part.type == 'video' or 'video' in part -%}
-        {%- set seen.videos = seen.videos + 1 -%}
-        {%- if add_vision_id -%}{{- 'Video ' ~ seen.videos ~ ': ' -}}{%- endif -%}
-        {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-      {%- elif 'text' in part -%}{{- part.text -}}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
+  {{- render(message.content, seen) -}}
   {{- '<|im_end|>\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
-""".lstrip()
+"""
+).lstrip()
 
 # Shapes other than the published one: what an exporter or a service might take for granted. Arguments of
 # `make_checkpoint`.

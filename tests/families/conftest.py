@@ -9,13 +9,9 @@ from typing import Any
 
 import pytest
 
-import exporter
 from tests.checkpoints import QWEN2_5_SHAPES, make_qwen2_5_vl
-from tests.integration.conftest import Served
+from tests.integration.conftest import Served, serving
 from tests.measuring import unmeasured
-from tests.reference import Reference
-from tests.system import triptych_system
-from triptych import Client
 
 MORE: dict[str, dict[str, Any]] = {
     # The heads of the published 3B, in both halves, and its groups of 8 query heads.
@@ -49,8 +45,5 @@ def _unmeasured() -> Iterator[None]:
 @pytest.fixture(scope="session", params=SHAPES)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Each shape in turn, exported in fp32."""
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = SHAPES[request.param](folder / "checkpoint")
-    bundle = exporter.export(checkpoint, folder / "bundle", precision="fp32")
-    with triptych_system(bundle.root) as address, Client(address) as client:
-        yield Served(Reference(checkpoint), checkpoint, bundle, client)
+    with serving(SHAPES[request.param], tmp_path_factory.mktemp(request.param)) as system:
+        yield system

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,15 @@ class Served:
     client: Client
 
 
+@contextlib.contextmanager
+def serving(make: Callable[[Path], Path], folder: Path) -> Iterator[Served]:
+    """A checkpoint, exported in fp32 and served."""
+    checkpoint = make(folder / "checkpoint")
+    bundle = exporter.export(checkpoint, folder / "bundle", precision="fp32")
+    with triptych_system(bundle.root) as address, Client(address) as client:
+        yield Served(Reference(checkpoint), checkpoint, bundle, client)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _unmeasured() -> Iterator[None]:
     """Exports do not measure what the encoder's types cost."""
@@ -37,8 +47,5 @@ def _unmeasured() -> Iterator[None]:
 @pytest.fixture(scope="session", params=CHECKPOINTS)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Each shape in turn, exported in fp32."""
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint = CHECKPOINTS[request.param](folder / "checkpoint")
-    bundle = exporter.export(checkpoint, folder / "bundle", precision="fp32")
-    with triptych_system(bundle.root) as address, Client(address) as client:
-        yield Served(Reference(checkpoint), checkpoint, bundle, client)
+    with serving(CHECKPOINTS[request.param], tmp_path_factory.mktemp(request.param)) as system:
+        yield system

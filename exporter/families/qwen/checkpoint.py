@@ -147,6 +147,8 @@ def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
             config = variant.config.from_dict(raw)
     except Exception as error:  # transformers' validation raises many kinds, and each means a bad file
         raise _invalid(root, variant, error) from error
+    if "sliding_attention" in (getattr(_text(config), "layer_types", None) or ()):
+        raise ExportError(ExportProblem.SLIDING_WINDOW, config=root / "config.json")
     variant.check(root / "config.json", config)
     config.architectures = [variant.architecture]
     _check_rope(root, config, variant)

@@ -31,6 +31,22 @@ class OtherNames:
         return name
 
 
+ENCODER_FIELDS = (
+    "depth",
+    "hidden_size",
+    "hidden_act",
+    "intermediate_size",
+    "num_heads",
+    "in_channels",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "out_hidden_size",
+)
+"""Fields of every encoder's config that determine its features. Named so that a later transformers, which may write
+more fields, does not change a fingerprint."""
+
+
 @dataclass(frozen=True)
 class EncoderVariant:
     """What differs between the families' encoders.

@@ -17,7 +17,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from exporter.errors import ExportError, ExportProblem
 from exporter.families.qwen.family import family
 from exporter.families.qwen.genai import edge
-from exporter.families.qwen.variant import EncoderVariant, OtherNames, Variant
+from exporter.families.qwen.variant import ENCODER_FIELDS, EncoderVariant, OtherNames, Variant
 from vision_service.families.qwen2_5_vl.family import settings_of
 
 
@@ -34,8 +34,6 @@ def _describe(vision: Any) -> Mapping[str, Any]:
 
 
 def _check(path: Path, config: Any) -> None:
-    if "sliding_attention" in config.text_config.layer_types:
-        raise ExportError(ExportProblem.SLIDING_WINDOW, config=path)
     vision = config.vision_config
     token = edge(vision.patch_size) * vision.spatial_merge_size
     if vision.window_size < token:
@@ -56,21 +54,7 @@ VARIANT = Variant(
     encoder=EncoderVariant(
         levels=_levels,
         describe=_describe,
-        # Named so that a later transformers, which may write more fields, does not change a fingerprint.
-        fields=(
-            "depth",
-            "hidden_size",
-            "hidden_act",
-            "intermediate_size",
-            "num_heads",
-            "in_channels",
-            "patch_size",
-            "spatial_merge_size",
-            "temporal_patch_size",
-            "out_hidden_size",
-            "window_size",
-            "fullatt_block_indexes",
-        ),
+        fields=(*ENCODER_FIELDS, "window_size", "fullatt_block_indexes"),
         settings=settings_of,
         # Pixels of each frame. The published files have image settings alone; these are the limits of the class that
         # transformers has for videos, and of the tool that Qwen published beside the model.

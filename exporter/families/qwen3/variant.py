@@ -6,21 +6,11 @@ the plain rotation, and here all of a head is time's (decision 46).
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from exporter.errors import ExportError, ExportProblem
 from exporter.families.qwen.family import family
 from exporter.families.qwen.variant import OtherNames, Variant
 from exporter.families.qwen3_vl.variant import VARIANT as QWEN3_VL
-
-
-def _check(path: Path, config: Any) -> None:
-    if "sliding_attention" in config.layer_types:
-        raise ExportError(ExportProblem.SLIDING_WINDOW, config=path)
-
 
 VARIANT = Variant(
     name="qwen3",
@@ -36,7 +26,6 @@ VARIANT = Variant(
     encoder=None,
     # The library's pipeline that takes embeddings; the type of text models has no graph for them.
     genai_type=QWEN3_VL.genai_type,
-    check=_check,
     other_names=OtherNames(
         embedding="model.embed_tokens.weight",
         patterns=((r"^model\.(?!language_model\.)", "model.language_model."),),

@@ -14,7 +14,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 from exporter.families.qwen.family import family
-from exporter.families.qwen.variant import EncoderVariant, Variant
+from exporter.families.qwen.variant import ENCODER_FIELDS, EncoderVariant, Variant
 from vision_service.families.qwen3_vl.family import settings_of
 
 
@@ -40,21 +40,7 @@ VARIANT = Variant(
     encoder=EncoderVariant(
         levels=_levels,
         describe=_describe,
-        # Named so that a later transformers, which may write more fields, does not change a fingerprint.
-        fields=(
-            "depth",
-            "hidden_size",
-            "hidden_act",
-            "intermediate_size",
-            "num_heads",
-            "in_channels",
-            "patch_size",
-            "spatial_merge_size",
-            "temporal_patch_size",
-            "out_hidden_size",
-            "num_position_embeddings",
-            "deepstack_visual_indexes",
-        ),
+        fields=(*ENCODER_FIELDS, "num_position_embeddings", "deepstack_visual_indexes"),
         settings=settings_of,
         # Pixels over all frames of a video (height · width · frames), and how frames are drawn from it.
         video_processor={

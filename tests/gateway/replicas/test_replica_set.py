@@ -309,13 +309,14 @@ async def test_a_full_replica_is_passed_over() -> None:
         assert sum(len(fake.calls) for fake in fakes) == before + 3
 
 
-async def test_pictures_of_one_request_use_all_idle_encoders() -> None:
-    """Four pictures and two encoders: two each, at the same time."""
+@contextlib.asynccontextmanager
+async def two_encoders(calls: int) -> AsyncIterator[tuple[Conductor, tuple[FakeVision, FakeVision]]]:
+    """A gateway's core over two encoders, which wait until both together have so many calls."""
     fakes = FakeVision(), FakeVision()
     all_there = asyncio.Event()
 
     async def hook(call: EncodeCall, chunk: int) -> None:
-        if sum(len(fake.calls) for fake in fakes) == 4:
+        if sum(len(fake.calls) for fake in fakes) == calls:
             all_there.set()
         await all_there.wait()
 
@@ -325,26 +326,19 @@ async def test_pictures_of_one_request_use_all_idle_encoders() -> None:
         addresses = [(await stack.enter_async_context(serve(fake)))[0] for fake in (*fakes, FakeDecoder())]
         vision, decoder = await grpc_tiers(stack, ",".join(addresses[:2]), addresses[2])
         core = Conductor(vision, decoder, RequestLimits(), Policy())
+        yield core, fakes
+
+
+async def test_pictures_of_one_request_use_all_idle_encoders() -> None:
+    """Four pictures and two encoders: two each, at the same time."""
+    async with two_encoders(calls=4) as (core, fakes):
         assert answer(await chat(core, ask(*[image(b"file %d" % i) for i in range(4)]))) == "A red circle."
     assert [len(fake.calls) for fake in fakes] == [2, 2]
 
 
 async def test_one_picture_of_many_requests_is_encoded_once() -> None:
     """While a picture is being encoded, others who ask about it join that replica, also if another one is idle."""
-    fakes = FakeVision(), FakeVision()
-    all_there = asyncio.Event()
-
-    async def hook(call: EncodeCall, chunk: int) -> None:
-        if sum(len(fake.calls) for fake in fakes) == 6:
-            all_there.set()
-        await all_there.wait()
-
-    for fake in fakes:
-        fake.hook = hook
-    async with contextlib.AsyncExitStack() as stack:
-        addresses = [(await stack.enter_async_context(serve(fake)))[0] for fake in (*fakes, FakeDecoder())]
-        vision, decoder = await grpc_tiers(stack, ",".join(addresses[:2]), addresses[2])
-        core = Conductor(vision, decoder, RequestLimits(), Policy())
+    async with two_encoders(calls=6) as (core, fakes):
         await asyncio.gather(*(chat(core, ask(image(b"file one"), text(f"Question {i}"))) for i in range(6)))
     assert sorted(len(fake.calls) for fake in fakes) == [0, 6]
 

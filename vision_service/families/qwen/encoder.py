@@ -5,74 +5,34 @@ It is independent of requests. For one thread at a time.
 
 from __future__ import annotations
 
-import abc
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from serving.bundle_error import BundleError, BundleProblem
 from vision_service.cost import Cost
 from vision_service.dtype import stored_types
+from vision_service.families.qwen.tower import Tower
 from vision_service.media import Advance, Cancelled, Grid, PreparedMedium
-from vision_service.operators import Operators, find_operators
+from vision_service.operators import find_operators
 
 M = TypeVar("M", bound=PreTrainedModel)
 
 
-class Tower(Protocol):
-    """A family's forward pass."""
+class CostOf(Protocol):
+    """Computes the cost of a family's encoder."""
 
-    @property
-    def config(self) -> Any:
-        """The encoder's config, in the form of transformers."""
-
-    @property
-    def maps(self) -> int:
-        """Number of feature maps."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the encoder."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the values between the layers."""
-
-    @property
-    def int8(self) -> bool:
-        """Whether its layers are in 8 bits."""
-
-    @property
-    def own_attention(self) -> bool:
-        """Whether attention is computed by our operators."""
-
-    def __call__(
-        self, pixels: Tensor, grids: Sequence[Grid], cancelled: Cancelled, advance: Advance, /
-    ) -> list[Tensor]:
-        """Encode concatenated media.
-
-        Args:
-            pixels: [sum of patches, channels x temporal patch x patch x patch] in the tower's type, on its device.
-            grids: One for each medium.
-            cancelled: Called before each layer; True stops the work.
-            advance: Called after each layer with the share that is done.
-
-        Returns:
-            The feature maps, each [sum of patches / merge^2, out hidden].
-
-        Raises:
-            WorkCancelledError: `cancelled` returned True.
-        """
+    def __call__(self, config: Any, dtype: torch.dtype, *, own_attention: bool) -> Cost:
+        """The cost of an encoder with this config, whose linear layers compute in this type."""
 
 
-class Encoder(abc.ABC):
+class Encoder:
     """The vision model of one of Qwen's families.
 
     Args:
@@ -80,30 +40,20 @@ class Encoder(abc.ABC):
         out_dtype: Type of the features.
     """
 
+    model: ClassVar[type[PreTrainedModel]]
+    """Transformers' class of the model."""
+    make_tower: ClassVar[type[Tower]]
+    """The forward pass with its weights."""
+    cost_of: ClassVar[CostOf]
+    """The cost of one encoder."""
+
     def __init__(self, tower: Tower, *, out_dtype: torch.dtype = torch.float32) -> None:
         self._tower = tower
         self._out_dtype = out_dtype
         self._config = tower.config
         self._merge = tower.config.spatial_merge_size
-        self.cost = self._cost(tower.config, self.dtype, own_attention=tower.own_attention)
+        self.cost = self.cost_of(tower.config, self.dtype, own_attention=tower.own_attention)
         """The cost of encoding."""
-
-    @staticmethod
-    @abc.abstractmethod
-    def _cost(config: Any, dtype: torch.dtype, *, own_attention: bool) -> Cost:
-        """The cost of an encoder whose linear layers compute in this type."""
-
-    @staticmethod
-    @abc.abstractmethod
-    def _make_tower(
-        folder: Path, device: torch.device, dtype: torch.dtype, found: Operators | None, int8: bool
-    ) -> Tower:
-        """Load a tower.
-
-        Raises:
-            BundleError: A file is missing or damaged, or the weights are not those of the config.
-            ValueError: The config has something that is not supported.
-        """
 
     @classmethod
     def load(
@@ -131,8 +81,8 @@ class Encoder(abc.ABC):
         int8 = dtype is torch.int8
         found = find_operators(device, needed=int8) if operators or int8 else None
         try:
-            tower = cls._make_tower(folder, device, _exact_type(folder) if int8 else dtype, found, int8)
-            return cls(tower, out_dtype=out_dtype)
+            model = load_model(folder, cls.model, device=device, dtype=_exact_type(folder) if int8 else dtype)
+            return cls(cls.make_tower(model, found, int8=int8), out_dtype=out_dtype)
         except ValueError as error:
             raise BundleError(BundleProblem.ENCODER_UNSUPPORTED, folder=folder, error=error) from error
 

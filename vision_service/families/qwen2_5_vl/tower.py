@@ -18,10 +18,11 @@ from transformers.activations import ACT2FN
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from vision_service.families.qwen import tower
 from vision_service.families.qwen.layers import Runs, attend, pair_up, take
-from vision_service.linear import Int8Linear, Layer, Linear, MakeLayer
+from vision_service.linear import Layer, MakeLayer
 from vision_service.media import Advance, Cancelled, Grid, WorkCancelledError
-from vision_service.operators import Operators, attends
+from vision_service.operators import Operators
 
 _MLP_ROWS = 512
 """Rows that go through the feed-forward part together: its inner rows are the widest, and stay in the cache."""
@@ -34,7 +35,7 @@ class _Layer(NamedTuple):
     down: Layer
 
 
-class Tower:
+class Tower(tower.Tower):
     """The encoder's forward pass. For one thread at a time.
 
     Args:
@@ -47,7 +48,6 @@ class Tower:
     """
 
     maps = 1
-    """Number of feature maps."""
 
     def __init__(
         self,
@@ -56,38 +56,16 @@ class Tower:
         *,
         int8: bool = False,
     ) -> None:
-        self.config: Any = model.config
-        config = self.config
+        super().__init__(model, operators, int8=int8)
+        config, make = self.config, self._make
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act is {config.hidden_act}; known are {', '.join(ACT2FN)}")
         self._activation = ACT2FN[config.hidden_act]
-        self._heads = config.num_heads
-        self._merge = config.spatial_merge_size
-        self.device = model.device
-        self.dtype = torch.bfloat16 if int8 else model.dtype
-        self.int8 = int8
-        make: MakeLayer = Linear
-        if int8:
-            if operators is None:
-                raise ValueError("int8 is computed by our operators, and they are not there")
-            make = functools.partial(Int8Linear, operators)
-        fits = self.device.type == "cpu" and self.dtype is torch.bfloat16 and attends(config.hidden_size // self._heads)
-        self._operators = operators if fits else None
         parts: Any = model  # submodules have no types
-
-        # A convolution whose stride is its kernel is a matrix product over the patches.
-        self._patches = Linear(parts.patch_embed.proj.to(self.dtype).weight.flatten(1), None)
-        self._frequencies = parts.rotary_pos_emb.inv_freq.float()
-        self._scaling = float(parts.rotary_pos_emb.attention_scaling)
         self._layers = [_take_layer(make, block, self._heads, self.dtype) for block in parts.blocks]
         self._whole = frozenset(config.fullatt_block_indexes)
         self._norm = parts.merger.ln_q.to(self.dtype)
         self._up, self._down = (take(make, parts.merger.mlp[index]) for index in (0, 2))
-
-    @property
-    def own_attention(self) -> bool:
-        """Whether attention is computed by our operators."""
-        return self._operators is not None
 
     def __call__(self, pixels: Tensor, grids: Sequence[Grid], cancelled: Cancelled, advance: Advance) -> list[Tensor]:
         """Encode concatenated media; each frame attends only to itself, or by windows.

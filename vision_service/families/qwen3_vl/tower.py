@@ -6,7 +6,6 @@ difference, and what was tried without gain.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
+from vision_service.families.qwen import tower
 from vision_service.families.qwen.layers import attend, pair_up, take
-from vision_service.linear import Gelu, Int8Linear, Layer, Linear, MakeLayer
+from vision_service.linear import Gelu, Layer
 from vision_service.media import Advance, Cancelled, Grid, WorkCancelledError
-from vision_service.operators import Operators, attends
+from vision_service.operators import Operators
 
 _GELU: dict[str, Gelu] = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
 """Kinds of GELU: transformers' names and PyTorch's."""
@@ -53,7 +53,7 @@ class _Merger(NamedTuple):
         return self.down(self.up.gelu(merged, "none"))
 
 
-class Tower:
+class Tower(tower.Tower):
     """The encoder's forward pass. For one thread at a time.
 
     Args:
@@ -66,29 +66,15 @@ class Tower:
     """
 
     def __init__(self, model: Qwen3VLVisionModel, operators: Operators | None = None, *, int8: bool = False) -> None:
-        self.config = config = model.config
+        super().__init__(model, operators, int8=int8)
+        config = self.config
         if config.hidden_act not in _GELU:
             raise ValueError(f"hidden_act is {config.hidden_act}; known are {', '.join(_GELU)}")
         self.maps = 1 + len(config.deepstack_visual_indexes)
-        """Number of feature maps."""
         self._gelu = _GELU[config.hidden_act]
-        self._heads = config.num_heads
-        self._merge = config.spatial_merge_size
-        self.device = model.device
-        self.dtype = torch.bfloat16 if int8 else model.dtype
-        self.int8 = int8
-        make: MakeLayer = Linear
-        if int8:
-            if operators is None:
-                raise ValueError("int8 is computed by our operators, and they are not there")
-            make = functools.partial(Int8Linear, operators)
-        fits = self.device.type == "cpu" and self.dtype is torch.bfloat16 and attends(config.hidden_size // self._heads)
-        self._operators = operators if fits else None
+        make = self._make
         parts: Any = model  # submodules have no types
 
-        # A convolution whose stride is its kernel is a matrix product over the patches.
-        patches = parts.patch_embed.proj.to(self.dtype)
-        self._patches = Linear(patches.weight.flatten(1), patches.bias)
         # Positions are computed in float32 for all types, as in transformers.
         self._positions = parts.pos_embed.weight.float()
         self._resampling: dict[str, Any] = {
@@ -97,8 +83,6 @@ class Tower:
             "align_corners": parts.interpolation_align_corners,
             "spatial_merge_size": self._merge,
         }
-        self._frequencies = parts.rotary_pos_emb.inv_freq.float()
-        self._scaling = float(parts.rotary_pos_emb.attention_scaling)
         self._layers = [
             _Layer(
                 pair_up(make, block.attn.qkv, block.norm1, self._heads),
@@ -152,11 +136,6 @@ class Tower:
         places = get_vision_position_ids(grids, self._merge)  # [patches, row and column]
         angles = (places[..., None].float() * self._frequencies).flatten(1)
         return positions, torch.polar(torch.full_like(angles, self._scaling), angles)
-
-    @property
-    def own_attention(self) -> bool:
-        """Whether attention is computed by our operators."""
-        return self._operators is not None
 
     def _feed_forward(self, layer: _Layer, hidden: Tensor) -> None:
         """Add the feed-forward part to `hidden`, in place."""
