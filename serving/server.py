@@ -65,10 +65,7 @@ class Service(ABC):
         return ()
 
     async def drain(self) -> None:  # noqa: B027  # a service may have nothing to do
-        """Close the service's own ports, and return requests that have not started as UNAVAILABLE.
-
-        Called when the server starts to drain; returns after the last request of the ports.
-        """
+        """Close the service's own ports. Called when the server starts to drain; returns after their last request."""
 
     @abstractmethod
     async def stop(self) -> None:

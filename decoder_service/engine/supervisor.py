@@ -39,11 +39,6 @@ def out_of_memory() -> ServiceError:
     )
 
 
-def shutting_down() -> ServiceError:
-    """The error of a request that has not started when the service shuts down."""
-    return unavailable(Reason.SHUTTING_DOWN, "the decoder service is shutting down")
-
-
 def constraint_failed(why: str) -> ServiceError:
     """The error of a request whose form turned out too complex while it was answered."""
     description = f"can go no further: {' '.join(why.split())}; simplify it"
