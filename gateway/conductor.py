@@ -369,7 +369,7 @@ class Conductor:
                     return await vision.retries.run(
                         lambda route: vision.tier.describe(question, seconds=deadline.remaining(), route=route),
                         deadline,
-                        medium_route(medium.kind, medium.digest, resolved),
+                        medium_route(medium.kind, medium.digest, resolved, cache_scope=scope),
                     )
                 except ServiceError as error:
                     raise of_medium(error, medium.path, medium.options) from error

@@ -452,8 +452,9 @@ class Reason(enum.Enum):
     # Between the services only: clients see VISION_UNAVAILABLE, DECODER_UNAVAILABLE or DECODER_PROTOCOL.
     SHUTTING_DOWN = ReasonInfo(
         Code.UNAVAILABLE,
-        "gateway, vision, decoder",
-        "The service is shutting down, and the request had not started.",
+        "gateway, vision",
+        "A replica is not SERVING any more, and nothing of the call's result had been passed on; or a vision service "
+        "stopped.",
         "Nothing: the gateway tries another replica.",
         waits=True,
         internal=True,

@@ -20,13 +20,13 @@ from serving.status import from_rpc_error, to_proto
 
 log = structlog.get_logger()
 
-# Health checks arrive every few seconds and are not part of the load.
-_QUIET = ("/grpc.health.v1.", "/grpc.reflection.")
-
 # Everybody who can connect may send these.
 _HEALTH = "/grpc.health.v1."
 
-_CHECK = "/grpc.health.v1.Health/Check"
+# Health checks arrive every few seconds and are not part of the load.
+_QUIET = (_HEALTH, "/grpc.reflection.")
+
+_CHECK = f"{_HEALTH}Health/Check"
 
 _LEAST_BYTES_PER_SECOND = 256 * 1024
 """At which a message of the largest size arrives in time."""

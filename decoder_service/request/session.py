@@ -420,7 +420,7 @@ async def open_session(
 
     Raises:
         ServiceError: RESOURCE_EXHAUSTED if the queue is full or too long for the deadline, or the text alone is too
-            long; UNAVAILABLE if the engine is not ready or the service is shutting down; errors of
+            long; UNAVAILABLE if the engine is not ready; errors of
             `PromptBuilder.render` and `Constraints.compile`.
     """
     if not decoder.engine.ready:

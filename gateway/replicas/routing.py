@@ -22,7 +22,8 @@ def ranked(key: bytes, names: Iterable[str]) -> list[str]:
         key: What should find the same replica again.
         names: The replicas.
     """
-    return sorted(names, key=lambda name: (_score(key, name), name), reverse=True)
+    digest = hashlib.blake2b(key, digest_size=32).digest()
+    return sorted(names, key=lambda name: (_score(digest, name), name), reverse=True)
 
 
 def choose(key: bytes, loads: Mapping[str, float], slack: float = 0.0, last: str | None = None) -> str:
@@ -46,5 +47,5 @@ def choose(key: bytes, loads: Mapping[str, float], slack: float = 0.0, last: str
     return next(name for name in order if loads[name] <= bound)
 
 
-def _score(key: bytes, name: str) -> bytes:
-    return hashlib.blake2b(name.encode(), key=hashlib.blake2b(key, digest_size=32).digest(), digest_size=8).digest()
+def _score(digest: bytes, name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), key=digest, digest_size=8).digest()
