@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.bundle import Bundle, BundleError
+from serving.children import end, keep_running
 from serving.cores import usable_cores
 from serving.priority import lower_priority
 from serving.probe import credentials_of
@@ -27,8 +27,6 @@ from serving.transport import HEALTH_OPTIONS, Credentials, PortError, ReservedPo
 T = TypeVar("T")
 
 _LOOPBACK = "127.0.0.1"
-_FIRST_BACKOFF = 0.5
-_LAST_BACKOFF = 30.0
 
 
 class LaunchError(Exception):
@@ -147,31 +145,25 @@ class Replica:
         Args:
             on_death: Called with one line about what happened.
         """
-        backoff = _FIRST_BACKOFF
-        while True:
+
+        async def ended(backoff: float) -> None:
             assert self._process is not None  # noqa: S101  # narrows the type: `start` came first
             code = await self._process.wait()
             on_death(f"{self.name} ended with {_describe(code)}; starting it again in {backoff:g} s")
-            await asyncio.sleep(backoff)
+
+        async def restart() -> bool:
             await self.start()
             try:
                 await self.ready()
-                backoff = _FIRST_BACKOFF
             except LaunchError:
-                backoff = min(2 * backoff, _LAST_BACKOFF)
+                return False
+            return True
+
+        await keep_running(ended, restart)
 
     async def stop(self, grace_seconds: float) -> None:
         """Terminate the process, and kill it after the grace period."""
-        if self._process is None or self._process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            await asyncio.wait_for(self._process.wait(), grace_seconds)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        await end(self._process, grace_seconds)
 
 
 async def run(
