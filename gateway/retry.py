@@ -12,9 +12,10 @@ from typing import TypeVar
 import structlog
 
 from gateway import metrics
-from gateway.errors import Tier, lost, out_of_time, untyped
+from gateway.errors import Tier, lost, out_of_time
 from gateway.ports import Route
 from serving.errors import Code, Reason, ServiceError
+from serving.status import untyped
 
 log = structlog.get_logger()
 

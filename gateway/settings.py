@@ -14,13 +14,9 @@ from gateway.conductor import Policy
 from gateway.keys.limits import Limits
 from gateway.media import RequestLimits
 from gateway.replicas import parse_target
-from serving.settings import MIB, ServerSettings, require_pair
+from serving.settings import MIB, ServerSettings, require_pair, separated
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+", re.IGNORECASE)
-
-
-def _separated(value: str) -> list[str]:
-    return [origin.strip() for origin in value.split(",") if origin.strip()]
 
 
 class GatewaySettings(ServerSettings):
@@ -142,7 +138,7 @@ class GatewaySettings(ServerSettings):
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, value: str) -> str:
-        for origin in _separated(value):
+        for origin in separated(value):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin; write scheme, host and port, as http://localhost:3000")
         return value
@@ -162,7 +158,7 @@ class GatewaySettings(ServerSettings):
     @property
     def allowed_origins(self) -> tuple[str, ...]:
         """The origins of `cors_origins`, one by one."""
-        return tuple(_separated(self.cors_origins))
+        return separated(self.cors_origins)
 
     @property
     def address_limits(self) -> Limits:

@@ -111,7 +111,7 @@ class ServerSettings(BaseSettings):
     @property
     def client_names(self) -> frozenset[str]:
         """The names of `tls_client_names`, one by one."""
-        return frozenset(name.strip() for name in self.tls_client_names.split(",") if name.strip())
+        return frozenset(separated(self.tls_client_names))
 
 
 def require_pair(settings: BaseSettings, cert: str, key: str) -> None:
@@ -123,3 +123,8 @@ def require_pair(settings: BaseSettings, cert: str, key: str) -> None:
     for one, other in ((cert, key), (key, cert)):
         if getattr(settings, one) is not None and getattr(settings, other) is None:
             raise ValueError(f"{one} needs {other}")
+
+
+def separated(value: str) -> tuple[str, ...]:
+    """The parts of a setting with commas between them."""
+    return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -1,4 +1,4 @@
-"""Reads files that settings name, also while a server runs: reading must not wait."""
+"""Files that settings name, also while a server runs: reading them must not wait."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ def read_regular(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return file.read()
+
+
+def signature(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written; None: no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

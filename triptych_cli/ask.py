@@ -20,6 +20,7 @@ from triptych.errors import GATEWAY_UNAVAILABLE, incomplete
 from triptych.events import Accepted, Answer, Delta, Event, Finished, MediaLayout, Progress, Started, gather
 from triptych.media import DETAILS, Image, Video, in_bytes
 from triptych.options import ChatOptions
+from triptych.tls import Tls
 from triptych_cli import question
 from triptych_cli.arguments import add_tls, addresses, rate, tls_of, whole
 from triptych_cli.errors import CommandError
@@ -121,7 +122,8 @@ def _run(options: argparse.Namespace) -> None:
     chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # of that type
     if options.schema is not None:
         chat["response_format"] = question.read_schema(options.schema)
-    with _client(options) as client:
+    tls = tls_of(options)
+    with _client(options, tls) as client:
         try:
             events = client.chat(messages, **chat)
         except ValueError as error:  # such as bytes of the terminal that are no UTF-8
@@ -137,7 +139,7 @@ def _run(options: argparse.Namespace) -> None:
                 layouts, end = _print_answer(events, bar, printed)
         except ServiceError as error:
             if error.reason == GATEWAY_UNAVAILABLE:
-                raise CommandError(_unreached(error, options.address, over_tls=tls_of(options) is not None)) from error
+                raise CommandError(_unreached(error, options.address, over_tls=tls is not None)) from error
             raise CommandError(question.explained(error, messages, options)) from error
     if terminal:
         for medium, layout in zip(media, layouts, strict=False):
@@ -150,9 +152,9 @@ def _run(options: argparse.Namespace) -> None:
         print(f"triptych: {cut}", file=sys.stderr)  # noqa: T201
 
 
-def _client(options: argparse.Namespace) -> Client:
+def _client(options: argparse.Namespace, tls: Tls | None) -> Client:
     try:  # no retries: whoever sees the error decides
-        return Client(options.address, retries=0, api_key=options.api_key, tls=tls_of(options))
+        return Client(options.address, retries=0, api_key=options.api_key, tls=tls)
     except ValueError as error:
         raise CommandError(str(error)) from error
 

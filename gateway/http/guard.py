@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,11 +26,14 @@ class Guard:
     Args:
         app: What answers.
         paths: The paths that it serves; others share one label in the metrics.
+        quiet: Paths of health checks and scrapes, which arrive every few seconds and are not part of the load: they are
+            neither counted nor logged.
     """
 
-    def __init__(self, app: ASGIApp, *, paths: set[str]) -> None:
+    def __init__(self, app: ASGIApp, *, paths: Collection[str], quiet: Collection[str]) -> None:
         self._app = app
         self._paths = paths
+        self._quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -36,8 +41,7 @@ class Guard:
             return
         method = f"{scope['method']} {scope['path']}" if scope["path"] in self._paths else "HTTP other"
         request_id = ""
-        # Health checks and scrapes arrive every few seconds and are not part of the load.
-        with observe(method, "gone", quiet=scope["path"] in ("/healthz", "/health", "/livez", "/metrics")) as call:
+        with observe(method, "gone", quiet=scope["path"] in self._quiet) as call:
 
             async def send_with_id(message: Message) -> None:
                 if message["type"] == "http.response.start":
