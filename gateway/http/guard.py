@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import structlog
@@ -9,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import response_of
+from gateway.keys.access import KEY_HEADERS
 from serving.calls import REQUEST_ID_HEADER, accept_request_id, observe
 from serving.errors import Reason, ServiceError, failure, invalid
 
@@ -72,7 +74,11 @@ def _check_headers(scope: Scope) -> None:
     if length > MAX_HEADER_BYTES or len(headers) > _MAX_HEADERS:
         message = f"the headers are over {MAX_HEADER_BYTES} bytes, or over {_MAX_HEADERS}"
         raise failure(Reason.HEADERS_TOO_LARGE, message)
-    names = {name for name, _ in headers}
-    if {b"content-length", b"transfer-encoding"} <= names:
+    names = Counter(name for name, _ in headers)
+    for name in KEY_HEADERS:
+        if names[name.encode()] > 1:
+            # A proxy in front may have checked another one.
+            raise invalid(name, "is sent more than once; send one")
+    if {b"content-length", b"transfer-encoding"} <= names.keys():
         # A proxy in front may have chosen the other one, and have taken the rest for another request.
         raise invalid("content-length", "is set besides transfer-encoding; send one of them")

@@ -35,6 +35,7 @@ def _whole(value: object) -> object:
 # The bounds come first: behind the validator they would not be in the JSON Schema of /openapi.json.
 _WHOLE = BeforeValidator(_whole)
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 32), _WHOLE]
+_Positive = Annotated[int, Field(strict=True, ge=1, lt=1 << 32), _WHOLE]
 _Rate = Annotated[float, Field(strict=True, ge=0)]
 
 
@@ -43,7 +44,16 @@ def _none_if_negative(value: int) -> int | None:
 
 
 _Limit = Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE, AfterValidator(_none_if_negative)]
-"""Where -1 means that there is no limit, as vLLM and llama.cpp have it: None here."""
+"""Where -1 means that there is no limit, as vLLM has it: None here."""
+
+
+def _at_least_one(value: object) -> object:
+    if isinstance(value, int | float) and value < 1:
+        raise PydanticCustomError("tokens", "must be at least 1; leave it out for no limit")
+    return value
+
+
+_Tokens = Annotated[_Positive, BeforeValidator(_at_least_one)]
 
 
 class Address(_Json):
@@ -123,6 +133,17 @@ Strings = Annotated[
         custom_error_message="must be a string or a list of strings",
     ),
 ]
+
+
+def _no_empty_string(value: str | list[str]) -> str | list[str]:
+    if "" in ([value] if isinstance(value, str) else value):
+        raise PydanticCustomError(
+            "empty_string", "must not be an empty string, which would end every answer; leave it out"
+        )
+    return value
+
+
+_Stop = Annotated[Strings, AfterValidator(_no_empty_string)]
 
 
 class CalledFunction(_Json):
@@ -262,13 +283,13 @@ class Options(_Json):
     model: StrictStr | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    n: _Count | None = None
-    max_tokens: _Limit | None = None
+    n: _Positive | None = None
+    max_tokens: _Tokens | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE] | None = None
     seed: Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63), _WHOLE, AfterValidator(_seed)] | None = None
-    stop: Strings | None = None
+    stop: _Stop | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[Annotated[int, Field(ge=0, lt=1 << 32)], float] | None = None
@@ -299,7 +320,7 @@ class CompletionRequest(Options):
     """The body of `POST /v1/chat/completions`."""
 
     messages: list[Message]
-    max_completion_tokens: _Limit | None = None
+    max_completion_tokens: _Tokens | None = None
     logprobs: StrictBool | None = None
     top_logprobs: _Count | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None
