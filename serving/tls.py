@@ -14,7 +14,7 @@ import grpc
 import structlog
 
 from serving import metrics
-from serving.settings_files import read_regular, signature
+from serving.files import read_regular, signature
 
 log = structlog.get_logger()
 

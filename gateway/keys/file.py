@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gateway.keys.key import Key
-from serving.settings_files import read_regular
+from serving.files import read_regular
 
 
 class KeysFileError(Exception):

@@ -8,7 +8,7 @@ import structlog
 
 from gateway.keys.file import KeysFileError, read_keys
 from gateway.keys.key import Key, hash_of
-from serving.settings_files import signature
+from serving.files import signature
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""Files that settings name, also while a server runs: reading them must not wait."""
+"""Files that settings and users name: reading them must not wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 def read_regular(path: Path) -> bytes:
     """The content of a regular file.
 
-    Anything else is refused: to open or read a pipe would wait for its other end, and a server with it.
+    Anything else is refused: to open or read a pipe would wait for its other end, and a server or a client with it.
 
     Raises:
         OSError: It cannot be read, or is no regular file.
