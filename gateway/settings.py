@@ -36,7 +36,8 @@ class GatewaySettings(ServerSettings):
         ge=1,
         le=256,
         description="Processes that serve the two ports; each uses at most one core. Connections are distributed over "
-        "them. `max_concurrent_rpcs` is divided among them; limits of one client and of retries hold in each.",
+        "them. `max_concurrent_rpcs` is divided among them; limits of connections, of bodies, of one client and of "
+        "retries hold in each.",
     )
     cors_origins: str = Field(
         "",
@@ -91,7 +92,7 @@ class GatewaySettings(ServerSettings):
     max_buffered_body_bytes: int = Field(
         1024 * MIB,
         ge=1,
-        description="Most bytes of the HTTP bodies that are being received, all together; the first 64 KiB of each do "
+        description="Most bytes of the HTTP bodies that each process receives at once; the first 64 KiB of each body do "
         "not count.",
     )
 

@@ -40,8 +40,8 @@ class ServerSettings(BaseSettings):
     max_connections: int = Field(
         4096,
         ge=1,
-        description="Most connections of each port at once; fewer where the limit of open files (`ulimit -n`) leaves "
-        "less, after 512 for the service itself.",
+        description="Most connections of each port at once, in each process; fewer where the limit of open files "
+        "(`ulimit -n`) leaves less, after 512 for the service itself.",
     )
     handshake_timeout_seconds: float = Field(
         10.0,
