@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace) -> None:
             raise CommandError(f"the request cannot be sent: {error}") from error
         try:
             if options.json:
-                _print_json(gather(events))
+                _print_json(gather(events)[0])
                 return
             with ProgressBar(sys.stderr, enabled=terminal) as bar:
                 size = sum(len(medium.data) for medium in media)
