@@ -150,6 +150,7 @@ def test_log_probabilities_come_back_as_values() -> None:
 def test_options_have_their_places_in_the_request() -> None:
     """Every option of a chat goes to its own field, and one that is left out stays unset."""
     generation: dict[str, Any] = {
+        "n": 2,
         "max_tokens": 1,
         "clamp_max_tokens": True,
         "temperature": 0.5,
