@@ -44,16 +44,16 @@ def _none_if_negative(value: int) -> int | None:
 
 
 _Limit = Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE, AfterValidator(_none_if_negative)]
-"""Where -1 means that there is no limit, as vLLM has it: None here."""
+"""Where -1 means that there is no limit, as vLLM and llama.cpp have it: None here."""
 
 
-def _at_least_one(value: object) -> object:
-    if isinstance(value, int | float) and value < 1:
+def _not_zero(value: object) -> object:
+    if isinstance(value, int | float) and value == 0:
         raise PydanticCustomError("tokens", "must be at least 1; leave it out for no limit")
     return value
 
 
-_Tokens = Annotated[_Positive, BeforeValidator(_at_least_one)]
+_Tokens = Annotated[_Limit, BeforeValidator(_not_zero)]
 
 
 class Address(_Json):
@@ -133,17 +133,6 @@ Strings = Annotated[
         custom_error_message="must be a string or a list of strings",
     ),
 ]
-
-
-def _no_empty_string(value: str | list[str]) -> str | list[str]:
-    if "" in ([value] if isinstance(value, str) else value):
-        raise PydanticCustomError(
-            "empty_string", "must not be an empty string, which would end every answer; leave it out"
-        )
-    return value
-
-
-_Stop = Annotated[Strings, AfterValidator(_no_empty_string)]
 
 
 class CalledFunction(_Json):
@@ -289,7 +278,7 @@ class Options(_Json):
     top_p: float | None = None
     top_k: Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE] | None = None
     seed: Annotated[int, Field(strict=True, ge=-(1 << 63), lt=1 << 63), _WHOLE, AfterValidator(_seed)] | None = None
-    stop: _Stop | None = None
+    stop: Strings | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[Annotated[int, Field(ge=0, lt=1 << 32)], float] | None = None

@@ -185,7 +185,8 @@ def _generation(request: Options) -> chat_pb2.GenerationOptions:
     """The options that all requests have."""
     generation = chat_pb2.GenerationOptions(
         **{name: getattr(request, name) for name in _SAME_OPTIONS},
-        stop=[request.stop] if isinstance(request.stop, str) else request.stop,
+        # An empty string would end an answer before it begins: clients send it where no stop string was entered.
+        stop=[stop for stop in ([request.stop] if isinstance(request.stop, str) else request.stop or ()) if stop],
     )
     if (asked := form_of(request)) is not None:
         generation.response_format.CopyFrom(asked.form)

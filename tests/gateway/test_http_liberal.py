@@ -140,9 +140,10 @@ def test_seeds(sent: float, seed: int | None) -> None:
 
 
 def test_numbers_that_mean_no_limit() -> None:
-    """top_k -1 is 0, and top_p 0 leaves the likeliest token."""
-    generation = translated({**HELLO, "top_k": -1, "top_p": 0}).generation
-    assert generation.top_k == 0
+    """-1 tokens are unset, top_k -1 is 0, top_p 0 leaves the likeliest token, an empty stop string is none."""
+    generation = translated({**HELLO, "max_tokens": -1, "top_k": -1, "top_p": 0, "stop": ["", "x"]}).generation
+    assert not generation.HasField("max_tokens")
+    assert (generation.top_k, list(generation.stop)) == (0, ["x"])
     assert 0 < generation.top_p < 1e-5
 
 
@@ -261,7 +262,7 @@ async def test_a_body_in_gzip(http: httpx.AsyncClient, decoder: FakeDecoder) -> 
     ("body", "encoding", "status"),
     [
         (gzip.compress(b" " * (LIMIT + 1)), "gzip", 413),  # a bomb: a thousandth of what it unfolds to
-        (gzip.compress(b"{}" * 999)[:-9], "gzip", 400),
+        (gzip.compress(b"{}" * 999, mtime=0)[:-9], "gzip", 400),
         (b"{}", "gzip", 400),
         (b"{}", "br", 400),
     ],
