@@ -92,8 +92,8 @@ class GatewaySettings(ServerSettings):
     max_buffered_body_bytes: int = Field(
         1024 * MIB,
         ge=1,
-        description="Most bytes of the HTTP bodies that each process receives at once; the first 64 KiB of each body do "
-        "not count.",
+        description="Most bytes of the HTTP bodies that each process receives at once; the first 64 KiB of each body "
+        "do not count.",
     )
 
     default_deadline_seconds: float = Field(
