@@ -15,9 +15,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from exporter.errors import ExportError, ExportProblem
-from exporter.families.qwen.family import family
-from exporter.families.qwen.genai import edge
-from exporter.families.qwen.variant import ENCODER_FIELDS, EncoderVariant, OtherNames, Variant
+from exporter.families.shared.family import family
+from exporter.families.shared.genai import edge
+from exporter.families.shared.variant import ENCODER_FIELDS, EncoderVariant, OtherNames, Variant
 from vision_service.families.qwen2_5_vl.family import settings_of
 
 

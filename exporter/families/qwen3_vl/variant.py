@@ -13,8 +13,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextRotaryEmbedding,
 )
 
-from exporter.families.qwen.family import family
-from exporter.families.qwen.variant import ENCODER_FIELDS, EncoderVariant, Variant
+from exporter.families.shared.family import family
+from exporter.families.shared.variant import ENCODER_FIELDS, EncoderVariant, Variant
 from vision_service.families.qwen3_vl.family import settings_of
 
 
