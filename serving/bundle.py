@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # re-exported
 from serving.bundle_error import BundleProblem
 from serving.cores import usable_cores
-from serving.families import FamilyInfo, Frozen, Positive, TextInfo, TextTokens, VisionInfo, WithEncoder
+from serving.families import FamilyInfo, Frozen, ImageTokens, Positive, TextInfo, TextTokens, VisionInfo, WithEncoder
 from serving.families import TokenIds as TokenIds  # noqa: PLC0414  # re-exported
 
 FORMAT = "triptych-bundle"
@@ -272,6 +272,11 @@ class Bundle(Frozen):
         return isinstance(self.info, WithEncoder)
 
     @property
+    def takes_video(self) -> bool:
+        """Whether the model takes videos."""
+        return isinstance(self.info.tokens, TokenIds)
+
+    @property
     def vision(self) -> VisionInfo:
         """Dimensions of the vision encoder. Raises BundleError if there is none."""
         return self._with_encoder.vision
@@ -282,7 +287,7 @@ class Bundle(Frozen):
         return self.info.tokens
 
     @property
-    def media_tokens(self) -> TokenIds:
+    def media_tokens(self) -> ImageTokens:
         """Ids of the control tokens, with those of media. Raises BundleError if there is no encoder."""
         return self._with_encoder.tokens
 

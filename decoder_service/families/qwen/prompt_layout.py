@@ -18,7 +18,7 @@ from decoder_service.chat import Layout, MediaKind
 from decoder_service.engine import Span
 from decoder_service.families.family import Encode, Prompt
 from decoder_service.families.qwen.positions import mrope_positions
-from serving.bundle import TokenIds
+from serving.bundle import Bundle, TokenIds
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,14 @@ class QwenVL(abc.ABC):
         """A medium's frames, and rows and columns of its tokens."""
         t, h, w = layout.grid
         return t, h // self._merge_size, w // self._merge_size
+
+
+def token_ids(bundle: Bundle) -> TokenIds:
+    """Ids of the control tokens of a bundle of these families."""
+    tokens = bundle.media_tokens
+    if not isinstance(tokens, TokenIds):
+        raise TypeError(f"a bundle of {bundle.model.family} has the tokens of another family")
+    return tokens
 
 
 def image_grids(layouts: Sequence[Layout]) -> Mapping[str, NDArray[np.int64]]:
