@@ -1,0 +1,1 @@
+"""What the encoders of Qwen's vision families share."""
