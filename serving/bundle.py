@@ -274,11 +274,6 @@ class Bundle(Frozen):
         return isinstance(self.info, WithEncoder)
 
     @property
-    def takes_video(self) -> bool:
-        """Whether the model takes videos."""
-        return isinstance(self.info.tokens, TokenIds)
-
-    @property
     def vision(self) -> VisionInfo:
         """Dimensions of the vision encoder. Raises BundleError if there is none."""
         return self._with_encoder.vision

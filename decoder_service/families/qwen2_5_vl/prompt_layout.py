@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind
 from decoder_service.families.family import Encode
-from decoder_service.families.qwen.prompt_layout import QwenVL, Run, image_grids, token_ids
+from decoder_service.families.qwen.prompt_layout import QwenVL, image_grids, token_ids
+from decoder_service.families.with_media import Run
 from serving.bundle import Bundle, TokenIds
 from serving.families import Qwen25VLVision
 
