@@ -22,10 +22,18 @@ ORIGINAL = 64
 IMAGE = "<|endoftext10|>"
 _SPECIAL = ("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", IMAGE, "<|endoftext11|>")
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
-_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
+# The published template takes strings; parts are as other templates render them.
+_TEMPLATE = """
+{%- for message in messages -%}
+  {{- '<|' + message['role'] + '|>' -}}
+  {%- if message['content'] is string -%}{{- message['content'] -}}
+  {%- else -%}
+    {%- for part in message['content'] -%}{{- part.text if part.type == 'text' else '<|endoftext10|>' -}}{%- endfor -%}
+  {%- endif -%}
+  {{- '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+""".strip()
 _TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 Layout = Literal["published", "native"]
@@ -51,11 +59,13 @@ def make_phi4(
 ) -> Path:
     """Write a checkpoint into `folder` and return it.
 
-    "published" is the layout of the published files: `Phi4MMForCausalLM` with both adapters inside, "native" that of
-    transformers' class with the adapters of `targets` in PEFT folders. Without targets there is no adapter.
+    "published" is the layout of the published files: `Phi4MMForCausalLM` with both adapters inside. "native" is that
+    of transformers' class, with the adapter of `targets` in a folder of PEFT; without targets there is none. What an
+    export is not to read is NaN.
     """
     tokenizer = _tokenizer()
-    ids = {token: tokenizer.token_to_id(token) for token in _SPECIAL}
+    vocabulary = tokenizer.get_vocab()
+    ids = {token: vocabulary[token] for token in _SPECIAL}
     pairs = hidden // heads * 3 // 8
     growing = [1 + 3 * index / pairs for index in range(pairs)]
     config = Phi4MultimodalConfig(
@@ -112,26 +122,29 @@ def make_phi4(
             for name, matrix in model.named_modules()
             if any(name.endswith(target) for target in targets) and ".layers." in name and "embed_tokens" not in name
         }
+    for name, parameter in model.named_parameters():
+        if "audio_embed" in name:
+            parameter.data.fill_(torch.nan)  # an export that reads it fails
     model.to(dtype).save_pretrained(folder)
     adapters = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in adapters.items()}
     if layout == "published":
         _publish(folder, adapters, rank, alpha)
     elif adapters:
         _write_peft(folder / "vision-lora", adapters, rank, alpha)
-        _write_peft(folder / "speech-lora", {name: (b.T, a.T) for name, (a, b) in adapters.items()}, rank, alpha)
     _write_texts(folder, tokenizer, ids, context)
     return folder
 
 
 def reference(folder: Path, *, adapted: bool, scale: float | None = None) -> Any:
-    """Transformers' model of a checkpoint of layout "native" in float32, with its adapter merged or without.
+    """The model of a checkpoint of layout "native" in transformers and float32, with its adapter merged or without.
 
     Args:
         folder: the checkpoint.
         adapted: whether to merge.
         scale: of the adapter, instead of its own.
     """
-    model: Any = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
     if adapted:
         config = json.loads((folder / "vision-lora" / "adapter_config.json").read_text())
         own = config["lora_alpha"] / config["r"] if scale is None else scale
@@ -185,7 +198,7 @@ def _publish(folder: Path, adapters: Mapping[str, tuple[torch.Tensor, torch.Tens
         renamed[f"{base}.base_layer.weight"] = tensor
         for half, values in zip("AB", adapters[base], strict=True):
             renamed[f"{base}.lora_{half}.vision.weight"] = values.contiguous()
-            renamed[f"{base}.lora_{half}.speech.weight"] = -values.contiguous()
+            renamed[f"{base}.lora_{half}.speech.weight"] = torch.full_like(values.contiguous(), torch.nan)
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
