@@ -277,6 +277,10 @@ class ExportProblem(Problem):
         ),
         "Merge the adapter (LoRA) first.",
     )
+    ADAPTER_UNSUPPORTED = (
+        "The adapter that {path} describes is not supported: {error}.",
+        "Take the vision adapter of the published model, or a LoRA that PEFT trained with its usual options.",
+    )
     TENSOR_MISSING = (
         (
             "The checkpoint {root} lacks {tensor}{more}, which its config.json calls for (it has {stored}): "

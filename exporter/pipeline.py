@@ -87,15 +87,15 @@ def export(
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
     found = locate(source, revision=revision, show_progress=bars.enabled)
-    family_of(found.root)
-    found.fetch_settings()
+    family = family_of(found.root)
+    found.fetch_settings(family.folders)
     planned = plan_checkpoint(found.root)
     if data is not None and not planned.has_encoder:
         data = data.without_pictures()
     size = planned.estimate(graphs, block_size=block_size, recipe=bits)
     check_space(target, size)
     found.check_room(target, size)
-    found.fetch_weights()
+    found.fetch_weights(family.folders)
     checkpoint = open_checkpoint(found.root)
     check_space(target, checkpoint.estimate(graphs, block_size=block_size, recipe=bits))
 
@@ -146,6 +146,7 @@ def export(
                 "last_position_logits": True,
                 "smoothed": smooth and precision != "fp32",
                 "calibration": None if data is None else {"data": data.name, "sha256": data.digest},
+                **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter}),
             },
             progress=bars,
         )

@@ -48,13 +48,16 @@ class Source:
     repo: str | None = None
     show_progress: bool = False
 
-    def fetch_settings(self) -> None:
+    def fetch_settings(self, folders: Sequence[str] = ()) -> None:
         """Download everything but the weights.
+
+        Args:
+            folders: those of the repository that are needed beside its own files.
 
         Raises:
             ExportError: it could not be downloaded.
         """
-        self._fetch(_SMALL)
+        self._fetch(_SMALL, folders)
 
     def check_room(self, out: Path, bundle: int) -> None:
         """Refuse to download what the disk cannot hold.
@@ -82,13 +85,16 @@ class Source:
                 free=gib(free),
             )
 
-    def fetch_weights(self) -> None:
+    def fetch_weights(self, folders: Sequence[str] = ()) -> None:
         """Download the weights; an interrupted download goes on where it stopped.
+
+        Args:
+            folders: as in `fetch_settings`.
 
         Raises:
             ExportError: they could not be downloaded.
         """
-        self._fetch(_WEIGHTS)
+        self._fetch(_WEIGHTS, folders)
 
     def _missing(self) -> int:
         """Bytes of the weights that are not here yet."""
@@ -103,10 +109,14 @@ class Source:
                 return 0
         return sum(file.file_size or 0 for file in files if file.will_download)
 
-    def _fetch(self, patterns: Sequence[str]) -> None:
-        if self.repo is not None:
-            # By the commit that was found first: the branch may move meanwhile.
-            _download(self.repo, self.root.name, patterns, show_progress=self.show_progress)
+    def _fetch(self, patterns: Sequence[str], folders: Sequence[str]) -> None:
+        if self.repo is None:
+            return
+        # By the commit that was found first: the branch may move meanwhile.
+        _download(self.repo, self.root.name, patterns, show_progress=self.show_progress)
+        inside = [f"{folder}/{pattern}" for folder in folders for pattern in patterns]
+        if inside:
+            _download(self.repo, self.root.name, inside, show_progress=self.show_progress, ignored=())
 
 
 def locate(source: str | Path, *, revision: str | None, show_progress: bool) -> Source:
@@ -141,11 +151,18 @@ def _cached_name(root: Path) -> str | None:
     return repository.removeprefix("models--").partition("--")[2] or repository.removeprefix("models--")
 
 
-def _download(repo: str, revision: str | None, patterns: Sequence[str], *, show_progress: bool) -> Path:
+def _download(
+    repo: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    show_progress: bool,
+    ignored: Sequence[str] = ("*/*",),
+) -> Path:
     with _explained(repo, revision), _quiet_hub(bars=show_progress):
         return Path(
             huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored)
             )
         )
 

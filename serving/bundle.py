@@ -73,6 +73,7 @@ class DecoderInfo(Frozen):
         smoothed: whether outlier channels were smoothed before quantization. The values of V in the KV cache then
             differ from those of a bundle without smoothing.
         calibration: examples that scales and smoothing were chosen by; None: the weights alone.
+        adapter: whether requests with media use a low-rank adapter; None: models of this family have none.
     """
 
     precision: Literal["int4", "fp32"]
@@ -83,6 +84,7 @@ class DecoderInfo(Frozen):
     last_position_logits: bool
     smoothed: bool = False  # bundles written before this field existed
     calibration: CalibrationInfo | None = None
+    adapter: bool | None = None
 
     @model_validator(mode="after")
     def _has_its_own_graph(self) -> Self:
