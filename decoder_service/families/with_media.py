@@ -40,6 +40,8 @@ class WithMedia(abc.ABC):
         tokens: Ids of the control tokens.
     """
 
+    inline_placeholders = False
+
     def __init__(self, tokens: ImageTokens) -> None:
         self._image = tokens.image
 

@@ -27,6 +27,9 @@ class Phi4Multimodal(WithMedia):
         overview: Tokens along an edge of the overview, which has the size of a crop.
     """
 
+    # Its own processor puts the placeholder into the text, in the place of `<|image_1|>`.
+    inline_placeholders = True
+
     def __init__(self, tokens: ImageTokens, *, overview: int) -> None:
         super().__init__(tokens)
         self._overview = overview

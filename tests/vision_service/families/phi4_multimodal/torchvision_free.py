@@ -65,39 +65,42 @@ def normalize(image: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, inplac
     return (image - mean[:, None, None]) / std[:, None, None]
 
 
+def _imported() -> tuple[ModuleType, ModuleType]:
+    """The processor's module, and the functions of torchvision that it calls."""
+    if REAL:
+        return importlib.import_module(_NAME), importlib.import_module(_TORCHVISION[-1])
+    absent = {name: ModuleType(name) for name in _TORCHVISION}
+    functional = absent[_TORCHVISION[-1]]
+    vars(functional).update(resize=resize, pad=pad, normalize=normalize, InterpolationMode=InterpolationMode)
+    vars(absent[_TORCHVISION[-2]])["functional"] = functional
+    with mock.patch.dict(sys.modules, absent):
+        return importlib.import_module(_NAME), functional
+
+
+MODULE, FUNCTIONAL = _imported()
+
+
 def image_processor(**settings: Any) -> Any:
     """The processor, called with `images` and `return_tensors`."""
-    if REAL:
-        return importlib.import_module(_NAME).Phi4MultimodalImageProcessor(**settings)
-    return _StandIn(settings)
+    return MODULE.Phi4MultimodalImageProcessor(**settings) if REAL else _StandIn(settings)
 
 
 class _StandIn:
     """The processor's own methods over the calls above."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        absent = {name: ModuleType(name) for name in _TORCHVISION}
-        functional = absent[_TORCHVISION[-1]]
-        vars(functional).update(resize=resize, pad=pad, normalize=normalize, InterpolationMode=InterpolationMode)
-        vars(absent[_TORCHVISION[-2]])["functional"] = functional
-        with mock.patch.dict(sys.modules, absent):
-            self._module = importlib.import_module(_NAME)
-        self._backends = importlib.import_module("transformers.image_processing_backends")
-        self._functional = functional
         self._settings = settings
 
     def __call__(self, *, images: Sequence[Any], return_tensors: str) -> Any:
         """As the processor's call."""
-        kind = self._module.Phi4MultimodalImageProcessor
+        kind = MODULE.Phi4MultimodalImageProcessor
+        backends = importlib.import_module("transformers.image_processing_backends")
         one = object.__new__(kind)
         names = ("size", "patch_size", "dynamic_hd", "image_mean", "image_std", "do_rescale", "do_normalize")
-        shown = {name: self._settings.get(name, getattr(kind, name)) for name in names}
-        size = self._backends.SizeDict(**shown.pop("size"))
-        shown |= {name: tuple(shown[name]) for name in ("image_mean", "image_std")}
-        with (
-            mock.patch.object(self._module, "tvF", self._functional, create=True),
-            mock.patch.object(self._backends, "tvF", self._functional, create=True),
-        ):
+        given = {name: self._settings.get(name, getattr(kind, name)) for name in names}
+        size = backends.SizeDict(**given.pop("size"))
+        given |= {name: tuple(given[name]) for name in ("image_mean", "image_std")}
+        with mock.patch.object(backends, "tvF", FUNCTIONAL, create=True):
             return one._preprocess(
                 [one.process_image(image, do_convert_rgb=True) for image in images],
                 do_resize=True,
@@ -105,5 +108,5 @@ class _StandIn:
                 resample=InterpolationMode.BICUBIC,
                 rescale_factor=1 / 255,
                 return_tensors=return_tensors,
-                **shown,
+                **given,
             )
