@@ -22,18 +22,11 @@ ORIGINAL = 64
 IMAGE = "<|endoftext10|>"
 _SPECIAL = ("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", IMAGE, "<|endoftext11|>")
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
-# The published template takes strings; parts are as other templates render them.
-_TEMPLATE = """
-{%- for message in messages -%}
-  {{- '<|' + message['role'] + '|>' -}}
-  {%- if message['content'] is string -%}{{- message['content'] -}}
-  {%- else -%}
-    {%- for part in message['content'] -%}{{- part.text if part.type == 'text' else '<|endoftext10|>' -}}{%- endfor -%}
-  {%- endif -%}
-  {{- '<|end|>' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
-""".strip()
+_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""As the published one: the content is text, with images as placeholders in it."""
 _TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 Layout = Literal["published", "native"]
