@@ -199,7 +199,13 @@ def _check_rope(root: Path, config: Any, variant: Variant) -> None:
     original = rope.get("original_max_position_embeddings") or text.max_position_embeddings
     for asked in kinds:
         if asked not in variant.rotations:
-            raise ExportError(ExportProblem.ROPE_UNSUPPORTED, config=root / "config.json", kind=asked, length=original)
+            raise ExportError(
+                ExportProblem.ROPE_UNSUPPORTED,
+                config=root / "config.json",
+                kind=asked,
+                known=" and ".join(map(repr, variant.rotations)),
+                length=original,
+            )
     try:
         variant.rotary(text)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
