@@ -30,8 +30,8 @@ class ExportProblem(Problem):
     )
     ROPE_UNSUPPORTED = (
         (
-            "{config} asks for {kind!r} rotary embeddings, and only 'default' and 'yarn' are supported: without them "
-            "the context is {length} tokens."
+            "{config} asks for {kind!r} rotary embeddings, and only {known} are supported: without them the context is "
+            "{length} tokens."
         ),
         "Set `rope_type` in the config to `default`, or to `yarn` as the model's page has it for long contexts.",
     )
@@ -284,7 +284,7 @@ class ExportProblem(Problem):
     TENSOR_MISSING = (
         (
             "The checkpoint {root} lacks {tensor}{more}, which its config.json calls for (it has {stored}): "
-            "download it again, or convert it to Qwen3-VL's published tensor names."
+            "download it again, or give its tensors the names of the published files."
         ),
         "The weights have other names, for example those of mlx-vlm, or the config has more layers.",
     )

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.calibration import CalibrationData, built_in, encode, read_directory
@@ -87,15 +88,15 @@ def export(
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
     found = locate(source, revision=revision, show_progress=bars.enabled)
-    family = family_of(found.root)
-    found.fetch_settings(family.folders)
+    found = replace(found, folders=family_of(found.root).folders)
+    found.fetch_settings()
     planned = plan_checkpoint(found.root)
     if data is not None and not planned.has_encoder:
         data = data.without_pictures()
     size = planned.estimate(graphs, block_size=block_size, recipe=bits)
     check_space(target, size)
     found.check_room(target, size)
-    found.fetch_weights(family.folders)
+    found.fetch_weights()
     checkpoint = open_checkpoint(found.root)
     check_space(target, checkpoint.estimate(graphs, block_size=block_size, recipe=bits))
 

@@ -32,6 +32,11 @@ GROUPS: Mapping[str, tuple[str, tuple[Kind, ...]]] = {
 """The matrices that share an A, and the part of the layer that they are in."""
 
 
+def is_of_adapter(name: str) -> bool:
+    """Whether a tensor is an A or a B."""
+    return name.endswith((f"{ADAPTER}.weight", f".{UP}"))
+
+
 def attach(layer: Any, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> None:
     """Add the adapter that a checkpoint has for a layer, on the meta device.
 

@@ -16,7 +16,7 @@ from exporter.progress import quiet
 from exporter.weights import Tensors
 from vision_service.media import Kind
 
-from .adapter import ADAPTER, UP
+from .adapter import is_of_adapter
 from .variant import EncoderVariant, Variant
 
 VISION_PREFIX = "model.visual."
@@ -88,7 +88,7 @@ class Checkpoint:
         _settle_head(config, tensors)
         shapes = _expected_shapes(config, variant)
         tensors.require(shapes, root)
-        shapes |= {name: ref.shape for name, ref in tensors.items() if _is_of_adapter(name)}
+        shapes |= {name: ref.shape for name, ref in tensors.items() if is_of_adapter(name)}
         return replace(planned, config=config, tensors=tensors, parameters=_count(shapes))
 
     @property
@@ -109,7 +109,7 @@ class Checkpoint:
     @property
     def has_adapter(self) -> bool:
         """Whether requests with media use a low-rank adapter."""
-        return any(map(_is_of_adapter, self.tensors))
+        return any(map(is_of_adapter, self.tensors))
 
     @property
     def mrope_section(self) -> list[int] | None:
@@ -188,10 +188,6 @@ def _settle_head(config: Any, tensors: Tensors) -> None:
         config.tie_word_embeddings = _text(config).tie_word_embeddings = tied
 
 
-def _is_of_adapter(name: str) -> bool:
-    return name.endswith((f"{ADAPTER}.weight", f".{UP}"))
-
-
 def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
@@ -203,7 +199,13 @@ def _check_rope(root: Path, config: Any, variant: Variant) -> None:
     original = rope.get("original_max_position_embeddings") or text.max_position_embeddings
     for asked in kinds:
         if asked not in variant.rotations:
-            raise ExportError(ExportProblem.ROPE_UNSUPPORTED, config=root / "config.json", kind=asked, length=original)
+            raise ExportError(
+                ExportProblem.ROPE_UNSUPPORTED,
+                config=root / "config.json",
+                kind=asked,
+                known=" and ".join(map(repr, variant.rotations)),
+                length=original,
+            )
     try:
         variant.rotary(text)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:

@@ -8,29 +8,23 @@ The builders are classes made for subclassing, so nothing of them is patched. Wh
 - `make_rope_init` keeps M-RoPE where there is YaRN, for which the builder would drop it; the tables of cosines and
   sines are transformers' own, so that all of YaRN's options count. LongRoPE's two sets are in one table (`rotation`),
   and the graph's metadata says where the second begins.
-- `make_matmul` adds the adapter of a matrix. `adapter_tokens` are the tokens, by batch and place, of the requests that
-  use it: their rows are gathered, multiplied by A and B and added to what the matrix gives. Without any, nothing is
-  multiplied, and no row is touched that is not among them.
 - `load_weights` hands out one layer at a time, `make_matmul_nbits` quantizes a weight when its node is made, and
   `make_initializer` writes each tensor to disk at once. The builder itself holds the whole float32 decoder until the
   end: 13.7 GB for the 2B model, where this way the 4B takes 2 GB.
 """
 
 import importlib.metadata
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnxruntime_genai.models.builders.base import Model
 from torch import nn
-from torch.nn import functional
 
-from decoder_service.engine.model import ADAPTER_TOKENS, LONGEST_SHORT
+from decoder_service.engine.model import LONGEST_SHORT
 from exporter.calibrated import Plan
 from exporter.precision import Phase, Precision
 from exporter.progress import Advance
@@ -38,21 +32,17 @@ from exporter.quantize import pack_blocks
 from exporter.recipe import Kind, Recipe, block_of
 from exporter.spool import Spool
 
-from .adapter import ADAPTER, GROUPS, UP, adapters
+from .adapted import AdaptedDecoder
 from .checkpoint import Checkpoint
 from .genai import complete_genai_config
 from .layers import head_rows, read_layer, read_norm
+from .nodes import PROJ, PROJ_UP, matrices
 from .rotation import longest_short, table
 from .smoothing import HEAD, column_factors, divide_columns, scale_outputs, sites, smooth_keys, smooth_layer
 from .variant import Variant
 
-_PROJ = "_proj"
-_PROJECTION = re.compile(rf"/model/layers\.(\d+)/(?:attn|mlp)/(\w+?)({_PROJ}/adapter|{_PROJ}|{ADAPTER})/MatMul")
-_HEAD = "/lm_head/MatMul"
-_ADAPTED = "num_adapter_tokens"
 
-
-class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
+class WideDecoder(AdaptedDecoder):
     """A builder's text model with wide embeddings; `of_family` puts it before a family's builder.
 
     Args:
@@ -90,8 +80,6 @@ class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
         self._recipe = recipe
         self._advance = advance
         self._levels = checkpoint.deepstack_levels
-        self._adapters: Mapping[Kind, tuple[str, nn.Linear]] = {}
-        self._adapter_products: dict[str, str] = {}
         super().__init__(config, ir.DataType.FLOAT, weight_type, "cpu", "", options)
 
     # DeepStack
@@ -99,16 +87,11 @@ class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
     def make_inputs_and_outputs(self) -> None:
         """Declare the embeddings wide."""
         self.input_shapes["inputs_embeds"] = ["batch_size", "sequence_length", self._checkpoint.feature_width]
-        if self._checkpoint.has_adapter:
-            self.input_names[ADAPTER_TOKENS] = ADAPTER_TOKENS
-            self.input_types[ADAPTER_TOKENS] = ir.DataType.INT64
-            self.input_shapes[ADAPTER_TOKENS] = [1, _ADAPTED, 2]
         super().make_inputs_and_outputs()
 
     def make_layer(self, layer_id: int, layer: nn.Module) -> None:
         """Add one layer, and the feature map that follows it."""
         shape = ["batch_size", "sequence_length", self.hidden_size]
-        self._adapters = adapters(layer)
         if layer_id == 0 and self._levels:
             chunks = [_chunk(i) for i in range(1 + self._levels)]
             self.make_split(
@@ -140,46 +123,6 @@ class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
     def is_packed_matmul_supported(self) -> bool:
         """Whether Q, K and V may become one matrix: recipes tell them apart."""
         return False
-
-    def make_matmul(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
-        """Add the matmul of one linear layer, with its adapter's; returns the name of the last node."""
-        name = str(super().make_matmul(matmul, basename, root_input, **kwargs))
-        up = getattr(matmul, UP, None)
-        if up is None:
-            return name
-        (kind,), _, _ = _matrices(basename)
-        group, down = self._adapters[kind]
-        stem = basename.removesuffix("/MatMul")
-        rank = len(down.weight)
-        more = -rank % self.quant_attrs["matmul_block_size"] if self._graph == "int4" else 0  # our operators want that
-        rows = self._adapter_rows(f"{stem.rpartition('/')[0]}/{group}{ADAPTER}", down, root_input, more)
-        added = self._adapter_matmul(functional.pad(up, (0, more)), f"{stem}/adapter/MatMul", rows)
-        summed = f"{stem}/adapter/Add"
-        output, shape = f"{summed}/output_0", self.values[f"{name}/output_0"].shape
-        inputs = [f"{name}/output_0", ADAPTER_TOKENS, added]
-        self.make_node("ScatterND", inputs, [output], name=summed, reduction="add")
-        self.make_value(output, self.io_dtype, shape)
-        return summed
-
-    def _adapter_rows(self, name: str, down: nn.Linear, root_input: str, more: int) -> str:
-        """A, with `more` rows of zeros, times the rows of the tokens that use it; made once for all that share it."""
-        output = f"{name}/rows/GatherND/output_0"
-        if output not in self.values:
-            self.make_node("GatherND", [root_input, ADAPTER_TOKENS], [output], name=f"{name}/rows/GatherND")
-            self.make_value(output, self.io_dtype, [1, _ADAPTED, down.in_features])
-            self._adapter_products[name] = self._adapter_matmul(
-                functional.pad(down.weight, (0, 0, 0, more)), f"{name}/MatMul", output
-            )
-        return self._adapter_products[name]
-
-    def _adapter_matmul(self, weight: torch.Tensor, basename: str, root_input: str) -> str:
-        """Add the matmul with A or B, and return its output's name."""
-        with torch.device("meta"):
-            matmul = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        matmul.weight = nn.Parameter(weight, requires_grad=False)
-        output = f"{self.make_matmul_op(matmul, basename, root_input)}/output_0"
-        self.make_value(output, self.io_dtype, [1, _ADAPTED, weight.shape[0]])
-        return output
 
     # Positions
 
@@ -219,14 +162,14 @@ class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
         value.const_value = self._spool.add(value.const_value)
 
     def make_matmul_nbits(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
-        """Add the matmul of one linear layer, in the recipe's bits; returns its node's name.
-
-        B of an adapter has the bits of its matrix, and A the most bits of those that share it.
-        """
-        kinds, layer, reads_rank = _matrices(basename)
-        bits = max(self._recipe.bits(kind, layer, self._checkpoint.text.num_hidden_layers) for kind in kinds)
+        """Add the matmul of one linear layer, in the recipe's bits; returns its node's name."""
+        kinds, layer, part = matrices(basename)
+        bits = self._recipe.adapter
+        if part == PROJ:
+            bits = self._recipe.bits(kinds[0], layer, self._checkpoint.text.num_hidden_layers)
         block = block_of(bits, self.quant_attrs["matmul_block_size"], matmul.in_features)
-        importance = None if reads_rank else self._weights.importance(kinds[0])
+        # What B reads is not looked at by a calibration.
+        importance = None if part == PROJ_UP else self._weights.importance(kinds[0])
         packed = pack_blocks(matmul.weight, bits=bits, block_size=block, importance=importance)
         return str(super().make_matmul_nbits(packed, basename, root_input, **kwargs))
 
@@ -257,21 +200,6 @@ def of_family(kind: type[WideDecoder], variant: Variant) -> type[WideDecoder]:
 
 def _chunk(index: int) -> str:
     return f"/model/deepstack/chunk_{index}"
-
-
-def _matrices(basename: str) -> tuple[tuple[Kind, ...], int, bool]:
-    """Which matrices the builder means by the name of a node, of which layer, and whether it is B of an adapter.
-
-    A of an adapter belongs to all matrices that share it.
-    """
-    if basename == _HEAD:
-        return ("head",), 0, False
-    found = _PROJECTION.fullmatch(basename)
-    if found is None:
-        raise NotImplementedError(f"{basename} is a matmul that no recipe knows")
-    layer, name, ending = found.groups()
-    kinds = GROUPS[name][1] if ending == ADAPTER else (cast("Kind", name),)
-    return kinds, int(layer), ending not in {ADAPTER, _PROJ}
 
 
 class StreamedWeights:

@@ -7,6 +7,7 @@ sequences have other rotations from a length on.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,18 @@ from decoder_service.engine.onnx.runner import Runner
 from exporter.divergence import Asked
 from serving.bundle import Bundle
 from tests.decoder_service.cases import followed
+from tests.decoder_service.engine.batching.test_forced import Script
 from tests.decoder_service.stepping import Stepping, two_graphs
 from tests.exporter.families.phi4_multimodal.cases import CASES, TOKENS, asked, logits_of
 from tests.phi4_checkpoints import ORIGINAL, make_phi4, reference
+from tests.threads import one_thread
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +199,18 @@ def test_what_outgrew_the_short_factors_is_found_by_the_next_turn(
     assert told.prefilled is not None
     assert told.prefilled.cached_tokens == ORIGINAL + 1
     assert told.tokens == Stepping(exact, runner, slots=1).answer(turn).tokens
+
+
+@pytest.mark.parametrize("length", [ORIGINAL - 6, ORIGINAL - 1, ORIGINAL])
+def test_forced_tokens_outgrow_the_short_factors(exact: Bundle, runner: Runner, length: int) -> None:
+    """Tokens without an alternative, computed several in a run: the answer is that of one token at a time."""
+    told = []
+    for together in (False, True):
+        script = Script(exact.text.vocab_size, together=together, longest=12)
+        request = dataclasses.replace(_request(asked(exact, length, 0), "forced", tokens=40), constraint=script)
+        told.append(Stepping(exact, runner, slots=1).answer(request).tokens)
+    assert told[0] == told[1]
+    assert len(told[0]) == 40
 
 
 @pytest.mark.parametrize("parking", [0, 10_000])
