@@ -22,11 +22,28 @@ ORIGINAL = 64
 IMAGE = "<|endoftext10|>"
 _SPECIAL = ("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", IMAGE, "<|endoftext11|>")
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
-_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-"""As the published one: the content is text, with images as placeholders in it."""
+# The published template takes text, which has a numbered name for each image; transformers' own takes parts.
+_TEMPLATES = {
+    "published": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}"
+        "{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' }}"
+        "{{ '<|end|>' }}"
+        "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+    ),
+    "native": """
+{%- for message in messages -%}
+  {{- '<|' + message['role'] + '|>' -}}
+  {%- if message['content'] is string -%}{{- message['content'] -}}
+  {%- else -%}
+    {%- for part in message['content'] -%}{{- part.text if part.type == 'text' else '<|endoftext10|>' -}}{%- endfor -%}
+  {%- endif -%}
+  {{- '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+""".strip(),
+}
 _TARGETS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 Layout = Literal["published", "native"]
@@ -48,13 +65,15 @@ def make_phi4(
     alpha: int = 9,
     targets: Sequence[str] = _TARGETS,
     initializer_range: float = 0.12,
+    vision: Mapping[str, Any] | None = None,
+    dynamic_hd: int = 6,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write a checkpoint into `folder` and return it.
 
     "published" is the layout of the published files: `Phi4MMForCausalLM` with both adapters inside. "native" is that
     of transformers' class, with the adapter of `targets` in a folder of PEFT; without targets there is none. What an
-    export is not to read is NaN.
+    export is not to read is NaN. `vision` changes fields of the encoder's config.
     """
     tokenizer = _tokenizer()
     vocabulary = tokenizer.get_vocab()
@@ -92,6 +111,7 @@ def make_phi4(
             "crop_size": 56,
             "patch_size": 14,
             "image_token_id": ids[IMAGE],
+            **(vision or {}),
         },
         audio_config={
             "hidden_size": 16,
@@ -118,13 +138,16 @@ def make_phi4(
     for name, parameter in model.named_parameters():
         if "audio_embed" in name:
             parameter.data.fill_(torch.nan)  # an export that reads it fails
+        if name.endswith("_feature_extensor"):  # zeros otherwise
+            parameter.data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(len(name)))
     model.to(dtype).save_pretrained(folder)
     adapters = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in adapters.items()}
     if layout == "published":
         _publish(folder, adapters, rank, alpha)
     elif adapters:
         _write_peft(folder / "vision-lora", adapters, rank, alpha)
-    _write_texts(folder, tokenizer, ids, context)
+    _write_texts(folder, tokenizer, ids, context, _TEMPLATES[layout])
+    _write_preprocessor(folder, config.vision_config, dynamic_hd)
     return folder
 
 
@@ -230,7 +253,7 @@ def _write_peft(folder: Path, adapters: Mapping[str, tuple[torch.Tensor, torch.T
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _write_texts(folder: Path, tokenizer: Tokenizer, ids: Mapping[str, int], context: int) -> None:
+def _write_texts(folder: Path, tokenizer: Tokenizer, ids: Mapping[str, int], context: int, template: str) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -239,17 +262,20 @@ def _write_texts(folder: Path, tokenizer: Tokenizer, ids: Mapping[str, int], con
         "pad_token": "<|endoftext|>",
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
-        "chat_template": _TEMPLATE,
+        "chat_template": template,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(described))
     generation = {"eos_token_id": [ids["<|end|>"], ids["<|endoftext|>"]], "pad_token_id": ids["<|endoftext|>"]}
     (folder / "generation_config.json").write_text(json.dumps(generation))
+
+
+def _write_preprocessor(folder: Path, vision: Any, dynamic_hd: int) -> None:
     image = {
         "image_processor_type": "Phi4MultimodalImageProcessorFast",
         "processor_class": "Phi4MultimodalProcessor",
-        "size": {"height": 56, "width": 56},
-        "patch_size": 14,
-        "dynamic_hd": 6,
+        "size": {"height": vision.crop_size, "width": vision.crop_size},
+        "patch_size": vision.patch_size,
+        "dynamic_hd": dynamic_hd,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }

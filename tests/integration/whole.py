@@ -69,7 +69,6 @@ class Whole:
             operators=True,
         )
         self._prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
-        self._model = og.Model(str(bundle.decoder_dir))
 
     def lay_out(self, messages: Sequence[Message]) -> Laid:
         """Preprocess, encode and render a conversation."""
@@ -145,6 +144,10 @@ class Whole:
             },
         )
         return np.asarray(logits)[0, -1]
+
+    @functools.cached_property
+    def _model(self) -> og.Model:
+        return og.Model(str(self.bundle.decoder_dir))
 
     @functools.cached_property
     def _graph(self) -> Graph:
