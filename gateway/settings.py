@@ -92,7 +92,7 @@ class GatewaySettings(ServerSettings):
     max_buffered_body_bytes: int = Field(
         1024 * MIB,
         ge=1,
-        description="Most bytes of the HTTP bodies that each process receives at once; the first 64 KiB of each body do "
+        description="Most bytes of the HTTP bodies that each process receives at once; the first 64 KiB of each do "
         "not count.",
     )
 
