@@ -211,3 +211,23 @@ def test_sliding_windows_are_refused(base: Path, tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(ExportError, match="sliding windows"):
         exporter.export(source, tmp_path / "bundle", precision="fp32")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"num_hidden_layers": 5},
+            r"lacks model\.layers\.4\..*\(it has (lm_head|model\.(layers|embed_tokens|norm))\..*to Qwen3's published",
+        ),
+        ({"intermediate_size": 96}, r"^model\.layers\.0\.mlp\.\w+\.weight in .* has shape"),
+    ],
+)
+def test_tensors_are_called_as_in_the_file(base: Path, tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    """Messages have the published names, not those of the family with an encoder."""
+    source = shutil.copytree(base, tmp_path / "checkpoint")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, **change, "layer_types": None}))
+    with pytest.raises(ExportError, match=says) as caught:
+        exporter.export(source, tmp_path / "bundle", precision="fp32")
+    assert "language_model" not in str(caught.value)
