@@ -44,6 +44,8 @@ class Service(ABC):
     """Whether only the gateway calls it, so that a port that is open to others deserves a warning."""
     shares_port = False
     """Whether other processes of the same service listen on its port, too."""
+    tls: ServerTls | None = None
+    """The certificate of its ports; None: plain text. `serve` sets it before `start`."""
 
     @abstractmethod
     async def start(self, set_serving: Callable[[bool], None]) -> None:
@@ -96,7 +98,8 @@ async def serve(
         for number in ending_signals():
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
-    credentials = Credentials(server=server_tls(settings))
+    service.tls = server_tls(settings)
+    credentials = Credentials(server=service.tls)
     _warn_of_open_ports(service, settings)
     health_state = Health(service.grpc_names)
     # A start may take long, or wait for other services.

@@ -22,8 +22,6 @@ from serving.tls import ClientTls, ServerTls
 Options = Sequence[tuple[str, int | str]]
 """Channel arguments of gRPC."""
 
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
-
 _EXTRA_STREAMS = 64
 
 _METRICS_CONNECTIONS = 16
@@ -64,7 +62,7 @@ class PortError(Exception):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
+    """Whether an address is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -114,7 +112,7 @@ def client_options(address: str) -> Options:
         ("grpc.keepalive_time_ms", 15_000),
         ("grpc.http2.ping_timeout_ms", 10_000),
         # Do not use a proxy for outgoing connections.
-        ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
+        ("grpc.enable_http_proxy", int(not is_loopback(address.rpartition(":")[0]))),
     ]
 
 

@@ -40,6 +40,17 @@ def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
     return Accepted(request_id) if isinstance(request_id, str) else None
 
 
+def _one(options: ChatOptions) -> ChatOptions:
+    """The options of a call that returns one answer.
+
+    Raises:
+        TypeError: They ask for several.
+    """
+    if (options.get("n") or 1) != 1:
+        raise TypeError(f"n is {options['n']!r}: call `answers` for several answers, or `chat`")
+    return options
+
+
 def _parsed(answer: Answer, form: type[T]) -> T:
     """The instance that an answer's JSON describes.
 
@@ -100,7 +111,7 @@ class Client:
 
         Args:
             messages: Messages, as of `user`, `system`, `assistant` and `tool`, strings (of the user), or dictionaries
-                as in OpenAI's JSON. A message or a string alone is a conversation of one message.
+                as in OpenAI's JSON. A message or a string alone is a conversation of one message. Or a `Prompt`.
             options: As in `ChatOptions`.
 
         Raises:
@@ -145,8 +156,12 @@ class Client:
             call.cancel()
 
     def answer(self, messages: Conversation, **options: Unpack[ChatOptions]) -> Answer:
-        """Generate an answer, as `chat`, and return it as a whole."""
-        return gather(self.chat(messages, **options))
+        """Generate an answer, as `chat`, and return it as a whole. For several, call `answers`."""
+        return gather(self.chat(messages, **_one(options)))[0]
+
+    def answers(self, messages: Conversation, **options: Unpack[ChatOptions]) -> tuple[Answer, ...]:
+        """Generate `n` answers, as `chat`, and return them as a whole."""
+        return gather(self.chat(messages, **options), options.get("n") or 1)
 
     def parse(self, messages: Conversation, form: type[T], **options: Unpack[ChatOptions]) -> T:
         """Generate an answer whose JSON describes an instance of a type, and return that.
@@ -271,8 +286,12 @@ class AsyncClient:
             call.cancel()  # always: an unfinished aio call is never collected
 
     async def answer(self, messages: Conversation, **options: Unpack[ChatOptions]) -> Answer:
-        """Generate an answer, as `chat`, and return it as a whole."""
-        return gather([event async for event in self.chat(messages, **options)])
+        """Generate an answer, as `chat`, and return it as a whole. For several, call `answers`."""
+        return gather([event async for event in self.chat(messages, **_one(options))])[0]
+
+    async def answers(self, messages: Conversation, **options: Unpack[ChatOptions]) -> tuple[Answer, ...]:
+        """Generate `n` answers, as `chat`, and return them as a whole."""
+        return gather([event async for event in self.chat(messages, **options)], options.get("n") or 1)
 
     async def parse(self, messages: Conversation, form: type[T], **options: Unpack[ChatOptions]) -> T:
         """Generate an answer whose JSON describes an instance of a type, and return that. As `Client.parse`."""

@@ -10,7 +10,7 @@ import grpc
 
 from serving.errors import Code
 from serving.errors import ServiceError as TriptychError
-from serving.status import from_rpc_error
+from serving.status import from_rpc_error, untyped
 
 if TYPE_CHECKING:
     from triptych.events import Answer
@@ -59,7 +59,7 @@ def typed(address: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         failure = from_rpc_error(error)
-        if failure.code is Code.UNAVAILABLE and failure.reason == Code.UNAVAILABLE.name:  # without a server's details
+        if failure.code is Code.UNAVAILABLE and untyped(failure):
             message = f"the gateway at {address} does not answer: {failure.message}"
             failure = TriptychError(Code.UNAVAILABLE, GATEWAY_UNAVAILABLE, message, retry_after=_RETRY_SECONDS)
         raise failure from error
