@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -21,6 +21,8 @@ from tokenizers import Tokenizer
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -34,12 +36,44 @@ SHARD_SIZE = "2GB"
 
 
 @dataclass(frozen=True)
+class Family:
+    """What the checkpoints of a family share.
+
+    Attributes:
+        config: transformers' class of their config.
+        model: transformers' class of the model.
+        rope: Parameters of the rotation.
+        patch_size: Edge of the encoder's patches, in pixels; None: the model takes text only.
+    """
+
+    config: Any
+    model: Any
+    rope: dict[str, Any]
+    patch_size: int | None
+
+
+QWEN3_VL = Family(
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    {"rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    patch_size=16,
+)
+QWEN2_5_VL = Family(
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    {"rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    patch_size=14,
+)
+QWEN3 = Family(Qwen3Config, Qwen3ForCausalLM, {"rope_theta": 1e6}, patch_size=None)
+
+
+@dataclass(frozen=True)
 class Shape:
     """Dimensions of a model.
 
     Attributes:
         text: Dimensions of the language model.
-        vision: Dimensions of the encoder.
+        vision: Dimensions of the encoder; empty where there is none.
         vocab_size: Rows of the embedding.
         context: Most tokens of a prompt and its answer.
         tied: Whether the output head is the embedding.
@@ -51,7 +85,7 @@ class Shape:
     vocab_size: int = 151936
     context: int = 262144
     tied: bool = True
-    family: Literal["qwen3_vl", "qwen2_5_vl"] = "qwen3_vl"
+    family: Family = QWEN3_VL
 
 
 VISION: dict[str, Any] = {
@@ -111,7 +145,7 @@ SHAPES = {
         tied=False,
     ),
     "qwen2.5-3b": Shape(
-        {**_narrow(2048, 36, 16, 11008), "num_key_value_heads": 2}, WINDOWS, context=128_000, family="qwen2_5_vl"
+        {**_narrow(2048, 36, 16, 11008), "num_key_value_heads": 2}, WINDOWS, context=128_000, family=QWEN2_5_VL
     ),
     "qwen2.5-7b": Shape(
         {**_narrow(3584, 28, 28, 18944), "num_key_value_heads": 4},
@@ -119,8 +153,12 @@ SHAPES = {
         vocab_size=152064,
         context=128_000,
         tied=False,
-        family="qwen2_5_vl",
+        family=QWEN2_5_VL,
     ),
+    "qwen3-0.6b": Shape(_text(1024, 28, 16, 3072), {}, context=40960, family=QWEN3),
+    "qwen3-1.7b": Shape(_text(2048, 28, 16, 6144), {}, context=40960, family=QWEN3),
+    "qwen3-4b": Shape(_text(2560, 36, 32, 9728), {}, context=40960, family=QWEN3),
+    "qwen3-8b": Shape(_text(4096, 36, 32, 12288), {}, context=40960, tied=False, family=QWEN3),
     # To try a benchmark in seconds: its figures mean nothing.
     "tiny": Shape(
         {**_text(64, 4, 2, 128), "num_key_value_heads": 1},
@@ -175,27 +213,26 @@ def make(shape: Shape, directory: Path, *, tokenizer: Path | None = None, seed: 
     return directory
 
 
-def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int) -> None:
-    new = shape.family == "qwen3_vl"
-    kind: Any = Qwen3VLForConditionalGeneration if new else Qwen2_5_VLForConditionalGeneration
-    rope = {"rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-    config: Any = (Qwen3VLConfig if new else Qwen2_5_VLConfig)(
-        text_config={
-            **shape.text,
-            "vocab_size": shape.vocab_size,
-            "max_position_embeddings": shape.context,
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": shape.tied,
-            "rope_parameters": {
-                "rope_type": "default",
-                **(rope if new else {"rope_theta": 1e6, "mrope_section": [16, 24, 24]}),
-            },
-            "bos_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-        },
+def _config(shape: Shape, ids: dict[str, int]) -> Any:
+    """The config of a shape, by transformers' class."""
+    family = shape.family
+    text = {
+        **shape.text,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": shape.tied,
+        "rope_parameters": {"rope_type": "default", **family.rope},
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+    }
+    if family.patch_size is None:
+        return family.config(**text)
+    return family.config(
+        text_config=text,
         vision_config={
             **shape.vision,
-            "patch_size": 16 if new else 14,
+            "patch_size": family.patch_size,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "out_hidden_size": shape.text["hidden_size"],
@@ -206,6 +243,10 @@ def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int)
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
+
+
+def _save_weights(shape: Shape, ids: dict[str, int], directory: Path, seed: int) -> None:
+    config, kind = _config(shape, ids), shape.family.model
     config.architectures, config.dtype = [kind.__name__], torch.bfloat16
     directory.mkdir()
     config.save_pretrained(directory)
@@ -232,10 +273,12 @@ def _draw(name: str, shape: torch.Size, draw: torch.Generator) -> torch.Tensor:
 
 
 def _processors(shape: Shape) -> dict[str, dict[str, Any]]:
-    """The settings files of the published models; Qwen2.5-VL's have none for videos."""
+    """The settings files of the published models; Qwen2.5-VL's have none for videos, and Qwen3's none at all."""
+    if shape.family is QWEN3:
+        return {}
     image, video = "preprocessor_config.json", "video_preprocessor_config.json"
     common: dict[str, Any] = {"temporal_patch_size": 2, "merge_size": 2}
-    if shape.family == "qwen2_5_vl":
+    if shape.family is QWEN2_5_VL:
         means = {name: getattr(Qwen2VLImageProcessorPil, name) for name in ("image_mean", "image_std")}
         bounds = {"min_pixels": 56 * 56, "max_pixels": 16_384 * 28 * 28, "patch_size": 14}
         names = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}

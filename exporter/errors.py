@@ -280,7 +280,7 @@ class ExportProblem(Problem):
     TENSOR_MISSING = (
         (
             "The checkpoint {root} lacks {tensor}{more}, which its config.json calls for (it has {stored}): "
-            "download it again, or convert it to Qwen3-VL's published tensor names."
+            "download it again, or convert it to {model}'s published tensor names."
         ),
         "The weights have other names, for example those of mlx-vlm, or the config has more layers.",
     )
