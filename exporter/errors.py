@@ -30,8 +30,8 @@ class ExportProblem(Problem):
     )
     ROPE_UNSUPPORTED = (
         (
-            "{config} asks for {kind!r} rotary embeddings, and only 'default' and 'yarn' are supported: without them "
-            "the context is {length} tokens."
+            "{config} asks for {kind!r} rotary embeddings, and only {known} are supported: without them the context is "
+            "{length} tokens."
         ),
         "Set `rope_type` in the config to `default`, or to `yarn` as the model's page has it for long contexts.",
     )
@@ -276,6 +276,10 @@ class ExportProblem(Problem):
             "merge_and_unload, save the model and export that."
         ),
         "Merge the adapter (LoRA) first.",
+    )
+    ADAPTER_UNSUPPORTED = (
+        "The adapter that {path} describes is not supported: {error}.",
+        "Take the vision adapter of the published model, or a LoRA that PEFT trained with its usual options.",
     )
     TENSOR_MISSING = (
         (

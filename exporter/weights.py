@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,12 @@ class TensorRef:
                 self._check(torch.frombuffer(bytearray(piece), dtype=_DTYPES[self.dtype]))
                 yield piece
 
+    def part(self, first: int, last: int) -> "TensorRef":
+        """The rows from `first` to `last`, as a tensor of its own."""
+        row = self.size // self.shape[0]
+        shape = (last - first, *self.shape[1:])
+        return replace(self, shape=shape, offset=self.offset + first * row, size=(last - first) * row)
+
     def _check(self, tensor: torch.Tensor) -> None:
         # The least and the greatest number are NaN where any is; one pass, forty times as fast as `isfinite`.
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
@@ -147,6 +153,29 @@ class ScaledRef(TensorRef):
             yield self.read(slice(start, start + step)).numpy().tobytes()
 
 
+@dataclass(frozen=True)
+class MultipliedRef(TensorRef):
+    """A tensor that is read as its product with a number, in float32: `dtype` and `size` are the product's.
+
+    Attributes:
+        stored: the tensor.
+        factor: the number.
+    """
+
+    stored: TensorRef
+    factor: float
+
+    @classmethod
+    def of(cls, stored: TensorRef, factor: float) -> "MultipliedRef":
+        """Multiply a tensor."""
+        size = 4 * math.prod(stored.shape)
+        return cls(stored.name, stored.file, "F32", stored.shape, stored.offset, size, stored, factor)
+
+    def raw(self, rows: slice | None = None) -> torch.Tensor:
+        """The product, in float32."""
+        return self.stored.raw(rows).float() * self.factor
+
+
 class Tensors(Mapping[str, TensorRef]):
     """All tensors of a checkpoint by name."""
 
@@ -164,6 +193,17 @@ class Tensors(Mapping[str, TensorRef]):
         for file in _shards(root):
             refs.update(_read_header(file))
         return cls(refs)
+
+    @classmethod
+    def file(cls, path: Path) -> "Tensors":
+        """Index one safetensors file.
+
+        Raises:
+            ExportError: it is missing or damaged.
+        """
+        if not path.is_file():
+            raise ExportError(ExportProblem.SHARD_MISSING, root=path.parent, name=path.name)
+        return cls(_read_header(path))
 
     @classmethod
     def planned(cls, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> "Tensors":

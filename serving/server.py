@@ -23,6 +23,7 @@ from serving.signals import ending_signals
 from serving.tasks import run_until
 from serving.tls import KeyPair, PemFile, ServerTls, TlsError
 from serving.transport import Credentials, PortError, is_loopback, open_metrics_port, open_port, server_options
+from serving.wakeups import all_read_at_once
 
 log = structlog.get_logger()
 
@@ -108,24 +109,25 @@ async def serve(
     try:
         if settings.parent_pid is not None:
             end_with_parent(settings.parent_pid)
-        server = grpc.aio.server(
-            interceptors=[
-                CallInterceptor(
-                    max_calls=settings.max_concurrent_rpcs,
+        with all_read_at_once():
+            server = grpc.aio.server(
+                interceptors=[
+                    CallInterceptor(
+                        max_calls=settings.max_concurrent_rpcs,
+                        max_message_bytes=settings.max_message_bytes,
+                        limits=settings.connection_limits,
+                        client_names=settings.client_names,
+                    ),
+                    *service.interceptors(),
+                ],
+                options=server_options(
                     max_message_bytes=settings.max_message_bytes,
+                    max_connection_age_seconds=settings.max_connection_age_seconds,
+                    max_calls=settings.max_concurrent_rpcs,
                     limits=settings.connection_limits,
-                    client_names=settings.client_names,
+                    shared=service.shares_port,
                 ),
-                *service.interceptors(),
-            ],
-            options=server_options(
-                max_message_bytes=settings.max_message_bytes,
-                max_connection_age_seconds=settings.max_connection_age_seconds,
-                max_calls=settings.max_concurrent_rpcs,
-                limits=settings.connection_limits,
-                shared=service.shares_port,
-            ),
-        )
+            )
         service.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_state, server)
         if settings.reflection:

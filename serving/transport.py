@@ -18,6 +18,7 @@ from serving.connections import ConnectionLimits
 from serving.renewed_channel import RenewedChannel
 from serving.settings import MIB
 from serving.tls import ClientTls, ServerTls
+from serving.wakeups import all_read_at_once
 
 Options = Sequence[tuple[str, int | str]]
 """Channel arguments of gRPC."""
@@ -177,13 +178,14 @@ def open_channel(
         interceptors: Around each call, the first outermost.
     """
     options = service_options() if options is None else options
-    if credentials.channel is None:
-        return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
-    options = _expecting(server_name, options)
-    return RenewedChannel(
-        credentials.channel,
-        lambda current: grpc.aio.secure_channel(target, current, options, interceptors=interceptors),
-    )
+    with all_read_at_once():
+        if credentials.channel is None:
+            return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
+        options = _expecting(server_name, options)
+        return RenewedChannel(
+            credentials.channel,
+            lambda current: grpc.aio.secure_channel(target, current, options, interceptors=interceptors),
+        )
 
 
 def open_blocking_channel(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -14,7 +14,7 @@ from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Code
 from serving.transport import open_blocking_channel, open_channel
 from triptych.api_key import key_metadata
-from triptych.errors import AnswerError, TriptychError, closed, typed
+from triptych.errors import AnswerError, TriptychError, closed, timed_out, typed
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
 from triptych.gateways import Gateway, Gateways
 from triptych.options import ChatOptions, CountOptions, chat_request, count_request
@@ -31,7 +31,34 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_RETRIES = 4
 """They cover 7.5 seconds: more than the restart of a gateway takes."""
 
+_GRACE_SECONDS = 1.0
+
 T = TypeVar("T")
+
+
+class _Deadline:
+    """Ends the waiting for a call soon after its deadline, if gRPC does not.
+
+    gRPC ends calls through the thread that brings their messages, and that can be blocked: see `serving.wakeups`.
+
+    Args:
+        seconds: Deadline of the call; None: none.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else asyncio.get_running_loop().time() + seconds + _GRACE_SECONDS
+
+    async def bound(self, waited: Awaitable[T]) -> T:
+        """Wait.
+
+        Raises:
+            TriptychError: DEADLINE_EXCEEDED.
+        """
+        try:
+            async with asyncio.timeout_at(self._end):
+                return await waited
+        except TimeoutError:
+            raise timed_out() from None
 
 
 def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
@@ -273,12 +300,14 @@ class AsyncClient:
         self, gateway: Gateway[grpc.aio.Channel], request: gateway_pb2.ChatRequest, seconds: float | None
     ) -> AsyncGenerator[Event, None]:
         self._check_open()
+        deadline = _Deadline(seconds)
         call = gateway.stub.Chat(request, timeout=seconds, metadata=self._metadata)
         try:
             with typed(gateway.address):
-                if request.report_progress and (accepted := _accepted(await call.initial_metadata())):
+                if request.report_progress and (accepted := _accepted(await deadline.bound(call.initial_metadata()))):
                     yield accepted
-                async for wire in call:
+                messages = aiter(call)
+                while (wire := await deadline.bound(anext(messages, None))) is not None:
                     event = from_wire(wire)
                     if event is not None:
                         yield event
@@ -319,8 +348,9 @@ class AsyncClient:
             gateway = self._gateways.used
             try:
                 with typed(gateway.address):
-                    call = getattr(gateway.stub, method)
-                    return await call(request, timeout=attempts.remaining(), metadata=self._metadata)
+                    seconds = attempts.remaining()
+                    call = getattr(gateway.stub, method)(request, timeout=seconds, metadata=self._metadata)
+                    return await _Deadline(seconds).bound(call)
             except TriptychError as error:
                 delay = attempts.delay(error)
                 self._gateways.leave_after(error, gateway)

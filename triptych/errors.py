@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from serving.errors import Code
+from serving.errors import Code, Reason
 from serving.errors import ServiceError as TriptychError
 from serving.status import from_rpc_error, untyped
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from triptych.events import Answer
 
 
-__all__ = ["GATEWAY_UNAVAILABLE", "AnswerError", "TriptychError", "closed", "incomplete", "typed"]
+__all__ = ["GATEWAY_UNAVAILABLE", "AnswerError", "TriptychError", "closed", "incomplete", "timed_out", "typed"]
 
 _RETRY_SECONDS = 0.5
 
@@ -42,6 +42,12 @@ def closed() -> TriptychError:
 def incomplete() -> TriptychError:
     """The error of a stream that ended without its last event."""
     return TriptychError(Code.INTERNAL, "ANSWER_INCOMPLETE", "the events ended before the answer did")
+
+
+def timed_out() -> TriptychError:
+    """The error of a call that this side has ended after its deadline."""
+    message = "the call was not answered within its deadline (timeout)"
+    return TriptychError(Code.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED.name, message)
 
 
 GATEWAY_UNAVAILABLE = "GATEWAY_UNAVAILABLE"

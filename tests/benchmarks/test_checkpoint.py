@@ -50,6 +50,22 @@ def test_the_published_shapes_have_their_size(name: str, billions: float) -> Non
     assert total / 1e9 == pytest.approx(billions, rel=0.05)
 
 
+def test_phi_4_multimodal_has_an_adapter(tmp_path: Path) -> None:
+    """A small model of its family is exported with the adapter; of audio there is nothing."""
+    published = SHAPES["phi4-mm"]
+    text = {**published.text, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small = dataclasses.replace(
+        published,
+        text={**text, "num_key_value_heads": 2, "intermediate_size": 192},
+        vision={**published.vision, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48},
+        vocab_size=512,
+        rank=32,
+    )
+    bundle = exporter.export(make(small, tmp_path / "made"), tmp_path / "bundle", calibrate=False, measure=False)
+    assert bundle.decoder.adapter is True
+    assert bundle.context_length == published.context
+
+
 def test_another_tokenizer_may_be_given(tmp_path: Path) -> None:
     """Its own ids are in the configuration."""
     words = tmp_path / "tokenizer.json"

@@ -361,6 +361,37 @@ def test_the_published_service_config_retries() -> None:
             assert len(gateway.chats) == calls
 
 
+@pytest.mark.parametrize("stage", ["before the first event", "within the answer", "a count"])
+async def test_a_deadline_holds_where_grpc_brings_nothing(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline of gRPC itself comes by the way of the messages: here the event loop no longer reads them."""
+    monkeypatch.setattr("triptych.client._GRACE_SECONDS", 0.0)
+    loop = asyncio.get_running_loop()
+    readers: list[tuple[Any, Callable[[], object]]] = []
+    add_reader = loop.add_reader
+
+    def note(fd: Any, callback: Any, *arguments: Any) -> None:
+        readers.append((fd, callback))
+        add_reader(fd, callback, *arguments)
+
+    monkeypatch.setattr(loop, "add_reader", note)
+    with playing(lambda request, context: answered()) as gateway:
+        async with triptych.AsyncClient(gateway.address, retries=0) as client:
+            ((fd, callback),) = readers
+            if stage != "within the answer":
+                loop.remove_reader(fd)
+
+            async def call() -> None:
+                if stage == "a count":
+                    await client.count(MESSAGES, timeout=0.5)
+                async for _ in client.chat(MESSAGES, timeout=0.5):
+                    loop.remove_reader(fd)
+
+            with pytest.raises(triptych.TriptychError) as caught:
+                await call()
+            add_reader(fd, callback)  # so that the client can be closed
+            assert caught.value.reason == Reason.DEADLINE_EXCEEDED.name
+
+
 def test_delays_double_and_keep_to_the_deadline() -> None:
     """From the server's delay, or from half a second."""
     endless = Attempts(3, None)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from exporter.families.qwen.family import family
-from exporter.families.qwen.variant import OtherNames, Variant
 from exporter.families.qwen3_vl.variant import VARIANT as QWEN3_VL
+from exporter.families.shared.family import family
+from exporter.families.shared.variant import OtherNames, Variant
 
 VARIANT = Variant(
     name="qwen3",

@@ -17,7 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import exporter
 from exporter import ExportError
 from exporter.divergence import Asked, Graph, kl_divergence
-from exporter.families.qwen.smoothing import smooth_keys, smooth_layer
+from exporter.families.shared.smoothing import smooth_keys, smooth_layer
 from serving.bundle import Bundle
 from serving.families import Qwen25VLInfo
 from tests.checkpoints import make_qwen2_5_vl

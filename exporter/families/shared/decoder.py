@@ -72,7 +72,8 @@ def write_decoder(
             )
             model.make_model(str(checkpoint.root))
             model.save_model(str(folder))
-            if precision != "int8":  # the library runs the bundle's own precision
+            # The library runs the bundle's own precision.
+            if precision != "int8" and checkpoint.variant.genai_type is not None:
                 model.make_genai_config(config, {}, str(folder))
         except NotImplementedError as error:
             raise ExportError(ExportProblem.GRAPH_UNSUPPORTED, root=checkpoint.root, error=error) from error

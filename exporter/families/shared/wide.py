@@ -6,25 +6,25 @@ The builders are classes made for subclassing, so nothing of them is patched. Wh
   [batch, sequence, (1 + L) · hidden]; the first chunk enters the network and chunk i + 1 is added to the residual
   stream after layer i. Text positions hold zeros there, so that a decode step needs nothing special.
 - `make_rope_init` keeps M-RoPE where there is YaRN, for which the builder would drop it; the tables of cosines and
-  sines are transformers' own, so that all of YaRN's options count.
+  sines are transformers' own, so that all of YaRN's options count. LongRoPE's two sets are in one table (`rotation`),
+  and the graph's metadata says where the second begins.
 - `load_weights` hands out one layer at a time, `make_matmul_nbits` quantizes a weight when its node is made, and
   `make_initializer` writes each tensor to disk at once. The builder itself holds the whole float32 decoder until the
   end: 13.7 GB for the 2B model, where this way the 4B takes 2 GB.
 """
 
 import importlib.metadata
-import re
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnxruntime_genai.models.builders.base import Model
 from torch import nn
 
+from decoder_service.engine.model import LONGEST_SHORT
 from exporter.calibrated import Plan
 from exporter.precision import Phase, Precision
 from exporter.progress import Advance
@@ -32,17 +32,17 @@ from exporter.quantize import pack_blocks
 from exporter.recipe import Kind, Recipe, block_of
 from exporter.spool import Spool
 
+from .adapted import AdaptedDecoder
 from .checkpoint import Checkpoint
 from .genai import complete_genai_config
 from .layers import head_rows, read_layer, read_norm
+from .nodes import PROJ, PROJ_UP, matrices
+from .rotation import longest_short, table
 from .smoothing import HEAD, column_factors, divide_columns, scale_outputs, sites, smooth_keys, smooth_layer
 from .variant import Variant
 
-_PROJECTION = re.compile(r"/model/layers\.(\d+)/(?:attn|mlp)/(\w+)_proj/MatMul")
-_HEAD = "/lm_head/MatMul"
 
-
-class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
+class WideDecoder(AdaptedDecoder):
     """A builder's text model with wide embeddings; `of_family` puts it before a family's builder.
 
     Args:
@@ -112,18 +112,41 @@ class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
             self.layernorm_attrs["skip_input"] = f"{name}/output_0"
         self._advance(1)
 
+    # Matrices
+
+    def make_attention_unpacked(self, layer_id: int, attention: nn.Module, root_input: str, **kwargs: Any) -> None:
+        """Do nothing: the matrices are apart."""
+
+    def make_mlp_unpacked(self, layer_id: int, mlp: nn.Module, root_input: str) -> None:
+        """Do nothing: the matrices are apart."""
+
+    def is_packed_matmul_supported(self) -> bool:
+        """Whether Q, K and V may become one matrix: recipes tell them apart."""
+        return False
+
     # Positions
 
     def make_rope_init(self, config: Any) -> None:
-        """Select M-RoPE."""
-        self.rope_attrs["op_type"] = "MRotaryEmbedding"
-        self.rope_attrs["mrope_section"] = self._checkpoint.mrope_section
+        """Select M-RoPE, or the plain rotation of what is rotated of a head."""
+        if self._checkpoint.mrope_section is not None:
+            self.rope_attrs["op_type"] = "MRotaryEmbedding"
+            self.rope_attrs["mrope_section"] = self._checkpoint.mrope_section
+            return
+        rotated = 2 * len(self._rotary.inv_freq)
+        self.rope_attrs["partial_rotary_factor"] = rotated / self.head_size
+        self.rope_attrs["rotary_embedding_dim"] = rotated if rotated < self.head_size else 0
+
+    def is_fused_rope_supported(self) -> bool:
+        """Whether attention may rotate by itself: positions are the graph's input."""
+        return False
 
     def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cosines and sines of every position, [positions, width of half a head]."""
-        rotary = self._checkpoint.variant.rotary(self._checkpoint.text)
-        angles = torch.outer(torch.arange(self.rope_attrs["cache_length"]).float(), rotary.inv_freq)
-        return angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+        return table(self._rotary, self._checkpoint.text)
+
+    @property
+    def _rotary(self) -> Any:
+        return self._checkpoint.variant.rotary(self._checkpoint.text)
 
     # Streaming
 
@@ -140,10 +163,14 @@ class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
 
     def make_matmul_nbits(self, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
         """Add the matmul of one linear layer, in the recipe's bits; returns its node's name."""
-        kind, layer = _matrix(basename)
-        bits = self._recipe.bits(kind, layer, self._checkpoint.text.num_hidden_layers)
+        kinds, layer, part = matrices(basename)
+        bits = self._recipe.adapter
+        if part == PROJ:
+            bits = self._recipe.bits(kinds[0], layer, self._checkpoint.text.num_hidden_layers)
         block = block_of(bits, self.quant_attrs["matmul_block_size"], matmul.in_features)
-        packed = pack_blocks(matmul.weight, bits=bits, block_size=block, importance=self._weights.importance(kind))
+        # What B reads is not looked at by a calibration.
+        importance = None if part == PROJ_UP else self._weights.importance(kinds[0])
+        packed = pack_blocks(matmul.weight, bits=bits, block_size=block, importance=importance)
         return str(super().make_matmul_nbits(packed, basename, root_input, **kwargs))
 
     def make_lm_head(self, lm_head: nn.Module) -> None:
@@ -156,6 +183,9 @@ class WideDecoder(Model):  # type: ignore[misc] # the builder has no types
         # The builder's own stamp asks git for a commit, and in a virtual environment inside a repository gets that
         # repository's: the same checkpoint would then give other digests after each commit.
         self.model.producer_version = importlib.metadata.version("onnxruntime-genai")
+        short = longest_short(self._checkpoint.text)
+        if short is not None:
+            self.model.metadata_props[LONGEST_SHORT] = str(short)
         self._spool.save(self.model)
 
     def update_genai_config(self, genai_config: dict[str, Any]) -> None:
@@ -170,17 +200,6 @@ def of_family(kind: type[WideDecoder], variant: Variant) -> type[WideDecoder]:
 
 def _chunk(index: int) -> str:
     return f"/model/deepstack/chunk_{index}"
-
-
-def _matrix(basename: str) -> tuple[Kind, int]:
-    """Which matrix the builder means by the name of a node, and of which layer."""
-    if basename == _HEAD:
-        return "head", 0
-    found = _PROJECTION.fullmatch(basename)
-    if found is None:
-        raise NotImplementedError(f"{basename} is a matmul that no recipe knows")
-    layer, kind = found.groups()
-    return cast("Kind", kind), int(layer)
 
 
 class StreamedWeights:

@@ -23,6 +23,8 @@ from torch import nn
 
 from exporter.recipe import Kind
 
+from .adapter import adapters
+
 _FEWEST = 2.0  # a factor of four: below, nothing was gained, and weights trained for their rounding lost by it
 _MOST = 10.0  # a column of zeros asks for an infinite factor
 
@@ -40,12 +42,14 @@ class Site:
         readers: what reads them, by kind of matrix as recipes name them.
         groups: (kv heads, query heads of each, width), where a channel of V is read by every query head of its group:
             the readers are then [rows, kv heads · group · width] and the channels kv heads · width.
+        adapter: the A of an adapter that reads them, too.
     """
 
     name: str
     source: nn.Module
     readers: Mapping[Kind, nn.Linear]
     groups: tuple[int, int, int] | None = None
+    adapter: nn.Linear | None = None
 
     def columns(self, values: torch.Tensor) -> torch.Tensor:
         """Rows over the readers' inputs [rows, inputs] as rows over channels [rows · group, channels]."""
@@ -66,6 +70,8 @@ class Site:
         scale_outputs(self.source, factors)
         for reader in self.readers.values():
             divide_columns(reader, self.inputs(factors))
+        if self.adapter is not None:
+            divide_columns(self.adapter, self.inputs(factors))
 
 
 def sites(layer: Any) -> tuple[Site, ...]:
@@ -75,20 +81,28 @@ def sites(layer: Any) -> tuple[Site, ...]:
     """
     attention, mlp = layer.self_attn, layer.mlp
     heads = attention.v_proj.out_features // attention.head_dim
+    found = dict(adapters(layer).values())
     return (
-        Site("down", mlp.up_proj, {"down": mlp.down_proj}),
+        Site("down", mlp.up_proj, {"down": mlp.down_proj}, adapter=found.get("down")),
         Site(
             "o",
             attention.v_proj,
             {"o": attention.o_proj},
             groups=(heads, attention.num_key_value_groups, attention.head_dim),
+            adapter=found.get("o"),
         ),
         Site(
             "qkv",
             layer.input_layernorm,
             {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj},
+            adapter=found.get("qkv"),
         ),
-        Site("gate_up", layer.post_attention_layernorm, {"gate": mlp.gate_proj, "up": mlp.up_proj}),
+        Site(
+            "gate_up",
+            layer.post_attention_layernorm,
+            {"gate": mlp.gate_proj, "up": mlp.up_proj},
+            adapter=found.get("gate_up"),
+        ),
     )
 
 
@@ -103,7 +117,8 @@ def smooth_layer(layer: Any) -> None:
 def smooth_keys(layer: Any) -> None:
     """Even out the keys' channels, in place: they may be stored in 8 bits, and queries are not.
 
-    The rotation by a position mixes a channel with the one half a head further, so both get the same factor. Where keys
+    The rotation by a position mixes a channel with the one half of what is rotated further, so both get the same
+    factor. Where keys
     are normalized, the norm's weight is their magnitude, the same for every head.
     """
     attention = layer.self_attn
@@ -113,10 +128,18 @@ def smooth_keys(layer: Any) -> None:
         scale_outputs(attention.k_norm, 1 / factors)
         return
     width, group = attention.head_dim, attention.num_key_value_groups
-    heads = _key_magnitudes(layer).view(-1, 2, width // 2)
-    of_heads = torch.stack([column_factors([head]).repeat(2) for head in heads])  # [kv heads, width]
+    rotated = getattr(attention, "rotary_dim", width)
+    heads = _key_magnitudes(layer).view(-1, width)
+    of_heads = torch.stack([_pair_factors(head, rotated) for head in heads])  # [kv heads, width]
     scale_outputs(attention.q_proj, of_heads.repeat_interleave(group, dim=0).flatten())
     scale_outputs(attention.k_proj, 1 / of_heads.flatten())
+
+
+def _pair_factors(magnitudes: torch.Tensor, rotated: int) -> torch.Tensor:
+    """Factors of one head's channels [width], of which the first `rotated` are rotated in pairs."""
+    rest = magnitudes[rotated:].expand(2, -1)
+    factors = column_factors([torch.cat([magnitudes[:rotated].view(2, -1), rest], dim=1)])
+    return torch.cat([factors[: rotated // 2], factors])
 
 
 def _key_magnitudes(layer: Any) -> torch.Tensor:

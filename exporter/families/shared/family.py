@@ -25,13 +25,13 @@ from .vision import write_vision
 
 
 @dataclass(frozen=True)
-class Qwen:
+class Dense:
     """A checkpoint; its methods are those of `exporter.family.Checkpoint`."""
 
     checkpoint: Checkpoint
 
     @classmethod
-    def plan(cls, root: Path, variant: Variant) -> "Qwen":
+    def plan(cls, root: Path, variant: Variant) -> "Dense":
         """Read and check all but the weights of the checkpoint in directory `root`, also whether it can be served.
 
         Raises:
@@ -42,7 +42,7 @@ class Qwen:
         return cls(checkpoint)
 
     @classmethod
-    def open(cls, root: Path, variant: Variant) -> "Qwen":
+    def open(cls, root: Path, variant: Variant) -> "Dense":
         """Read and check the checkpoint in directory `root`.
 
         Raises:
@@ -75,6 +75,11 @@ class Qwen:
     def has_encoder(self) -> bool:
         """Whether it takes images and videos."""
         return self.checkpoint.variant.encoder is not None
+
+    @property
+    def adapter(self) -> bool | None:
+        """Whether requests with media use a low-rank adapter; None: models of the family have none."""
+        return self.checkpoint.has_adapter if self.checkpoint.variant.takes_adapter else None
 
     @property
     def layers(self) -> int:
@@ -145,9 +150,10 @@ class Qwen:
         )
 
     def write_embedding(self, folder: Path, *, half: bool, progress: Progress) -> None:
-        """Write the embedding merge, and the identity that stands for the encoder."""
+        """Write the embedding merge, and for onnxruntime-genai the identity that stands for the encoder."""
         write_embedding(self.checkpoint, folder, half=half, progress=progress)
-        write_identity_vision(self.checkpoint, folder)
+        if self.checkpoint.variant.genai_type is not None:
+            write_identity_vision(self.checkpoint, folder)
 
     def describe(self) -> Mapping[str, Any]:
         """The family's entries of `bundle.json`."""
@@ -163,6 +169,6 @@ def family(variant: Variant) -> Family:
     return Family(
         title=variant.title,
         architecture=variant.architecture,
-        plan=functools.partial(Qwen.plan, variant=variant),
-        open=functools.partial(Qwen.open, variant=variant),
+        plan=functools.partial(Dense.plan, variant=variant),
+        open=functools.partial(Dense.open, variant=variant),
     )

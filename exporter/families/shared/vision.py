@@ -15,8 +15,9 @@ def write_vision(checkpoint: Checkpoint, folder: Path, *, progress: Progress) ->
         return
     folder.mkdir(parents=True)
     write_json(folder / "config.json", checkpoint.config.to_dict())
-    write_json(folder / "preprocessor_config.json", checkpoint.processors["image"])
-    write_json(folder / "video_preprocessor_config.json", checkpoint.processors["video"])
+    files = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
+    for kind, settings in checkpoint.processors.items():
+        write_json(folder / files[kind], settings)
     tensors = {
         name.removeprefix(VISION_PREFIX): ref
         for name, ref in checkpoint.tensors.items()

@@ -21,6 +21,7 @@ from exporter.precision import Phase, Precision
 from exporter.progress import Progress, quiet
 from exporter.recipe import Kind
 
+from .adapter import switched
 from .checkpoint import EMBEDDING, Checkpoint
 from .layers import head_rows, read_layer, read_norm, spread_head
 from .smoothing import HEAD, Site, column_factors, sites
@@ -106,10 +107,10 @@ class _Stream:
         self._levels = checkpoint.deepstack_levels
         self._states = [self._embedded(checkpoint, example) for example in tokens]
         rotary = checkpoint.variant.rotary(self._config)
-        self._angles = [
-            rotary(state, torch.from_numpy(example.positions)[:, None])
-            for state, example in zip(self._states, tokens, strict=True)
-        ]
+        positions = [torch.from_numpy(example.positions) for example in tokens]
+        if checkpoint.mrope_section is not None:
+            positions = [axes[:, None] for axes in positions]  # [axes, 1, n]; one axis alone is [1, n] already
+        self._angles = [rotary(state, at) for state, at in zip(self._states, positions, strict=True)]
         total = sum(len(example.ids) for example in tokens)
         chosen = np.zeros(total, np.bool_)
         chosen[np.linspace(0, total - 1, min(_ROWS, total)).astype(int)] = True
@@ -124,7 +125,10 @@ class _Stream:
         return state[None]
 
     def through(self, layer: Any, index: int) -> Mapping[str, _Inputs]:
-        """Take the states through a layer and what follows it; returns what arrived at its sites."""
+        """Take the states through a layer and what follows it; returns what arrived at its sites.
+
+        Examples with media go through its adapter, too.
+        """
         hidden = self._config.hidden_size
         inputs = {site.name: _Inputs.empty(next(iter(site.readers.values())).in_features) for site in sites(layer)}
         seen: dict[str, torch.Tensor] = {}
@@ -135,14 +139,17 @@ class _Stream:
         for number, example in enumerate(self._tokens):
             kept = self._kept[number]
             state = self._states[number]
-            normed = layer.input_layernorm(state)
-            inputs["qkv"].add(normed[0], kept)
-            state = state + layer.self_attn(normed, position_embeddings=self._angles[number], attention_mask=None)[0]
-            inputs["o"].add(seen["o"] / _magnitude(state[0]), kept)
-            normed = layer.post_attention_layernorm(state)
-            inputs["gate_up"].add(normed[0], kept)
-            state = state + layer.mlp(normed)
-            inputs["down"].add(seen["down"] / _magnitude(state[0]), kept)
+            with switched(layer, on=bool(example.is_media.any())):
+                normed = layer.input_layernorm(state)
+                inputs["qkv"].add(normed[0], kept)
+                state = (
+                    state + layer.self_attn(normed, position_embeddings=self._angles[number], attention_mask=None)[0]
+                )
+                inputs["o"].add(seen["o"] / _magnitude(state[0]), kept)
+                normed = layer.post_attention_layernorm(state)
+                inputs["gate_up"].add(normed[0], kept)
+                state = state + layer.mlp(normed)
+                inputs["down"].add(seen["down"] / _magnitude(state[0]), kept)
             if index < self._levels:
                 start = (1 + index) * hidden
                 level = torch.from_numpy(example.features[:, start : start + hidden])

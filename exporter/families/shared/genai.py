@@ -40,11 +40,11 @@ def complete_genai_config(genai_config: dict[str, Any], checkpoint: Checkpoint) 
 
 
 def media_ids(checkpoint: Checkpoint) -> tuple[int, int, int]:
-    """Ids of the image, video and start tokens; where there is no encoder, no token's."""
+    """Ids of the image, video and start tokens; where there is none, no token's."""
     if checkpoint.variant.encoder is None:
         return _NO_TOKEN, _NO_TOKEN, _NO_TOKEN
-    config = checkpoint.config
-    return config.image_token_id, config.video_token_id, config.vision_start_token_id
+    ids = checkpoint.variant.encoder.tokens(checkpoint.config)
+    return ids["image"], ids.get("video", _NO_TOKEN), ids.get("vision_start", _NO_TOKEN)
 
 
 def edge(size: int | list[int] | tuple[int, ...]) -> int:

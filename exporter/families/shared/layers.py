@@ -10,16 +10,19 @@ from torch import nn
 
 from exporter.choice import spread_over
 
+from .adapter import attach
 from .checkpoint import TEXT_PREFIX, Checkpoint
 
 _ROWS = 16_384  # of the output head, looked at together
 
 
 def read_layer(checkpoint: Checkpoint, index: int) -> Any:
-    """One layer, in the stored types."""
+    """One layer with its adapter, in the stored types."""
+    prefix = f"{TEXT_PREFIX}layers.{index}."
     with torch.device("meta"):
         layer = checkpoint.variant.layer(checkpoint.text, index)
-    return _filled(checkpoint, layer, f"{TEXT_PREFIX}layers.{index}.")
+    attach(layer, {name: ref.shape for name, ref in checkpoint.tensors.items() if name.startswith(prefix)}, prefix)
+    return _filled(checkpoint, layer, prefix)
 
 
 def read_norm(checkpoint: Checkpoint) -> nn.Module:

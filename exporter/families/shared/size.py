@@ -7,6 +7,7 @@ from typing import cast
 from exporter.precision import Phase, Precision
 from exporter.recipe import Kind, Recipe, block_of
 
+from .adapter import is_of_adapter
 from .checkpoint import EMBEDDING, TEXT_PREFIX, VISION_PREFIX, Checkpoint
 
 _PROJECTION = re.compile(rf"{re.escape(TEXT_PREFIX)}layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)_proj\.weight")
@@ -36,6 +37,8 @@ def _added(checkpoint: Checkpoint, recipe: Recipe, block_size: int) -> float:
         layer, kind = found.groups()
         if recipe.bits(cast("Kind", kind), int(layer), layers) == 8:
             names.append(found[0])
+    if recipe.adapter == 8:
+        names += filter(is_of_adapter, tensors)
     shapes = [tensors[name].shape for name in names]
     return sum(
         outputs * inputs * (0.5 + 4 / block_of(8, block_size, inputs) - 4 / block_size) for outputs, inputs in shapes

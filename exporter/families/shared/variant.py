@@ -1,4 +1,4 @@
-"""What differs between Qwen's families."""
+"""What differs between the families."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.weights import Tensors
 from serving.families import VisionInfo
 from vision_service.media import Kind
 
@@ -38,45 +39,33 @@ def _with_prefix(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
     return next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), name)
 
 
-ENCODER_FIELDS = (
-    "depth",
-    "hidden_size",
-    "hidden_act",
-    "intermediate_size",
-    "num_heads",
-    "in_channels",
-    "patch_size",
-    "spatial_merge_size",
-    "temporal_patch_size",
-    "out_hidden_size",
-)
-"""Fields of every encoder's config that determine its features. Named so that a later transformers, which may write
-more fields, does not change a fingerprint."""
-
-
 @dataclass(frozen=True)
 class EncoderVariant:
     """What differs between the families' encoders.
 
     Attributes:
-        levels: how many feature maps the encoder gives beside the merged one, by its config.
-        describe: the entries `vision` of bundle.json that the families do not share, by the encoder's config.
+        check: raises ExportError about a config, read from a path, whose parts do not fit together.
+        tokens: ids of the tokens of media by their names in bundle.json, by the config; `image` is one.
+        describe: the entry `vision` of bundle.json, by the encoder's config.
         fields: the fields of the encoder's config that determine its features.
         settings: reads a preprocessor file as the vision service does; raises BundleError where it cannot be served.
         video_processor: what `video_preprocessor_config.json` says of published models, for checkpoints that carry
-            image settings alone.
+            image settings alone; None: the model takes no videos.
+        levels: how many feature maps the encoder gives beside the merged one, by its config.
     """
 
-    levels: Callable[[Any], int]
+    check: Callable[[Path, Any], None]
+    tokens: Callable[[Any], Mapping[str, int]]
     describe: Callable[[Any], Mapping[str, Any]]
     fields: tuple[str, ...]
     settings: Callable[[Kind, Mapping[str, Any], Path, VisionInfo], object]
-    video_processor: Mapping[str, Any]
+    video_processor: Mapping[str, Any] | None
+    levels: Callable[[Any], int] = lambda vision: 0
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One of Qwen's families.
+    """A family of dense models.
 
     Attributes:
         name: in bundles.
@@ -92,8 +81,15 @@ class Variant:
             all of it is time's.
         encoder: what differs between the encoders; None: the model takes text only.
         check: raises ExportError about a config, read from a path, that cannot be served.
-        genai_type: what onnxruntime-genai calls the family.
+        genai_type: what onnxruntime-genai calls the family; None: the library cannot run it.
         other_names: other names in files, if there are such.
+        rotations: the types of rotary embeddings that are supported; "partial" rotates a part of each head.
+        has_mrope: whether positions have three axes.
+        takes_adapter: whether requests with media use a low-rank adapter, if the checkpoint has one.
+        translate: from `config.json` to the config of transformers' class.
+        tensors: reads the tensors of a checkpoint directory, by the names that the exporter has for them.
+        parts: the exporter's names for a tensor of transformers' class, and which of its rows each has; none where it
+            is not needed. By the config and the tensor's name.
     """
 
     name: str
@@ -107,9 +103,15 @@ class Variant:
     builder: Any
     mrope_section: tuple[int, int, int] | None
     encoder: EncoderVariant | None
-    genai_type: str
+    genai_type: str | None
     check: Callable[[Path, Any], None] = lambda path, config: None  # most have nothing to check
     other_names: OtherNames | None = None
+    rotations: tuple[str, ...] = ("default", "yarn")
+    has_mrope: bool = True
+    takes_adapter: bool = False
+    translate: Callable[[Path, dict[str, Any]], dict[str, Any]] = lambda path, config: config
+    tensors: Callable[[Path, Any], Tensors] | None = None
+    parts: Callable[[Any, str], Mapping[str, slice]] | None = None
 
     @property
     def architecture(self) -> str:

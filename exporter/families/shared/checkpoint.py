@@ -17,6 +17,7 @@ from exporter.progress import quiet
 from exporter.weights import Tensors
 from vision_service.media import Kind
 
+from .adapter import is_of_adapter
 from .variant import EncoderVariant, Variant
 
 VISION_PREFIX = "model.visual."
@@ -86,11 +87,15 @@ class Checkpoint:
         """
         planned = cls.plan(root, variant)
         config, block = _read_config(root, variant)
-        tensors, stored = _open_tensors(root, variant)
-        tensors = tensors.dequantized(block)
+        if variant.tensors is not None:
+            tensors, stored = variant.tensors(root, config), str
+        else:
+            tensors, stored = _open_tensors(root, variant)
+            tensors = tensors.dequantized(block)
         _settle_head(config, tensors)
         shapes = _expected_shapes(config, variant)
         tensors.require(shapes, root, stored=stored, model=variant.label)
+        shapes |= {name: ref.shape for name, ref in tensors.items() if is_of_adapter(name)}
         return replace(planned, config=config, tensors=tensors, parameters=_count(shapes))
 
     @property
@@ -109,8 +114,15 @@ class Checkpoint:
         return _head_dim(self.text)
 
     @property
-    def mrope_section(self) -> list[int]:
-        """How half of head_dim is divided among time, height and width."""
+    def has_adapter(self) -> bool:
+        """Whether requests with media use a low-rank adapter."""
+        return any(map(is_of_adapter, self.tensors))
+
+    @property
+    def mrope_section(self) -> list[int] | None:
+        """How half of head_dim is divided among time, height and width; None: positions have one axis."""
+        if not self.variant.has_mrope:
+            return None
         if self.variant.mrope_section is None:
             return [self.head_dim // 2, 0, 0]
         return [int(n) for n in _rope(self.config)["mrope_section"]]
@@ -147,6 +159,7 @@ def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
     """The config, and the blocks that share a scale if the weights are FP8."""
     raw = read_json(root / "config.json")
     block = take_quantization(root, raw)
+    raw = variant.translate(root / "config.json", raw)
     if variant.encoder is None and "text_config" in raw:
         raise _invalid(root, variant, ValueError("it has a text_config, as only models with an encoder have"))
     # Some files say it in the language model's part alone.
@@ -162,22 +175,8 @@ def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
     config.architectures = [variant.architecture]
     _check_rope(root, config, variant)
     if variant.encoder is not None:
-        _check_encoder(root, config)
+        variant.encoder.check(root / "config.json", config)
     return config, block
-
-
-def _check_encoder(root: Path, config: Any) -> None:
-    text, vision = config.text_config, config.vision_config
-    if vision.out_hidden_size != text.hidden_size:
-        raise ExportError(
-            ExportProblem.WIDTHS_DIFFER,
-            config=root / "config.json",
-            features=vision.out_hidden_size,
-            hidden=text.hidden_size,
-        )
-    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        if not 0 <= getattr(config, name) < text.vocab_size:
-            raise ExportError(ExportProblem.TOKEN_OUTSIDE, config=root / "config.json", token=name)
 
 
 def _invalid(root: Path, variant: Variant, error: Exception) -> ExportError:
@@ -206,10 +205,18 @@ def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 def _check_rope(root: Path, config: Any, variant: Variant) -> None:
     rope, text = _rope(config), _text(config)
-    kind = "partial" if rope.get("partial_rotary_factor", 1.0) != 1.0 else rope.get("rope_type", "default")
+    kinds = ["partial"] if rope.get("partial_rotary_factor", 1.0) != 1.0 else []
+    kinds.append(kind := rope.get("rope_type", "default"))
     original = rope.get("original_max_position_embeddings") or text.max_position_embeddings
-    if kind not in ("default", "yarn"):
-        raise ExportError(ExportProblem.ROPE_UNSUPPORTED, config=root / "config.json", kind=kind, length=original)
+    for asked in kinds:
+        if asked not in variant.rotations:
+            raise ExportError(
+                ExportProblem.ROPE_UNSUPPORTED,
+                config=root / "config.json",
+                kind=asked,
+                known=" and ".join(map(repr, variant.rotations)),
+                length=original,
+            )
     try:
         variant.rotary(text)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
@@ -217,7 +224,7 @@ def _check_rope(root: Path, config: Any, variant: Variant) -> None:
     if kind == "yarn" and rope["factor"] is not None:
         # Some configs keep the original length, and some give a longer one: media take more tokens than positions.
         text.max_position_embeddings = max(text.max_position_embeddings, int(rope["factor"] * original))
-    if variant.mrope_section is None:
+    if variant.mrope_section is None or not variant.has_mrope:
         return
     section, head_dim = rope.setdefault("mrope_section", list(variant.mrope_section)), _head_dim(text)
     if len(section) != 3 or 2 * sum(section) != head_dim:
@@ -233,12 +240,20 @@ def _expected_shapes(config: Any, variant: Variant) -> dict[str, tuple[int, ...]
         state = variant.model(config).state_dict()
     if config.tie_word_embeddings:
         del state[LM_HEAD]
+    if variant.parts is not None:
+        return {
+            part: tuple(tensor[rows].shape)
+            for name, tensor in state.items()
+            for part, rows in variant.parts(config, name).items()
+        }
     present = variant.other_names.present if variant.other_names is not None else str
     return {present(name): tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _read_processors(root: Path, encoder: EncoderVariant) -> dict[Kind, dict[str, Any]]:
     image = _read_image_processor(root)
+    if encoder.video_processor is None:
+        return {"image": image}
     return {"image": image, "video": _read_video_processor(root, image, encoder.video_processor)}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .checkpoint import Checkpoint
-from .genai import edge
+from .rotation import longest_short
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -23,25 +23,16 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         },
         "tokens": {"eos": _as_list(generation["eos_token_id"]), "pad": generation.get("pad_token_id")},
     }
-    if checkpoint.variant.encoder is None:
+    encoder = checkpoint.variant.encoder
+    if encoder is None:
         return described
-    config, vision = checkpoint.config, checkpoint.vision
-    described["text"]["mrope_section"] = checkpoint.mrope_section
-    described["tokens"] |= {
-        "image": config.image_token_id,
-        "video": config.video_token_id,
-        "vision_start": config.vision_start_token_id,
-        "vision_end": config.vision_end_token_id,
-    }
-    described["vision"] = {
-        "depth": vision.depth,
-        "hidden_size": vision.hidden_size,
-        "patch_size": edge(vision.patch_size),
-        "temporal_patch_size": edge(vision.temporal_patch_size),
-        "spatial_merge_size": vision.spatial_merge_size,
-        "in_channels": vision.in_channels,
-        **checkpoint.variant.encoder.describe(vision),
-    }
+    if checkpoint.mrope_section is not None:
+        described["text"]["mrope_section"] = checkpoint.mrope_section
+    if not checkpoint.variant.has_mrope:
+        longest = longest_short(checkpoint.text) or checkpoint.text.max_position_embeddings
+        described["text"]["original_max_position_embeddings"] = longest
+    described["tokens"] |= encoder.tokens(checkpoint.config)
+    described["vision"] = dict(encoder.describe(checkpoint.vision))
     return described
 
 

@@ -28,10 +28,12 @@ def check_served(checkpoint: Checkpoint) -> None:
     shown: tuple[tuple[Medium, ...], ...] = ((),)
     if checkpoint.variant.encoder is not None:
         _check_settings(checkpoint, checkpoint.variant.encoder, bundle)
-        shown = tuple((Medium(kind, "sha256:"),) for kind in MediaKind)
+        shown = tuple((Medium(MediaKind(kind), "sha256:"),) for kind in checkpoint.processors)
     try:
         with quiet():
-            tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(checkpoint.root, local_files_only=True)  # type: ignore[assignment]  # checkpoints have no others
+            tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(  # type: ignore[assignment]  # checkpoints have no others
+                checkpoint.root, config=checkpoint.config, local_files_only=True
+            )
             tokenizer.chat_template = checkpoint.chat_template
             prompts = PromptBuilder(tokenizer, family_of(bundle))
             for media in shown:
@@ -42,10 +44,10 @@ def check_served(checkpoint: Checkpoint) -> None:
 
 
 def _check_settings(checkpoint: Checkpoint, encoder: EncoderVariant, bundle: Bundle) -> None:
-    files: tuple[tuple[Kind, str], ...] = (("image", "preprocessor"), ("video", "video_preprocessor"))
+    files: dict[Kind, str] = {"image": "preprocessor", "video": "video_preprocessor"}
     try:
-        for kind, name in files:
-            encoder.settings(kind, checkpoint.processors[kind], _file(checkpoint.root, name), bundle.vision)
+        for kind, settings in checkpoint.processors.items():
+            encoder.settings(kind, settings, _file(checkpoint.root, files[kind]), bundle.vision)
     except BundleError as error:
         raise ExportError(ExportProblem.PREPROCESSOR_UNSUPPORTED, error=str(error).rstrip(".")) from error
 

@@ -1,0 +1,49 @@
+"""The published files: a config of `Phi4MMForCausalLM`, and tensors by the names of its code, with adapters inside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MODEL_TYPE = "phi4mm"
+_DROPPED = ("architectures", "auto_map", "embd_layer", "audio_processor", "img_processor", "speech_lora", "vision_lora")
+_NAMES = (
+    (r"\.base_layer\.", "."),
+    (r"\.image_embed\.glb_GN$", ".image_embed.global_img_feature_extensor"),
+    (r"\.image_embed\.sub_GN$", ".image_embed.sub_img_feature_extensor"),
+    (r"\.image_embed\.img_projection\.0\.", ".image_embed.img_projection_up."),
+    (r"\.image_embed\.img_projection\.2\.", ".image_embed.img_projection_down."),
+)
+
+
+def to_present(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as transformers' class has it.
+
+    The published code has the sizes of the image encoder in itself, and they are the class's defaults; where the file
+    has a `vision_config`, that counts.
+
+    Raises:
+        LookupError: it is not such a config.
+    """
+    image = config["embd_layer"]["image_embd_layer"]
+    vision = {"crop_size": image["crop_size"], **config.get("vision_config", {})}
+    kept = {key: value for key, value in config.items() if key not in _DROPPED}
+    return {**kept, "model_type": "phi4_multimodal", "vision_config": vision}
+
+
+def scale(config: Mapping[str, Any]) -> float:
+    """What the product of the vision adapter's matrices is multiplied by.
+
+    Raises:
+        LookupError: the config does not say.
+    """
+    adapter = config["vision_lora"]
+    return float(adapter["lora_alpha"] / adapter["r"])
+
+
+def present_name(name: str) -> str:
+    """A tensor's name in transformers' class."""
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
