@@ -23,6 +23,9 @@ from exporter.weights import MultipliedRef, TensorRef, Tensors
 from . import published
 from .adapter import Adapted, read_folder, take_inside
 
+MODEL = "Phi-4-multimodal"
+"""In sentences about one model."""
+
 _NATIVE_EMBEDDING = "model.embed_tokens.weight"
 _NATIVE_VISION = "model.embed_tokens_extend.image_embed."
 _AUDIO = "model.embed_tokens_extend.audio_embed."
@@ -51,7 +54,7 @@ def open_tensors(root: Path, config: Any) -> Tensors:
         {name: shape for name, shape in shapes.items() if name != LM_HEAD},
         root,
         stored=published.published_name if is_published else str,
-        model="Phi-4-multimodal",
+        model=MODEL,
     )
     refs: dict[str, TensorRef] = {}
     for name, ref in ((name, stored[name]) for name in shapes if name in stored):
