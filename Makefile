@@ -28,8 +28,10 @@ demo-model: setup
 demo-eval: setup
 	$(BIN)/python -m demo.evaluate --into demo/README.md
 
+# Two processes, each with whole directories of tests (tests/running/workers.py); TEST_WORKERS=0: in one, as pytest alone.
+TEST_WORKERS ?= 2
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup protos-check docs-check
 	$(BIN)/ruff check .

@@ -81,8 +81,9 @@ class DecoderService(Service):
         settings = self._settings
         bundle = await asyncio.to_thread(Bundle.open, settings.bundle, verify=settings.verify, folder="decoder")
         if bundle.decoder.precision == "int4":  # float32 weights stay in their mapped file
+            usable = usable_memory()
             for name in ("int4", "int8") if settings.int8 else ("int4",):
-                bundle.check_memory(f"decoder/{name}", usable_memory())
+                bundle.check_memory(f"decoder/{name}", usable)
         family = family_of(bundle)
         engine = self._engine = _engine(settings, bundle, family)
         # The engine loads in its own thread or process, so tokenizer and model load at the same time.

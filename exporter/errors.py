@@ -284,7 +284,7 @@ class ExportProblem(Problem):
     TENSOR_MISSING = (
         (
             "The checkpoint {root} lacks {tensor}{more}, which its config.json calls for (it has {stored}): "
-            "download it again, or give its tensors the names of the published files."
+            "download it again, or convert it to {model}'s published tensor names."
         ),
         "The weights have other names, for example those of mlx-vlm, or the config has more layers.",
     )

@@ -278,11 +278,19 @@ class Tensors(Mapping[str, TensorRef]):
             for rows in (slice(start, start + _ROWS) for start in range(0, one.shape[0], _ROWS))
         )
 
-    def require(self, shapes: Mapping[str, tuple[int, ...]], root: Path) -> None:
+    def require(
+        self, shapes: Mapping[str, tuple[int, ...]], root: Path, *, stored: Callable[[str], str], model: str
+    ) -> None:
         """Check that every tensor named in `shapes` is there, of that shape and of a floating dtype.
 
+        Args:
+            shapes: by present name.
+            root: the checkpoint's directory, for the message.
+            stored: what the files call a tensor, by its present name, for the message.
+            model: the family, for the message.
+
         Raises:
-            ExportError: naming the first tensor that is not as the config says.
+            ExportError: naming the first tensor that is not as the config says, by its name in the files.
         """
         missing = [name for name in shapes if name not in self._refs]
         if missing:
@@ -290,20 +298,25 @@ class Tensors(Mapping[str, TensorRef]):
             raise ExportError(
                 ExportProblem.TENSOR_MISSING,
                 root=root,
-                tensor=missing[0],
+                tensor=stored(missing[0]),
                 more=more,
-                stored=next(iter(self._refs), "nothing"),
+                stored=next((ref.name for ref in self._refs.values()), "nothing"),
+                model=model,
             )
         for name, shape in shapes.items():
             ref = self._refs[name]
             if ref.shape != shape:
                 raise ExportError(
-                    ExportProblem.SHAPES_DIFFER, tensor=name, file=ref.file, shape=list(ref.shape), expected=list(shape)
+                    ExportProblem.SHAPES_DIFFER,
+                    tensor=ref.name,
+                    file=ref.file,
+                    shape=list(ref.shape),
+                    expected=list(shape),
                 )
             if ref.dtype not in _DTYPES:
                 raise ExportError(
                     ExportProblem.DTYPE_UNSUPPORTED,
-                    tensor=name,
+                    tensor=ref.name,
                     file=ref.file,
                     dtype=ref.dtype,
                     known=", ".join(_DTYPES),

@@ -15,13 +15,14 @@ from gateway.affinity import generation_route, medium_route
 from gateway.budget import Budget, TierBudget
 from gateway.cache_scope import cache_scope
 from gateway.copying import copy_fields, opening_of
-from gateway.errors import Tier, broken, lost_midway, of_decoder, of_medium, untyped
+from gateway.errors import Tier, broken, lost_midway, of_decoder, of_medium
 from gateway.feed import EncodeMeter, Feed, Stopwatch
 from gateway.media import Conversation, RequestLimits, RequestMedium, collect, name_options
 from gateway.ports import CallEndedError, DecoderTier, GenerationCall, ReplicaCount, Route, VisionTier
 from gateway.retry import Backoff, Deadline, Retries, RetryBudget, retriable, settings_differ
 from serving.errors import Code, ServiceError
 from serving.media import check_options
+from serving.status import untyped
 from serving.tasks import cancel_and_wait, gather_or_cancel
 from vlm.v1 import chat_pb2, decoder_pb2, gateway_pb2, media_pb2, vision_pb2
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 
 from serving.errors import Code, Reason, ServiceError, Violation, failure, sentence, unavailable
+from serving.status import untyped
 from vlm.v1 import media_pb2
 
 
@@ -19,11 +20,6 @@ class Tier(Enum):
 
 _UNAVAILABLE = {Tier.VISION: Reason.VISION_UNAVAILABLE, Tier.DECODER: Reason.DECODER_UNAVAILABLE}
 _PROTOCOL = {Tier.VISION: Reason.VISION_PROTOCOL, Tier.DECODER: Reason.DECODER_PROTOCOL}
-
-
-def untyped(error: ServiceError) -> bool:
-    """Whether the error is from gRPC and not from a service: its text may contain internal addresses."""
-    return error.reason == error.code.value
 
 
 def renamed(error: ServiceError, rename: Callable[[str], str]) -> ServiceError:

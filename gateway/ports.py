@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
@@ -35,7 +34,7 @@ class Route:
     """Where the attempts of one piece of work go: an encode, a generation, or a short call.
 
     Attributes:
-        key: Equal keys prefer the same replica. Without one, any replica serves.
+        key: Equal keys prefer the same replica. None: any replica serves.
         load: The outstanding work that it stands for, in the unit of its tier.
         slack: Load over the tier's bound that it accepts for its key.
         joins: Whether a replica shares the work of running calls with equal keys.
@@ -43,7 +42,7 @@ class Route:
         alternatives: Whether another available replica was left at the last attempt. Set by the tier.
     """
 
-    key: bytes = field(default_factory=lambda: secrets.token_bytes(8))
+    key: bytes | None = None
     load: float = 0.0
     slack: float = 0.0
     joins: bool = False

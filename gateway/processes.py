@@ -18,6 +18,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from gateway.settings import GatewaySettings
 from serving import logs, metrics, server
+from serving.children import end, keep_running
 from serving.parent import end_with_parent
 from serving.server import Service, StartError, server_tls
 from serving.signals import ending_signals
@@ -26,8 +27,6 @@ from serving.transport import Credentials, PortError, hold_port, open_metrics_po
 
 log = structlog.get_logger()
 
-_FIRST_BACKOFF = 0.5
-_LAST_BACKOFF = 30.0
 _EXIT_SECONDS = 5.0
 """For a process to exit after its grace period."""
 
@@ -58,6 +57,7 @@ class _Worker:
             *(["-P"] if sys.flags.safe_path else []),
             "-m",
             "gateway.worker",
+            *("--parent-pid", str(os.getpid())),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=self._environment,
@@ -74,17 +74,18 @@ class _Worker:
 
     async def keep(self) -> None:
         """Start it again whenever it dies, ever more slowly while it keeps dying."""
-        backoff = _FIRST_BACKOFF
-        while True:
-            assert self._process is not None  # noqa: S101  # `start` came first
-            pid, code = self._process.pid, await self._ended()
-            log.error("process ended", pid=pid, exit_code=code, restart_seconds=backoff)
-            await asyncio.sleep(backoff)
-            try:
-                await self.start()
-                backoff = _FIRST_BACKOFF
-            except StartError:
-                backoff = min(2 * backoff, _LAST_BACKOFF)
+        await keep_running(self._died, self._restart)
+
+    async def _died(self, backoff: float) -> None:
+        assert self._process is not None  # noqa: S101  # `start` came first
+        log.error("process ended", pid=self._process.pid, exit_code=await self._ended(), restart_seconds=backoff)
+
+    async def _restart(self) -> bool:
+        try:
+            await self.start()
+        except StartError:
+            return False
+        return True
 
     async def _ended(self) -> int:
         """Wait for its end; its gauges are not counted after it. Returns the exit code."""
@@ -96,15 +97,7 @@ class _Worker:
 
     async def stop(self, seconds: float) -> None:
         """Let it drain, and kill it if it takes longer than `seconds`."""
-        if self._process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            await asyncio.wait_for(self._process.wait(), seconds)
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        await end(self._process, seconds)
 
 
 def run(service: Service, settings: GatewaySettings) -> int:

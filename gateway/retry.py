@@ -12,9 +12,10 @@ from typing import TypeVar
 import structlog
 
 from gateway import metrics
-from gateway.errors import Tier, lost, out_of_time, untyped
+from gateway.errors import Tier, lost, out_of_time
 from gateway.ports import Route
 from serving.errors import Code, Reason, ServiceError
+from serving.status import untyped
 
 log = structlog.get_logger()
 
@@ -31,9 +32,9 @@ class Backoff:
     """Exponential backoff between attempts.
 
     Attributes:
-        first: Seconds before the second attempt, on average.
+        first: Seconds after the first failure, on average.
         factor: Growth of each further delay.
-        longest: Longest delay, on average.
+        longest: Longest delay in seconds, on average.
         jitter: Random share by which a delay is shorter or longer, so that many requests are not retried at once.
     """
 
@@ -43,7 +44,11 @@ class Backoff:
     jitter: float = 0.5
 
     def seconds(self, attempt: int) -> float:
-        """The delay after attempt number `attempt`, from 1 on."""
+        """The delay before the next attempt, in seconds.
+
+        Args:
+            attempt: How many have failed, from 1 on, without those that another replica took over at once.
+        """
         mean = min(self.longest, self.first * self.factor ** (attempt - 1))
         return mean * random.uniform(1 - self.jitter, 1 + self.jitter)
 

@@ -24,7 +24,7 @@ from gateway.servicer import GatewayServicer
 from gateway.settings import GatewaySettings
 from gateway.tiers import GrpcDecoderTier, GrpcVisionTier
 from serving.errors import Code, ServiceError
-from serving.server import Service, StartError, server_tls
+from serving.server import Service, StartError
 from serving.tasks import cancel_and_wait
 from serving.tls import ClientTls, KeyPair, PemFile, TlsError
 from serving.transport import INSECURE, Credentials, PortError, is_loopback, open_channel, service_options
@@ -136,7 +136,7 @@ class GatewayService(Service):
                 channel = ClientTls(PemFile("tier_ca", settings.tier_ca), pair)
             except TlsError as error:
                 raise StartError(str(error)) from error
-        return Credentials(channel, server_tls(settings))
+        return Credentials(channel, self.tls)
 
     def _open_access(self) -> Access:
         settings = self._settings

@@ -14,13 +14,9 @@ from gateway.conductor import Policy
 from gateway.keys.limits import Limits
 from gateway.media import RequestLimits
 from gateway.replicas import parse_target
-from serving.settings import MIB, ServerSettings, require_pair
+from serving.settings import MIB, ServerSettings, require_pair, separated
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+", re.IGNORECASE)
-
-
-def _separated(value: str) -> list[str]:
-    return [origin.strip() for origin in value.split(",") if origin.strip()]
 
 
 class GatewaySettings(ServerSettings):
@@ -40,7 +36,8 @@ class GatewaySettings(ServerSettings):
         ge=1,
         le=256,
         description="Processes that serve the two ports; each uses at most one core. Connections are distributed over "
-        "them. `max_concurrent_rpcs` is divided among them; limits of one client and of retries hold in each.",
+        "them. `max_concurrent_rpcs` is divided among them; limits of connections, of bodies, of one client and of "
+        "retries hold in each.",
     )
     cors_origins: str = Field(
         "",
@@ -95,8 +92,8 @@ class GatewaySettings(ServerSettings):
     max_buffered_body_bytes: int = Field(
         1024 * MIB,
         ge=1,
-        description="Most bytes of the HTTP bodies that are being received, all together; the first 64 KiB of each do "
-        "not count.",
+        description="Most bytes of the HTTP bodies that each process receives at once; the first 64 KiB of each body "
+        "do not count.",
     )
 
     default_deadline_seconds: float = Field(
@@ -142,7 +139,7 @@ class GatewaySettings(ServerSettings):
     @field_validator("cors_origins")
     @classmethod
     def _are_origins(cls, value: str) -> str:
-        for origin in _separated(value):
+        for origin in separated(value):
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin; write scheme, host and port, as http://localhost:3000")
         return value
@@ -162,7 +159,7 @@ class GatewaySettings(ServerSettings):
     @property
     def allowed_origins(self) -> tuple[str, ...]:
         """The origins of `cors_origins`, one by one."""
-        return tuple(_separated(self.cors_origins))
+        return separated(self.cors_origins)
 
     @property
     def address_limits(self) -> Limits:

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 REQUEST_ID_HEADER = "x-request-id"
 """HTTP header, and key of gRPC's initial metadata, that holds the request's id."""
 
-MAX_REQUEST_ID_LENGTH = 128
+_MOST_CHARACTERS = 128
 
 
 def check_request_id(given: str, *, path: str = "request_id") -> str:
@@ -34,9 +34,25 @@ def check_request_id(given: str, *, path: str = "request_id") -> str:
     Raises:
         ServiceError: INVALID_ARGUMENT if it is too long or not printable ASCII.
     """
-    if len(given) > MAX_REQUEST_ID_LENGTH or not (given.isascii() and given.isprintable()):
-        raise invalid(path, f"must be at most {MAX_REQUEST_ID_LENGTH} printable ASCII characters")
-    return given or uuid.uuid4().hex
+    return check_printable(given, path=path) or uuid.uuid4().hex
+
+
+def check_printable(given: str, *, path: str) -> str:
+    """Check a short name in a request.
+
+    Args:
+        given: The name; it may be empty.
+        path: Path of its field, for errors.
+
+    Returns:
+        The same.
+
+    Raises:
+        ServiceError: INVALID_ARGUMENT if it is too long or not printable ASCII.
+    """
+    if len(given) > _MOST_CHARACTERS or not (given.isascii() and given.isprintable()):
+        raise invalid(path, f"must be at most {_MOST_CHARACTERS} printable ASCII characters")
+    return given
 
 
 def bind_request_id(request_id: str) -> None:

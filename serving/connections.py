@@ -41,12 +41,10 @@ class Places:
 
     Args:
         most: Their number.
-        setting: The setting that has it, for the error.
     """
 
-    def __init__(self, most: int, setting: str = "max_concurrent_rpcs") -> None:
+    def __init__(self, most: int) -> None:
         self._most = most
-        self._setting = setting
         self._taken = 0
 
     def check(self) -> None:
@@ -56,7 +54,7 @@ class Places:
             ServiceError: RESOURCE_EXHAUSTED with a delay if not.
         """
         if self._taken >= self._most:
-            message = f"the limit of {self._most} requests at once is reached ({self._setting})"
+            message = f"the limit of {self._most} requests at once is reached (max_concurrent_rpcs)"
             raise overloaded(Reason.TOO_MANY_CALLS, message, retry_after=1.0)
 
     @contextlib.contextmanager

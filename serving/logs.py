@@ -88,6 +88,15 @@ class _Lossy:
             self._stream.flush()
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of gRPC's tells more than that a client left a call before its status was sent.
+
+    gRPC keeps quiet about this if it hears of the cancellation before the status fails. The other order is as normal.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ != "ExecuteBatchError" or not str(error).startswith('Failed "execute_batch"')
+
+
 def configure(settings: ServerSettings, service: str) -> None:
     """Set up structlog and the standard library's logging for this process.
 
@@ -121,4 +130,5 @@ def configure(settings: ServerSettings, service: str) -> None:
     structlog.contextvars.bind_contextvars(service=service)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(levelname)s %(name)s %(message)s"))
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])

@@ -17,7 +17,6 @@ class _Generation:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self.running = 0
-        self.replaced = False
 
 
 class RenewedChannel(grpc.aio.Channel):
@@ -43,10 +42,9 @@ class RenewedChannel(grpc.aio.Channel):
         credentials = self._tls.current()
         if credentials is not self._credentials:
             self._credentials = credentials
-            self._newest.replaced = True
-            self._close_unused(self._newest)
-            self._newest = _Generation(self._connect(credentials))
+            previous, self._newest = self._newest, _Generation(self._connect(credentials))
             self._generations.add(self._newest)
+            self._close_unused(previous)
         return self._newest
 
     def ended(self, generation: _Generation) -> None:
@@ -55,7 +53,7 @@ class RenewedChannel(grpc.aio.Channel):
         self._close_unused(generation)
 
     def _close_unused(self, generation: _Generation) -> None:
-        if generation.replaced and not generation.running and generation in self._generations:
+        if generation is not self._newest and not generation.running and generation in self._generations:
             self._generations.remove(generation)
             task = asyncio.ensure_future(generation.channel.close())
             self._closing.add(task)

@@ -23,6 +23,7 @@ from serving.signals import ending_signals
 from serving.tasks import run_until
 from serving.tls import KeyPair, PemFile, ServerTls, TlsError
 from serving.transport import Credentials, PortError, is_loopback, open_metrics_port, open_port, server_options
+from serving.wakeups import all_read_at_once
 
 log = structlog.get_logger()
 
@@ -44,6 +45,8 @@ class Service(ABC):
     """Whether only the gateway calls it, so that a port that is open to others deserves a warning."""
     shares_port = False
     """Whether other processes of the same service listen on its port, too."""
+    tls: ServerTls | None = None
+    """The certificate of its ports; None: plain text. `serve` sets it before `start`."""
 
     @abstractmethod
     async def start(self, set_serving: Callable[[bool], None]) -> None:
@@ -96,7 +99,8 @@ async def serve(
         for number in ending_signals():
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
 
-    credentials = Credentials(server=server_tls(settings))
+    service.tls = server_tls(settings)
+    credentials = Credentials(server=service.tls)
     _warn_of_open_ports(service, settings)
     health_state = Health(service.grpc_names)
     # A start may take long, or wait for other services.
@@ -105,24 +109,25 @@ async def serve(
     try:
         if settings.parent_pid is not None:
             end_with_parent(settings.parent_pid)
-        server = grpc.aio.server(
-            interceptors=[
-                CallInterceptor(
-                    max_calls=settings.max_concurrent_rpcs,
+        with all_read_at_once():
+            server = grpc.aio.server(
+                interceptors=[
+                    CallInterceptor(
+                        max_calls=settings.max_concurrent_rpcs,
+                        max_message_bytes=settings.max_message_bytes,
+                        limits=settings.connection_limits,
+                        client_names=settings.client_names,
+                    ),
+                    *service.interceptors(),
+                ],
+                options=server_options(
                     max_message_bytes=settings.max_message_bytes,
+                    max_connection_age_seconds=settings.max_connection_age_seconds,
+                    max_calls=settings.max_concurrent_rpcs,
                     limits=settings.connection_limits,
-                    client_names=settings.client_names,
+                    shared=service.shares_port,
                 ),
-                *service.interceptors(),
-            ],
-            options=server_options(
-                max_message_bytes=settings.max_message_bytes,
-                max_connection_age_seconds=settings.max_connection_age_seconds,
-                max_calls=settings.max_concurrent_rpcs,
-                limits=settings.connection_limits,
-                shared=service.shares_port,
-            ),
-        )
+            )
         service.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(health_state, server)
         if settings.reflection:

@@ -40,8 +40,8 @@ class ServerSettings(BaseSettings):
     max_connections: int = Field(
         4096,
         ge=1,
-        description="Most connections of each port at once; fewer where the limit of open files (`ulimit -n`) leaves "
-        "less, after 512 for the service itself.",
+        description="Most connections of each port at once, in each process; fewer where the limit of open files "
+        "(`ulimit -n`) leaves less, after 512 for the service itself.",
     )
     handshake_timeout_seconds: float = Field(
         10.0,
@@ -111,7 +111,7 @@ class ServerSettings(BaseSettings):
     @property
     def client_names(self) -> frozenset[str]:
         """The names of `tls_client_names`, one by one."""
-        return frozenset(name.strip() for name in self.tls_client_names.split(",") if name.strip())
+        return frozenset(separated(self.tls_client_names))
 
 
 def require_pair(settings: BaseSettings, cert: str, key: str) -> None:
@@ -123,3 +123,8 @@ def require_pair(settings: BaseSettings, cert: str, key: str) -> None:
     for one, other in ((cert, key), (key, cert)):
         if getattr(settings, one) is not None and getattr(settings, other) is None:
             raise ValueError(f"{one} needs {other}")
+
+
+def separated(value: str) -> tuple[str, ...]:
+    """The parts of a setting with commas between them."""
+    return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -103,3 +103,8 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
         return failure(Reason.BODY_TOO_LARGE, message)
     retry_after = 1.0 if code is Code.UNAVAILABLE else None
     return ServiceError(code, name, error.details() or name, retry_after=retry_after)
+
+
+def untyped(error: ServiceError) -> bool:
+    """Whether an error is from gRPC and not from a service: its text may contain internal addresses."""
+    return error.reason == error.code.value

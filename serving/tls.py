@@ -14,7 +14,7 @@ import grpc
 import structlog
 
 from serving import metrics
-from serving.settings_files import read_regular
+from serving.files import read_regular, signature
 
 log = structlog.get_logger()
 
@@ -50,14 +50,6 @@ class PemFile:
     def error(self, what: str) -> TlsError:
         """An error about this file."""
         return TlsError(f"{self.setting}: {self.path} {what}")
-
-    def signature(self) -> tuple[int, ...] | None:
-        """Changes when the file is replaced or written; None: no such file."""
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ class Renewed(Generic[T]):
             return self._value
 
     def _status(self) -> list[tuple[int, ...] | None]:
-        return [file.signature() for file in self._files]
+        return [signature(file.path) for file in self._files]
 
     def _read(self) -> tuple[list[tuple[int, ...] | None], T]:
         # The files are read one after another: repeat if one was replaced meanwhile.

@@ -18,11 +18,10 @@ from serving.connections import ConnectionLimits
 from serving.renewed_channel import RenewedChannel
 from serving.settings import MIB
 from serving.tls import ClientTls, ServerTls
+from serving.wakeups import all_read_at_once
 
 Options = Sequence[tuple[str, int | str]]
 """Channel arguments of gRPC."""
-
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 _EXTRA_STREAMS = 64
 
@@ -64,7 +63,7 @@ class PortError(Exception):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone."""
+    """Whether an address is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -114,7 +113,7 @@ def client_options(address: str) -> Options:
         ("grpc.keepalive_time_ms", 15_000),
         ("grpc.http2.ping_timeout_ms", 10_000),
         # Do not use a proxy for outgoing connections.
-        ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
+        ("grpc.enable_http_proxy", int(not is_loopback(address.rpartition(":")[0]))),
     ]
 
 
@@ -179,13 +178,14 @@ def open_channel(
         interceptors: Around each call, the first outermost.
     """
     options = service_options() if options is None else options
-    if credentials.channel is None:
-        return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
-    options = _expecting(server_name, options)
-    return RenewedChannel(
-        credentials.channel,
-        lambda current: grpc.aio.secure_channel(target, current, options, interceptors=interceptors),
-    )
+    with all_read_at_once():
+        if credentials.channel is None:
+            return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
+        options = _expecting(server_name, options)
+        return RenewedChannel(
+            credentials.channel,
+            lambda current: grpc.aio.secure_channel(target, current, options, interceptors=interceptors),
+        )
 
 
 def open_blocking_channel(

@@ -4,7 +4,7 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.running.coroutines", "tests.running.remains", "tests.running.watchdog"]
+pytest_plugins = [f"tests.running.{name}" for name in ("coroutines", "remains", "watchdog", "workers")]
 
 # How long an example takes says nothing on a machine that is busy with something else.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -28,6 +28,7 @@ from triptych.events import (
 )
 from triptych.media import Image, Video
 from triptych.messages import Message, assistant, system, tool, user
+from triptych.prompts import Prompt
 from triptych.tls import Tls
 from triptych.tools import Tool, ToolCall
 
@@ -46,6 +47,7 @@ __all__ = [
     "Message",
     "PositionLogprobs",
     "Progress",
+    "Prompt",
     "Started",
     "Timings",
     "Tls",

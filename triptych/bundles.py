@@ -11,6 +11,7 @@ from typing import Literal
 
 from serving.bundle import Bundle
 from serving.bundle_error import BundleError, BundleProblem
+from serving.folder_lock import locked
 from serving.signals import importing
 
 
@@ -35,20 +36,28 @@ def demo_bundle(precision: Literal["int4", "fp32"] = "int4") -> Path:
     """
     checkpoint = demo_checkpoint()
     out = _cache() / f"demo-{precision}-{_fingerprint(checkpoint)}"
-    try:
-        return Bundle.open(out).root
-    except BundleError:
-        pass
+    if _is_made(out):
+        return out
     with importing():
         import exporter  # noqa: PLC0415  # torch and the builder take seconds to import; most starts find the bundle made
 
-    print(f"triptych: making the demo bundle in {out}, once …", file=sys.stderr)  # noqa: T201
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        exporter.export(checkpoint, out, precision=precision, model_id="triptych-demo", force=True)
+        with locked(out.parent):
+            if not _is_made(out):  # else another process made it while this one waited
+                print(f"triptych: making the demo bundle in {out}, once …", file=sys.stderr)  # noqa: T201
+                exporter.export(checkpoint, out, precision=precision, model_id="triptych-demo", force=True)
     except (OSError, exporter.ExportError) as error:
         raise BundleError(BundleProblem.NO_DEMO, error=error) from error
     return out
+
+
+def _is_made(out: Path) -> bool:
+    try:
+        Bundle.open(out)
+    except BundleError:
+        return False
+    return True
 
 
 def _cache() -> Path:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncGenerator, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
@@ -14,7 +14,7 @@ from serving.calls import REQUEST_ID_HEADER
 from serving.errors import Code
 from serving.transport import open_blocking_channel, open_channel
 from triptych.api_key import key_metadata
-from triptych.errors import AnswerError, TriptychError, closed, typed
+from triptych.errors import AnswerError, TriptychError, closed, timed_out, typed
 from triptych.events import Accepted, Answer, Event, TokenCount, count_from_wire, from_wire, gather
 from triptych.gateways import Gateway, Gateways
 from triptych.options import ChatOptions, CountOptions, chat_request, count_request
@@ -31,13 +31,51 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_RETRIES = 4
 """They cover 7.5 seconds: more than the restart of a gateway takes."""
 
+_GRACE_SECONDS = 1.0
+
 T = TypeVar("T")
+
+
+class _Deadline:
+    """Ends the waiting for a call soon after its deadline, if gRPC does not.
+
+    gRPC ends calls through the thread that brings their messages, and that can be blocked: see `serving.wakeups`.
+
+    Args:
+        seconds: Deadline of the call; None: none.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else asyncio.get_running_loop().time() + seconds + _GRACE_SECONDS
+
+    async def bound(self, waited: Awaitable[T]) -> T:
+        """Wait.
+
+        Raises:
+            TriptychError: DEADLINE_EXCEEDED.
+        """
+        try:
+            async with asyncio.timeout_at(self._end):
+                return await waited
+        except TimeoutError:
+            raise timed_out() from None
 
 
 def _accepted(metadata: Iterable[tuple[str, str | bytes]]) -> Accepted | None:
     """The event of the response's initial metadata; None if the call failed before the gateway sent any."""
     request_id = dict(metadata).get(REQUEST_ID_HEADER)
     return Accepted(request_id) if isinstance(request_id, str) else None
+
+
+def _one(options: ChatOptions) -> ChatOptions:
+    """The options of a call that returns one answer.
+
+    Raises:
+        TypeError: They ask for several.
+    """
+    if (options.get("n") or 1) != 1:
+        raise TypeError(f"n is {options['n']!r}: call `answers` for several answers, or `chat`")
+    return options
 
 
 def _parsed(answer: Answer, form: type[T]) -> T:
@@ -100,7 +138,7 @@ class Client:
 
         Args:
             messages: Messages, as of `user`, `system`, `assistant` and `tool`, strings (of the user), or dictionaries
-                as in OpenAI's JSON. A message or a string alone is a conversation of one message.
+                as in OpenAI's JSON. A message or a string alone is a conversation of one message. Or a `Prompt`.
             options: As in `ChatOptions`.
 
         Raises:
@@ -145,8 +183,12 @@ class Client:
             call.cancel()
 
     def answer(self, messages: Conversation, **options: Unpack[ChatOptions]) -> Answer:
-        """Generate an answer, as `chat`, and return it as a whole."""
-        return gather(self.chat(messages, **options))
+        """Generate an answer, as `chat`, and return it as a whole. For several, call `answers`."""
+        return gather(self.chat(messages, **_one(options)))[0]
+
+    def answers(self, messages: Conversation, **options: Unpack[ChatOptions]) -> tuple[Answer, ...]:
+        """Generate `n` answers, as `chat`, and return them as a whole."""
+        return gather(self.chat(messages, **options), options.get("n") or 1)
 
     def parse(self, messages: Conversation, form: type[T], **options: Unpack[ChatOptions]) -> T:
         """Generate an answer whose JSON describes an instance of a type, and return that.
@@ -258,12 +300,14 @@ class AsyncClient:
         self, gateway: Gateway[grpc.aio.Channel], request: gateway_pb2.ChatRequest, seconds: float | None
     ) -> AsyncGenerator[Event, None]:
         self._check_open()
+        deadline = _Deadline(seconds)
         call = gateway.stub.Chat(request, timeout=seconds, metadata=self._metadata)
         try:
             with typed(gateway.address):
-                if request.report_progress and (accepted := _accepted(await call.initial_metadata())):
+                if request.report_progress and (accepted := _accepted(await deadline.bound(call.initial_metadata()))):
                     yield accepted
-                async for wire in call:
+                messages = aiter(call)
+                while (wire := await deadline.bound(anext(messages, None))) is not None:
                     event = from_wire(wire)
                     if event is not None:
                         yield event
@@ -271,8 +315,12 @@ class AsyncClient:
             call.cancel()  # always: an unfinished aio call is never collected
 
     async def answer(self, messages: Conversation, **options: Unpack[ChatOptions]) -> Answer:
-        """Generate an answer, as `chat`, and return it as a whole."""
-        return gather([event async for event in self.chat(messages, **options)])
+        """Generate an answer, as `chat`, and return it as a whole. For several, call `answers`."""
+        return gather([event async for event in self.chat(messages, **_one(options))])[0]
+
+    async def answers(self, messages: Conversation, **options: Unpack[ChatOptions]) -> tuple[Answer, ...]:
+        """Generate `n` answers, as `chat`, and return them as a whole."""
+        return gather([event async for event in self.chat(messages, **options)], options.get("n") or 1)
 
     async def parse(self, messages: Conversation, form: type[T], **options: Unpack[ChatOptions]) -> T:
         """Generate an answer whose JSON describes an instance of a type, and return that. As `Client.parse`."""
@@ -300,8 +348,9 @@ class AsyncClient:
             gateway = self._gateways.used
             try:
                 with typed(gateway.address):
-                    call = getattr(gateway.stub, method)
-                    return await call(request, timeout=attempts.remaining(), metadata=self._metadata)
+                    seconds = attempts.remaining()
+                    call = getattr(gateway.stub, method)(request, timeout=seconds, metadata=self._metadata)
+                    return await _Deadline(seconds).bound(call)
             except TriptychError as error:
                 delay = attempts.delay(error)
                 self._gateways.leave_after(error, gateway)

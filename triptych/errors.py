@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from serving.errors import Code
+from serving.errors import Code, Reason
 from serving.errors import ServiceError as TriptychError
-from serving.status import from_rpc_error
+from serving.status import from_rpc_error, untyped
 
 if TYPE_CHECKING:
     from triptych.events import Answer
 
 
-__all__ = ["GATEWAY_UNAVAILABLE", "AnswerError", "TriptychError", "closed", "incomplete", "typed"]
+__all__ = ["GATEWAY_UNAVAILABLE", "AnswerError", "TriptychError", "closed", "incomplete", "timed_out", "typed"]
 
 _RETRY_SECONDS = 0.5
 
@@ -44,6 +44,12 @@ def incomplete() -> TriptychError:
     return TriptychError(Code.INTERNAL, "ANSWER_INCOMPLETE", "the events ended before the answer did")
 
 
+def timed_out() -> TriptychError:
+    """The error of a call that this side has ended after its deadline."""
+    message = "the call was not answered within its deadline (timeout)"
+    return TriptychError(Code.DEADLINE_EXCEEDED, Reason.DEADLINE_EXCEEDED.name, message)
+
+
 GATEWAY_UNAVAILABLE = "GATEWAY_UNAVAILABLE"
 """The reason of an error that no server has sent: the gateway cannot be reached, or the connection to it was lost."""
 
@@ -59,7 +65,7 @@ def typed(address: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         failure = from_rpc_error(error)
-        if failure.code is Code.UNAVAILABLE and failure.reason == Code.UNAVAILABLE.name:  # without a server's details
+        if failure.code is Code.UNAVAILABLE and untyped(failure):
             message = f"the gateway at {address} does not answer: {failure.message}"
             failure = TriptychError(Code.UNAVAILABLE, GATEWAY_UNAVAILABLE, message, retry_after=_RETRY_SECONDS)
         raise failure from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -166,12 +167,14 @@ class Delta:
         token_ids: Tokens.
         logprobs: One for each of the tokens, if requested.
         reasoning: Whole characters of the reasoning, from a model that thinks before it answers.
+        choice: Which of `n` answers, from 0.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...] = ()
     reasoning: str = ""
+    choice: int = 0
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,14 @@ class ToolCallDelta:
         id: The call's id; only in the first delta of a call.
         name: Name of the tool; only in the first delta of a call.
         arguments: More of the JSON text of the arguments.
+        choice: Which of `n` answers, from 0.
     """
 
     index: int
     id: str
     name: str
     arguments: str
+    choice: int = 0
 
 
 @dataclass(frozen=True)
@@ -201,12 +206,14 @@ class Finished:
         timings: Where the time went.
         limit: Which limit that was: `max_tokens`, `server` (its default bound), `context`, `kv_cache`, `deadline`,
             or `repetition`.
+        choice: Which of `n` answers, from 0.
     """
 
     reason: str
     usage: Usage
     timings: Timings
     limit: str | None = None
+    choice: int = 0
 
 
 Event = Accepted | Started | Progress | Delta | ToolCallDelta | Finished
@@ -255,10 +262,11 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
             logprobs = tuple(
                 PositionLogprobs(_scored(p.chosen), tuple(map(_scored, p.top))) for p in event.delta.logprobs
             )
-            return Delta(event.delta.text, tuple(event.delta.token_ids), logprobs, event.delta.reasoning)
+            d = event.delta
+            return Delta(d.text, tuple(d.token_ids), logprobs, d.reasoning, event.choice)
         case "tool_call":
             c = event.tool_call
-            return ToolCallDelta(c.index, c.id, c.name, c.arguments)
+            return ToolCallDelta(c.index, c.id, c.name, c.arguments, event.choice)
         case "finished":
             f = event.finished
             u, t = f.usage, f.timings
@@ -273,6 +281,7 @@ def from_wire(event: chat_pb2.ChatEvent) -> Event | None:
                     t.time_to_first_token_seconds,
                 ),
                 _LIMITS.get(f.limit),
+                event.choice,
             )
     return None
 
@@ -299,45 +308,64 @@ def _scored(token: chat_pb2.TokenLogprob) -> TokenLogprob:
     return TokenLogprob(token.token_id, token.text, token.logprob, token.raw)
 
 
-def gather(events: Iterable[Event]) -> Answer:
-    """Assemble an answer from its events.
+def gather(events: Iterable[Event], n: int = 1) -> tuple[Answer, ...]:
+    """Assemble the answers of a request from its events.
+
+    Args:
+        events: The events; those of several answers come in turns.
+        n: How many answers there are.
 
     Raises:
-        TriptychError: The events end without `Finished`.
+        TriptychError: The events end without `Finished` of each.
     """
-    prompt: tuple[int, ...] = ()
-    media: tuple[MediaLayout, ...] = ()
-    text: list[str] = []
-    reasoning: list[str] = []
-    tokens: list[int] = []
-    logprobs: list[PositionLogprobs] = []
-    calls: dict[int, list[ToolCallDelta]] = {}
+    started: Started | None = None
+    parts: defaultdict[int, _Parts] = defaultdict(_Parts)  # the server bounds their number
     for event in events:
         match event:
             case Started():
-                prompt, media = event.prompt_token_ids, event.media
-            case Delta():
-                text.append(event.text)
-                reasoning.append(event.reasoning)
-                tokens += event.token_ids
-                logprobs += event.logprobs
-            case ToolCallDelta():
-                calls.setdefault(event.index, []).append(event)
-            case Finished():
-                return Answer(
-                    "".join(text),
-                    tuple(tokens),
-                    prompt,
-                    event.reason,
-                    event.usage,
-                    event.timings,
-                    tuple(logprobs),
-                    media,
-                    "".join(reasoning),
-                    event.limit,
-                    tuple(_call(calls[index]) for index in sorted(calls)),
-                )
+                started = event
+            case Delta() | ToolCallDelta() | Finished():
+                parts[event.choice].add(event)
+                if isinstance(event, Finished) and sum(each.finished is not None for each in parts.values()) == n:
+                    return tuple(parts[choice].answer(started) for choice in range(n))
     raise incomplete()
+
+
+class _Parts:
+    """What has come of one answer."""
+
+    def __init__(self) -> None:
+        self.finished: Finished | None = None
+        self._deltas: list[Delta] = []
+        self._calls: dict[int, list[ToolCallDelta]] = {}
+
+    def add(self, event: Delta | ToolCallDelta | Finished) -> None:
+        """Take one more event of it."""
+        match event:
+            case Delta():
+                self._deltas.append(event)
+            case ToolCallDelta():
+                self._calls.setdefault(event.index, []).append(event)
+            case Finished():
+                self.finished = event
+
+    def answer(self, started: Started | None) -> Answer:
+        """The whole answer. Raises TriptychError if it is not complete."""
+        if self.finished is None:
+            raise incomplete()
+        return Answer(
+            "".join(delta.text for delta in self._deltas),
+            tuple(token for delta in self._deltas for token in delta.token_ids),
+            started.prompt_token_ids if started else (),
+            self.finished.reason,
+            self.finished.usage,
+            self.finished.timings,
+            tuple(one for delta in self._deltas for one in delta.logprobs),
+            started.media if started else (),
+            "".join(delta.reasoning for delta in self._deltas),
+            self.finished.limit,
+            tuple(_call(self._calls[index]) for index in sorted(self._calls)),
+        )
 
 
 def _call(deltas: list[ToolCallDelta]) -> ToolCall:

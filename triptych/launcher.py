@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.bundle import Bundle, BundleError
+from serving.children import end, keep_running
 from serving.cores import usable_cores
 from serving.priority import lower_priority
 from serving.probe import credentials_of
@@ -27,8 +27,8 @@ from serving.transport import HEALTH_OPTIONS, Credentials, PortError, ReservedPo
 T = TypeVar("T")
 
 _LOOPBACK = "127.0.0.1"
-_FIRST_BACKOFF = 0.5
-_LAST_BACKOFF = 30.0
+_PREFIXES = ("VISION_", "DECODER_", "GATEWAY_")
+"""Of the settings of the services in the environment."""
 
 
 class LaunchError(Exception):
@@ -48,6 +48,7 @@ class Plan:
         grace_seconds: Seconds that running requests may take after a signal.
         log_level: Lowest level that the services log.
         environment: Environment variables of the vision and decoder services; they override this process's own.
+        default_settings: Whether the services ignore the settings in this process's own environment.
     """
 
     bundle: Path
@@ -58,6 +59,7 @@ class Plan:
     grace_seconds: float = 30.0
     log_level: str = "warning"
     environment: Mapping[str, str] = field(default_factory=dict)
+    default_settings: bool = False
 
 
 # With this, decode keeps more than half of its speed while pictures are encoded, and encoding nearly half of its own.
@@ -147,31 +149,25 @@ class Replica:
         Args:
             on_death: Called with one line about what happened.
         """
-        backoff = _FIRST_BACKOFF
-        while True:
+
+        async def ended(backoff: float) -> None:
             assert self._process is not None  # noqa: S101  # narrows the type: `start` came first
             code = await self._process.wait()
             on_death(f"{self.name} ended with {_describe(code)}; starting it again in {backoff:g} s")
-            await asyncio.sleep(backoff)
+
+        async def restart() -> bool:
             await self.start()
             try:
                 await self.ready()
-                backoff = _FIRST_BACKOFF
             except LaunchError:
-                backoff = min(2 * backoff, _LAST_BACKOFF)
+                return False
+            return True
+
+        await keep_running(ended, restart)
 
     async def stop(self, grace_seconds: float) -> None:
         """Terminate the process, and kill it after the grace period."""
-        if self._process is None or self._process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        try:
-            await asyncio.wait_for(self._process.wait(), grace_seconds)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        await end(self._process, grace_seconds)
 
 
 async def run(
@@ -253,13 +249,18 @@ class System:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         ports = ReservedPorts(_LOOPBACK)
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not (plan.default_settings and name.upper().startswith(_PREFIXES))
+        }
         shared = ["--log-level", plan.log_level, "--grace-seconds", f"{plan.grace_seconds:g}"]
         model = [*shared, "--bundle", str(plan.bundle)]
 
         def tier(module: str, threads: str, count: int, nice: int = 0) -> list[Replica]:
             # The replicas of a tier divide the cores. Each tier may use all of them, since it is often the only busy
             # one.
-            environment = {threads: str(max(1, usable_cores() // max(count, 1))), **os.environ, **plan.environment}
+            environment = {threads: str(max(1, usable_cores() // max(count, 1))), **inherited, **plan.environment}
             return [Replica(module, model, ports.reserve(), environment, nice) for _ in range(count)]
 
         encoders = plan.vision_replicas if _takes_media(plan.bundle) else 0
@@ -269,8 +270,8 @@ class System:
         http_port = _reserve(ports, plan.http_port, "--http-port")
         ports.release()
         targets = ["--vision", _target(self.vision), "--decoder", _target(self.decoders)]
-        self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port)
-        scheme = "https" if os.environ.get("GATEWAY_TLS_CERT") else "http"
+        self.gateway = Replica("gateway", [*shared, *targets, "--http-port", str(http_port)], grpc_port, inherited)
+        scheme = "https" if inherited.get("GATEWAY_TLS_CERT") else "http"
         self.addresses = Addresses(f"{_LOOPBACK}:{grpc_port}", f"{scheme}://{_LOOPBACK}:{http_port}")
 
     async def start(self) -> None:

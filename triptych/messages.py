@@ -14,6 +14,7 @@ from triptych.tools import ToolCall
 from vlm.v1 import chat_pb2
 
 if TYPE_CHECKING:
+    from triptych.prompts import Prompt
     from triptych.sources import ImageSource
 
     PartLike = Image | Video | ImageSource
@@ -50,7 +51,9 @@ class Message:
 
 if TYPE_CHECKING:
     MessageLike = Message | str | Mapping[str, Any]
-    Conversation = MessageLike | Iterable[MessageLike]
+    Messages = MessageLike | Iterable[MessageLike]
+    Conversation = Messages | Prompt
+    """Messages, or a raw prompt in their place."""
 
 
 def user(*parts: PartLike) -> Message:
@@ -118,7 +121,7 @@ def _as_result(value: object) -> Part:
     return _as_part(value)
 
 
-def to_messages(conversation: Conversation) -> list[Message]:
+def to_messages(conversation: Messages) -> list[Message]:
     """The messages of a conversation: a string or one message is the user's only one.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from triptych.media import MediaOptions, options_to_wire
 from triptych.messages import to_messages, to_wire
+from triptych.prompts import Prompt, prompt_to_wire
 from triptych.tools import Tool, ToolLike, choice_to_wire, tools_to_wire
 from vlm.v1 import chat_pb2, gateway_pb2
 
@@ -43,6 +44,8 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
     Options that are not set take the server's default.
 
     Attributes:
+        n: How many answers, for `chat` and `answers`; at most 8. The prompt is computed once, and answer i is sampled
+            with `seed` + i.
         max_tokens: Most tokens to generate; if not set, as many as the context and the server allow.
         clamp_max_tokens: Reduce `max_tokens` to the free tokens of the context instead of refusing it.
         temperature: 0 takes the likeliest token each time; up to 2.
@@ -75,6 +78,7 @@ class ChatOptions(MediaOptions, CallOptions, total=False):
         cache_salt: What is kept of earlier requests is used only for those with the same salt.
     """
 
+    n: int
     max_tokens: int
     clamp_max_tokens: bool
     temperature: float
@@ -231,8 +235,13 @@ def count_request(conversation: Conversation, options: CountOptions) -> gateway_
 
 def _common(conversation: Conversation, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that both requests have."""
+    what: dict[str, Any]
+    if isinstance(conversation, Prompt):
+        what = {"prompt": prompt_to_wire(conversation)}
+    else:
+        what = {"messages": to_wire(to_messages(conversation))}
     return {
-        "messages": to_wire(to_messages(conversation)),
+        **what,
         "model": given.get("model", ""),
         "media": options_to_wire(given),
         "tools": tools_to_wire(given.get("tools", ())),

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 from urllib.parse import unquote_to_bytes
 
+from serving.files import read_regular
+
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
@@ -50,7 +52,7 @@ def read_file(source: FileSource) -> bytes:
     """The bytes of a file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or its path is that of a pipe or a device.
         TypeError: It is not a `FileSource`.
         ValueError: It is a URL that has no content in itself, or an open file at its end.
     """
@@ -64,7 +66,7 @@ def read_file(source: FileSource) -> bytes:
         case str() if _URL.match(source):
             raise ValueError(f"{source[:80]} is not fetched: download the file and give its path or its bytes")
         case str() | os.PathLike():
-            return Path(source).read_bytes()
+            return read_regular(Path(source))
     read = getattr(source, "read", None)
     if not callable(read):
         raise TypeError(f"a file is bytes, a path or a file object, not {type(source).__name__}")

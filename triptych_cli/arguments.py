@@ -57,6 +57,13 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(positive(part) for part in text.split(","))
 
 
+def text(value: str) -> str:
+    """A text that is not empty."""
+    if not value:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return value
+
+
 def whole(least: int, most: int) -> Callable[[str], int]:
     """The type of whole numbers from `least` to `most`."""
 

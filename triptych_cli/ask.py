@@ -18,12 +18,15 @@ from triptych.api_key import API_KEY_VARIABLE
 from triptych.client import DEFAULT_ADDRESS, Client
 from triptych.errors import GATEWAY_UNAVAILABLE, incomplete
 from triptych.events import Accepted, Answer, Delta, Event, Finished, MediaLayout, Progress, Started, gather
+from triptych.gateways import addresses_of
 from triptych.media import DETAILS, Image, Video, in_bytes
 from triptych.options import ChatOptions
+from triptych.tls import Tls
 from triptych_cli import question
-from triptych_cli.arguments import add_tls, addresses, rate, tls_of, whole
+from triptych_cli.arguments import add_tls, addresses, rate, text, tls_of, whole
 from triptych_cli.errors import CommandError
 from triptych_cli.progress_bar import ProgressBar, is_terminal
+from triptych_cli.tls_probe import speaks_tls
 
 _MOST_TOKENS = (1 << 31) - 1
 """The largest value of the field; the server checks its own limit."""
@@ -80,7 +83,9 @@ def add_parser(commands: Any) -> None:
         "--min-p", type=float, metavar="P", help="tokens at least this fraction as likely as the likeliest"
     )
     ask.add_argument("--seed", type=whole(0, (1 << 64) - 1), metavar="N", help="makes sampling repeatable")
-    ask.add_argument("--stop", action="append", metavar="TEXT", help="ends the answer before it; may be repeated")
+    ask.add_argument(
+        "--stop", action="append", type=text, metavar="TEXT", help="ends the answer before it; may be repeated"
+    )
     ask.add_argument("--repetition-penalty", type=float, metavar="F", help="over 1 avoids tokens that have occurred")
     ask.add_argument("--presence-penalty", type=float, metavar="F", help="-2 to 2, for tokens of the answer")
     ask.add_argument("--frequency-penalty", type=float, metavar="F", help="-2 to 2, for each time that one occurred")
@@ -121,14 +126,15 @@ def _run(options: argparse.Namespace) -> None:
     chat = ChatOptions(return_prompt_token_ids=options.json, report_progress=terminal, **given)  # type: ignore[typeddict-item]  # of that type
     if options.schema is not None:
         chat["response_format"] = question.read_schema(options.schema)
-    with _client(options) as client:
+    tls = tls_of(options)
+    with _client(options, tls) as client:
         try:
             events = client.chat(messages, **chat)
         except ValueError as error:  # such as bytes of the terminal that are no UTF-8
             raise CommandError(f"the request cannot be sent: {error}") from error
         try:
             if options.json:
-                _print_json(gather(events))
+                _print_json(gather(events)[0])
                 return
             with ProgressBar(sys.stderr, enabled=terminal) as bar:
                 size = sum(len(medium.data) for medium in media)
@@ -137,7 +143,7 @@ def _run(options: argparse.Namespace) -> None:
                 layouts, end = _print_answer(events, bar, printed)
         except ServiceError as error:
             if error.reason == GATEWAY_UNAVAILABLE:
-                raise CommandError(_unreached(error, options.address, over_tls=tls_of(options) is not None)) from error
+                raise CommandError(_unreached(error, options.address, over_tls=tls is not None)) from error
             raise CommandError(question.explained(error, messages, options)) from error
     if terminal:
         for medium, layout in zip(media, layouts, strict=False):
@@ -150,14 +156,20 @@ def _run(options: argparse.Namespace) -> None:
         print(f"triptych: {cut}", file=sys.stderr)  # noqa: T201
 
 
-def _client(options: argparse.Namespace) -> Client:
+def _client(options: argparse.Namespace, tls: Tls | None) -> Client:
     try:  # no retries: whoever sees the error decides
-        return Client(options.address, retries=0, api_key=options.api_key, tls=tls_of(options))
+        return Client(options.address, retries=0, api_key=options.api_key, tls=tls)
     except ValueError as error:
         raise CommandError(str(error)) from error
 
 
 def _unreached(error: ServiceError, address: str, *, over_tls: bool) -> str:
+    for each in addresses_of(address):
+        match speaks_tls(each):
+            case False if over_tls:
+                return f"the port at {each} does not speak TLS: leave out --tls and the flags of certificates"
+            case True if not over_tls:
+                return f"the port at {each} speaks TLS: add --tls, or --tls-ca FILE for a CA that is not public"
     if over_tls:  # the certificate may be the cause
         return f"no gateway answers over TLS at {address}: {error.message}"
     return f"no gateway answers at {address}; start one with `triptych up` or name another with --address"

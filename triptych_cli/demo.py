@@ -24,7 +24,8 @@ def run(bundle: Path) -> None:
         ServiceError: A request fails.
     """
     print("starting the vision service, the decoder service and the gateway …", flush=True)  # noqa: T201
-    plan = launcher.Plan(bundle=bundle, grpc_port=0, http_port=0)
+    # Settings for another system, such as certificates or a device, would keep the demo from starting.
+    plan = launcher.Plan(bundle=bundle, grpc_port=0, http_port=0, default_settings=True)
     asyncio.run(launcher.run(plan, lambda addresses: _ask(addresses.grpc)))
     print("\nstopped")  # noqa: T201
 

@@ -98,19 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--recipe",
         choices=("small", "balanced", "fine"),
-        default="balanced",
-        help="which matrices of the int4 graph have 8 bits: none, those that gain the most, or more of them "
-        "(default %(default)s)",
+        help="which matrices of the int4 graph have 8 bits: none, those that gain the most (balanced, the default), or "
+        "more of them",
     )
-    export.add_argument(
-        "--block-size", type=int, choices=(16, 32, 64, 128, 256), default=32, help="default %(default)s"
-    )
+    export.add_argument("--block-size", type=int, choices=(16, 32, 64, 128, 256), help="of the int4 graph; default 32")
     export.add_argument(
         "--accuracy-level",
         type=int,
         choices=range(5),
-        default=4,
-        help="4 rounds activations to 8 bits, 1 keeps float32 (default %(default)s)",
+        help="of the int4 graph: 4 rounds activations to 8 bits (the default), 1 keeps float32",
     )
     export.add_argument(
         "--phases",
@@ -122,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-smoothing",
         dest="smooth",
         action="store_false",
+        default=None,
         help="quantize without smoothing outlier channels before",
     )
     calibration = export.add_mutually_exclusive_group()
@@ -149,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--model-id", metavar="NAME", help="name that clients see (default: the checkpoint's)")
     export.add_argument("--revision", help="revision of a Hugging Face repository")
     export.add_argument("--force", action="store_true", help="replace BUNDLE_DIR if it exists")
-    export.set_defaults(command=_export)
+    export.set_defaults(command=_export, wrong_usage=export.error)
 
     evaluate.add_parser(commands)
 
@@ -197,7 +194,20 @@ def _bundle(given: Path | None) -> Bundle:
     return Bundle.open(given if given is not None else demo_bundle())
 
 
+_FOR_INT4 = {
+    "recipe": "--recipe",
+    "block_size": "--block-size",
+    "accuracy_level": "--accuracy-level",
+    "smooth": "--no-smoothing",
+}
+"""Flags of `export` that have a meaning at int4 alone, by the option that each sets."""
+
+
 def _export(options: argparse.Namespace) -> None:
+    chosen = {name: getattr(options, name) for name in _FOR_INT4 if getattr(options, name) is not None}
+    if options.precision == "fp32" and chosen:
+        flag = _FOR_INT4[next(iter(chosen))]
+        options.wrong_usage(f"argument {flag}: has no meaning at --precision fp32; leave out one of the two")
     with importing():
         import exporter  # noqa: PLC0415  # takes seconds to import, and other commands do not need it
 
@@ -207,15 +217,12 @@ def _export(options: argparse.Namespace) -> None:
             options.bundle,
             precision=options.precision,
             phases=options.phases,
-            recipe=options.recipe,
-            block_size=options.block_size,
-            accuracy_level=options.accuracy_level,
-            smooth=options.smooth,
             calibrate=options.calibrate,
             measure=options.measure,
             model_id=options.model_id,
             revision=options.revision,
             force=options.force,
+            **chosen,
         )
     except exporter.ExportError as error:
         raise CommandError(str(error)) from error

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
-from serving.errors import ServiceError
+from serving.errors import Reason, ServiceError
+from serving.files import read_regular
 from triptych.media import Image, Video
 from triptych.messages import Message, system, user
 from triptych_cli.errors import CommandError
@@ -23,6 +24,7 @@ _M = TypeVar("_M", Image, Video)
 _PART = re.compile(r"messages\[(\d+)\]\.parts\[(\d+)\](?:\.\w+)*")
 _FORM = re.compile(r"generation\.response_format(?:\.\w+)*")
 _OPTION = re.compile(r"generation\.(\w+)")
+_CLAMPING = re.compile(r"; clamp_max_tokens .*")
 
 
 def complete(options: argparse.Namespace) -> None:
@@ -65,7 +67,7 @@ def read_schema(path: Path) -> dict[str, Any]:
         CommandError: The file cannot be read or has no JSON object.
     """
     try:
-        schema = json.loads(path.read_bytes())
+        schema = json.loads(read_regular(path))
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -88,6 +90,8 @@ def explained(error: ServiceError, messages: list[Message], options: argparse.Na
     message = _PART.sub(file, error.message)
     if options.schema is not None:
         message = _FORM.sub(str(options.schema), message)
+    if error.reason == Reason.MAX_TOKENS_TOO_LARGE.name:  # the remedy is a field that no flag sets
+        message = _CLAMPING.sub("; lower it, or leave it out", message)
     return _OPTION.sub(flag, message)
 
 

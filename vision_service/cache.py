@@ -27,7 +27,7 @@ class Key(NamedTuple):
             digest: Digest of the file.
             kind: Image or video.
             options: Preprocessing options; those of the other kind are ignored.
-            scope: Scope of the request, see `serving.cache_scope`.
+            scope: Scope of the request, see `gateway.cache_scope`.
         """
         return cls(digest, kind, options.that_matter(kind), scope)
 

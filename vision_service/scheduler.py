@@ -175,10 +175,17 @@ class Scheduler:
     async def start(self) -> None:
         """Warm up the encoder, check its features, measure its speed, and start to process media.
 
+        If that fails, or is cancelled, the threads end.
+
         Raises:
             UnusableEncoderError: The features of an empty image are not finite, or all are equal.
         """
-        self._learn(self._measured, await asyncio.get_running_loop().run_in_executor(self._thread, self._time))
+        try:
+            seconds = await asyncio.get_running_loop().run_in_executor(self._thread, self._time)
+        except BaseException:
+            await self.stop()
+            raise
+        self._learn(self._measured, seconds)
         self._task = asyncio.create_task(self._run(), name="encode")
 
     def _time(self) -> float:
@@ -347,7 +354,7 @@ class Scheduler:
 
         Args:
             batch: The batch.
-            again: Whether this is the second attempt.
+            again: Whether the features were not finite at the first attempt.
         """
         started = time.monotonic()
         try:
@@ -390,14 +397,15 @@ class Scheduler:
         Features that are not finite are computed a second time even if the medium was alone: a fault of the machine
         may not repeat itself.
         """
-        if len(batch) > 1 or (isinstance(error, _NotFiniteError) and not again):
+        not_finite = isinstance(error, _NotFiniteError)
+        if len(batch) > 1 or (not_finite and not again):
             log.warning("a batch failed and is encoded one by one", media=len(batch), error=str(error))
             for piece in batch:
                 if not piece.job.abandoned:
-                    await self._encode([piece], again=True)
+                    await self._encode([piece], again=not_finite)
             return
         (piece,) = batch
-        if isinstance(error, _NotFiniteError):
+        if not_finite:
             log.error("features are not finite", patches=piece.medium.grid.patches)
             error = failure(
                 Reason.FEATURES_NOT_FINITE,

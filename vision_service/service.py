@@ -74,7 +74,6 @@ class VisionService(Service):
         try:
             await self._scheduler.start()
         except UnusableEncoderError as error:
-            await self.stop()
             raise StartError(
                 f"the encoder of the bundle {bundle.root} cannot be used, since {error}: use another dtype, or export "
                 "the bundle again"

@@ -14,8 +14,7 @@ import structlog
 import torch
 
 from serving.bundle import Bundle
-from serving.cache_scope import check_cache_scope
-from serving.calls import bind_request_id
+from serving.calls import bind_request_id, check_printable
 from serving.errors import Reason, failure, invalid
 from serving.media import BUDGET_FIELDS, check_options, media_digest, resolve_options
 from serving.tasks import cancel_and_wait
@@ -115,7 +114,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
                 "--default-max-…",
                 retry_after=1.0,
             )
-        scope = check_cache_scope(request.cache_scope)
+        scope = check_printable(request.cache_scope, path="cache_scope")
         check_options(request.options, "options")
         options = resolve_options(
             request.kind,

@@ -86,7 +86,7 @@ class Constraints:
         Args:
             form: The form.
             force: Whether tokens without alternative are taken at once (see `Constraint.forced`).
-            scope: Compiled forms are kept for requests of this scope, see `serving.cache_scope`.
+            scope: Compiled forms are kept for requests of this scope, see `gateway.cache_scope`.
 
         Raises:
             FormError: It is no such form, or uses what is not supported.

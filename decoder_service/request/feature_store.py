@@ -19,7 +19,7 @@ def media_key(medium: Medium, encoder: str, scope: str = "") -> str:
     Args:
         medium: Kind, digest and preprocessing options.
         encoder: Name of the encoder, from `encoder_name`.
-        scope: Scope of the request, see `serving.cache_scope`.
+        scope: Scope of the request, see `gateway.cache_scope`.
     """
     named = (medium.kind.value, medium.digest, medium.options.hex(), encoder, scope)
     return hashlib.sha256("\n".join(named).encode()).hexdigest()

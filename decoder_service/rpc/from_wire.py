@@ -30,8 +30,7 @@ from decoder_service.request.generation import (
 from decoder_service.request.layout import WIRE_KINDS
 from decoder_service.request.opening import Opening
 from decoder_service.rpc import from_tools
-from serving.cache_scope import check_cache_scope
-from serving.calls import check_request_id
+from serving.calls import check_printable, check_request_id
 from serving.errors import Reason, failure, invalid, too_large
 from serving.media import check_options, is_digest, not_taken, relevant_options, requested_options
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
@@ -76,7 +75,7 @@ def opening(
         request.report_progress,
         enable_thinking(request),
         from_tools.tools(request.tools, request.tool_choice),
-        check_cache_scope(request.cache_scope),
+        check_printable(request.cache_scope, path="cache_scope"),
     )
 
 

@@ -116,14 +116,15 @@ class DecoderServicer(decoder_pb2_grpc.DecoderServicer):
         self, requests: AsyncIterator[decoder_pb2.GenerateRequest], session: Session
     ) -> decoder_pb2.GenerateRequest | None:
         """The caller's next message, None after the last. Raises an error if none arrives within the timeout."""
-        timeout, missing = self._decoder.limits.media_timeout, list(session.intake.missing)
+        timeout = self._decoder.limits.media_timeout
         try:
             async with session.place.hearing(timeout):
                 return await anext(requests, None)
         except TimeoutError as error:
             raise failure(
                 Reason.MEDIA_TIMEOUT,
-                f"nothing came about the media {missing} for media_timeout, which is {timeout:g} seconds",
+                f"nothing came about the media {list(session.intake.missing)} for media_timeout, which is "
+                f"{timeout:g} seconds",
             ) from error
 
     async def CountPromptTokens(

@@ -131,7 +131,7 @@ def create_app(
             expose_headers=[REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after", "www-authenticate", *RATE_HEADERS],
             max_age=_PREFLIGHT_SECONDS,
         )
-    return Guard(app, paths={route.path for route in routes})
+    return Guard(app, paths={route.path for route in routes}, quiet={*_OPEN_PATHS, METRICS_PATH})
 
 
 def _described(model: chat_pb2.Model) -> dict[str, Any]:

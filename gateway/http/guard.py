@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.errors import response_of
+from gateway.keys.access import KEY_HEADERS
 from serving.calls import REQUEST_ID_HEADER, accept_request_id, observe
 from serving.errors import Reason, ServiceError, failure, invalid
 
@@ -24,11 +28,14 @@ class Guard:
     Args:
         app: What answers.
         paths: The paths that it serves; others share one label in the metrics.
+        quiet: Paths of health checks and scrapes, which arrive every few seconds and are not part of the load: they are
+            neither counted nor logged.
     """
 
-    def __init__(self, app: ASGIApp, *, paths: set[str]) -> None:
+    def __init__(self, app: ASGIApp, *, paths: Collection[str], quiet: Collection[str]) -> None:
         self._app = app
         self._paths = paths
+        self._quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -36,8 +43,7 @@ class Guard:
             return
         method = f"{scope['method']} {scope['path']}" if scope["path"] in self._paths else "HTTP other"
         request_id = ""
-        # Health checks and scrapes arrive every few seconds and are not part of the load.
-        with observe(method, "gone", quiet=scope["path"] in ("/healthz", "/health", "/livez", "/metrics")) as call:
+        with observe(method, "gone", quiet=scope["path"] in self._quiet) as call:
 
             async def send_with_id(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -68,7 +74,11 @@ def _check_headers(scope: Scope) -> None:
     if length > MAX_HEADER_BYTES or len(headers) > _MAX_HEADERS:
         message = f"the headers are over {MAX_HEADER_BYTES} bytes, or over {_MAX_HEADERS}"
         raise failure(Reason.HEADERS_TOO_LARGE, message)
-    names = {name for name, _ in headers}
-    if {b"content-length", b"transfer-encoding"} <= names:
+    names = Counter(name for name, _ in headers)
+    for name in KEY_HEADERS:
+        if names[name.encode()] > 1:
+            # A proxy in front may have checked another one.
+            raise invalid(name, "is sent more than once; send one")
+    if {b"content-length", b"transfer-encoding"} <= names.keys():
         # A proxy in front may have chosen the other one, and have taken the rest for another request.
         raise invalid("content-length", "is set besides transfer-encoding; send one of them")

@@ -35,6 +35,7 @@ def _whole(value: object) -> object:
 # The bounds come first: behind the validator they would not be in the JSON Schema of /openapi.json.
 _WHOLE = BeforeValidator(_whole)
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 32), _WHOLE]
+_Positive = Annotated[int, Field(strict=True, ge=1, lt=1 << 32), _WHOLE]
 _Rate = Annotated[float, Field(strict=True, ge=0)]
 
 
@@ -44,6 +45,15 @@ def _none_if_negative(value: int) -> int | None:
 
 _Limit = Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE, AfterValidator(_none_if_negative)]
 """Where -1 means that there is no limit, as vLLM and llama.cpp have it: None here."""
+
+
+def _not_zero(value: object) -> object:
+    if isinstance(value, int | float) and value == 0:
+        raise PydanticCustomError("tokens", "must be at least 1; leave it out for no limit")
+    return value
+
+
+_Tokens = Annotated[_Limit, BeforeValidator(_not_zero)]
 
 
 class Address(_Json):
@@ -262,8 +272,8 @@ class Options(_Json):
     model: StrictStr | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    n: _Count | None = None
-    max_tokens: _Limit | None = None
+    n: _Positive | None = None
+    max_tokens: _Tokens | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE] | None = None
@@ -299,7 +309,7 @@ class CompletionRequest(Options):
     """The body of `POST /v1/chat/completions`."""
 
     messages: list[Message]
-    max_completion_tokens: _Limit | None = None
+    max_completion_tokens: _Tokens | None = None
     logprobs: StrictBool | None = None
     top_logprobs: _Count | None = None
     mm_processor_kwargs: MmProcessorKwargs | None = None

@@ -22,6 +22,7 @@ from gateway.http.schema import (
     TextPart,
     VideoPart,
 )
+from gateway.http.surrogates import surrogate_in
 from gateway.http.tools import call_id_of, calls_of, tool_choice_of, tool_names, tools_of
 from serving.errors import ServiceError, invalid, unimplemented
 from vlm.v1 import chat_pb2, gateway_pb2, media_pb2
@@ -66,7 +67,7 @@ def validated(body: bytes, form: type[B]) -> B:
     try:
         return form.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
-        raise _invalid(error) from error
+        raise _invalid(error, body) from error
 
 
 def parse(body: bytes) -> CompletionRequest:
@@ -101,9 +102,12 @@ def _check_continuation(request: CompletionRequest) -> None:
         raise unimplemented("add_generation_prompt", "leave it out, or end with an assistant's message to go on with")
 
 
-def _invalid(error: ValidationError) -> ServiceError:
+def _invalid(error: ValidationError, body: bytes) -> ServiceError:
     """The first error, in OpenAI's form."""
     detail = error.errors(include_url=False, include_input=False)[0]
+    if detail["type"] == "json_invalid" and (where := surrogate_in(body)) is not None:
+        description = "has half of a surrogate pair, which is no character; send both halves, or the character in UTF-8"
+        return invalid(where or "body", description)
     path = ""
     for step in detail["loc"]:
         if isinstance(step, int):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import tempfile
@@ -13,7 +12,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gateway.keys.key import Key
-from serving.settings_files import read_regular
+from serving import folder_lock
+from serving.files import read_regular
 
 
 class KeysFileError(Exception):
@@ -94,12 +94,9 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         KeysFileError: Its folder does not exist.
     """
-    try:
-        folder = os.open(path.resolve().parent, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise KeysFileError(f"{path} cannot be written: {error.strerror or error}") from error
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder_lock.locked(path.resolve().parent))
+        except OSError as error:
+            raise KeysFileError(f"{path} cannot be written: {error.strerror or error}") from error
         yield
-    finally:
-        os.close(folder)

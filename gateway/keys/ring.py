@@ -8,13 +8,12 @@ import structlog
 
 from gateway.keys.file import KeysFileError, read_keys
 from gateway.keys.key import Key, hash_of
+from serving.files import signature
 
 log = structlog.get_logger()
 
 _LONGEST_SECRET = 256
 """Longer ones are not hashed."""
-
-_Version = tuple[int, int, int, int] | None
 
 
 class KeyRing:
@@ -31,7 +30,7 @@ class KeyRing:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._version = self._look()
+        self._version = signature(self._path)
         self._keys: dict[str, Key] = {}
         self._use(read_keys(path))
 
@@ -47,7 +46,7 @@ class KeyRing:
         return self._keys.get(hash_of(secret))
 
     def _renew(self) -> None:
-        version = self._look()
+        version = signature(self._path)
         if version == self._version:
             return
         self._version = version  # also of a broken file: it is read again when it changes again
@@ -58,13 +57,6 @@ class KeyRing:
             return
         self._use(keys)
         log.info("keys read", keys=len(keys))
-
-    def _look(self) -> _Version:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def _use(self, keys: tuple[Key, ...]) -> None:
         self._keys = {key.sha256: key for key in keys}

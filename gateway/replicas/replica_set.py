@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -128,17 +129,20 @@ class ReplicaSet(Generic[S]):
         # If nothing better is left, also an ejected replica, or one that was tried.
         candidates = [replica for replica in untried if replica.preferred] or untried or available
         chosen = self._replicas[self._address(route, candidates)]
-        self._last.put(route.key, chosen.address)
+        if route.key is not None:
+            self._last.put(route.key, chosen.address)
         route.tried.add(chosen.address)
         route.alternatives = any(replica.address not in route.tried for replica in available)
         return chosen
 
     def _address(self, route: Route, candidates: list[Replica[S]]) -> str:
+        loads = {replica.address: replica.load for replica in candidates}
+        if route.key is None:
+            return self._pick(secrets.token_bytes(8), loads, route.slack, None)
         if route.joins:
             for replica in candidates:
                 if replica.runs(route.key):
                     return replica.address
-        loads = {replica.address: replica.load for replica in candidates}
         return self._pick(route.key, loads, route.slack, self._last.get(route.key))
 
     async def _follow(self) -> None:

@@ -134,6 +134,17 @@ def test_failures_are_one_line_and_exit_code_1(tmp_path: Path, int4_system: Up) 
     assert "temperature" in _one_line(int4_system.ask("x", "--temperature", "9"), 1)
 
 
+def test_the_demo_takes_no_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts, asks all its questions and stops, whatever is set for another system."""
+    for name, value in (("GATEWAY_TLS_CERT", "none.pem"), ("VISION_DEVICE", "cuda:99"), ("DECODER_SLOTS", "none")):
+        monkeypatch.setenv(name, value)
+    finished = run("demo")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    for question, _ in (turn for conversation in CONVERSATIONS for turn in conversation.turns):
+        assert f"> {question}\n" in finished.stdout
+    assert finished.stdout.endswith("\nstopped\n")
+
+
 def test_up_says_which_port_is_taken() -> None:
     """A taken port is one line that names the flag, and nothing stays behind."""
     with socket.socket() as held:

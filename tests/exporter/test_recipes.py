@@ -124,3 +124,17 @@ def test_another_name_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["export", str(checkpoint), str(tmp_path / "out"), "--recipe", other])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "flags", [("--recipe", "small"), ("--block-size", "64"), ("--accuracy-level", "1"), ("--no-smoothing",)]
+)
+def test_flags_of_int4_are_refused_at_fp32(
+    flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would have no effect: wrong usage, in one line that names the flag."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", "none", str(tmp_path / "out"), "--precision", "fp32", *flags])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"triptych export: argument {flags[0]}: has no meaning at --precision fp32")

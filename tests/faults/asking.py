@@ -39,12 +39,14 @@ class Gateways:
     Attributes:
         grpc: Their gRPC addresses.
         http: Their URLs.
-        key: API key of the clients; empty: none.
+        keys: API keys of the clients, in turn; empty: none.
+        ca: Has signed the gateways' certificates; None: plain text.
     """
 
     grpc: Sequence[str]
     http: Sequence[str]
-    key: str = ""
+    keys: Sequence[str] = ()
+    ca: Path | None = None
 
     def doors(self) -> list[Door]:
         """A client of each kind."""
@@ -52,10 +54,11 @@ class Gateways:
 
     def door(self, number: int) -> Door:
         """A client: over gRPC, over HTTP, or over HTTP without a stream. One in two has the second gateway first."""
+        key = self.keys[number % len(self.keys)] if self.keys else ""
         if number % 3 == 0:
-            return GrpcDoor(self.grpc, self.key)
+            return GrpcDoor(self.grpc, key, self.ca)
         turn = number // 3 % len(self.http)
-        return HttpDoor([*self.http[turn:], *self.http[:turn]], stream=number % 3 == 1, key=self.key)
+        return HttpDoor([*self.http[turn:], *self.http[:turn]], stream=number % 3 == 1, key=key, ca=self.ca)
 
 
 class DisagreementError(Exception):

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tests.faults.asking import Answers, Asker, DisagreementError, Gateways, Loa
 from tests.faults.ledger import Counts, Kind, Ledger
 from tests.faults.network import Hosts, Network, network
 from tests.faults.questions import questions
+from tests.faults.security import secured
 from tests.faults.services import Deployment, NotServingError, Plan, deployed, healthz
 
 
@@ -101,9 +102,11 @@ class Bench:
         bundle: The model.
         scratch: A folder.
         lengths: How long and how many.
+        tls: Whether all ports have TLS, the tiers take the gateway's certificate alone, and each client has a key.
+        processes: Of each gateway.
     """
 
-    def __init__(self, bundle: Path, scratch: Path, lengths: Lengths) -> None:
+    def __init__(self, bundle: Path, scratch: Path, lengths: Lengths, *, tls: bool = False, processes: int = 1) -> None:
         self.bundle = bundle
         self.scratch = scratch
         self.lengths = lengths
@@ -112,6 +115,8 @@ class Bench:
         self._shared: tuple[str, Deployment] | None = None
         self._network: Network | None = None
         self._folders = 0
+        self._security = secured(self.folder("tls")) if tls else None
+        self._processes = processes
 
     def folder(self, name: str) -> Path:
         """A new folder."""
@@ -141,7 +146,7 @@ class Bench:
             if namespaces:
                 tiers = {"vision_service": 2, "decoder_service": 2, "gateway": gateways}
                 self._network, hosts = self._stack.enter_context(network(tiers))
-            started = deployed(Plan(self.bundle, gateways=gateways), self.folder("shared"), hosts)
+            started = deployed(self._whole(Plan(self.bundle, gateways=gateways)), self.folder("shared"), hosts)
             self._shared = key, await self._stack.enter_async_context(started)
             await self.learn(self._shared[1].gateways)
         return self._shared[1]
@@ -152,19 +157,23 @@ class Bench:
         await self._stack.aclose()
 
     @contextlib.asynccontextmanager
-    async def own(self, plan: Plan, name: str, *, key: str = "") -> AsyncIterator[Deployment]:
+    async def own(self, plan: Plan, name: str, *, keys: Sequence[str] = ()) -> AsyncIterator[Deployment]:
         """A deployment of one scenario; the shared one is stopped before.
 
         Args:
             plan: What to start.
             name: Of the folder of its logs.
-            key: API key of the clients.
+            keys: API keys of the clients, if the plan has its own.
         """
         await self.close()
-        async with deployed(plan, self.folder(name)) as deployment:
-            deployment.gateways = dataclasses.replace(deployment.gateways, key=key)
+        async with deployed(self._whole(plan), self.folder(name)) as deployment:
+            if keys:
+                deployment.gateways = dataclasses.replace(deployment.gateways, keys=keys)
             await self.learn(deployment.gateways)
             yield deployment
+
+    def _whole(self, plan: Plan) -> Plan:
+        return dataclasses.replace(plan, security=self._security, processes=self._processes)
 
     async def learn(self, gateways: Gateways) -> None:
         """The answers at rest: from the first deployment that is asked, and the same from all others.
@@ -243,7 +252,8 @@ class Bench:
         problems: list[str] = []
         try:
             await deployment.mend()
-            statuses = [await asyncio.to_thread(healthz, url) for url in deployment.gateways.http]
+            gateways = deployment.gateways
+            statuses = [await asyncio.to_thread(healthz, url, gateways.ca) for url in gateways.http]
             problems += [f"/healthz says {status}" for status in statuses if status != 200]
             async with asyncio.timeout(120):
                 await self.learn(deployment.gateways)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import ssl
 from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -68,8 +70,11 @@ class Door(Protocol):
         """Close its connections."""
 
 
-# Made once: it reads all certificates of the system, which takes longer than a request.
-_TLS = ssl.create_default_context()
+@functools.cache  # it reads all certificates of the system, which takes longer than a request
+def tls_context(ca: Path | None) -> ssl.SSLContext:
+    """For HTTP clients that trust a CA, or the system's."""
+    return ssl.create_default_context(cafile=ca)
+
 
 _REPLY: ContextVar[Reply] = ContextVar("reply")
 
@@ -90,12 +95,13 @@ class GrpcDoor:
     Args:
         addresses: Of the gateways.
         key: API key; empty: none.
+        ca: Has signed the gateways' certificates; None: plain text.
     """
 
     name = "grpc"
 
-    def __init__(self, addresses: Sequence[str], key: str = "") -> None:
-        self._client = _Counted(addresses, api_key=key)
+    def __init__(self, addresses: Sequence[str], key: str = "", ca: Path | None = None) -> None:
+        self._client = _Counted(addresses, api_key=key, tls=None if ca is None else triptych.Tls(ca))
 
     async def ask(self, question: Question, request_id: str, reply: Reply, seconds: float) -> None:
         """Send a question."""
@@ -132,15 +138,16 @@ class HttpDoor:
         addresses: URLs of the gateways.
         stream: Whether answers are streamed.
         key: API key; empty: none.
+        ca: Has signed the gateways' certificates, if they are not in plain text.
     """
 
-    def __init__(self, addresses: Sequence[str], *, stream: bool, key: str = "") -> None:
+    def __init__(self, addresses: Sequence[str], *, stream: bool, key: str = "", ca: Path | None = None) -> None:
         self.name = "http stream" if stream else "http"
         self._addresses = addresses
         self._stream = stream
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.AsyncClient(limits=limits, headers=headers, trust_env=False, verify=_TLS)
+        self._client = httpx.AsyncClient(limits=limits, headers=headers, trust_env=False, verify=tls_context(ca))
         self._turn = 0
 
     async def ask(self, question: Question, request_id: str, reply: Reply, seconds: float) -> None:

@@ -20,9 +20,11 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serving.transport import HEALTH_OPTIONS, ReservedPorts, open_channel
+from serving.transport import HEALTH_OPTIONS, INSECURE, ReservedPorts, open_channel
 from tests.faults.asking import Gateways
+from tests.faults.doors import tls_context
 from tests.faults.network import Hosts
+from tests.faults.security import Security
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 180.0
@@ -55,6 +57,7 @@ class Replica:
         http_port: Of a gateway.
         environment: More variables.
         log: File of its log, if not in `logs`.
+        security: TLS of its ports; None: plain text.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class Replica:
         http_port: int | None = None,
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
+        security: Security | None = None,
     ) -> None:
         self.name = f"{module.removesuffix('_service')} {number}"
         self.address = f"{host}:{port}"
         self.http_port = http_port
-        self.http = f"http://{host}:{http_port}"
+        self.http = f"{'https' if security else 'http'}://{host}:{http_port}"
+        self._credentials = security.health if security else INSECURE
         self.log = log or logs / f"{module}-{number}.log"
         self._environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}", **(environment or {})}
         own = [] if http_port is None else ["--http-port", str(http_port)]
@@ -120,7 +125,7 @@ class Replica:
     async def healthy(self, seconds: float = 3.0) -> bool:
         """Whether it says that it is SERVING."""
         try:
-            async with open_channel(self.address, HEALTH_OPTIONS) as channel:
+            async with open_channel(self.address, HEALTH_OPTIONS, credentials=self._credentials) as channel:
                 stub: Any = health_pb2_grpc.HealthStub(channel)
                 reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         except grpc.RpcError:
@@ -138,16 +143,22 @@ class Replica:
         self._process.wait(30)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal, as SIGSTOP or SIGCONT."""
-        assert self._process is not None
-        self._process.send_signal(number)
+        """Send a signal, as SIGSTOP or SIGCONT, to the process and its children."""
+        for each in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
+    def processes(self) -> list[psutil.Process]:
+        """The process and its children: a gateway may have several."""
+        process = psutil.Process(self.pid)
+        return [process, *process.children(recursive=True)]
 
     async def stop(self, seconds: float = 60.0) -> int:
         """SIGTERM, and kill -9 after a time. Returns the exit code."""
         assert self._process is not None
         if self._process.poll() is None:
             self.signal(signal.SIGCONT)
-            self.signal(signal.SIGTERM)
+            self._process.terminate()
             until = time.monotonic() + seconds
             while self._process.poll() is None and time.monotonic() < until:  # noqa: ASYNC110  # a process, no event
                 await asyncio.sleep(0.05)
@@ -158,8 +169,7 @@ class Replica:
     def usage(self) -> Usage:
         """What it holds, with its children."""
         rss = descriptors = 0
-        process = psutil.Process(self.pid)
-        for each in (process, *process.children(recursive=True)):
+        for each in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 rss += each.memory_info().rss
                 descriptors += each.num_fds()
@@ -179,6 +189,8 @@ class Plan:
         environment: More environment variables by module.
         prefix: Words before the command by module.
         log: The log file by module, where it is not in the scratch folder.
+        security: TLS and keys; None: plain text without keys.
+        processes: Of each gateway.
     """
 
     bundle: Path
@@ -189,6 +201,8 @@ class Plan:
     environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     prefix: Mapping[str, Sequence[str]] = field(default_factory=dict)
     log: Mapping[str, Path] = field(default_factory=dict)
+    security: Security | None = None
+    processes: int = 1
 
 
 FLAGS: Mapping[str, Sequence[str]] = {
@@ -214,7 +228,8 @@ class Deployment:
         ports = ReservedPorts("127.0.0.1")
 
         def tier(module: str, count: int, more: Sequence[str], *, http: bool = False) -> list[Replica]:
-            flags = [*FLAGS[module], *more, *plan.flags.get(module, ())]
+            safety = plan.security.flags(module) if plan.security else ()
+            flags = [*FLAGS[module], *more, *safety, *plan.flags.get(module, ())]
             placed = (hosts or {}).get(module, [("127.0.0.1", ())] * count)
             return [
                 Replica(
@@ -223,6 +238,7 @@ class Deployment:
                     http_port=ports.reserve() if http else None,
                     environment=plan.environment.get(module),
                     log=plan.log.get(module),
+                    security=plan.security,
                 )
                 for number, (host, prefix) in enumerate(placed[:count])
             ]  # fmt: skip
@@ -231,10 +247,14 @@ class Deployment:
         self.vision = tier("vision_service", plan.vision, model)
         self.decoders = tier("decoder_service", plan.decoders, model)
         targets = ["--vision", _target(self.vision), "--decoder", _target(self.decoders)]
+        targets += ["--processes", str(plan.processes)]
         self.gateways_list = tier("gateway", plan.gateways, targets, http=True)
         ports.release()
         self.gateways = Gateways(
-            [replica.address for replica in self.gateways_list], [replica.http for replica in self.gateways_list]
+            [replica.address for replica in self.gateways_list],
+            [replica.http for replica in self.gateways_list],
+            keys=plan.security.keys if plan.security else (),
+            ca=plan.security.ca if plan.security else None,
         )
 
     @property
@@ -283,9 +303,10 @@ def _target(replicas: Sequence[Replica]) -> str:
     return "ipv4:" + (",".join(replica.address for replica in replicas) or "127.0.0.1:1")  # a gateway alone waits
 
 
-def healthz(url: str, seconds: float = 5.0) -> int:
+def healthz(url: str, ca: Path | None = None, seconds: float = 5.0) -> int:
     """Status of a gateway's `/healthz`."""
-    with urllib.request.urlopen(f"{url}/healthz", timeout=seconds) as response:  # noqa: S310  # http, on this machine
+    context = tls_context(ca) if ca else None
+    with urllib.request.urlopen(f"{url}/healthz", timeout=seconds, context=context) as response:  # noqa: S310  # HTTP(S)
         return int(response.status)
 
 

@@ -451,6 +451,9 @@ async def test_what_is_not_served_is_refused_by_name(field: str, value: Any, htt
         ({**HELLO, "seed": 1.5}, "seed"),
         ({**HELLO, "continue_final_message": True}, "continue_final_message"),
         ({**HELLO, "max_tokens": 1.5}, "max_tokens"),
+        ({**HELLO, "max_tokens": 0}, "max_tokens"),
+        ({**HELLO, "max_completion_tokens": -2}, "max_completion_tokens"),
+        ({**HELLO, "n": 0}, "n"),
         ({**HELLO, "stop": [1]}, "stop"),
         ({**HELLO, "min_p": "some"}, "min_p"),
         ({**HELLO, "presence_penalty": []}, "presence_penalty"),
@@ -475,6 +478,28 @@ async def test_json_of_another_shape_is_refused_by_name(body: Any, param: str, h
 async def test_what_is_not_json_is_refused(http: httpx.AsyncClient) -> None:
     """A body that is no JSON is a 400."""
     assert error(await http.post(PATH, content=b"{"))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (r'{"messages": [{"role": "user", "content": "a\ud800"}]}', "messages[0].content"),
+        (
+            r'{"messages": [{"role": "user", "content": [{"type": "text", "text": "\udc00\ud800"}]}]}',
+            "messages[0].content[0].text",
+        ),
+        (r'{"messages": [{"role": "user", "content": "x"}], "metadata": {"\ud800": 1}}', "metadata"),
+        (r'{"messages": [{"role": "user", "content": "\ud800"}]', "body"),
+        ("[" * 100_000 + r'"\ud800"', "body"),
+    ],
+    ids=["string", "part", "name", "cut", "deep"],
+)
+async def test_half_a_surrogate_pair_is_refused_by_name(body: str, param: str, http: httpx.AsyncClient) -> None:
+    """It is no character, so the field that has it is told; both halves are one."""
+    assert error(await http.post(PATH, content=body.encode()))[:3] == (400, "invalid_request_error", param)
+    whole = body.replace(r"\ud800", r"\ud83d\ude00").replace(r"\udc00", "")
+    if param != "body":
+        assert (await http.post(PATH, content=whole.encode())).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,8 @@ TRICKS: dict[str, tuple[bytes, set[int]]] = {
     "http/0.9": (b"GET /healthz\r\n\r\n", {400}),
     "two lengths": (posted(BODY, more="content-length: 3\r\n"), {400}),
     "same length twice": (posted(BODY, more=f"content-length: {len(BODY)}\r\n"), {200, 400}),
+    "two keys": (posted(BODY, more="authorization: Bearer a\r\nAuthorization: Bearer a\r\n"), {400}),
+    "two keys of the other header": (posted(BODY, more="x-api-key: a\r\nx-api-key: b\r\n"), {400}),
     "length and chunks": (posted(b"0\r\n\r\n", more="transfer-encoding: chunked\r\n"), {400}),
     "negative length": (posted(BODY, length=-1), {400}),
     "huge length": (posted(b"", length=10**30), {400, 413}),

@@ -262,7 +262,7 @@ async def test_a_body_in_gzip(http: httpx.AsyncClient, decoder: FakeDecoder) -> 
     ("body", "encoding", "status"),
     [
         (gzip.compress(b" " * (LIMIT + 1)), "gzip", 413),  # a bomb: a thousandth of what it unfolds to
-        (gzip.compress(b"{}" * 999)[:-9], "gzip", 400),
+        (gzip.compress(b"{}" * 999, mtime=0)[:-9], "gzip", 400),
         (b"{}", "gzip", 400),
         (b"{}", "br", 400),
     ],

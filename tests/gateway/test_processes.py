@@ -179,6 +179,29 @@ async def test_a_process_that_cannot_start_ends_all(vision: FakeVision) -> None:
         assert "start both from the same bundle" in said.decode()
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a process of its parent's death")
+async def test_processes_that_wait_for_a_tier_do_not_outlive_their_parent() -> None:
+    """A parent that is killed outright takes along those that do not serve yet."""
+    ports = ReservedPorts("127.0.0.1")
+    nobody, port = ports.reserve(), ports.reserve()
+    ports.release()
+    flags = ["--vision", "off", "--decoder", f"127.0.0.1:{nobody}", "--port", str(port), "--http-port", "off"]
+    process = await _start(*flags, "--processes", "2")
+    children: list[psutil.Process] = []
+    try:
+        assert await Group(process, port, 0, 0, flags).logged("waiting for a tier")
+        children += psutil.Process(process.pid).children()
+        assert len(children) == 2
+        process.kill()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, children, _SECONDS / 4)
+        assert not alive
+    finally:
+        for each in (process, *children):
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                each.kill()
+        await process.communicate()
+
+
 def test_a_held_port_can_only_be_shared() -> None:
     """While it is held, a server that shares it can listen; one that does not, and another holder, cannot."""
     with hold_port("127.0.0.1", 0) as held:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import exporter
+import triptych
 from tests.checkpoints import make_checkpoint
 from tests.pictures import noise, png
 from tests.reference import Inputs, Reference
@@ -29,6 +30,7 @@ class Doors:
     """A served model, and the same in transformers."""
 
     reference: Reference
+    address: str
     stub: gateway_pb2_grpc.GatewayStub
     http: httpx.Client
 
@@ -64,7 +66,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         grpc.insecure_channel(address) as channel,
         httpx.Client(base_url=address.http, timeout=60, trust_env=False) as http,
     ):
-        yield Doors(Reference(checkpoint), gateway_pb2_grpc.GatewayStub(channel), http)
+        yield Doors(Reference(checkpoint), address, gateway_pb2_grpc.GatewayStub(channel), http)
 
 
 def tokens_of(events: list[chat_pb2.ChatEvent], choice: int = 0) -> list[int]:
@@ -91,6 +93,16 @@ def test_a_raw_prompt_is_gone_on_with_as_transformers_does(doors: Doors) -> None
     body = doors.post("/v1/completions", prompt=[STORY, ids], max_tokens=TOKENS, repetition_penalty=1.0)
     assert [choice["text"] for choice in body["choices"]] == [text] * 2
     assert body["usage"]["prompt_tokens"] == 2 * len(ids)
+
+
+def test_the_python_client_takes_raw_prompts_and_several_answers(doors: Doors) -> None:
+    """Greedy answers to text and to ids are transformers', and a count is of the same tokens."""
+    ids = doors.ids(STORY)
+    with triptych.Client(doors.address) as client:
+        for prompt in (triptych.Prompt(STORY), triptych.Prompt(ids)):
+            answers = client.answers(prompt, n=2, max_tokens=TOKENS, repetition_penalty=1.0)
+            assert [list(answer.token_ids) for answer in answers] == [doors.greedy(ids)] * 2
+            assert client.count_tokens(prompt) == len(ids)
 
 
 def test_control_tokens_are_parsed_where_it_is_asked_for(doors: Doors) -> None:

@@ -92,3 +92,42 @@ def test_a_log_that_cannot_be_written_fails_nothing(form: str) -> None:
             stdout=subprocess.PIPE, stderr=full, text=True, timeout=120, check=False,
         )  # fmt: skip
     assert done.stdout == "went on\n"
+
+
+CALLS = """
+import asyncio, sys
+import grpc
+from grpc._cython.cygrpc import ExecuteBatchError
+from serving import logs
+from serving.settings import ServerSettings
+
+async def leave(request, context):  # what a write or the status raises where the client's cancellation is not known yet
+    raise ExecuteBatchError('Failed "execute_batch": (<SendStatusFromServerOperation>,)')
+
+async def write_twice(request, context):
+    await asyncio.gather(context.write(b"1"), context.write(b"2"))
+
+async def main():
+    logs.configure(ServerSettings(), "test")
+    server = grpc.aio.server()
+    handlers = {each.__name__: grpc.unary_stream_rpc_method_handler(each) for each in (leave, write_twice)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Test", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_stream(f"/Test/{sys.argv[1]}")(b"", timeout=2)
+        print((await call.code()).name)
+    await server.stop(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("method", "traces"), [("leave", 0), ("write_twice", 1)])
+def test_a_client_that_leaves_at_the_end_is_no_traceback(method: str, traces: int) -> None:
+    """GRPC logs a batch that failed since the call was over. One that it refuses is a bug, and is logged."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS, method], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "DEADLINE_EXCEEDED"  # the handler has run, and no status was sent
+    assert done.stderr.count("ExecuteBatchError raised in core") == traces

@@ -361,6 +361,37 @@ def test_the_published_service_config_retries() -> None:
             assert len(gateway.chats) == calls
 
 
+@pytest.mark.parametrize("stage", ["before the first event", "within the answer", "a count"])
+async def test_a_deadline_holds_where_grpc_brings_nothing(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline of gRPC itself comes by the way of the messages: here the event loop no longer reads them."""
+    monkeypatch.setattr("triptych.client._GRACE_SECONDS", 0.0)
+    loop = asyncio.get_running_loop()
+    readers: list[tuple[Any, Callable[[], object]]] = []
+    add_reader = loop.add_reader
+
+    def note(fd: Any, callback: Any, *arguments: Any) -> None:
+        readers.append((fd, callback))
+        add_reader(fd, callback, *arguments)
+
+    monkeypatch.setattr(loop, "add_reader", note)
+    with playing(lambda request, context: answered()) as gateway:
+        async with triptych.AsyncClient(gateway.address, retries=0) as client:
+            ((fd, callback),) = readers
+            if stage != "within the answer":
+                loop.remove_reader(fd)
+
+            async def call() -> None:
+                if stage == "a count":
+                    await client.count(MESSAGES, timeout=0.5)
+                async for _ in client.chat(MESSAGES, timeout=0.5):
+                    loop.remove_reader(fd)
+
+            with pytest.raises(triptych.TriptychError) as caught:
+                await call()
+            add_reader(fd, callback)  # so that the client can be closed
+            assert caught.value.reason == Reason.DEADLINE_EXCEEDED.name
+
+
 def test_delays_double_and_keep_to_the_deadline() -> None:
     """From the server's delay, or from half a second."""
     endless = Attempts(3, None)
@@ -422,6 +453,71 @@ def test_an_answer_becomes_an_instance_of_a_type(client: Blocking | Asyncio) -> 
     assert request.generation.max_tokens == 50
     with playing(_says("[1, 2]")) as gateway:
         assert client.call(gateway.address, "parse", list[int]) == [1, 2]
+
+
+def _turns(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+    """As many answers as are asked for: the texts "0a", "1a" and so on in turns, the last one complete first."""
+    answers = range(request.generation.n or 1)
+    yield chat_pb2.ChatEvent(started=chat_pb2.Started(request_id="r", model="m", prompt_tokens=9))
+    for text in ("", "a"):
+        for choice in answers:
+            delta = chat_pb2.Delta(text=text or str(choice), token_ids=[choice])
+            yield chat_pb2.ChatEvent(delta=delta, choice=choice)
+    for choice in reversed(answers):
+        call = chat_pb2.ToolCallDelta(id=f"call {choice}", name="f", arguments="{}")
+        yield chat_pb2.ChatEvent(tool_call=call, choice=choice)
+        usage = chat_pb2.Usage(completion_tokens=2 + choice)
+        yield chat_pb2.ChatEvent(finished=chat_pb2.Finished(usage=usage), choice=choice)
+
+
+def test_several_answers_are_told_apart(client: Blocking | Asyncio) -> None:
+    """`answers` has each whole and in order, events have their number, and what returns one answer refuses several."""
+    with playing(_turns) as gateway:
+        answers = client.call(gateway.address, "answers", n=3)
+        (alone,) = client.call(gateway.address, "answers")
+        events = client.events(gateway.address, n=2)
+        for name, more in (("answer", ()), ("parse", (list[int],))):
+            with pytest.raises(TypeError, match="n is 2: call `answers`"):
+                client.call(gateway.address, name, *more, n=2)
+        assert [request.generation.n for request in gateway.chats] == [3, 0, 2]
+        assert client.call(gateway.address, "answer", n=1) == alone
+    assert [answer.text for answer in answers] == ["0a", "1a", "2a"]
+    assert [answer.token_ids for answer in answers] == [(0, 0), (1, 1), (2, 2)]
+    assert [answer.usage.completion_tokens for answer in answers] == [2, 3, 4]
+    assert [answer.tool_calls[0].id for answer in answers] == ["call 0", "call 1", "call 2"]
+    assert [event.choice for event in events[1:]] == [0, 1, 0, 1, 1, 1, 0, 0]  # type: ignore[union-attr]
+
+
+def test_an_answer_that_is_missing_is_an_error(client: Blocking | Asyncio) -> None:
+    """Of two answers one came: the stream is not complete."""
+    with playing(_says("A cat.")) as gateway, pytest.raises(triptych.TriptychError) as caught:
+        client.call(gateway.address, "answers", n=2)
+    assert caught.value.reason == "ANSWER_INCOMPLETE"
+
+
+def test_a_raw_prompt_is_sent_in_the_place_of_messages(client: Blocking | Asyncio) -> None:
+    """Text or tokens, to a chat and to a count."""
+    with playing(_says("A cat.")) as gateway:
+        for prompt in (triptych.Prompt("<b>", parse_special=True), triptych.Prompt([1, 2])):
+            assert client.call(gateway.address, "answer", messages=prompt).text == "A cat."
+            client.call(gateway.address, "count", messages=prompt)
+        expected = [
+            chat_pb2.Prompt(text="<b>", parse_special=True),
+            chat_pb2.Prompt(token_ids=chat_pb2.TokenIds(values=[1, 2])),
+        ]
+        for sent in (gateway.chats, gateway.counts):
+            assert [request.prompt for request in sent] == expected  # type: ignore[attr-defined]
+            assert not any(request.messages for request in sent)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"text", TypeError), ([-1], ValueError), (["a"], TypeError), (5, TypeError), ("\ud800", ValueError)],
+)
+def test_what_is_no_raw_prompt_is_refused(content: Any, kind: type[Exception]) -> None:
+    """At the call, in a sentence."""
+    with triptych.Client("127.0.0.1:1") as client, pytest.raises(kind, match="must be text or token ids"):
+        client.chat(triptych.Prompt(content))
 
 
 CUT = chat_pb2.Finished(reason=chat_pb2.FINISH_REASON_LENGTH, usage=chat_pb2.Usage(completion_tokens=7))

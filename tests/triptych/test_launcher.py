@@ -52,6 +52,27 @@ def test_a_plan_tells_the_models_services_more(monkeypatch: pytest.MonkeyPatch) 
         assert _values(system.vision, "VISION_DTYPE") == {expected}
 
 
+def test_a_plan_may_leave_the_environments_settings_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`triptych demo` starts whatever is set for another system; other variables, and the plan's own, stay."""
+    monkeypatch.setenv("VISION_DEVICE", "cuda")
+    monkeypatch.setenv("decoder_slots", "none")
+    monkeypatch.setenv("GATEWAY_TLS_CERT", "none.pem")
+    monkeypatch.setenv("SOME_OTHER", "1")
+    for ignored in (False, True):
+        plan = Plan(
+            Path("bundle"), grpc_port=0, http_port=0, environment={"DECODER_THREADS": "3"}, default_settings=ignored
+        )
+        system = System(plan)
+        expected = (None, None, None) if ignored else ("cuda", "none", "none.pem")
+        names = ("VISION_DEVICE", "decoder_slots", "GATEWAY_TLS_CERT")
+        for replica in (*system.vision, *system.decoders, system.gateway):
+            environment = replica.environment or {}
+            assert tuple(environment.get(name) for name in names) == expected
+            assert environment["SOME_OTHER"] == "1"
+        assert system.addresses.http.startswith("http://" if ignored else "https://")
+        assert _values(system.decoders, "DECODER_THREADS") == {"3"}
+
+
 def test_the_encoder_gives_way_to_the_decoder() -> None:
     """On busy cores, running answers go before pictures."""
     system = System(Plan(Path("bundle"), grpc_port=0, http_port=0))

@@ -31,6 +31,7 @@ def test_the_public_names() -> None:
         "Message",
         "PositionLogprobs",
         "Progress",
+        "Prompt",
         "Started",
         "Timings",
         "Tls",
@@ -103,7 +104,7 @@ def test_events_come_back_as_values() -> None:
     assert isinstance(started, triptych.Started)
     assert isinstance(finished, triptych.Finished)
     assert (started.max_tokens, finished.limit) == (3, "kv_cache")
-    answer = gather(event for event in map(from_wire, events) if event is not None)
+    (answer,) = gather(event for event in map(from_wire, events) if event is not None)
     assert answer.text == "A cat."
     assert answer.token_ids == (1, 2, 3)
     assert answer.prompt_token_ids == (7, 8, 9)
@@ -121,7 +122,7 @@ def test_reasoning_comes_back_apart_and_goes_out_again() -> None:
         chat_pb2.ChatEvent(delta=chat_pb2.Delta(text="A cat.", token_ids=[3])),
         chat_pb2.ChatEvent(finished=chat_pb2.Finished(usage=chat_pb2.Usage(completion_tokens=3, reasoning_tokens=2))),
     ]
-    answer = gather(event for event in map(from_wire, wire) if event is not None)
+    (answer,) = gather(event for event in map(from_wire, wire) if event is not None)
     assert (answer.reasoning, answer.text) == ("Fur and ears.", "A cat.")
     assert (answer.usage.reasoning_tokens, answer.token_ids) == (2, (1, 2, 3))
     question, again = to_wire([triptych.user("?"), triptych.assistant(answer.text, reasoning=answer.reasoning)])
@@ -143,12 +144,13 @@ def test_log_probabilities_come_back_as_values() -> None:
     events = [event for event in map(from_wire, wire) if event is not None]
     one, other = triptych.TokenLogprob(1, "x", -0.5, b"x"), triptych.TokenLogprob(2, "x", -0.25, b"x")
     assert events[0] == triptych.Delta("", (1,), (triptych.PositionLogprobs(one, (other, one)),))
-    assert gather(events).logprobs == (triptych.PositionLogprobs(one, (other, one)),) * 2
+    assert gather(events)[0].logprobs == (triptych.PositionLogprobs(one, (other, one)),) * 2
 
 
 def test_options_have_their_places_in_the_request() -> None:
     """Every option of a chat goes to its own field, and one that is left out stays unset."""
     generation: dict[str, Any] = {
+        "n": 2,
         "max_tokens": 1,
         "clamp_max_tokens": True,
         "temperature": 0.5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import subprocess
 import sys
 from importlib.resources import files
@@ -78,6 +79,14 @@ def test_an_array_keeps_its_pixels(channels: int | None) -> None:
     assert np.array_equal(sent, array if channels != 1 else array[:, :, 0])
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody may ever write to it."""
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for make in (triptych.Image, triptych.Video, triptych.Image.open, triptych.Video.open):
+        with pytest.raises(OSError, match="no regular file"):
+            make(tmp_path / "pipe.mp4")
+
+
 @pytest.mark.parametrize(
     ("source", "error", "said"),
     [
@@ -94,6 +103,7 @@ def test_an_array_keeps_its_pixels(channels: int | None) -> None:
         (5, TypeError, "not int"),
         (None, TypeError, "not NoneType"),
         ("no such file", OSError, "no such file"),
+        ("/dev/zero", OSError, "no regular file"),
     ],
 )
 def test_what_is_no_image_is_refused(source: Any, error: type[Exception], said: str) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
+from decoder_service.request.admission import check_positions, check_room
 from serving.errors import ServiceError, invalid
 from tests.triptych.scripted import (
     SECONDS,
@@ -259,6 +261,7 @@ def test_the_flags_reach_the_gateway(picture: str) -> None:
         (("--fps", "fast"), "argument --fps: invalid number value: 'fast'"),
         (("--max-frames", "4097"), "argument --max-frames: 4097 must be from 1 to 4096"),
         (("--detail", "most"), "argument --detail: invalid choice: 'most' (choose from "),
+        (("--stop", "a", "--stop", ""), "argument --stop: must not be empty"),
     ],
 )
 def test_wrong_usage_is_one_line(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -503,6 +506,29 @@ def test_an_error_names_the_file_or_the_flag(
     assert capsys.readouterr().err == f"triptych: {said}\n"
 
 
+def test_more_tokens_than_fit_are_told_with_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """The remedy is none of the protocol's fields, which no flag sets."""
+
+    def play(request: gateway_pb2.ChatRequest, context: Context) -> Iterator[chat_pb2.ChatEvent]:
+        tokens = request.generation.max_tokens
+        try:
+            if tokens == 90:
+                check_room(20, tokens, 100)
+            check_positions(np.array([[0, 20]]), tokens, 100)
+        except ServiceError as error:
+            fail(context, error)
+        yield from ()
+
+    for tokens, why in (
+        ("90", "the prompt, of at least 20 tokens, leaves at most 80 of the context of 100"),
+        ("95", "the answer begins at position 20 of the model's 100"),
+    ):
+        with playing(play) as gateway:
+            assert _in_process(gateway, "why?", "--max-tokens", tokens) == 1
+        said = f"triptych: --max-tokens: is {tokens}; {why}; lower it, or leave it out\n"
+        assert capsys.readouterr().err == said
+
+
 def test_a_request_over_the_limit_is_a_sentence(picture: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With both sizes."""
     with playing(_play, max_message_bytes=1 << 20) as gateway:
@@ -526,6 +552,22 @@ def test_an_interrupt_in_the_middle_begins_a_line(picture: str) -> None:
         assert seen.end() == 130
         wait(cancelled)
     assert seen.screen() == ["A c", "triptych: interrupted"]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused, and not waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    for flag in ("--image", "--video", "--schema"):
+        assert cli.main(["ask", "x", flag, str(tmp_path / "pipe"), "--address", "127.0.0.1:1"]) == 1
+        assert capsys.readouterr().err == f"triptych: cannot read {tmp_path / 'pipe'}: it is no regular file\n"
+
+
+def test_tls_at_a_plain_port_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """The flag is at fault, and not the gateway."""
+    with playing(_play) as gateway:
+        assert cli.main(["ask", "x", "--tls", "--address", gateway.address]) == 1
+    said = f"triptych: the port at {gateway.address} does not speak TLS: leave out --tls"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_question_that_is_no_text_is_one_line() -> None:

@@ -69,7 +69,7 @@ def test_ask(files: Path, address: str, capsys: pytest.CaptureFixture[str]) -> N
     assert cli.main([*ask, *ca, *own]) == 0
     assert capsys.readouterr().out == "A cat.\n"
     for flags, said in (
-        ([], "no gateway answers at 127.0.0.1:"),
+        ([], f"triptych: the port at {address} speaks TLS: add --tls"),
         (["--tls", *own], "CERTIFICATE_VERIFY_FAILED"),
         (["--tls-ca", "absent"], "triptych: TLS: ca: absent cannot be read: No such file or directory"),
         ([*ca, *own[:2]], "triptych: TLS: a client certificate needs both cert and key"),

@@ -355,6 +355,47 @@ async def test_a_fault_that_does_not_repeat_itself_is_not_noticed(
             assert torch.equal(await pending, expected)
 
 
+async def test_a_batch_that_failed_for_another_cause_leaves_each_its_second_computation(
+    gated: GatedEncoder, preprocessor: Preprocessor, medium: Callable[[int], PreparedMedium]
+) -> None:
+    """Features that are not finite when a medium of a failed batch is encoded alone are computed once more."""
+    async with running(gated, preprocessor.prepare) as scheduler:
+        with contextlib.ExitStack() as stack:
+            await close_gate(gated, scheduler, medium(1), stack)
+            encode, calls = gated.encode, itertools.count()
+
+            def faulty(media: Sequence[PreparedMedium], *watchers: Any) -> list[torch.Tensor]:
+                features = encode(media, *watchers)
+                match next(calls):
+                    case 0:
+                        raise RuntimeError("a fault of the machine")
+                    case 1:
+                        return [torch.full_like(one, torch.nan) for one in features]
+                return features
+
+            gated.encode = faulty  # type: ignore[method-assign]
+            pending = [stack.enter_context(scheduler.enqueue(medium(tokens))) for tokens in (2, 1)]
+            gated.gate.set()
+            features = await asyncio.gather(*pending)
+        assert gated.batches == [[4], [8, 4], [8], [8], [4]]
+        assert all(torch.isfinite(one).all() for one in features)
+
+
+async def test_a_warm_up_that_fails_leaves_no_threads(gated: GatedEncoder, preprocessor: Preprocessor) -> None:
+    """The error is raised, and the encoder's thread has ended."""
+    threads: list[threading.Thread] = []
+
+    def failing(media: Sequence[PreparedMedium], *watchers: Any) -> list[torch.Tensor]:
+        threads.append(threading.current_thread())
+        raise RuntimeError("a fault of the machine")
+
+    gated.encode = failing  # type: ignore[method-assign]
+    scheduler = Scheduler(preprocessor.prepare, gated, max_queue=8, max_batch_patches=16, workers=2, threads=2)
+    with pytest.raises(RuntimeError, match="a fault of the machine"):
+        await scheduler.start()
+    assert [thread.is_alive() for thread in threads] == [False]
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -42,15 +42,13 @@ def open_tensors(root: Path, config: Any) -> Tensors:
     if raw.get("model_type") == published.MODEL_TYPE:
         stored, adapted = take_inside(stored, raw, path)
         stored = stored.renamed(published.present_name)
-        adapted = {published.present_name(name): adapter for name, adapter in adapted.items()}
     else:
         adapted = read_folder(root)
     stored = stored.without_prefix(_NATIVE_EMBEDDING, root)
     shapes = _shapes(config)
     stored.require({name: shape for name, shape in shapes.items() if name != LM_HEAD}, root)
     refs: dict[str, TensorRef] = {}
-    for name in shapes.keys() & stored.keys():
-        ref = stored[name]
+    for name, ref in ((name, stored[name]) for name in shapes if name in stored):
         for part, rows in parts(config, name).items():
             refs[part] = ref.part(*rows.indices(ref.shape[0])[:2])
     for name, adapter in adapted.items():

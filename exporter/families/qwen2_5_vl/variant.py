@@ -70,10 +70,7 @@ VARIANT = Variant(
     check=_check,
     other_names=OtherNames(
         embedding="model.embed_tokens.weight",
-        patterns=(
-            (r"^visual\.", "model.visual."),
-            (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
-        ),
+        prefixes=(("visual.", "model.visual."), ("model.", "model.language_model.")),
     ),
 )
 

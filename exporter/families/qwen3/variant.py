@@ -28,7 +28,7 @@ VARIANT = Variant(
     genai_type=QWEN3_VL.genai_type,
     other_names=OtherNames(
         embedding="model.embed_tokens.weight",
-        patterns=((r"^model\.(?!language_model\.)", "model.language_model."),),
+        prefixes=(("model.", "model.language_model."),),
     ),
 )
 

@@ -1,7 +1,8 @@
 """A checkpoint directory, read and checked before any long work starts."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,9 @@ VISION_PREFIX = "model.visual."
 TEXT_PREFIX = "model.language_model."
 EMBEDDING = "model.language_model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
+
+_PRESENT = re.compile(r"(^|\.)language_model\.(embed_tokens|layers)\.")
+"""In the names of a file that has the present ones."""
 
 _SHARED_BY_IMAGE_AND_VIDEO = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 
@@ -83,11 +87,14 @@ class Checkpoint:
         """
         planned = cls.plan(root, variant)
         config, block = _read_config(root, variant)
-        read = variant.tensors
-        tensors = read(root, config) if read is not None else _open_tensors(root, variant).dequantized(block)
+        if variant.tensors is not None:
+            tensors, stored = variant.tensors(root, config), str
+        else:
+            tensors, stored = _open_tensors(root, variant)
+            tensors = tensors.dequantized(block)
         _settle_head(config, tensors)
         shapes = _expected_shapes(config, variant)
-        tensors.require(shapes, root)
+        tensors.require(shapes, root, stored=stored, model=variant.label)
         shapes |= {name: ref.shape for name, ref in tensors.items() if is_of_adapter(name)}
         return replace(planned, config=config, tensors=tensors, parameters=_count(shapes))
 
@@ -136,12 +143,16 @@ class Checkpoint:
         return EMBEDDING if self.config.tie_word_embeddings else LM_HEAD
 
 
-def _open_tensors(root: Path, variant: Variant) -> Tensors:
-    """The tensors by their present names, whatever transformers or trainer wrote the file."""
+def _open_tensors(root: Path, variant: Variant) -> tuple[Tensors, Callable[[str], str]]:
+    """The tensors by their present names, whatever transformers or trainer wrote the file.
+
+    Returns:
+        The tensors, and what gives the name that such a file has for a tensor.
+    """
     tensors, other = Tensors.open(root), variant.other_names
-    if other is None or any(name.endswith(EMBEDDING.removeprefix("model.")) for name in tensors):
-        return tensors.without_prefix(EMBEDDING, root)
-    return tensors.without_prefix(other.embedding, root).renamed(other.renamed)
+    if other is None or any(_PRESENT.search(name) for name in tensors):
+        return tensors.without_prefix(EMBEDDING, root), str
+    return tensors.without_prefix(other.embedding, root).renamed(other.present), other.stored
 
 
 def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
@@ -235,8 +246,8 @@ def _expected_shapes(config: Any, variant: Variant) -> dict[str, tuple[int, ...]
             for name, tensor in state.items()
             for part, rows in variant.parts(config, name).items()
         }
-    renamed = variant.other_names.renamed if variant.other_names is not None else str
-    return {renamed(name): tuple(tensor.shape) for name, tensor in state.items()}
+    present = variant.other_names.present if variant.other_names is not None else str
+    return {present(name): tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _read_processors(root: Path, encoder: EncoderVariant) -> dict[Kind, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,25 @@ class OtherNames:
 
     Attributes:
         embedding: what they call the embedding table.
-        patterns: regular expressions and what replaces them, in order.
+        prefixes: how their names begin, and how the present names of the same tensors begin.
     """
 
     embedding: str
-    patterns: tuple[tuple[str, str], ...]
+    prefixes: tuple[tuple[str, str], ...]
 
-    def renamed(self, name: str) -> str:
-        """The present name of a tensor."""
-        for pattern, replacement in self.patterns:
-            name = re.sub(pattern, replacement, name)
-        return name
+    def present(self, name: str) -> str:
+        """The present name of a tensor; one that is present already stays."""
+        if any(name.startswith(new) for _, new in self.prefixes):
+            return name
+        return _with_prefix(name, self.prefixes)
+
+    def stored(self, name: str) -> str:
+        """What such a file calls a tensor, by its present name."""
+        return _with_prefix(name, tuple((new, old) for old, new in self.prefixes))
+
+
+def _with_prefix(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
+    return next((new + name.removeprefix(old) for old, new in prefixes if name.startswith(old)), name)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tests.faults.services import Deployment, Plan
 BUSY = ("QUEUE_FULL", "TOO_MANY_CALLS", "ENCODER_BUSY", "FEATURE_MEMORY_FULL")
 """What a client may be told where there is no room: each has a delay."""
 
-_AT_ONCE = 24  # more saturate the event loop of this process on a small machine, and what is measured is the loop
+_AT_ONCE = 64
 
 
 async def cancellations(bench: Bench) -> Row:

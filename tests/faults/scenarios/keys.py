@@ -5,29 +5,21 @@ from __future__ import annotations
 import collections
 import random
 import secrets
-from pathlib import Path
 
 import grpc
 import httpx
 
-from gateway.keys.file import write_keys
-from gateway.keys.key import Key, hash_of, new_secret
+from gateway.keys.key import hash_of, new_secret
 from serving.media import media_digest
 from serving.status import from_rpc_error
 from serving.transport import client_options, open_channel
 from tests.faults.asking import Gateways, Load
 from tests.faults.bench import Bench, Row
 from tests.faults.questions import Question
+from tests.faults.security import make_keys
 from tests.faults.services import Deployment, Plan
 from triptych import AsyncClient, Finished
 from vlm.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, gateway_pb2, gateway_pb2_grpc, media_pb2
-
-
-def _keys(at: Path) -> list[str]:
-    """A file with a key for each of two tenants. Returns the keys."""
-    given = [new_secret() for _ in range(2)]
-    write_keys(at, [Key(name=f"k{n}", sha256=hash_of(secret), tenant=f"t{n}") for n, secret in enumerate(given)])
-    return given
 
 
 def _guesses(real: str, many: int) -> list[str]:
@@ -49,9 +41,9 @@ def _guesses(real: str, many: int) -> list[str]:
 async def keys(bench: Bench) -> Row:
     """Calls with guessed keys at both doors, and another tenant's digests and caches, beside four honest clients."""
     file = bench.folder("keys") / "keys.json"
-    mine, other = _keys(file)
+    mine, other = make_keys(file, 2, tenants=2)
     plan = Plan(bench.bundle, flags={"gateway": ("--keys-file", str(file))})
-    async with bench.own(plan, "keys", key=mine) as deployment:
+    async with bench.own(plan, "keys", keys=[mine]) as deployment:
         seen: collections.Counter[str] = collections.Counter()
         problems: list[str] = []
 

@@ -180,13 +180,14 @@ async def memory(bench: Bench, tier: str) -> Row:
     died: list[str] = []
 
     async def fault(load: Load) -> None:
-        process = psutil.Process(victim.pid)
-        process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + MIB, psutil.RLIM_INFINITY))
+        for process in victim.processes():
+            process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + MIB, psutil.RLIM_INFINITY))
         try:
             await asyncio.sleep(bench.lengths.partition)
         finally:
             if victim.exit_code is None:
-                process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+                for process in victim.processes():
+                    process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
             else:
                 died.append(f"{victim.exit_code}")
                 victim.start()

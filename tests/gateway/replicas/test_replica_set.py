@@ -343,6 +343,22 @@ async def test_one_picture_of_many_requests_is_encoded_once() -> None:
     assert sorted(len(fake.calls) for fake in fakes) == [0, 6]
 
 
+async def test_calls_without_a_key_leave_the_memory_of_keys_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any number of them it is still known which replica a key had last."""
+    monkeypatch.setattr("gateway.replicas.replica_set._KEYS", 1)
+    known: list[str | None] = []
+
+    def first(key: bytes, loads: Mapping[str, float], slack: float = 0.0, last: str | None = None) -> str:
+        known.append(last)
+        return min(loads)
+
+    async with served(FakeDecoder()) as (address,), decoders(address, choose=first) as replicas:
+        await until_available(replicas)
+        for route in (Route(b"key"), Route(), Route(), Route(b"key")):
+            await model(replicas, route)
+        assert known == [None, None, None, address]
+
+
 async def test_a_second_turn_goes_where_the_first_went() -> None:
     """The beginning of a conversation, its picture included, chooses the decoder."""
     fakes = FakeDecoder(), FakeDecoder(), FakeDecoder()

@@ -1,4 +1,4 @@
-"""Reads files that settings name, also while a server runs: reading must not wait."""
+"""Files that settings and users name: reading them must not wait."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 def read_regular(path: Path) -> bytes:
     """The content of a regular file.
 
-    Anything else is refused: to open or read a pipe would wait for its other end, and a server with it.
+    Anything else is refused: to open or read a pipe would wait for its other end, and a server or a client with it.
 
     Raises:
         OSError: It cannot be read, or is no regular file.
@@ -20,3 +20,12 @@ def read_regular(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return file.read()
+
+
+def signature(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written; None: no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

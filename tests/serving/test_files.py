@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings_files import read_regular
+from serving.files import read_regular
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:
