@@ -85,8 +85,7 @@ class Prompts:
         self._family = family_of(bundle)
         control = set(bundle.tokens.eos)
         if bundle.has_encoder:
-            tokens = bundle.media_tokens
-            control |= {tokens.image, tokens.video, tokens.vision_start, tokens.vision_end}
+            control |= set(bundle.media_tokens.model_dump(exclude={"eos", "pad"}).values())
         self._random = np.random.default_rng(seed)
         self._ids = np.setdiff1d(np.arange(bundle.text.vocab_size, dtype=np.int32), np.asarray(sorted(control)))
 

@@ -29,7 +29,6 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from benchmarks.checkpoint import SHAPES, VISION
 from serving.bundle import Bundle, BundleError
 from serving.cores import usable_cores
-from vision_service.families.qwen.encoder import load_model
 from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.families.qwen3_vl.tower import Tower
 from vision_service.media import Grid, PreparedMedium
@@ -106,7 +105,7 @@ def run(
     Raises:
         BundleError: The bundle's encoder cannot be read.
     """
-    model = load_model(bundle.vision_dir, Encoder.model, device=torch.device("cpu"), dtype=torch.float32)
+    model = Encoder.load_model(bundle.vision_dir, device=torch.device("cpu"), dtype=torch.float32)
     return compare(model, repeats=repeats, cases=cases, threads=threads)
 
 

@@ -124,7 +124,7 @@ class DecoderService(Service):
                 max_feature_bytes=features.request,
                 media_timeout=settings.media_timeout,
                 positions=bundle.context_length,
-                takes_media=bundle.has_encoder,
+                takes=frozenset(family.placeholders.values()),
             ),
             defaults=GenerationDefaults(
                 recommended=RecommendedSampling.load(bundle.decoder_dir / "generation_config.json"),

@@ -71,6 +71,7 @@ class Graph:
         )
         for name in dict.fromkeys((precision, self._prefill)):
             self._runner.load(name, bundle.graph_path(name))
+        self._shape = self._runner.shape
         self._runner.use(
             KvCache(
                 layers=text.num_hidden_layers,
@@ -93,31 +94,42 @@ class Graph:
         Returns:
             The tokens [steps], and the logits before each of them and after the last [steps + 1, vocabulary].
         """
-        first, after = self._read(asked)
-        logits, tokens = [first], []
-        for step in range(steps):
+        logits, tokens = [self._read(asked, ())], list[int]()
+        for _ in range(steps):
             token = int(logits[-1].argmax())
             if token in stop:
                 break
             tokens.append(token)
-            logits.append(self._say(tokens[-1], after + step))
+            logits.append(self._say(asked, tokens))
         return tokens, np.stack(logits)
 
     def led(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits before each of `tokens` and after the last [len(tokens) + 1, vocabulary]."""
-        first, after = self._read(asked)
-        return np.stack([first, *(self._say(token, after + step) for step, token in enumerate(tokens))])
+        logits = [self._read(asked, ())]
+        logits += [self._say(asked, tokens[: index + 1]) for index in range(len(tokens))]
+        return np.stack(logits)
 
-    def _read(self, asked: Asked) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Logits after the prompt; and how many tokens it has, with the position of the next, [2]."""
-        ids, positions = asked.prompt.engine_token_ids, asked.prompt.positions
-        piece = Piece(0, 0, ids, asked.features, positions[:, :-1])
-        return np.asarray(self._runner.run(self._prefill, piece=piece)[0]), np.array([ids.size, positions[0, -1]])
+    def _read(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after the prompt and tokens of the answer, all computed by the graph that prefills."""
+        ids = np.append(asked.prompt.engine_token_ids, np.array(tokens, np.int32))
+        after = asked.prompt.positions[:, -1:] + np.arange(len(tokens))
+        positions = np.concatenate([asked.prompt.positions[:, :-1], after], axis=1)
+        rows = self._shape.rotations(positions, long=self._shape.is_long(ids.size))
+        piece = Piece(0, 0, ids, asked.features, rows, adapted=self._adapted(asked))
+        return np.asarray(self._runner.run(self._prefill, piece=piece)[0])
 
-    def _say(self, token: int, after: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits after a token more, behind so many, at that position."""
-        length, position = after[:1], after[1:]
-        return np.asarray(self._runner.run(self._name, step=Step(0, length, np.array([token], np.int32), position))[0])
+    def _say(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after the last of the answer's tokens, those before being computed."""
+        before = asked.prompt.engine_token_ids.size + len(tokens) - 1
+        long = self._shape.is_long(before + 1)
+        if long != self._shape.is_long(before):
+            return self._read(asked, tokens)
+        position = self._shape.rotations(asked.prompt.positions[:1, -1] + len(tokens) - 1, long=long)
+        step = Step(0, np.array([before]), np.array(tokens[-1:], np.int32), position, np.array([self._adapted(asked)]))
+        return np.asarray(self._runner.run(self._name, step=step)[0])
+
+    def _adapted(self, asked: Asked) -> bool:
+        return self._shape.has_adapter and len(asked.prompt.media) > 0
 
 
 def kl_divergence(exact: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:

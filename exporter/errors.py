@@ -30,8 +30,8 @@ class ExportProblem(Problem):
     )
     ROPE_UNSUPPORTED = (
         (
-            "{config} asks for {kind!r} rotary embeddings, and only 'default' and 'yarn' are supported: without them "
-            "the context is {length} tokens."
+            "{config} asks for {kind!r} rotary embeddings, and only {known} are supported: without them the context is "
+            "{length} tokens."
         ),
         "Set `rope_type` in the config to `default`, or to `yarn` as the model's page has it for long contexts.",
     )
@@ -277,10 +277,14 @@ class ExportProblem(Problem):
         ),
         "Merge the adapter (LoRA) first.",
     )
+    ADAPTER_UNSUPPORTED = (
+        "The adapter that {path} describes is not supported: {error}.",
+        "Take the vision adapter of the published model, or a LoRA that PEFT trained with its usual options.",
+    )
     TENSOR_MISSING = (
         (
             "The checkpoint {root} lacks {tensor}{more}, which its config.json calls for (it has {stored}): "
-            "download it again, or convert it to Qwen3-VL's published tensor names."
+            "download it again, or convert it to {model}'s published tensor names."
         ),
         "The weights have other names, for example those of mlx-vlm, or the config has more layers.",
     )

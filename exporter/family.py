@@ -35,6 +35,10 @@ class Checkpoint(Protocol):
         """Whether it takes images and videos; otherwise text only."""
 
     @property
+    def adapter(self) -> bool | None:
+        """Whether requests with media use a low-rank adapter; None: models of the family have none."""
+
+    @property
     def layers(self) -> int:
         """Layers of the decoder."""
 
@@ -139,9 +143,11 @@ class Family:
             has no tensor to read. Raises ExportError as `open`.
         open: reads and checks the checkpoint in a directory. Raises ExportError where something is missing, damaged or
             unsupported.
+        folders: folders of a repository that are needed beside the files at its top.
     """
 
     title: str
     architecture: str
     plan: Callable[[Path], Checkpoint]
     open: Callable[[Path], Checkpoint]
+    folders: tuple[str, ...] = ()

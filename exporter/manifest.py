@@ -89,7 +89,7 @@ def _digests(root: Path, progress: Progress) -> dict[str, dict[str, Any]]:
 
 def _encoder_fingerprint(fields: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-    for name in _ENCODER_FILES:
+    for name in filter(files.__contains__, _ENCODER_FILES):
         digest.update(files[name]["sha256"].encode())
     return digest.hexdigest()
 

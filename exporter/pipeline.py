@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.calibration import CalibrationData, built_in, encode, read_directory
@@ -87,7 +88,7 @@ def export(
     target = Path(out).expanduser().absolute()
     check_target(target, force=force)
     found = locate(source, revision=revision, show_progress=bars.enabled)
-    family_of(found.root)
+    found = replace(found, folders=family_of(found.root).folders)
     found.fetch_settings()
     planned = plan_checkpoint(found.root)
     if data is not None and not planned.has_encoder:
@@ -146,6 +147,7 @@ def export(
                 "last_position_logits": True,
                 "smoothed": smooth and precision != "fp32",
                 "calibration": None if data is None else {"data": data.name, "sha256": data.digest},
+                **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter}),
             },
             progress=bars,
         )

@@ -30,11 +30,13 @@ class Recipe:
         finer: the kinds that have 8 bits in all layers.
         partly_finer: the kinds that have 8 bits in about half of the layers: in the first eighth, in the last, and in
             every third layer between them, as llama.cpp's Q4_K_M has it.
+        adapter: bits of a low-rank adapter's matrices, where a model has one.
     """
 
     name: str
     finer: frozenset[Kind] = frozenset()
     partly_finer: frozenset[Kind] = frozenset()
+    adapter: Bits = 8
 
     def bits(self, kind: Kind, layer: int, layers: int) -> Bits:
         """Bits of a matrix.
@@ -71,7 +73,7 @@ def _is_delicate(layer: int, layers: int) -> bool:
 
 
 RECIPES: Mapping[RecipeName, Recipe] = {
-    "small": Recipe("small"),
+    "small": Recipe("small", adapter=4),
     "balanced": Recipe("balanced", frozenset({"v", "o", "down"})),
     "fine": Recipe("fine", frozenset({"v", "o", "down", "head"})),
 }

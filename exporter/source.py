@@ -30,6 +30,7 @@ from .writer import existing_parent, gib
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SMALL = ["*.json", "*.jinja"]
 _WEIGHTS = ["*.safetensors"]
+_NO_FOLDERS = ["*/*"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Source:
         name: what the model is called where nobody says otherwise.
         repo: the Hugging Face id; None where all is here.
         show_progress: whether downloads show bars.
+        folders: those of the repository that are needed beside the files at its top.
     """
 
     root: Path
     name: str
     repo: str | None = None
     show_progress: bool = False
+    folders: tuple[str, ...] = ()
 
     def fetch_settings(self) -> None:
         """Download everything but the weights.
@@ -96,17 +99,32 @@ class Source:
             return 0
         with _explained(self.repo, self.root.name), _quiet_hub(bars=False):
             try:
-                files = huggingface_hub.snapshot_download(
-                    self.repo, revision=self.root.name, allow_patterns=_WEIGHTS, ignore_patterns=["*/*"], dry_run=True
-                )
+                files = [
+                    file
+                    for allowed, ignored in self._wanted(_WEIGHTS)
+                    for file in huggingface_hub.snapshot_download(
+                        self.repo,
+                        revision=self.root.name,
+                        allow_patterns=allowed,
+                        ignore_patterns=ignored,
+                        dry_run=True,
+                    )
+                ]
             except DryRunError:  # the hub is out of reach: what is in the cache must do
                 return 0
         return sum(file.file_size or 0 for file in files if file.will_download)
 
     def _fetch(self, patterns: Sequence[str]) -> None:
-        if self.repo is not None:
+        if self.repo is None:
+            return
+        for allowed, ignored in self._wanted(patterns):
             # By the commit that was found first: the branch may move meanwhile.
-            _download(self.repo, self.root.name, patterns, show_progress=self.show_progress)
+            _download(self.repo, self.root.name, allowed, ignored, show_progress=self.show_progress)
+
+    def _wanted(self, patterns: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+        """Patterns of the files to take and of those to leave: at the top of the repository, and in its folders."""
+        inside = [f"{folder}/{pattern}" for folder in self.folders for pattern in patterns]
+        return [(list(patterns), _NO_FOLDERS), *([(inside, [])] if inside else [])]
 
 
 def locate(source: str | Path, *, revision: str | None, show_progress: bool) -> Source:
@@ -124,7 +142,7 @@ def locate(source: str | Path, *, revision: str | None, show_progress: bool) -> 
         raise ExportError(ExportProblem.SOURCE_IS_FILE, path=path)
     if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
         raise ExportError(ExportProblem.NO_DIRECTORY, path=path)
-    root = _download(source, revision, ["config.json"], show_progress=False)
+    root = _download(source, revision, ["config.json"], _NO_FOLDERS, show_progress=False)
     if not (root / "config.json").is_file():
         with suppress(CachedRepoTreeNotFoundError):
             tree = huggingface_hub.get_cached_repo_tree(source, revision=root.name)
@@ -141,11 +159,18 @@ def _cached_name(root: Path) -> str | None:
     return repository.removeprefix("models--").partition("--")[2] or repository.removeprefix("models--")
 
 
-def _download(repo: str, revision: str | None, patterns: Sequence[str], *, show_progress: bool) -> Path:
+def _download(
+    repo: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    ignored: Sequence[str],
+    *,
+    show_progress: bool,
+) -> Path:
     with _explained(repo, revision), _quiet_hub(bars=show_progress):
         return Path(
             huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignored)
             )
         )
 

@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,12 @@ class TensorRef:
                 self._check(torch.frombuffer(bytearray(piece), dtype=_DTYPES[self.dtype]))
                 yield piece
 
+    def part(self, first: int, last: int) -> "TensorRef":
+        """The rows from `first` to `last`, as a tensor of its own."""
+        row = self.size // self.shape[0]
+        shape = (last - first, *self.shape[1:])
+        return replace(self, shape=shape, offset=self.offset + first * row, size=(last - first) * row)
+
     def _check(self, tensor: torch.Tensor) -> None:
         # The least and the greatest number are NaN where any is; one pass, forty times as fast as `isfinite`.
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
@@ -147,6 +153,29 @@ class ScaledRef(TensorRef):
             yield self.read(slice(start, start + step)).numpy().tobytes()
 
 
+@dataclass(frozen=True)
+class MultipliedRef(TensorRef):
+    """A tensor that is read as its product with a number, in float32: `dtype` and `size` are the product's.
+
+    Attributes:
+        stored: the tensor.
+        factor: the number.
+    """
+
+    stored: TensorRef
+    factor: float
+
+    @classmethod
+    def of(cls, stored: TensorRef, factor: float) -> "MultipliedRef":
+        """Multiply a tensor."""
+        size = 4 * math.prod(stored.shape)
+        return cls(stored.name, stored.file, "F32", stored.shape, stored.offset, size, stored, factor)
+
+    def raw(self, rows: slice | None = None) -> torch.Tensor:
+        """The product, in float32."""
+        return self.stored.raw(rows).float() * self.factor
+
+
 class Tensors(Mapping[str, TensorRef]):
     """All tensors of a checkpoint by name."""
 
@@ -164,6 +193,17 @@ class Tensors(Mapping[str, TensorRef]):
         for file in _shards(root):
             refs.update(_read_header(file))
         return cls(refs)
+
+    @classmethod
+    def file(cls, path: Path) -> "Tensors":
+        """Index one safetensors file.
+
+        Raises:
+            ExportError: it is missing or damaged.
+        """
+        if not path.is_file():
+            raise ExportError(ExportProblem.SHARD_MISSING, root=path.parent, name=path.name)
+        return cls(_read_header(path))
 
     @classmethod
     def planned(cls, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> "Tensors":
@@ -238,11 +278,19 @@ class Tensors(Mapping[str, TensorRef]):
             for rows in (slice(start, start + _ROWS) for start in range(0, one.shape[0], _ROWS))
         )
 
-    def require(self, shapes: Mapping[str, tuple[int, ...]], root: Path) -> None:
+    def require(
+        self, shapes: Mapping[str, tuple[int, ...]], root: Path, *, model: str, stored: Callable[[str], str] = str
+    ) -> None:
         """Check that every tensor named in `shapes` is there, of that shape and of a floating dtype.
 
+        Args:
+            shapes: by present name.
+            root: the checkpoint's directory, for the message.
+            model: the family, for the message.
+            stored: what the files call a tensor, by its present name, for the message.
+
         Raises:
-            ExportError: naming the first tensor that is not as the config says.
+            ExportError: naming the first tensor that is not as the config says, by its name in the files.
         """
         missing = [name for name in shapes if name not in self._refs]
         if missing:
@@ -250,20 +298,25 @@ class Tensors(Mapping[str, TensorRef]):
             raise ExportError(
                 ExportProblem.TENSOR_MISSING,
                 root=root,
-                tensor=missing[0],
+                tensor=stored(missing[0]),
                 more=more,
-                stored=next(iter(self._refs), "nothing"),
+                stored=next((ref.name for ref in self._refs.values()), "nothing"),
+                model=model,
             )
         for name, shape in shapes.items():
             ref = self._refs[name]
             if ref.shape != shape:
                 raise ExportError(
-                    ExportProblem.SHAPES_DIFFER, tensor=name, file=ref.file, shape=list(ref.shape), expected=list(shape)
+                    ExportProblem.SHAPES_DIFFER,
+                    tensor=ref.name,
+                    file=ref.file,
+                    shape=list(ref.shape),
+                    expected=list(shape),
                 )
             if ref.dtype not in _DTYPES:
                 raise ExportError(
                     ExportProblem.DTYPE_UNSUPPORTED,
-                    tensor=name,
+                    tensor=ref.name,
                     file=ref.file,
                     dtype=ref.dtype,
                     known=", ".join(_DTYPES),

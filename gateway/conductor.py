@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +120,7 @@ class Conductor:
         limits: Limits of one request.
         policy: Attempts and concurrency of calls to the tiers.
         encoder: The vision tier's settings, if they are known already; else they are read from the tier.
+        takes: The kinds of media that the model takes, if there is a vision tier; others are refused.
     """
 
     def __init__(
@@ -129,8 +130,11 @@ class Conductor:
         limits: RequestLimits,
         policy: Policy,
         encoder: vision_pb2.EncoderInfo | None = None,
+        *,
+        takes: Collection[str] = ("image", "video"),
     ) -> None:
         self._decoder = decoder
+        self._takes = () if vision is None else takes
         self._limits = limits
         self._encode_concurrency = policy.encode_concurrency
         self._decoder_retries = policy.retries(Tier.DECODER)
@@ -152,7 +156,7 @@ class Conductor:
         return self._encoding
 
     async def _collect(self, messages: Sequence[chat_pb2.Message]) -> Conversation:
-        return await collect(messages, self._limits, takes_media=self._encoding is not None)
+        return await collect(messages, self._limits, takes=self._takes)
 
     async def chat(
         self, request: gateway_pb2.ChatRequest, *, request_id: str, deadline: Deadline, tenant: str = ""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.copying import copy_fields
 from serving.errors import Reason, invalid, too_large, unimplemented
-from serving.media import TEXT_ONLY, check_options, media_digest
+from serving.media import check_options, media_digest, not_taken
 from vlm.v1 import chat_pb2, media_pb2
 
 _KINDS = {"image": media_pb2.MEDIA_KIND_IMAGE, "video": media_pb2.MEDIA_KIND_VIDEO}
@@ -69,7 +69,7 @@ class Conversation:
 
 
 async def collect(
-    messages: Sequence[chat_pb2.Message], limits: RequestLimits, *, takes_media: bool = True
+    messages: Sequence[chat_pb2.Message], limits: RequestLimits, *, takes: Collection[str] = tuple(_KINDS)
 ) -> Conversation:
     """Take the media out of copies of the messages.
 
@@ -78,7 +78,7 @@ async def collect(
     Args:
         messages: The client's messages.
         limits: Limits of one request.
-        takes_media: Whether there may be media.
+        takes: The kinds of media that there may be: "image" and "video".
 
     Raises:
         ServiceError: INVALID_ARGUMENT, UNIMPLEMENTED or RESOURCE_EXHAUSTED that names the medium at fault.
@@ -96,8 +96,8 @@ async def collect(
                 named.parts.add().CopyFrom(part)
                 continue
             path = f"messages[{i}].parts[{j}].{which}"
-            if not takes_media:
-                raise invalid(path, TEXT_ONLY, reason=Reason.MEDIA_NOT_SUPPORTED)
+            if which not in takes:
+                raise invalid(path, not_taken(takes), reason=Reason.MEDIA_NOT_SUPPORTED)
             sent = part.image if which == "image" else part.video
             check_options(sent.options, f"{path}.options")
             data = _data(sent, path, which, limits)

@@ -93,8 +93,11 @@ class GatewayService(Service):
                     self._replicas(Tier.DECODER, self._settings.decoder, decoder_pb2_grpc.DecoderStub)
                 )
             )
-            encoder = await self._agree(vision, decoder)
-            self._conductor = Conductor(vision, decoder, self._settings.limits, self._settings.policy, encoder)
+            encoder, model = await self._agree(vision, decoder)
+            takes = [kind for kind, taken in (("image", model.images), ("video", model.video)) if taken]
+            self._conductor = Conductor(
+                vision, decoder, self._settings.limits, self._settings.policy, encoder, takes=takes
+            )
             if self._settings.http_port is not None:
                 limits = self._settings.connection_limits
                 app = create_app(
@@ -167,12 +170,14 @@ class GatewayService(Service):
         options = service_options(self._settings.max_message_bytes, authority=authority)
         return open_channel(address, options, credentials=self._credentials)
 
-    async def _agree(self, vision: VisionTier | None, decoder: DecoderTier) -> vision_pb2.EncoderInfo | None:
-        """Wait until the tiers answer, and compare their models. Returns the settings of the vision tier, if any."""
+    async def _agree(
+        self, vision: VisionTier | None, decoder: DecoderTier
+    ) -> tuple[vision_pb2.EncoderInfo | None, chat_pb2.Model]:
+        """Wait until the tiers answer, and compare their models. Returns the vision tier's settings and the model."""
         if vision is None:
             model = await self._model(decoder)
             log.info("the model takes text only, and media are refused", model=model.id)
-            return None
+            return None, model
         asked = asyncio.create_task(
             _answer(Tier.VISION, self._settings.vision, lambda: vision.encoder(seconds=_ASK_SECONDS, route=Route()))
         )
@@ -195,7 +200,7 @@ class GatewayService(Service):
             max_video_pixels=encoder.default_media.max_video_pixels,
             max_frames=encoder.default_media.max_frames,
         )
-        return encoder
+        return encoder, model
 
     async def _model(self, decoder: DecoderTier) -> chat_pb2.Model:
         """Wait until the decoder tier answers, and check whether its model needs a vision tier."""

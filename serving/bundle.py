@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from serving.bundle_error import BundleError as BundleError  # noqa: PLC0414  # re-exported
 from serving.bundle_error import BundleProblem
 from serving.cores import usable_cores
-from serving.families import FamilyInfo, Frozen, Positive, TextInfo, TextTokens, VisionInfo, WithEncoder
+from serving.families import FamilyInfo, Frozen, ImageTokens, Positive, TextInfo, TextTokens, VisionInfo, WithEncoder
 from serving.families import TokenIds as TokenIds  # noqa: PLC0414  # re-exported
 
 FORMAT = "triptych-bundle"
@@ -73,6 +73,7 @@ class DecoderInfo(Frozen):
         smoothed: whether outlier channels were smoothed before quantization. The values of V in the KV cache then
             differ from those of a bundle without smoothing.
         calibration: examples that scales and smoothing were chosen by; None: the weights alone.
+        adapter: whether requests with media use a low-rank adapter; None: models of this family have none.
     """
 
     precision: Literal["int4", "fp32"]
@@ -83,6 +84,7 @@ class DecoderInfo(Frozen):
     last_position_logits: bool
     smoothed: bool = False  # bundles written before this field existed
     calibration: CalibrationInfo | None = None
+    adapter: bool | None = None
 
     @model_validator(mode="after")
     def _has_its_own_graph(self) -> Self:
@@ -282,7 +284,7 @@ class Bundle(Frozen):
         return self.info.tokens
 
     @property
-    def media_tokens(self) -> TokenIds:
+    def media_tokens(self) -> ImageTokens:
         """Ids of the control tokens, with those of media. Raises BundleError if there is no encoder."""
         return self._with_encoder.tokens
 

@@ -105,8 +105,8 @@ class Reason(enum.Enum):
     MEDIA_NOT_SUPPORTED = ReasonInfo(
         Code.INVALID_ARGUMENT,
         "gateway, decoder",
-        "The request has an image or a video, and the model takes text only. Nothing was encoded.",
-        "Send text, or use a model whose `images` and `video` are true (`ListModels`, `/v1/models`).",
+        "The request has an image or a video, and the model does not take it. Nothing was encoded.",
+        "Send what the model takes, or use one whose `images` or `video` is true (`ListModels`, `/v1/models`).",
     )
     THINKING_NOT_OPTIONAL = ReasonInfo(
         Code.INVALID_ARGUMENT,

@@ -72,10 +72,19 @@ class Qwen25VLVision(VisionInfo):
     tokens_per_second: Positive
 
 
-class TokenIds(TextTokens):
-    """Ids of the control tokens of Qwen's vision families."""
+class ImageTokens(TextTokens):
+    """Ids of the control tokens of a model that takes images.
+
+    Attributes:
+        image: of a row of an image's features.
+    """
 
     image: TokenId
+
+
+class TokenIds(ImageTokens):
+    """Ids of the control tokens of Qwen's vision families, which take videos, too."""
+
     video: TokenId
     vision_start: TokenId
     vision_end: TokenId
@@ -113,6 +122,43 @@ class Qwen25VLInfo(Frozen):
         return self.text.hidden_size
 
 
+class Phi4MultimodalText(TextInfo):
+    """Dimensions of Phi-4-multimodal's language model.
+
+    Attributes:
+        original_max_position_embeddings: tokens up to which the rotation has the short factors of LongRoPE; longer
+            sequences have the long ones.
+    """
+
+    original_max_position_embeddings: Positive
+
+
+class Phi4MultimodalVision(VisionInfo):
+    """Dimensions of Phi-4-multimodal's vision encoder.
+
+    Attributes:
+        crop_size: edge of the squares that an image is divided into, in pixels.
+    """
+
+    crop_size: Positive
+
+
+class Phi4MultimodalInfo(Frozen):
+    """Phi-4-multimodal, which takes images and text here: its speech encoder is not served."""
+
+    family: Literal["phi4_multimodal"]
+    text: Phi4MultimodalText
+    vision: Phi4MultimodalVision
+    tokens: ImageTokens
+    # As in `Qwen3VLInfo`.
+    encoder_fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+    @property
+    def feature_width(self) -> int:
+        """Width of one visual token's features: hidden_size."""
+        return self.text.hidden_size
+
+
 class Qwen3Info(Frozen):
     """Qwen3, which has no encoder."""
 
@@ -126,8 +172,8 @@ class Qwen3Info(Frozen):
         return self.text.hidden_size
 
 
-WithEncoder = Qwen3VLInfo | Qwen25VLInfo
-"""The families that take images and videos."""
+WithEncoder = Qwen3VLInfo | Qwen25VLInfo | Phi4MultimodalInfo
+"""The families that take images; those whose tokens are `TokenIds` take videos, too."""
 
 FamilyInfo = Annotated[WithEncoder | Qwen3Info, Field(discriminator="family")]
 """The union of the families' descriptions, by `family`. One without an encoder has no `vision`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 
 from serving.errors import invalid
 from vlm.v1 import media_pb2
@@ -28,8 +29,16 @@ BUDGET_FIELDS = ("max_pixels", "max_video_pixels", "max_frames")
 LOW = media_pb2.MediaOptions(max_pixels=512 * 512, max_video_pixels=1 << 19, max_frames=16)
 """Pixels of DETAIL_LOW, unless the default budget is smaller."""
 
-TEXT_ONLY = "cannot be sent to this model, which takes text only"
-"""Description of a medium in a request to a model without an encoder."""
+
+def not_taken(takes: Collection[str]) -> str:
+    """Description of a medium in a request to a model that does not take its kind.
+
+    Args:
+        takes: The kinds that it takes: "image", "video", both or none.
+    """
+    kinds = [f"{kind}s" for kind in ("image", "video") if kind in takes]
+    return f"cannot be sent to this model, which takes {' and '.join(['text', *kinds]) if kinds else 'text only'}"
+
 
 _PAIRS = (("min_pixels", "max_pixels"), ("min_frames", "max_frames"), ("min_video_pixels", "max_video_pixels"))
 

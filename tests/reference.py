@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ class Inputs:
 class _Qwen3VL:
     """What Qwen3VLProcessor makes of videos."""
 
+    videos: Mapping[str, Any] = {}
+    """Every published model has a file about videos."""
+
     @staticmethod
     def indices(total: int, fps: float, settings: dict[str, Any]) -> list[int]:
         """The frames that are sampled."""
@@ -94,6 +97,14 @@ class _Qwen3VL:
 
 class _Qwen25VL:
     """What Qwen2_5_VLProcessor makes of videos."""
+
+    videos: Mapping[str, Any] = {
+        "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 28 * 28 * 768},
+        "fps": 2,
+        "min_frames": 4,
+        "max_frames": 768,
+    }
+    """What Qwen2VLVideoProcessor does where no file says otherwise; its module needs torchvision."""
 
     @staticmethod
     def indices(total: int, fps: float, settings: dict[str, Any]) -> list[int]:
@@ -145,7 +156,8 @@ class Reference:
         self._images = _settings(checkpoint / "preprocessor_config.json")
         if max_pixels is not None:
             self._images["size"]["longest_edge"] = max_pixels
-        self._videos = _settings(checkpoint / "video_preprocessor_config.json")
+        video = checkpoint / "video_preprocessor_config.json"
+        self._videos = _settings(video) if video.is_file() else {**self._images, **self._family.videos}
         self.eos = self.model.generation_config.eos_token_id
 
     def inputs(self, turns: Sequence[Turn]) -> Inputs:
@@ -259,7 +271,16 @@ class Reference:
 
 def _settings(path: Path) -> dict[str, Any]:
     settings = json.loads(path.read_text())
-    names = ("size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
+    names = (
+        "size",
+        "min_pixels",
+        "max_pixels",
+        "patch_size",
+        "temporal_patch_size",
+        "merge_size",
+        "image_mean",
+        "image_std",
+    )
     defaults: dict[str, Any] = {"fps": 2, "min_frames": 4, "max_frames": 768} if "video" in path.name else {}
     kept = {name: settings[name] for name in names if name in settings}
     return {**kept, **{name: settings.get(name, value) for name, value in defaults.items()}}

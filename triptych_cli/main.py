@@ -227,6 +227,8 @@ def _export(options: argparse.Namespace) -> None:
     except exporter.ExportError as error:
         raise CommandError(str(error)) from error
     print(f"exported {bundle.model.id} to {bundle.root}")  # noqa: T201
+    if bundle.decoder.adapter is False:
+        print("The checkpoint has no vision adapter (vision-lora): images are answered by the model's own weights.")  # noqa: T201
 
 
 def _demo(_: argparse.Namespace) -> None:

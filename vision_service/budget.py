@@ -24,6 +24,8 @@ def default_budget(
 ) -> media_pb2.MediaOptions:
     """The budget of requests that set none. The device's default is at most the checkpoint's own.
 
+    It has no bound for a kind of media that the checkpoint has no settings for.
+
     Args:
         published: The checkpoint's own settings.
         on_cpu: Whether the encoder runs on a CPU; on a GPU the published limits are the default.
@@ -37,7 +39,9 @@ def default_budget(
         ("max_video_pixels", max_video_pixels),
         ("max_frames", max_frames),
     ):
-        own = int(getattr(published, name))
+        own = getattr(published, name)
+        if own is None:  # the model does not take such media
+            continue
         of_device = min(own, getattr(_CPU, name)) if on_cpu else own
         setattr(budget, name, of_device if setting is None else own if setting == "published" else setting)
     return budget

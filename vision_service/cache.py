@@ -38,12 +38,13 @@ class Layout(NamedTuple):
     grid: Grid
     timestamps: tuple[float, ...] = ()
     size_given: tuple[int, int] = (0, 0)
+    size_used: tuple[int, int] = (0, 0)
     frame_times: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, medium: PreparedMedium) -> Layout:
         """The layout of a medium."""
-        return cls(medium.grid, medium.timestamps, medium.size_given, medium.frame_times)
+        return cls(medium.grid, medium.timestamps, medium.size_given, medium.size_used, medium.frame_times)
 
 
 @dataclass(frozen=True)

@@ -36,17 +36,27 @@ class Cost:
         dtype: Type in which its linear layers compute.
         own_attention: Whether attention is computed by our operators.
         windowed: Of layers whose attention has windows: sum of hidden size x patches of a window.
+        beside: Patches that are encoded beside those of each frame's grid.
     """
 
     def __init__(
-        self, linear: int, attention: int, dtype: torch.dtype, *, own_attention: bool = False, windowed: int = 0
+        self,
+        linear: int,
+        attention: int,
+        dtype: torch.dtype,
+        *,
+        own_attention: bool = False,
+        windowed: int = 0,
+        beside: int = 0,
     ) -> None:
         weight = (_OWN_ATTENTION_WEIGHT if own_attention else _ATTENTION_WEIGHT)[dtype]
         self._linear = 2.0 * linear + 4.0 * windowed * weight
         self._attention = 4.0 * attention * weight
+        self._beside = beside
 
     def frame(self, patches: int) -> float:
         """Cost of a frame of `patches` patches."""
+        patches += self._beside
         return float(patches * (self._linear + patches * self._attention))
 
     def medium(self, grid: Grid) -> float:
@@ -55,6 +65,6 @@ class Cost:
 
     def largest_frame(self, cost: float) -> int:
         """Most patches of a frame within a cost."""
-        # patches x linear + patches² x attention = cost
+        # patches x linear + patches² x attention = cost, in the form that allows for no attention
         root: float = math.sqrt(self._linear**2 + 4 * self._attention * max(cost, 0.0))
-        return int((root - self._linear) / (2 * self._attention))
+        return max(0, int(2 * max(cost, 0.0) / (self._linear + root)) - self._beside)

@@ -55,9 +55,6 @@ class Preprocessor(Protocol):
     def token_count(self, grid: Grid) -> int:
         """Number of feature rows, and so of prompt tokens, of a medium."""
 
-    def size_used(self, grid: Grid) -> tuple[int, int]:
-        """Width and height in pixels of a medium's resized frames."""
-
     def pixels(self, kind: Kind, patches: int) -> int:
         """Pixels of a resized medium of `patches` patches; of a video, of all its frames."""
 

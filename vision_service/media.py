@@ -99,6 +99,7 @@ class PreparedMedium:
             of float32. Patches are in the order in which the encoder merges them: by blocks of merge x merge.
         levels: [channels, 256], float32: the encoder's input for each pixel value.
         size_given: Width and height of the picture or of the video's frames, upright, before resizing.
+        size_used: The same after resizing, without padding.
         timestamps: Of a video, the time of each temporal patch in seconds; empty for an image.
         frame_times: Of a video, the time of each sampled frame in seconds; empty for an image.
     """
@@ -108,16 +109,19 @@ class PreparedMedium:
     patches: NDArray[np.uint8]
     levels: NDArray[np.float32]
     size_given: tuple[int, int] = (0, 0)
+    size_used: tuple[int, int] = (0, 0)
     timestamps: tuple[float, ...] = ()
     frame_times: tuple[float, ...] = ()
 
     def frames(self, first: int, count: int) -> PreparedMedium:
-        """Some of its frames as a medium; frames are independent in the encoder. Shares the patches.
+        """Some of its frames, or all, as a medium; frames are independent in the encoder. Shares the patches.
 
         Args:
             first: The first frame, in temporal patches.
             count: Number of frames.
         """
+        if count == self.grid.t:
+            return self
         grid = self.grid._replace(t=count)
         size = grid.h * grid.w
         return replace(

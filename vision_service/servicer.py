@@ -45,7 +45,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
 
     Args:
         bundle: The bundle of the encoder.
-        preprocessor: Computes the tokens and the size of a medium.
+        preprocessor: Computes the tokens of a medium.
         encoder: Gives the type and the width of features.
         info: The message from `describe`.
         scheduler: Admits the calls.
@@ -129,7 +129,6 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
 
     def _layout(self, request: vision_pb2.EncodeRequest, key: Key, layout: Layout) -> media_pb2.MediaLayout:
         grid = layout.grid
-        width, height = self._preprocessor.size_used(grid)
         return media_pb2.MediaLayout(
             kind=request.kind,
             digest=key.digest,
@@ -137,7 +136,7 @@ class VisionServicer(vision_pb2_grpc.VisionEncoderServicer):
             token_count=self._preprocessor.token_count(grid),
             timestamps=layout.timestamps,
             size_given=media_pb2.Size(width=layout.size_given[0], height=layout.size_given[1]),
-            size_used=media_pb2.Size(width=width, height=height),
+            size_used=media_pb2.Size(width=layout.size_used[0], height=layout.size_used[1]),
             frame_times=layout.frame_times,
         )
 

@@ -77,7 +77,7 @@ class VisionSettings(ServerSettings):
     default_max_pixels: PixelBound = Field(
         None,
         description="Largest area of a resized image, in pixels, if a request sets none; not set: 1048576 on a "
-        "CPU (1024 tokens), published on a GPU. All replicas must agree.",
+        "CPU (1024 tokens of Qwen3-VL), published on a GPU. All replicas must agree.",
     )
     default_max_video_pixels: PixelBound = Field(
         None,

@@ -9,6 +9,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+ADAPTER_TOKENS = "adapter_tokens"
+"""A graph's input, int64 [1, n, 2]: the tokens of requests that use its adapter, by row and place in the row."""
+
+LONGEST_SHORT = "longest_short"
+"""An entry of a graph's metadata: tokens of the longest sequence with the short frequencies of LongRoPE.
+
+Position p of a longer sequence is row `longest_short` + p of the table of rotations.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -20,6 +29,7 @@ class Piece:
         token_ids: The next ones, int32 [s].
         features: The feature rows of the media tokens among them, float32 [f, width].
         positions: int64 [axes, s].
+        adapted: Whether the request uses the model's adapter.
     """
 
     slot: int
@@ -27,6 +37,7 @@ class Piece:
     token_ids: NDArray[np.int32]
     features: NDArray[np.float32]
     positions: NDArray[np.int64]
+    adapted: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,27 +49,41 @@ class Step:
         lengths: Number of computed tokens of each, int64 [n].
         token_ids: The next token of each, int32 [n].
         positions: Its position, the same on every axis, int64 [n].
+        adapted: Whether its request uses the model's adapter, bool [n]; None: none does.
     """
 
     first_slot: int
     lengths: NDArray[np.int64]
     token_ids: NDArray[np.int32]
     positions: NDArray[np.int64]
+    adapted: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the model, against which requests are checked.
+    """Sizes of the model, against which requests are checked, and what depends on a request.
 
     Attributes:
         vocabulary: Size of the vocabulary; token ids are below it.
         feature_width: Width of a feature row.
         axes: Number of position axes.
+        has_adapter: Whether requests with media use an adapter.
+        longest_short: Tokens of the longest sequence with the short frequencies of LongRoPE; None: there is one set.
     """
 
     vocabulary: int
     feature_width: int
     axes: int
+    has_adapter: bool = False
+    longest_short: int | None = None
+
+    def is_long(self, tokens: int) -> bool:
+        """Whether all tokens of a sequence of `tokens` have the long frequencies."""
+        return self.longest_short is not None and tokens > self.longest_short
+
+    def rotations(self, positions: NDArray[np.int64], *, long: bool) -> NDArray[np.int64]:
+        """The rows of positions in the table of rotations, of the same shape."""
+        return positions + self.longest_short if long and self.longest_short is not None else positions
 
 
 class Model(Protocol):

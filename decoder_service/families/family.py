@@ -45,6 +45,10 @@ class Family(Protocol):
     def placeholders(self) -> Mapping[int, MediaKind]:
         """The placeholder tokens, of which the chat template writes one for each medium."""
 
+    @property
+    def inline_placeholders(self) -> bool:
+        """Whether a placeholder may be written among a message's text, where the chat template takes text only."""
+
     def token_count(self, grid: tuple[int, int, int]) -> int:
         """Number of feature rows of a medium.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from decoder_service.chat import MediaKind
 from decoder_service.engine import Limit
 from decoder_service.request.generation import Generation
 from decoder_service.request.waits import Waits
@@ -42,7 +43,7 @@ class Limits:
         opening_timeout: Seconds to wait for the first message of a stream.
         context_limit: The limit that an answer meets at `context_length`: KV_CACHE if memory shortens the context.
         positions: Positions that the model has, which a long video may use faster than tokens; None: not checked.
-        takes_media: Whether the model takes images and videos.
+        takes: The kinds of media that the model takes.
     """
 
     context_length: int
@@ -54,7 +55,7 @@ class Limits:
     opening_timeout: float = 10.0
     context_limit: Limit = Limit.CONTEXT
     positions: int | None = None
-    takes_media: bool = True
+    takes: frozenset[MediaKind] = frozenset(MediaKind)
 
 
 class Place:

@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from decoder_service.families.family import Family, Prompt
 from decoder_service.output.reasoning import OPENING
 from decoder_service.output.tool_calls import CLOSING as CLOSING_CALL
 from decoder_service.output.tool_calls import OPENING as OPENING_CALL
-from decoder_service.request.control_tokens import ControlTokens
+from decoder_service.request.control_tokens import ControlTokens, Conversation
 from decoder_service.request.thinking import REASONING, Thinking, apply, template_choice
 from decoder_service.request.tools import Tools
 from serving.errors import Reason, failure, invalid, unimplemented
@@ -59,6 +59,10 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self._family = family
         self._kinds = family.placeholders
+        self._inline: dict[str, str] = {}
+        if family.inline_placeholders:
+            named = {kind.value: str(tokenizer.convert_ids_to_tokens(token)) for token, kind in self._kinds.items()}
+            self._inline = {} if _takes_parts(tokenizer, named) else named
         # Encoding changes settings of the tokenizer, so calls are serialized.
         self._lock = threading.Lock()
         # Disables its warning about long prompts; the service checks the context itself.
@@ -92,6 +96,8 @@ class PromptBuilder:
     ) -> Rendered:
         """Apply the chat template, with its generation prompt, and tokenize.
 
+        A template that takes the content of a message as text gets the placeholders of its media in that text.
+
         If the last message is the assistant's, the answer continues it: the turn stays open. If that message has only
         reasoning, the answer continues the reasoning. System messages may be anywhere (see `_placed`).
 
@@ -118,7 +124,7 @@ class PromptBuilder:
         try:
             with self._lock:
                 chat = self._control_tokens.chat(
-                    conversation, lambda marked: apply(self._tokenizer, marked, continued, **choice)
+                    conversation, lambda marked: apply(self._tokenizer, self._as_taken(marked), continued, **choice)
                 )
                 ids: list[int] = self._tokenizer(chat, add_special_tokens=False, sanitize_control_tokens=True).input_ids
         except (jinja2.TemplateError, ValueError) as error:  # the latter if the last message cannot be continued
@@ -183,6 +189,17 @@ class PromptBuilder:
         texts = ("".join(part.text for part in message.parts if isinstance(part, Text)) for message in front)
         return [Message(Role.SYSTEM, (Text("\n\n".join(texts)),)), *rest]
 
+    def _as_taken(self, conversation: Conversation) -> Conversation:
+        """The messages, whose control tokens are marked, with their content in the form that the template takes."""
+        if not self._inline:
+            return conversation
+        return [{**message, "content": self._text(message["content"])} for message in conversation]
+
+    def _text(self, content: str | Sequence[Mapping[str, str]]) -> str:
+        if isinstance(content, str):
+            return content
+        return "".join(part["text"] if part["type"] == "text" else self._inline[part["type"]] for part in content)
+
     def token_count(self, grid: tuple[int, int, int]) -> int:
         """Number of feature rows of a medium; see `Family.token_count`."""
         return self._family.token_count(grid)
@@ -210,6 +227,19 @@ class PromptBuilder:
         with self._lock:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+
+def _takes_parts(tokenizer: PreTrainedTokenizerFast, placeholders: Mapping[str, str]) -> bool:
+    """Whether the chat template takes content in parts, and writes the placeholder of each medium among them."""
+    mark = "probe"
+    probe: Any = [
+        {"role": "user", "content": [*({"type": kind} for kind in placeholders), {"type": "text", "text": mark}]}
+    ]
+    try:
+        text = str(tokenizer.apply_chat_template(probe, tokenize=False))
+    except (jinja2.TemplateError, TypeError):  # the latter where text is added to a list
+        return False
+    return mark in text and all(text.count(placeholder) == 1 for placeholder in placeholders.values())
 
 
 def _writes_system_anywhere(tokenizer: PreTrainedTokenizerFast) -> bool:

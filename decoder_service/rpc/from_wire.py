@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from decoder_service.request.opening import Opening
 from decoder_service.rpc import from_tools
 from serving.calls import check_printable, check_request_id
 from serving.errors import Reason, failure, invalid, too_large
-from serving.media import TEXT_ONLY, check_options, is_digest, relevant_options, requested_options
+from serving.media import check_options, is_digest, not_taken, relevant_options, requested_options
 from vlm.v1 import chat_pb2, decoder_pb2, media_pb2
 
 MAX_MESSAGES = 1024
@@ -169,8 +169,7 @@ def conversation(
             reason=Reason.TOO_MANY_PARTS,
             limit=MAX_PARTS,
         )
-    if not limits.takes_media:
-        _check_no_media(messages)
+    _check_kinds(messages, {kind.value for kind in limits.takes})
     media = media_pb2.MediaOptions() if media is None else media
     checked = tuple(_message(message, index, media) for index, message in enumerate(messages))
     count = len(media_of(checked))
@@ -185,12 +184,12 @@ def conversation(
     return checked
 
 
-def _check_no_media(messages: Sequence[chat_pb2.Message]) -> None:
+def _check_kinds(messages: Sequence[chat_pb2.Message], takes: Collection[str]) -> None:
     for i, message in enumerate(messages):
         for j, part in enumerate(message.parts):
-            if (which := part.WhichOneof("part")) in ("image", "video"):
+            if (which := part.WhichOneof("part")) in ("image", "video") and which not in takes:
                 path = f"messages[{i}].parts[{j}].{which}"
-                raise invalid(path, TEXT_ONLY, reason=Reason.MEDIA_NOT_SUPPORTED)
+                raise invalid(path, not_taken(takes), reason=Reason.MEDIA_NOT_SUPPORTED)
 
 
 def _check_text_bytes(path: str, size: int, limits: Limits) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decoder_service.chat import Layout
+from decoder_service.chat import Layout, MediaKind
 from decoder_service.engine import FinishReason, Limit
 from decoder_service.output.logprobs import ScoredToken
 from decoder_service.output.pipeline import Delta
@@ -126,8 +126,8 @@ def model(decoder: Decoder) -> chat_pb2.Model:
         id=decoder.model.id,
         family=decoder.model.family,
         context_length=decoder.limits.context_length,
-        images=decoder.limits.takes_media,
-        video=decoder.limits.takes_media,
+        images=MediaKind.IMAGE in decoder.limits.takes,
+        video=MediaKind.VIDEO in decoder.limits.takes,
         precision=decoder.model.precision,
         encoder_fingerprint=decoder.model.encoder_fingerprint,
         default_max_tokens=decoder.limits.default_max_tokens,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from exporter.errors import ExportError, ExportProblem
+from exporter.families.phi4_multimodal.variant import PHI4_MM, PHI4_MULTIMODAL
 from exporter.families.qwen2_5_vl.variant import QWEN2_5_VL
 from exporter.families.qwen3.variant import QWEN3
 from exporter.families.qwen3_vl.variant import QWEN3_VL
@@ -15,6 +16,8 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_vl": QWEN3_VL,
     "qwen2_5_vl": QWEN2_5_VL,
     "qwen3": QWEN3,
+    "phi4_multimodal": PHI4_MULTIMODAL,
+    "phi4mm": PHI4_MM,
 }
 
 

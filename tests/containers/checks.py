@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import triptych
 from tests.containers.engine import ROOT, EngineError, Project, calls, compose_command, docker, inspect, run
+from tests.containers.families import TEXT, text_only, with_pictures
 from tests.containers.leftovers import removed_afterwards
 from tests.containers.load import Load
 
@@ -31,7 +32,6 @@ SEEN = "a red circle, a blue square and a yellow star"  # is in it
 
 GPU = "docker-compose.gpu.yml"
 TLS = "docker-compose.tls.yml"
-TEXT = "docker-compose.text.yml"
 TIERS = {"vision": "Encode", "decoder": "Generate"}
 """What the gateway calls on each tier for every question about a picture."""
 
@@ -111,7 +111,7 @@ def main() -> int:
     report, began = Report(), time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as scratch, project(options, Path(scratch)) as containers:
-            for step in (build, images, start, containment, answers, scaling, stopping, killing, ending):
+            for step in (build, images, start, containment, answers, scaling, stopping, killing, ending, families):
                 step(containers, report)
     except (EngineError, triptych.TriptychError, OSError) as error:
         report.check(f"no error on the way: {error}", passed=False)
@@ -377,6 +377,13 @@ def ending(containers: Project, report: Report) -> None:
         load.leave()
     codes = [inspect(container)["State"]["ExitCode"] for container in running]
     report.check("`stop` ends all services with exit code 0", codes == [0, 0, 0], f"{codes} in {seconds:.0f} s")
+
+
+def families(containers: Project, report: Report) -> None:
+    """Small random models of other families, each with the compose files that it needs."""
+    for serve in (with_pictures, text_only):
+        for what, passed, seen in serve(containers, f"triptych-export:{_tag(containers)}"):
+            report.check(what, passed, seen)
 
 
 if __name__ == "__main__":

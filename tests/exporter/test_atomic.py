@@ -16,9 +16,9 @@ from exporter.writer import staged
 from serving.bundle import Bundle
 
 STAGES = (
-    "families.qwen.family.write_vision",
-    "families.qwen.family.write_decoder",
-    "families.qwen.family.write_embedding",
+    "families.shared.family.write_vision",
+    "families.shared.family.write_decoder",
+    "families.shared.family.write_embedding",
     "pipeline.write_manifest",
     "pipeline.measure_apart",
 )

@@ -36,7 +36,7 @@ class Watched:
         return self.reference.generate(self.reference.inputs(turns), TOKENS)
 
 
-@pytest.fixture(scope="module", params=["base", "qwen2_5_vl"])
+@pytest.fixture(scope="module", params=CHECKPOINTS)
 def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A small model of each family in fp32 behind all three services."""
     folder = tmp_path_factory.mktemp("second")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,15 @@ class TextOnly:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextOnly]:
-    """It is served in fp32, by a decoder service and a gateway."""
-    folder: Path = tmp_path_factory.mktemp("text")
-    checkpoint = make_qwen3(folder / "checkpoint")
+    """A small checkpoint."""
+    with serving_text(make_qwen3, tmp_path_factory.mktemp("text")) as system:
+        yield system
+
+
+@contextlib.contextmanager
+def serving_text(make: Callable[[Path], Path], folder: Path) -> Iterator[TextOnly]:
+    """A checkpoint, exported in fp32 and served by a decoder service and a gateway."""
+    checkpoint = make(folder / "checkpoint")
     bundle = exporter.export(checkpoint, folder / "bundle", precision="fp32", progress=False)
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with one_thread(), triptych_system(bundle.root) as address, triptych.Client(address) as client:

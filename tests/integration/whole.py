@@ -59,17 +59,17 @@ class Whole:
         limits = PreprocessLimits(
             1 << 26, VideoLimits(seconds=600, frames=10_000, sampled=768, pixels=1 << 24), 1 << 16
         )
-        family = vision_families.family_of(bundle)
-        self._preprocessor = family.make_preprocessor(bundle, limits)
-        self._encoder = family.load_encoder(
-            bundle.vision_dir,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            out_dtype=torch.float32,
-            operators=True,
-        )
+        if bundle.has_encoder:
+            family = vision_families.family_of(bundle)
+            self._preprocessor = family.make_preprocessor(bundle, limits)
+            self._encoder = family.load_encoder(
+                bundle.vision_dir,
+                device=torch.device("cpu"),
+                dtype=torch.float32,
+                out_dtype=torch.float32,
+                operators=True,
+            )
         self._prompts = PromptBuilder.load(bundle.decoder_dir, family_of(bundle))
-        self._model = og.Model(str(bundle.decoder_dir))
 
     def lay_out(self, messages: Sequence[Message]) -> Laid:
         """Preprocess, encode and render a conversation."""
@@ -145,6 +145,10 @@ class Whole:
             },
         )
         return np.asarray(logits)[0, -1]
+
+    @functools.cached_property
+    def _model(self) -> og.Model:
+        return og.Model(str(self.bundle.decoder_dir))
 
     @functools.cached_property
     def _graph(self) -> Graph:

@@ -20,7 +20,7 @@ from tests.vision_service.conftest import LIMITS, error
 from tests.vision_service.operators.here import needs_operators
 from vision_service import dtype
 from vision_service.dtype import choose_dtype, multiplies_bfloat16, stored_types
-from vision_service.families.qwen import encoder
+from vision_service.families import encoder
 from vision_service.families.qwen3_vl.encoder import Encoder
 from vision_service.families.qwen3_vl.preprocess import Preprocessor
 from vision_service.media import Options, PreparedMedium

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from serving.bundle import Bundle
 from serving.bundle_error import BundleError, BundleProblem
+from vision_service.families.phi4_multimodal.family import PHI4_MULTIMODAL
 from vision_service.families.qwen2_5_vl.family import QWEN2_5_VL
 from vision_service.families.qwen3_vl.family import QWEN3_VL
 from vision_service.family import Family
 
 FAMILIES: Mapping[str, Family] = {
+    "phi4_multimodal": PHI4_MULTIMODAL,
     "qwen2_5_vl": QWEN2_5_VL,
     "qwen3_vl": QWEN3_VL,
 }

@@ -306,6 +306,12 @@ class Scheduler(Generic[T]):
             self._prefilling.remove(chunk.task)
             self._decoding.append(chunk.task)
 
+    def restart(self, task: T) -> None:
+        """Prefill a decoding task from its first token on, after its prompt has become another one."""
+        self._slots.restart(task.place, task.prompt)
+        self._decoding.remove(task)
+        bisect.insort(self._prefilling, task, key=_arrival)
+
     def decode_order(self) -> tuple[int, list[T]]:
         """Move the decoding tasks into adjacent slots.
 

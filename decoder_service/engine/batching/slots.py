@@ -230,6 +230,11 @@ class Slots:
         """Record that `count` more tokens of a running request are computed."""
         slot.length += count
 
+    def restart(self, slot: Slot, content: Content) -> None:
+        """Empty the slot of a running request, whose content is another one from now on. Its memory stays reserved."""
+        self._memory.release(slot.index)
+        slot.content, slot.length = content, 0
+
     def finish(self, slot: Slot, content: Content | None) -> None:
         """Turn the slot of a finished request into a prefix cache, or free it.
 

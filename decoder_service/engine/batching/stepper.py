@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import structlog
@@ -58,6 +58,8 @@ class Job(Task):
         waited: Seconds without prefill because features were missing; reset when its prefill starts.
         started_at: When its prefill started.
         queue_seconds: Time in the queue, without waiting for features.
+        positions: Rows of the prompt's tokens, and of the one after them, in the graph's table of rotations,
+            int64 [axes, n + 1].
         answer: The tokens of the answer, sampled or forced.
         runs: Where in the answer several known tokens are computed together: their number, by the first of them.
     """
@@ -67,6 +69,7 @@ class Job(Task):
     emit: Emit = field(kw_only=True)
     queued_at: float = field(kw_only=True)
     since: float = field(kw_only=True)
+    positions: NDArray[np.int64] = field(kw_only=True)
     waited: float = 0.0
     started_at: float | None = None
     queue_seconds: float = 0.0
@@ -88,8 +91,10 @@ class Job(Task):
         if request.positions.shape != (shape.axes, ids.size + 1):
             raise ValueError(f"{ids.size} tokens have positions of shape {request.positions.shape}")
         check_spans(ids.size, request.media, request.features.count)
+        adapted, long = shape.has_adapter and len(request.media) > 0, shape.is_long(ids.size)
         return cls(
-            prompt=Content(ids, request.media, request.cache_scope),
+            prompt=Content(ids, request.media, request.cache_scope, adapted, long),
+            positions=shape.rotations(request.positions, long=long),
             available=prefillable(ids.size, request.media, request.features.available),
             need=ids.size + request.max_new_tokens,
             request=request,
@@ -102,7 +107,24 @@ class Job(Task):
     @property
     def computed(self) -> int:
         """Computed tokens of its answer."""
-        return self.place.length - len(self.prompt)
+        return self.place.length - self.request.token_ids.size
+
+    @property
+    def position(self) -> int:
+        """The row of its next token in the table of rotations."""
+        return int(self.positions[0, -1]) + self.place.length - len(self.prompt)
+
+    def outgrows(self, shape: Shape) -> bool:
+        """Whether its next run makes it too long for the frequencies that its tokens have."""
+        return not self.prompt.long and shape.is_long(self.place.length + self.ahead)
+
+    def lengthen(self, shape: Shape) -> None:
+        """Make its prompt of all its known tokens up to those of its next run, with the long frequencies."""
+        known = self.answer[: self.computed + self.ahead]
+        after = self.request.positions[:, -1:] + np.arange(len(known) + 1)
+        self.prompt = replace(self.prompt.followed_by(known), long=True)
+        self.positions = shape.rotations(np.concatenate([self.request.positions[:, :-1], after], axis=1), long=True)
+        self.available = len(self.prompt)
 
     @property
     def ahead(self) -> int:
@@ -256,6 +278,7 @@ class Stepper:
     def decode(self) -> None:
         """The first half of a step: decode one token per running request, with a chunk in the same run if possible."""
         self._make_room()
+        self._lengthen()
         decoding = len(self._scheduler.decoding)
         self._pace.begin(decoding, self._scheduler.prefillable)
         if decoding:
@@ -272,6 +295,16 @@ class Stepper:
             if job not in before and job.parked is not None:
                 PARKS.labels("copied" if job.parked.saved is not None else "dropped").inc()
         PARKED.set(len(parked))
+
+    def _lengthen(self) -> None:
+        """Prefill again what becomes too long for the short frequencies of LongRoPE, as transformers' `generate` does.
+
+        Keys have been rotated by the short ones, and the logits of a longer sequence are those of the long ones. Memory
+        for the next run has been reserved.
+        """
+        for job in [job for job in self._scheduler.decoding if job.outgrows(self._shape)]:
+            job.lengthen(self._shape)
+            self._scheduler.restart(job)
 
     def prefill(self) -> None:
         """The second half: prefill as much as the step has time for."""
@@ -345,14 +378,14 @@ class Stepper:
 
     def _known_tokens(self, job: Job) -> Piece:
         """The model's input for several known tokens of an answer."""
-        computed, count = job.computed, job.ahead
-        position = job.request.positions[0, -1] + computed
+        computed, count, position = job.computed, job.ahead, job.position
         return Piece(
             slot=job.place.index,
             start=job.place.length,
             token_ids=np.array(job.answer[computed : computed + count], np.int32),
             features=np.empty((0, self._shape.feature_width), np.float32),
             positions=np.tile(np.arange(position, position + count), (self._shape.axes, 1)),
+            adapted=job.prompt.adapted,
         )
 
     def _prefilled(self, chunk: Chunk[Job]) -> list[Job]:
@@ -419,9 +452,10 @@ class Stepper:
             return Piece(
                 slot=job.place.index,
                 start=start,
-                token_ids=job.request.token_ids[start : chunk.stop],
+                token_ids=job.prompt.token_ids[start : chunk.stop],
                 features=job.request.features.rows(first, last, self._shape.feature_width),
-                positions=job.request.positions[:, start : chunk.stop],
+                positions=job.positions[:, start : chunk.stop],
+                adapted=job.prompt.adapted,
             )
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
             self._fail(job, trace())
@@ -450,8 +484,8 @@ class Stepper:
             return None
         if not self._keep_answers:
             return job.prompt
-        # The token sampled last is not computed.
-        return job.prompt.followed_by(job.answer[: max(job.slot.length - len(job.prompt), 0)])
+        # The token sampled last is not computed. A prompt that was lengthened has the first of the answer already.
+        return job.prompt.followed_by(job.answer[len(job.prompt) - job.request.token_ids.size : max(job.computed, 0)])
 
     def _fail_all(self, jobs: Sequence[Job], error: Exception) -> None:
         """Let jobs fail by an exception."""
@@ -484,9 +518,8 @@ def _next_tokens(first_slot: int, jobs: Sequence[Job], known: Job | None) -> Ste
         first_slot=first_slot,
         lengths=np.array([job.place.length + (job.ahead if job is known else 0) for job in jobs], np.int64),
         token_ids=np.array([job.answer[at] for job, at in zip(jobs, computed, strict=True)], np.int32),
-        positions=np.array(
-            [job.request.positions[0, -1] + at for job, at in zip(jobs, computed, strict=True)], np.int64
-        ),
+        positions=np.array([job.position for job in jobs], np.int64),
+        adapted=np.array([job.prompt.adapted for job in jobs], np.bool_),
     )
 
 

@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -207,8 +208,10 @@ class GenaiEngine:
             set_ready: Called with later changes of readiness.
 
         Raises:
-            EngineError: The model cannot be loaded.
+            EngineError: The model cannot be loaded, or its bundle is not for this library.
         """
+        if not (Path(self._config.model_dir) / "genai_config.json").is_file():
+            raise EngineError("onnxruntime-genai cannot run this model family: use --engine batch")
         await self._supervisor.start(set_ready)
 
     async def _spawn(self) -> None:

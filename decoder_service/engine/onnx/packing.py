@@ -15,7 +15,7 @@ attention operator, where it replaces ONNX Runtime's, does all of this itself: i
 - `logits_indices` [n]: the tokens whose logits are returned.
 
 Added outputs: `chunk_present.*`. `logits` becomes [n, 1, vocabulary]. With a chunk, `inputs_embeds` is
-[1, decode + chunk, width] and `position_ids` [axes, 1, decode + chunk]; there may be no decode tokens.
+[1, decode + chunk, width] and `position_ids` [axes, 1, decode + chunk], or without axes; there may be no decode tokens.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def pack(graph: GraphProto) -> None:
     )
     graph.output.extend(outputs)
     # In a mixed run the decode tokens share one sequence, and each has its own slot of the KV cache.
-    for name, axis in (("inputs_embeds", 0), ("position_ids", 1)):
+    for name, axis in (("inputs_embeds", -3), ("position_ids", -2)):
         known[name].type.tensor_type.shape.dim[axis].dim_param = "rows"
     wanted, one, _ = known["logits"].type.tensor_type.shape.dim
     wanted.dim_param, one.dim_value = "wanted", 1

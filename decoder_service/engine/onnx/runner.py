@@ -21,7 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
-from decoder_service.engine.model import Piece, Shape, Step
+from decoder_service.engine.model import ADAPTER_TOKENS, LONGEST_SHORT, Piece, Shape, Step
 from decoder_service.engine.onnx.operators import KvDtype, is_rounded, multiplies_all, substitute
 from decoder_service.engine.onnx.packing import CHUNK, LOGITS_INDICES, pack
 from decoder_service.engine.onnx.pages import release_pages
@@ -105,10 +105,15 @@ class Runner:
         self.cache_dtype = np.dtype(helper.tensor_dtype_to_np_dtype(keys.elem_type))
         self.cache_width = int(keys.shape.dim[-1].dim_value) or self._head_size
         logits = next(value for value in model.graph.output if value.name == "logits")
+        positions = inputs["position_ids"].type.tensor_type.shape.dim
+        short = {entry.key: entry.value for entry in model.metadata_props}.get(LONGEST_SHORT)
+        self._plain = len(positions) == 2  # without axes: batch and sequence
         self.shape = Shape(
             vocabulary=logits.type.tensor_type.shape.dim[-1].dim_value,
             feature_width=self._feature_width,
-            axes=inputs["position_ids"].type.tensor_type.shape.dim[0].dim_value,
+            axes=1 if self._plain else positions[0].dim_value,
+            has_adapter=ADAPTER_TOKENS in inputs,
+            longest_short=None if short is None else int(short),
         )
 
     @property
@@ -156,7 +161,8 @@ class Runner:
         (mask, slots), (chunk_mask, chunk_slots) = _slots(step), _slots(piece)
         given: dict[str, NDArray[Any]] = {
             "inputs_embeds": self._embed(step, piece).reshape(*layout, -1),
-            "position_ids": self._positions(step, piece).reshape(self.shape.axes, *layout),
+            "position_ids": self._positions(step, piece).reshape(layout if self._plain else (self.shape.axes, *layout)),
+            ADAPTER_TOKENS: _adapted(step, piece, layout),
             "attention_mask": mask,
             f"{CHUNK}attention_mask": chunk_mask,
             LOGITS_INDICES: np.array(wanted, np.int64),
@@ -257,6 +263,17 @@ class _Part:
             raise
         if self._handed:
             between.update(zip(self._handed, self.binding.get_outputs(), strict=False))
+
+
+def _adapted(step: Step | None, piece: Piece | None, layout: tuple[int, int]) -> NDArray[np.int64]:
+    """The tokens of requests that use the adapter, by row and place in the row: [1, n, 2]."""
+    adapted = np.zeros(layout, np.bool_)
+    of_step = step.lengths.size if step is not None else 0
+    if step is not None and step.adapted is not None:
+        adapted.reshape(-1)[:of_step] = step.adapted
+    if piece is not None:
+        adapted.reshape(-1)[of_step:] = piece.adapted
+    return np.ascontiguousarray(np.argwhere(adapted)[np.newaxis])
 
 
 def _slots(part: Step | Piece | None) -> tuple[NDArray[np.int64], slice]:

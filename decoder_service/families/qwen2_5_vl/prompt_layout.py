@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind
 from decoder_service.families.family import Encode
-from decoder_service.families.qwen.prompt_layout import QwenVL, Run, image_grids
+from decoder_service.families.qwen.prompt_layout import QwenVL, image_grids, token_ids
+from decoder_service.families.with_media import Run
 from serving.bundle import Bundle, TokenIds
 from serving.families import Qwen25VLVision
 
@@ -37,9 +38,7 @@ class Qwen25VL(QwenVL):
         vision = bundle.vision
         if not isinstance(vision, Qwen25VLVision):
             raise TypeError(f"a bundle of {bundle.model.family} has the encoder of another family")
-        return cls(
-            bundle.media_tokens, merge_size=vision.spatial_merge_size, tokens_per_second=vision.tokens_per_second
-        )
+        return cls(token_ids(bundle), merge_size=vision.spatial_merge_size, tokens_per_second=vision.tokens_per_second)
 
     def _runs(self, layout: Layout, encode: Encode) -> list[Run]:
         del encode  # nothing is inserted

@@ -22,6 +22,8 @@ _NO_MEDIA = "this model takes text only"
 class Qwen3:
     """The family of Qwen3; see `Family`."""
 
+    inline_placeholders = False
+
     @classmethod
     def of(cls, bundle: Bundle) -> Qwen3:
         """Make the family of a bundle's model."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from decoder_service.chat import Layout, MediaKind
 from decoder_service.families.family import Encode
-from decoder_service.families.qwen.prompt_layout import QwenVL, Run, image_grids
+from decoder_service.families.qwen.prompt_layout import QwenVL, image_grids, token_ids
+from decoder_service.families.with_media import Run
 from serving.bundle import Bundle
 
 
@@ -24,7 +25,7 @@ class Qwen3VL(QwenVL):
     @classmethod
     def of(cls, bundle: Bundle) -> Qwen3VL:
         """Make the family of a bundle's model."""
-        return cls(bundle.media_tokens, merge_size=bundle.vision.spatial_merge_size)
+        return cls(token_ids(bundle), merge_size=bundle.vision.spatial_merge_size)
 
     def _runs(self, layout: Layout, encode: Encode) -> list[Run]:
         t, rows, columns = self._merged(layout)

@@ -15,18 +15,16 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from exporter.errors import ExportError, ExportProblem
-from exporter.families.qwen.family import family
-from exporter.families.qwen.genai import edge
-from exporter.families.qwen.variant import ENCODER_FIELDS, EncoderVariant, OtherNames, Variant
+from exporter.families.qwen import encoder
+from exporter.families.shared.family import family
+from exporter.families.shared.genai import edge
+from exporter.families.shared.variant import EncoderVariant, OtherNames, Variant
 from vision_service.families.qwen2_5_vl.family import settings_of
-
-
-def _levels(_: Any) -> int:
-    return 0
 
 
 def _describe(vision: Any) -> Mapping[str, Any]:
     return {
+        **encoder.describe(vision),
         "window_size": vision.window_size,
         "full_attention_layers": list(vision.fullatt_block_indexes),
         "tokens_per_second": vision.tokens_per_second,
@@ -52,9 +50,10 @@ VARIANT = Variant(
     builder=Qwen25VLTextModel,
     mrope_section=(16, 24, 24),
     encoder=EncoderVariant(
-        levels=_levels,
+        check=encoder.check,
+        tokens=encoder.tokens,
         describe=_describe,
-        fields=(*ENCODER_FIELDS, "window_size", "fullatt_block_indexes"),
+        fields=(*encoder.FIELDS, "window_size", "fullatt_block_indexes"),
         settings=settings_of,
         # Pixels of each frame. The published files have image settings alone; these are the limits of the class that
         # transformers has for videos, and of the tool that Qwen published beside the model.
@@ -71,10 +70,7 @@ VARIANT = Variant(
     check=_check,
     other_names=OtherNames(
         embedding="model.embed_tokens.weight",
-        patterns=(
-            (r"^visual\.", "model.visual."),
-            (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
-        ),
+        prefixes=(("visual.", "model.visual."), ("model.", "model.language_model.")),
     ),
 )
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from exporter.families.qwen.family import family
-from exporter.families.qwen.variant import OtherNames, Variant
 from exporter.families.qwen3_vl.variant import VARIANT as QWEN3_VL
+from exporter.families.shared.family import family
+from exporter.families.shared.variant import OtherNames, Variant
 
 VARIANT = Variant(
     name="qwen3",
@@ -28,7 +28,7 @@ VARIANT = Variant(
     genai_type=QWEN3_VL.genai_type,
     other_names=OtherNames(
         embedding="model.embed_tokens.weight",
-        patterns=((r"^model\.(?!language_model\.)", "model.language_model."),),
+        prefixes=(("model.", "model.language_model."),),
     ),
 )
 

@@ -13,8 +13,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextRotaryEmbedding,
 )
 
-from exporter.families.qwen.family import family
-from exporter.families.qwen.variant import ENCODER_FIELDS, EncoderVariant, Variant
+from exporter.families.qwen import encoder
+from exporter.families.shared.family import family
+from exporter.families.shared.variant import EncoderVariant, Variant
 from vision_service.families.qwen3_vl.family import settings_of
 
 
@@ -23,7 +24,7 @@ def _levels(vision: Any) -> int:
 
 
 def _describe(vision: Any) -> Mapping[str, Any]:
-    return {"deepstack_visual_indexes": list(vision.deepstack_visual_indexes)}
+    return {**encoder.describe(vision), "deepstack_visual_indexes": list(vision.deepstack_visual_indexes)}
 
 
 VARIANT = Variant(
@@ -38,9 +39,11 @@ VARIANT = Variant(
     builder=Qwen3VLTextModel,
     mrope_section=(24, 20, 20),
     encoder=EncoderVariant(
+        check=encoder.check,
+        tokens=encoder.tokens,
         levels=_levels,
         describe=_describe,
-        fields=(*ENCODER_FIELDS, "num_position_embeddings", "deepstack_visual_indexes"),
+        fields=(*encoder.FIELDS, "num_position_embeddings", "deepstack_visual_indexes"),
         settings=settings_of,
         # Pixels over all frames of a video (height · width · frames), and how frames are drawn from it.
         video_processor={

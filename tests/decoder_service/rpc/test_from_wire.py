@@ -186,7 +186,7 @@ def test_a_model_that_takes_text_only_refuses_media() -> None:
     json_format.ParseDict({"messages": user({"text": "Hi"}, {"video": {"digest": media_digest(b"file")}})}, sent)
     assert from_wire.conversation(sent.messages, LIMITS)
     with pytest.raises(ServiceError) as caught:
-        from_wire.conversation(sent.messages, dataclasses.replace(LIMITS, takes_media=False))
+        from_wire.conversation(sent.messages, dataclasses.replace(LIMITS, takes=frozenset()))
     assert caught.value.reason == "MEDIA_NOT_SUPPORTED"
     assert [violation.field for violation in caught.value.violations] == ["messages[0].parts[1].video"]
 

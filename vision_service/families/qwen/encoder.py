@@ -1,115 +1,33 @@
-"""The encoder: one forward pass computes the features of several media from their patches.
-
-It is independent of requests. For one thread at a time.
-"""
+"""The encoder: one forward pass computes the features of several media from their patches."""
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from serving.bundle_error import BundleError, BundleProblem
-from vision_service.cost import Cost
-from vision_service.dtype import stored_types
-from vision_service.families.qwen.tower import Tower
+from vision_service.families import encoder, weights
 from vision_service.media import Advance, Cancelled, Grid, PreparedMedium
-from vision_service.operators import find_operators
 
 M = TypeVar("M", bound=PreTrainedModel)
 
 
-class CostOf(Protocol):
-    """Computes the cost of a family's encoder."""
-
-    def __call__(self, config: Any, dtype: torch.dtype, *, own_attention: bool) -> Cost:
-        """The cost of an encoder with this config, whose linear layers compute in this type."""
-
-
-class Encoder:
-    """The vision model of one of Qwen's families.
-
-    Args:
-        tower: Computes the features.
-        out_dtype: Type of the features.
-    """
-
-    model: ClassVar[type[PreTrainedModel]]
-    """Transformers' class of the model."""
-    make_tower: ClassVar[type[Tower]]
-    """The forward pass with its weights."""
-    cost_of: ClassVar[CostOf]
-    """The cost of one encoder."""
-
-    def __init__(self, tower: Tower, *, out_dtype: torch.dtype = torch.float32) -> None:
-        self._tower = tower
-        self._out_dtype = out_dtype
-        self._config = tower.config
-        self._merge = tower.config.spatial_merge_size
-        self.cost = self.cost_of(tower.config, self.dtype, own_attention=tower.own_attention)
-        """The cost of encoding."""
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        out_dtype: torch.dtype = torch.float32,
-        operators: bool = True,
-    ) -> Self:
-        """Load the encoder from a bundle's `vision` directory.
-
-        Args:
-            folder: Holds config.json and model.safetensors.
-            device: Device of the encoder.
-            dtype: Type in which it computes; int8: layers in 8 bits, by our operators.
-            out_dtype: Type of the features.
-            operators: Whether our own operators may be used, if the processor supports them.
-
-        Raises:
-            BundleError: A file is missing or damaged, or the weights are not those of the config.
-            OperatorsError: The type is int8, and the operators cannot be used.
-        """
-        int8 = dtype is torch.int8
-        found = find_operators(device, needed=int8) if operators or int8 else None
-        try:
-            model = load_model(folder, cls.model, device=device, dtype=_exact_type(folder) if int8 else dtype)
-            return cls(cls.make_tower(model, found, int8=int8), out_dtype=out_dtype)
-        except ValueError as error:
-            raise BundleError(BundleProblem.ENCODER_UNSUPPORTED, folder=folder, error=error) from error
+class Encoder(encoder.Encoder):
+    """The vision model of one of Qwen's families."""
 
     @property
     def feature_width(self) -> int:
         """Columns of the features: those of each map, side by side."""
-        return self._tower.maps * int(self._config.out_hidden_size)
+        return int(self._tower.maps * self._config.out_hidden_size)
 
     @property
-    def device(self) -> torch.device:
-        """Device of the encoder."""
-        return self._tower.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type in which it computes; int8 if its layers are in 8 bits."""
-        return torch.int8 if self._tower.int8 else self._tower.dtype
-
-    @property
-    def own_attention(self) -> bool:
-        """Whether attention is computed by our operators."""
-        return self._tower.own_attention
-
-    @property
-    def out_dtype(self) -> torch.dtype:
-        """Type of the features."""
-        return self._out_dtype
+    def _merge(self) -> int:
+        return int(self._config.spatial_merge_size)
 
     def blank(self, side: int = 1) -> PreparedMedium:
         """An empty image, for warm-up and for measuring the speed.
@@ -152,55 +70,20 @@ class Encoder:
             pieces = zip(*(torch.split(one, tokens) for one in maps), strict=True)
             return [self._to_out(torch.cat(piece, dim=-1)) for piece in pieces]
 
-    def _to_out(self, features: torch.Tensor) -> torch.Tensor:
-        if self._out_dtype is torch.float16 and features.dtype is not torch.float16:
-            largest = torch.finfo(torch.float16).max
-            features = features.clamp(-largest, largest)  # an infinity would make the whole answer invalid
-        return features.to("cpu", self._out_dtype)
-
 
 def load_model(folder: Path, kind: type[M], *, device: torch.device, dtype: torch.dtype) -> M:
-    """Load transformers' model from a bundle's `vision` directory.
+    """Load transformers' model of this kind; see `weights.load_model`."""
 
-    It is built without storage and then gets the file's tensors one by one, so that memory holds the weights once.
+    def build(stored: dict[str, Any]) -> M:
+        return kind(kind.config_class.from_dict(stored["vision_config"]))  # type: ignore[union-attr]  # every model has one
 
-    Args:
-        folder: Holds config.json and model.safetensors.
-        kind: The model's class.
-        device: Device of the encoder.
-        dtype: Type in which it computes.
-
-    Raises:
-        BundleError: A file is missing or damaged, or the weights are not those of the config.
-    """
-    try:
-        stored = json.loads((folder / "config.json").read_bytes())["vision_config"]
-        config = kind.config_class.from_dict(stored)  # type: ignore[union-attr]  # every model has one
-        with torch.device("meta"):
-            model = kind(config)
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            weights = {
-                name: file.get_tensor(name).to(device, dtype, copy=True)
-                for name in file.keys()  # noqa: SIM118  # a file, not a mapping
-            }
-        model.load_state_dict(weights, strict=True, assign=True)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise BundleError(BundleProblem.ENCODER_UNREADABLE, folder=folder, error=error) from error
-    except RuntimeError as error:  # load_state_dict lists the missing names, one per line
-        raise BundleError(BundleProblem.ENCODER_WEIGHTS, folder=folder, error=_one_line(error)) from error
+    model = weights.load_model(folder, build, device=device, dtype=dtype)
     # Not in the weights: computed from the config, and without storage so far.
     rotary: Any = model.rotary_pos_emb
-    model.rotary_pos_emb = type(rotary)(config).to(device)
-    model.requires_grad_(False)
-    model.train(False)
+    model.rotary_pos_emb = type(rotary)(model.config).to(device)
     return model
 
 
-def _exact_type(folder: Path) -> torch.dtype:
-    """The smallest type that represents the stored weights exactly."""
-    return torch.bfloat16 if stored_types(folder) == {"BF16"} else torch.float32
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "…"
+def loader(kind: type[M]) -> functools.partial[M]:
+    """`load_model` of one kind."""
+    return functools.partial(load_model, kind=kind)

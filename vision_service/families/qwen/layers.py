@@ -1,25 +1,14 @@
-"""The parts of the encoders' layers that Qwen's families share: fused projections, and attention over runs of rows."""
+"""The parts of the encoders' layers that Qwen's families share: fused projections, and attention with rotations."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # PyTorch's own abbreviation
 from torch import Tensor, nn
 
+from vision_service.families.tower import Runs
 from vision_service.linear import Layer, MakeLayer
 from vision_service.operators import Operators
-
-Runs = Sequence[tuple[int, int]]
-"""Rows that attend to each other, and how many groups of that many rows follow one another."""
-
-
-def take(make: MakeLayer, module: nn.Linear, norm: nn.Module | None = None) -> Layer:
-    """Move a module's weights to a layer, so that memory holds them once."""
-    layer = make(module.weight, module.bias, norm)
-    module.weight = None  # type: ignore[assignment]  # the module is not used any more
-    return layer
 
 
 def pair_up(make: MakeLayer, qkv: nn.Linear, norm: nn.Module, heads: int) -> Layer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,25 +33,3 @@ def patchify(
     # (t, block row, block column, row, column, channel, frame, y, x)
     ordered = cut.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return np.ascontiguousarray(ordered).reshape(t * h * w, channels, temporal_patch_size, patch_size, patch_size)
-
-
-def image_levels(mean: Sequence[float], std: Sequence[float], scale: float) -> NDArray[np.float32]:
-    """The encoder's input for each of a pixel's 256 values, [channels, 256], bit-identical to transformers' backend.
-
-    Its `rescale` multiplies in float64 and rounds to float32, its `normalize` computes in float32. Pixels are bytes
-    after resizing, so a table of 256 values is equivalent and saves three passes over float arrays.
-    """
-    values = (np.arange(256, dtype=np.float64) * scale).astype(np.float32)
-    return (values - _column(mean)) / _column(std)
-
-
-def video_levels(mean: Sequence[float], std: Sequence[float], scale: float) -> NDArray[np.float32]:
-    """As `image_levels`, for frames: transformers' video processor folds the scale into mean and deviation."""
-    values = np.arange(256, dtype=np.float32)
-    factor = np.float32(1.0 / scale)
-    levels: NDArray[np.float32] = (values - _column(mean) * factor) / (_column(std) * factor)
-    return levels
-
-
-def _column(values: Sequence[float]) -> NDArray[np.float32]:
-    return np.asarray(values, np.float32)[:, None]

@@ -16,7 +16,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from serving.bundle import Bundle
 from serving.errors import Reason, invalid, too_large
-from vision_service.families.qwen.patches import image_levels, patchify
+from vision_service.families.levels import separate_levels
+from vision_service.families.qwen.patches import patchify
 from vision_service.families.qwen.settings import read_settings
 from vision_service.family import PreprocessLimits
 from vision_service.images import MAX_ASPECT_RATIO, decode_image
@@ -115,10 +116,6 @@ class Preprocessor(abc.ABC):
     def token_count(self, grid: Grid) -> int:
         """Number of feature rows of a medium: one for each block of merge x merge patches."""
         return grid.patches // self._merge**2
-
-    def size_used(self, grid: Grid) -> tuple[int, int]:
-        """Width and height in pixels of a medium's resized frames."""
-        return grid.w * self._patch, grid.h * self._patch
 
     def pixels(self, kind: Kind, patches: int) -> int:
         """Pixels of a resized medium of `patches` patches; of a video, of all its frames."""
@@ -240,7 +237,7 @@ class Preprocessor(abc.ABC):
         patches = patchify(frames, patch_size=self._patch, temporal_patch_size=self._temporal, merge_size=self._merge)
         _, height, width, _ = frames.shape
         grid = Grid(-(-len(frames) // self._temporal), height // self._patch, width // self._patch)
-        return PreparedMedium(kind, grid, patches, levels, size_given, timestamps, frame_times)
+        return PreparedMedium(kind, grid, patches, levels, size_given, (width, height), timestamps, frame_times)
 
 
 def fit_picture(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
@@ -266,4 +263,4 @@ def fit_picture(bundle: Bundle, picture: Image.Image) -> PreparedMedium:
         for name in ("image_mean", "image_std", "rescale_factor")
     )
     grid = Grid(1, height // vision.patch_size, width // vision.patch_size)
-    return PreparedMedium("image", grid, patches, image_levels(mean, std, factor))
+    return PreparedMedium("image", grid, patches, separate_levels(mean, std, factor))

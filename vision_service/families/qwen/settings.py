@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from serving.bundle_error import BundleError, BundleProblem
 from serving.families import VisionInfo
-from vision_service.families.qwen.patches import image_levels, video_levels
+from vision_service.families.levels import fused_levels, separate_levels
 from vision_service.media import Kind, Range
 
 # The supported settings; a checkpoint with other ones is refused.
@@ -91,7 +91,7 @@ def settings_of(
     size = setting("size")
     try:
         pixels = Range(*(_bound(config, size, names) for names in (_LEAST, _GREATEST)))
-        levels = image_levels if kind == "image" else video_levels
+        levels = separate_levels if kind == "image" else fused_levels
         settings = Settings(
             pixels=pixels,
             levels=levels(setting("image_mean"), setting("image_std"), setting("rescale_factor")),

@@ -12,6 +12,6 @@ from vision_service.families.qwen2_5_vl.tower import Tower
 class Encoder(encoder.Encoder):
     """Qwen2.5-VL's vision model: one map of merged features."""
 
-    model = Qwen2_5_VisionTransformerPretrainedModel
+    load_model = encoder.loader(Qwen2_5_VisionTransformerPretrainedModel)
     make_tower = Tower
     cost_of = staticmethod(encoder_cost)

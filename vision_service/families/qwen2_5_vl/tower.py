@@ -19,13 +19,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from vision_service.families.qwen import tower
-from vision_service.families.qwen.layers import Runs, attend, pair_up, take
+from vision_service.families.qwen.layers import attend, pair_up
+from vision_service.families.tower import MLP_ROWS, Runs, take
 from vision_service.linear import Layer, MakeLayer
 from vision_service.media import Advance, Cancelled, Grid, WorkCancelledError
 from vision_service.operators import Operators
-
-_MLP_ROWS = 512
-"""Rows that go through the feed-forward part together: its inner rows are the widest, and stay in the cache."""
 
 
 class _Layer(NamedTuple):
@@ -118,7 +116,7 @@ class Tower(tower.Tower):
 
     def _feed_forward(self, layer: _Layer, hidden: Tensor) -> None:
         """Add the feed-forward part to `hidden`, in place."""
-        for rows in torch.split(hidden, _MLP_ROWS):
+        for rows in torch.split(hidden, MLP_ROWS):
             gate, up = layer.gate_up(rows).chunk(2, dim=-1)
             rows.copy_(layer.down.add(self._activation(gate) * up, rows))
 

@@ -12,6 +12,6 @@ from vision_service.families.qwen3_vl.tower import Tower
 class Encoder(encoder.Encoder):
     """Qwen3-VL's vision model: the merged features, then the DeepStack features from the lowest level up."""
 
-    model = Qwen3VLVisionModel
+    load_model = encoder.loader(Qwen3VLVisionModel)
     make_tower = Tower
     cost_of = staticmethod(encoder_cost)

@@ -17,17 +17,11 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from vision_service.families.qwen import tower
-from vision_service.families.qwen.layers import attend, pair_up, take
-from vision_service.linear import Gelu, Layer
+from vision_service.families.qwen.layers import attend, pair_up
+from vision_service.families.tower import GELU, feed_forward, take
+from vision_service.linear import Layer
 from vision_service.media import Advance, Cancelled, Grid, WorkCancelledError
 from vision_service.operators import Operators
-
-_GELU: dict[str, Gelu] = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
-"""Kinds of GELU: transformers' names and PyTorch's."""
-
-_MLP_ROWS = 512
-"""Rows that go through the feed-forward part together. Its inner rows are the widest: 512 of them stay in the cache,
-while all rows of a large picture would take a gigabyte."""
 
 
 class _Layer(NamedTuple):
@@ -68,10 +62,10 @@ class Tower(tower.Tower):
     def __init__(self, model: Qwen3VLVisionModel, operators: Operators | None = None, *, int8: bool = False) -> None:
         super().__init__(model, operators, int8=int8)
         config = self.config
-        if config.hidden_act not in _GELU:
-            raise ValueError(f"hidden_act is {config.hidden_act}; known are {', '.join(_GELU)}")
+        if config.hidden_act not in GELU:
+            raise ValueError(f"hidden_act is {config.hidden_act}; known are {', '.join(GELU)}")
         self.maps = 1 + len(config.deepstack_visual_indexes)
-        self._gelu = _GELU[config.hidden_act]
+        self._gelu = GELU[config.hidden_act]
         make = self._make
         parts: Any = model  # submodules have no types
 
@@ -123,7 +117,7 @@ class Tower(tower.Tower):
             if cancelled():
                 raise WorkCancelledError
             hidden = layer.out.add(attend(layer.qkv(hidden), turns, runs, self._heads, self._operators), hidden)
-            self._feed_forward(layer, hidden)
+            feed_forward(layer.up, layer.down, hidden, self._gelu)
             if index in self._levels:
                 levels.append(self._levels[index](hidden, self._merge**2))
             advance((index + 1) / len(self._layers))
@@ -136,11 +130,6 @@ class Tower(tower.Tower):
         places = get_vision_position_ids(grids, self._merge)  # [patches, row and column]
         angles = (places[..., None].float() * self._frequencies).flatten(1)
         return positions, torch.polar(torch.full_like(angles, self._scaling), angles)
-
-    def _feed_forward(self, layer: _Layer, hidden: Tensor) -> None:
-        """Add the feed-forward part to `hidden`, in place."""
-        for rows in torch.split(hidden, _MLP_ROWS):
-            rows.copy_(layer.down.add(layer.up.gelu(rows, self._gelu), rows))
 
 
 def _frame_sizes(grids: Sequence[Grid]) -> Iterator[int]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from decoder_service.engine import Prefilled, TokenDrawn
 from decoder_service.engine.genai.engine import GenaiEngine
+from decoder_service.engine.genai.messages import WorkerConfig
+from decoder_service.engine.interface import EngineError
 from decoder_service.request.prompt import PromptBuilder
 from serving.bundle import Bundle
 from serving.errors import Code, ServiceError
@@ -129,3 +133,11 @@ async def test_stop_ends_the_child(bundle: Bundle) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert engine.child_pid is None
+
+
+async def test_a_bundle_that_the_library_cannot_run_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """Families whose graphs have inputs that the library does not give are exported without its configuration."""
+    shutil.copytree(bundle.decoder_dir, tmp_path / "decoder", ignore=shutil.ignore_patterns("genai_config.json"))
+    engine = GenaiEngine(WorkerConfig(str(tmp_path / "decoder"), "cpu", 1, bundle.feature_width, {}))
+    with pytest.raises(EngineError, match="use --engine batch"):
+        await engine.start(lambda _: None)

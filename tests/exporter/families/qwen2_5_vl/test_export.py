@@ -1,6 +1,7 @@
 """What is this family's own in a bundle: its description, its graph's rotation, biases, and files as published."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import exporter
 from exporter import ExportError
 from exporter.divergence import Asked, Graph, kl_divergence
-from exporter.families.qwen.smoothing import smooth_keys, smooth_layer
+from exporter.families.shared.smoothing import smooth_keys, smooth_layer
 from serving.bundle import Bundle
 from serving.families import Qwen25VLInfo
 from tests.checkpoints import make_qwen2_5_vl
@@ -24,6 +25,7 @@ from tests.integration.conversations import CONVERSATIONS, to_messages
 from tests.integration.whole import Laid, Whole
 from tests.reference import Reference
 
+TEXT = "model.language_model"
 CONVERSATION = CONVERSATIONS["a video and an image"]
 
 
@@ -181,3 +183,28 @@ def test_configs_that_are_refused(
     with pytest.raises(ExportError, match=says):
         exporter.export(broken, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize(
+    ("name", "in_memory"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", "model.language_model.layers.1.mlp.up_proj.weight"),
+        ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight"),
+        ("visual.merger.ln_q.weight", "model.visual.merger.ln_q.weight"),
+    ],
+)
+def test_a_missing_tensor_is_called_as_in_the_file(
+    source: Path, tmp_path: Path, name: str, in_memory: str, published: bool
+) -> None:
+    """By its published name, or by that of transformers 5's model where the file has such names."""
+    checkpoint = shutil.copytree(source, tmp_path / "checkpoint")
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, checkpoint / "model.safetensors")
+    if not published:
+        _rename(checkpoint, lambda n: f"model.{n}" if n.startswith("visual.") else n.replace("model.", f"{TEXT}.", 1))
+        name, in_memory = in_memory, name
+    with pytest.raises(ExportError, match=rf"lacks {re.escape(name)}, .*to Qwen2\.5-VL's published") as caught:
+        exporter.export(checkpoint, tmp_path / "bundle", precision="fp32")
+    assert f" {in_memory}" not in str(caught.value)

@@ -27,47 +27,20 @@ from serving.families import Qwen3Info
 from tests.checkpoints import make_checkpoint, make_qwen3
 from vision_service.families import registry as vision_families
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "base": {},
-    # The heads of every published size, an own output head as from 8B on, groups of 8 as in 32B, files as published.
-    "as_published": {
-        "head_dim": 128,
-        "heads": 8,
-        "kv_heads": 1,
-        "layers": 3,
-        "tie": False,
-        "dialect": "published",
-        "dtype": torch.bfloat16,
-    },
-    "yarn": {
-        "head_dim": 16,
-        "heads": 6,
-        "kv_heads": 3,
-        "hidden": 96,
-        "context": 256,
-        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32},
-    },
-}
 QUESTION = "Why is the other sky in the east blue?"
 TOKENS = 24
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each shape in turn."""
-    return make_qwen3(tmp_path_factory.mktemp(request.param) / "checkpoint", **SHAPES[request.param])
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint, stored as published models are."""
+    return make_qwen3(tmp_path_factory.mktemp("qwen3") / "checkpoint", dtype=torch.bfloat16, dialect="published")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base shape, stored as published models are."""
-    return make_qwen3(tmp_path_factory.mktemp("qwen3") / "checkpoint", dtype=torch.bfloat16)
-
-
-@pytest.fixture(scope="module")
-def exact(base: Path) -> Bundle:
+def exact(source: Path) -> Bundle:
     """Its fp32 bundle."""
-    return exporter.export(base, base.parent / "fp32", precision="fp32")
+    return exporter.export(source, source.parent / "fp32", precision="fp32")
 
 
 def _prompt(bundle: Bundle, *, enable_thinking: bool | None = None) -> Prompt:
@@ -104,11 +77,10 @@ def _ids(source: Path, **choice: bool) -> list[int]:
     return [int(token) for token in ids]
 
 
-def test_ids_logits_and_greedy_tokens_are_transformers(source: Path, tmp_path: Path) -> None:
+def test_ids_logits_and_greedy_tokens_are_transformers(source: Path, exact: Bundle) -> None:
     """Over two turns, whether the model is to think or not."""
-    bundle = exporter.export(source, tmp_path / "bundle", precision="fp32")
-    graph = Graph(bundle, "fp32", length=256)
-    prompts = [_prompt(bundle, enable_thinking=choice) for choice in (None, True, False)]
+    graph = Graph(exact, "fp32", length=256)
+    prompts = [_prompt(exact, enable_thinking=choice) for choice in (None, True, False)]
     assert [list(prompt.token_ids) for prompt in prompts] == [
         _ids(source),
         _ids(source, enable_thinking=True),
@@ -116,19 +88,19 @@ def test_ids_logits_and_greedy_tokens_are_transformers(source: Path, tmp_path: P
     ]
     assert prompts[0].token_ids == prompts[1].token_ids != prompts[2].token_ids
     for prompt in prompts[1:]:
-        tokens, logits = graph.greedy(_asked(bundle, prompt), TOKENS)
+        tokens, logits = graph.greedy(_asked(exact, prompt), TOKENS)
         expected = _transformers(source, prompt, tokens)
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
         assert tokens == expected[:-1].argmax(-1).tolist()
 
 
-def test_a_changed_rotation_is_seen(base: Path, exact: Bundle) -> None:
+def test_a_changed_rotation_is_seen(source: Path, exact: Bundle) -> None:
     """Negative control: with positions a step further apart the logits are others."""
     prompt = _prompt(exact)
     stretched = Prompt(
         prompt.token_ids, prompt.engine_token_ids, 2 * prompt.positions, (), prompt.inputs, prompt.media_tokens
     )
-    (expected,) = _transformers(base, prompt, [])
+    (expected,) = _transformers(source, prompt, [])
     (right,) = Graph(exact, "fp32", length=256).led(_asked(exact, prompt), [])
     (wrong,) = Graph(exact, "fp32", length=256).led(_asked(exact, stretched), [])
     assert np.abs(right - expected).max() < 1e-4
@@ -182,9 +154,9 @@ def test_the_graph_is_that_of_the_vision_family(exact: Bundle, tmp_path: Path) -
     assert nodes(exact) == nodes(other)
 
 
-def test_int4_and_int8_are_near(base: Path, exact: Bundle) -> None:
+def test_int4_and_int8_are_near(source: Path, exact: Bundle) -> None:
     """Calibrated on the package's texts alone; the INT8 graph is nearer than the INT4 one."""
-    bundle = exporter.export(base, base.parent / "int4", calibrate=True)
+    bundle = exporter.export(source, source.parent / "int4", calibrate=True)
     assert bundle.decoder.calibration is not None
     prompt = _prompt(exact)
     tokens, logits = Graph(exact, "fp32", length=256).greedy(_asked(exact, prompt), TOKENS)
@@ -195,19 +167,39 @@ def test_int4_and_int8_are_near(base: Path, exact: Bundle) -> None:
     assert 0 < int8 < int4 < 0.5
 
 
-def test_calibration_data_without_texts_are_refused(base: Path, tmp_path: Path) -> None:
+def test_calibration_data_without_texts_are_refused(source: Path, tmp_path: Path) -> None:
     """Prompts with pictures are left out; if there are no others, the export says so before any work."""
     data = shutil.copytree(Path("demo/examples"), tmp_path / "data", ignore=shutil.ignore_patterns("*.mp4"))
     with pytest.raises(ExportError, match="takes text only"):
-        exporter.export(base, tmp_path / "bundle", calibrate=data)
+        exporter.export(source, tmp_path / "bundle", calibrate=data)
     assert not (tmp_path / "bundle").exists()
 
 
-def test_sliding_windows_are_refused(base: Path, tmp_path: Path) -> None:
+def test_sliding_windows_are_refused(source: Path, tmp_path: Path) -> None:
     """A window would be ignored by the graph."""
-    source = shutil.copytree(base, tmp_path / "checkpoint")
-    config = json.loads((source / "config.json").read_text())
-    config |= {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2, "layer_types": None}
-    (source / "config.json").write_text(json.dumps(config))
+    changed = shutil.copytree(source, tmp_path / "checkpoint")
+    config = json.loads((changed / "config.json").read_text())
+    config |= {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}
+    (changed / "config.json").write_text(json.dumps(config))
     with pytest.raises(ExportError, match="sliding windows"):
-        exporter.export(source, tmp_path / "bundle", precision="fp32")
+        exporter.export(changed, tmp_path / "bundle", precision="fp32")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"num_hidden_layers": 5},
+            r"lacks model\.layers\.4\..*\(it has (lm_head|model\.(layers|embed_tokens|norm))\..*to Qwen3's published",
+        ),
+        ({"intermediate_size": 96}, r"^model\.layers\.0\.mlp\.\w+\.weight in .* has shape"),
+    ],
+)
+def test_tensors_are_called_as_in_the_file(source: Path, tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    """Messages have the published names, not those of the family with an encoder."""
+    changed = shutil.copytree(source, tmp_path / "checkpoint")
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ExportError, match=says) as caught:
+        exporter.export(changed, tmp_path / "bundle", precision="fp32")
+    assert "language_model" not in str(caught.value)

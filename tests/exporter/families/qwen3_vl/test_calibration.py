@@ -19,11 +19,11 @@ from exporter.calibrated import Plan, Tokens
 from exporter.calibration import built_in, encode
 from exporter.choice import BlockRounding, OutputRounding, Reader, Rounding, choose, error, ways
 from exporter.divergence import Graph
-from exporter.families.qwen import calibration
-from exporter.families.qwen.calibration import calibrate
-from exporter.families.qwen.checkpoint import Checkpoint
-from exporter.families.qwen.layers import read_layer, read_norm
 from exporter.families.qwen3_vl.variant import VARIANT
+from exporter.families.shared import calibration
+from exporter.families.shared.calibration import calibrate
+from exporter.families.shared.checkpoint import Checkpoint
+from exporter.families.shared.layers import read_layer, read_norm
 from exporter.progress import Progress
 from serving.bundle import Bundle
 from triptych.bundles import demo_checkpoint

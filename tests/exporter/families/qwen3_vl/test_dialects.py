@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import exporter
-from exporter.families.qwen.checkpoint import Checkpoint
 from exporter.families.qwen3_vl.variant import VARIANT
+from exporter.families.shared.checkpoint import Checkpoint
 from serving.bundle import Bundle
 from tests.checkpoints import CHAT_TEMPLATE, make_checkpoint, to_v4_dialect
 

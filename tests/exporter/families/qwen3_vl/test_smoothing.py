@@ -14,7 +14,7 @@ from benchmarks.divergence import Divergence, Reference, ask
 from benchmarks.outliers import add_outliers
 from benchmarks.quality import PICTURES, QUESTIONS
 from exporter.divergence import Graph
-from exporter.families.qwen.smoothing import (
+from exporter.families.shared.smoothing import (
     column_factors,
     divide_columns,
     scale_outputs,

@@ -11,7 +11,7 @@ from tests.decoder_service.engine.onnx.operators.graphs import both, model_of, n
 
 
 def one_chain(k: int, *, divided: str = "x") -> ModelProto:
-    """The chain of exporter/families/qwen/int8.py."""
+    """The chain of exporter/families/shared/int8.py."""
     nodes = [
         helper.make_node("Abs", ["x"], ["abs"], name="/a/int8/Abs"),
         helper.make_node("ReduceMax", ["abs", "axes"], ["max"], name="/a/int8/Max", keepdims=1),

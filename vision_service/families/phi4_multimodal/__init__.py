@@ -1,0 +1,1 @@
+"""Phi-4-multimodal: preprocessing of its images, and its encoder."""
