@@ -46,7 +46,8 @@ def open_tensors(root: Path, config: Any) -> Tensors:
         adapted = read_folder(root)
     stored = stored.without_prefix(_NATIVE_EMBEDDING, root)
     shapes = _shapes(config)
-    stored.require({name: shape for name, shape in shapes.items() if name != LM_HEAD}, root)
+    wanted = {name: shape for name, shape in shapes.items() if name != LM_HEAD}
+    stored.require(wanted, root, stored=str, model="Phi-4-multimodal")  # by the names of transformers' class
     refs: dict[str, TensorRef] = {}
     for name, ref in ((name, stored[name]) for name in shapes if name in stored):
         for part, rows in parts(config, name).items():
