@@ -12,10 +12,11 @@ PACKAGES = ("serving", "gateway", "vision_service", "decoder_service")
 WORDS = (
     *("qwen3_vl", "qwen3vl", "mrope", "deepstack", "image_pad"),
     *("qwen2_5_vl", "qwen25vl", "tokens_per_second", "fullatt"),
+    *("phi4", "crop_size"),
 )
 """Names of the families and of their inventions, in lower case."""
 
-FAMILIES = ("qwen", "qwen3", "qwen3_vl", "qwen2_5_vl")
+FAMILIES = ("qwen", "qwen3", "qwen3_vl", "qwen2_5_vl", "phi4_multimodal")
 """Packages of the families, and of what some of them share."""
 
 ROOMS = {

@@ -26,6 +26,7 @@ from serving.bundle import Bundle
 from serving.families import Phi4MultimodalInfo
 from tests.exporter.families.phi4_multimodal.cases import CASES, TOKENS, asked, logits_of
 from tests.phi4_checkpoints import ORIGINAL, make_phi4, reference
+from triptych_cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +109,19 @@ def test_the_bundle_has_what_the_services_need(exact: Bundle, published: Bundle,
     assert exact.encoder_fingerprint == published.encoder_fingerprint
 
 
-def test_without_an_adapter_there_is_none(native: Path, references: dict[bool, Any], tmp_path: Path) -> None:
-    """A checkpoint without the folder is served by its own weights, and the bundle says so."""
+def test_without_an_adapter_there_is_none(
+    native: Path,
+    references: dict[bool, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A checkpoint without the folder is served by its own weights, and the command says so, as the bundle does."""
     source = shutil.copytree(native, tmp_path / "source", ignore=shutil.ignore_patterns("*-lora"))
-    bundle = exporter.export(source, tmp_path / "bundle", precision="fp32")
+    monkeypatch.setattr("triptych_cli.main.interrupt_on_signals", lambda: None)  # of the whole process
+    main(["export", str(source), str(tmp_path / "bundle"), "--precision", "fp32"])
+    assert "has no vision adapter" in capsys.readouterr().out
+    bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.decoder.adapter is False
     graph = onnx.load(bundle.graph_path("fp32"), load_external_data=False).graph
     assert not {value.name for value in graph.input} & {"adapter_tokens"}
