@@ -30,6 +30,7 @@ class Piece:
         features: The feature rows of the media tokens among them, float32 [f, width].
         positions: int64 [axes, s].
         adapted: Whether the request uses the model's adapter.
+        generated: Number of its last tokens that are of the answer: text, even if the model has sampled a media token.
     """
 
     slot: int
@@ -38,6 +39,7 @@ class Piece:
     features: NDArray[np.float32]
     positions: NDArray[np.int64]
     adapted: bool = False
+    generated: int = 0
 
 
 @dataclass(frozen=True, eq=False)

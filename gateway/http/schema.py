@@ -112,7 +112,8 @@ Part = Annotated[
     Discriminator(
         lambda value: f"<{_field(value, 'type')}>",
         custom_error_type="part_type",
-        custom_error_message="`type` must be text, image_url or video_url; send a file as "
+        custom_error_message="`type` must be text, image_url or video_url (there is no audio: no input_audio and no "
+        "audio_url); send a picture as "
         '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}',
     ),
 ]

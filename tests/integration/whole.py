@@ -152,7 +152,7 @@ class Whole:
 
     @functools.cached_property
     def _graph(self) -> Graph:
-        return Graph(self.bundle, "fp32", threads=1, length=1024)
+        return Graph(self.bundle, "fp32", threads=1, length=self.bundle.context_length)
 
     def _generator(self, laid: Laid, tokens: int, features: NDArray[np.float32]) -> og.Generator:
         params = og.GeneratorParams(self._model)

@@ -456,6 +456,7 @@ class Stepper:
                 features=job.request.features.rows(first, last, self._shape.feature_width),
                 positions=job.positions[:, start : chunk.stop],
                 adapted=job.prompt.adapted,
+                generated=max(0, chunk.stop - max(start, job.request.token_ids.size)),
             )
         except Exception:  # noqa: BLE001  # a failure of one request must not affect others
             self._fail(job, trace())

@@ -180,13 +180,13 @@ class Runner:
 
     def _embed(self, step: Step | None, piece: Piece | None) -> NDArray[np.float32]:
         """Embeddings of all tokens, those of the decode step first: [1, n, width]."""
-        parts = []
-        if step is not None:
-            # Generated ids are text, even if the model samples a media token: there are no features for it.
-            parts.append((step.token_ids, np.empty((0, self._feature_width), np.float32)))
+        # Generated ids are text, even if the model samples a media token: there are no features for it.
+        nothing = np.empty((0, self._feature_width), np.float32)
+        parts = [] if step is None else [(step.token_ids, nothing)]
         if piece is not None:
-            parts.append((piece.token_ids, piece.features))
-        feeds = [{"input_ids": ids[None].astype(np.int64), "image_features": rows} for ids, rows in parts]
+            prompt, answer = np.split(piece.token_ids, [piece.token_ids.size - piece.generated])
+            parts += [(prompt, piece.features), (answer, nothing)]
+        feeds = [{"input_ids": ids[None].astype(np.int64), "image_features": rows} for ids, rows in parts if ids.size]
         found = [self._embedding.run(["inputs_embeds"], feed)[0] for feed in feeds]
         return np.concatenate(found, 1) if len(found) > 1 else np.asarray(found[0])
 

@@ -91,6 +91,14 @@ def test_it_computes_what_was_exported(bundle: Bundle, rounded: Bundle, precisio
     np.testing.assert_allclose(runner.run("it", step=step), expected[:2], atol=1e-4)
     np.testing.assert_allclose(runner.run("it", piece=part), expected[2:], atol=1e-4)
     np.testing.assert_allclose(runner.run("it", step=step, piece=part), expected, atol=1e-4)
+    # The same behind a picture, in the piece of a request that is prefilled again with its answer.
+    again = replace(piece(2, 9, np.concatenate([chunk, drawn]), features), generated=2)
+    (behind,) = runner.run("it", piece=again)
+    np.testing.assert_allclose(
+        behind, exported.logits((before, nothing), (chunk, features), (drawn, nothing)), atol=1e-4
+    )
+    (nowhere,) = runner.run("it", piece=replace(piece(2, 15, drawn, nothing), generated=2))
+    np.testing.assert_allclose(nowhere, behind, atol=1e-4)
     wrong = runner.run("it", step=step, piece=piece(2, 9, chunk, features[::-1]))
     np.testing.assert_allclose(wrong[:2], expected[:2], atol=1e-4)
     assert np.abs(wrong[2] - expected[2]).max() > 1e-2
