@@ -279,15 +279,15 @@ class Tensors(Mapping[str, TensorRef]):
         )
 
     def require(
-        self, shapes: Mapping[str, tuple[int, ...]], root: Path, *, stored: Callable[[str], str], model: str
+        self, shapes: Mapping[str, tuple[int, ...]], root: Path, *, model: str, stored: Callable[[str], str] = str
     ) -> None:
         """Check that every tensor named in `shapes` is there, of that shape and of a floating dtype.
 
         Args:
             shapes: by present name.
             root: the checkpoint's directory, for the message.
-            stored: what the files call a tensor, by its present name, for the message.
             model: the family, for the message.
+            stored: what the files call a tensor, by its present name, for the message.
 
         Raises:
             ExportError: naming the first tensor that is not as the config says, by its name in the files.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -139,7 +140,10 @@ def make_phi4(
         if "audio_embed" in name:
             parameter.data.fill_(torch.nan)  # an export that reads it fails
         if name.endswith("_feature_extensor"):  # zeros otherwise
-            parameter.data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(len(name)))
+            parameter.data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+        elif "img_pro" in name and parameter.dim() > 1:  # transformers draws them so wide that attention is one-hot
+            spread = 1.5 / parameter[0].numel() ** 0.5
+            parameter.data.normal_(std=spread, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
     model.to(dtype).save_pretrained(folder)
     adapters = {name: (a.to(dtype), b.to(dtype)) for name, (a, b) in adapters.items()}
     if layout == "published":

@@ -29,8 +29,8 @@ from triptych_cli import main as cli
 MAKERS: dict[str, Callable[..., Path]] = {"qwen2_5_vl": make_qwen2_5_vl, "qwen3": make_qwen3}
 TEXTS = ("text alone", "system and text")
 TOKENS = 24
-INT4, INT8 = 0.5, 0.05
-"""Bounds of the mean divergence from transformers, in nats."""
+INT4, INT8, OTHER = 0.8, 0.05, 1.0
+"""In nats: bounds of the mean divergence from transformers without calibration, and what other weights are beyond."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def test_evaluate_finds_both_graphs_near_transformers(
         assert int8["mean"] < int4["mean"] < INT4
     other = MAKERS[quantized.bundle.model.family](tmp_path / "other", seed=5, dtype=torch.bfloat16)
     far = _divergences(quantized.bundle.root, other, capsys)
-    assert all(row[phase]["mean"] > 2 * INT4 for row in far.values() for phase in ("prefill", "decode"))
+    assert all(row[phase]["mean"] > OTHER for row in far.values() for phase in ("prefill", "decode"))
 
 
 def test_control_tokens_in_text_are_text(quantized: Quantized) -> None:
@@ -166,5 +166,5 @@ def test_graphs_of_every_shape_follow_float32(shape: str, tmp_path: Path) -> Non
         for bundle, graph in ((exact, "fp32"), (rounded, "int4"), (rounded, "int8"))
     )
     assert 0 < kl_divergence(fp32, int8).item() < INT8
-    assert kl_divergence(fp32, int4).item() < 2 * INT4
+    assert kl_divergence(fp32, int4).item() < OTHER
     assert np.corrcoef(fp32[0], int8[0])[0, 1] > 0.98

@@ -128,6 +128,7 @@ def _part(part: str | Picture) -> dict[str, str]:
 
 def main(folder: Path) -> None:
     """Write the checkpoints in both layouts, and what transformers makes of each conversation."""
+    torch.set_num_threads(1)
     for name, shape in SHAPES.items():
         native = make_phi4(folder / name / "native", "native", **shape)
         make_phi4(folder / name / "published", "published", **shape)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 MODEL_TYPE = "phi4mm"
 _DROPPED = ("architectures", "auto_map", "embd_layer", "audio_processor", "img_processor", "speech_lora", "vision_lora")
-_NAMES = (
-    (r"\.base_layer\.", "."),
-    (r"\.image_embed\.glb_GN$", ".image_embed.global_img_feature_extensor"),
-    (r"\.image_embed\.sub_GN$", ".image_embed.sub_img_feature_extensor"),
-    (r"\.image_embed\.img_projection\.0\.", ".image_embed.img_projection_up."),
-    (r"\.image_embed\.img_projection\.2\.", ".image_embed.img_projection_down."),
-)
+_BASE = ".base_layer."
+"""In the names of matrices with adapters."""
+_NAMES = {
+    ".image_embed.glb_GN": ".image_embed.global_img_feature_extensor",
+    ".image_embed.sub_GN": ".image_embed.sub_img_feature_extensor",
+    ".image_embed.img_projection.0.": ".image_embed.img_projection_up.",
+    ".image_embed.img_projection.2.": ".image_embed.img_projection_down.",
+}
 
 
 def to_present(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +44,14 @@ def scale(config: Mapping[str, Any]) -> float:
 
 def present_name(name: str) -> str:
     """A tensor's name in transformers' class."""
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
+    name = name.replace(_BASE, ".")
+    for published, present in _NAMES.items():
+        name = name.replace(published, present)
+    return name
+
+
+def published_name(name: str) -> str:
+    """What the published files call a tensor of transformers' class, but for the mark of a matrix with adapters."""
+    for published, present in _NAMES.items():
+        name = name.replace(present, published)
     return name

@@ -23,6 +23,9 @@ from exporter.weights import MultipliedRef, TensorRef, Tensors
 from . import published
 from .adapter import Adapted, read_folder, take_inside
 
+MODEL = "Phi-4-multimodal"
+"""In sentences about one model."""
+
 _NATIVE_EMBEDDING = "model.embed_tokens.weight"
 _NATIVE_VISION = "model.embed_tokens_extend.image_embed."
 _AUDIO = "model.embed_tokens_extend.audio_embed."
@@ -39,14 +42,20 @@ def open_tensors(root: Path, config: Any) -> Tensors:
     path = root / "config.json"
     raw = read_json(path)
     stored = Tensors({name: ref for name, ref in Tensors.open(root).items() if _AUDIO not in name})
-    if raw.get("model_type") == published.MODEL_TYPE:
+    is_published = raw.get("model_type") == published.MODEL_TYPE
+    if is_published:
         stored, adapted = take_inside(stored, raw, path)
         stored = stored.renamed(published.present_name)
     else:
         adapted = read_folder(root)
     stored = stored.without_prefix(_NATIVE_EMBEDDING, root)
     shapes = _shapes(config)
-    stored.require({name: shape for name, shape in shapes.items() if name != LM_HEAD}, root)
+    stored.require(
+        {name: shape for name, shape in shapes.items() if name != LM_HEAD},
+        root,
+        stored=published.published_name if is_published else str,
+        model=MODEL,
+    )
     refs: dict[str, TensorRef] = {}
     for name, ref in ((name, stored[name]) for name in shapes if name in stored):
         for part, rows in parts(config, name).items():

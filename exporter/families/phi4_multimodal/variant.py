@@ -23,7 +23,7 @@ from vision_service.families.phi4_multimodal.family import settings_of
 from . import published
 from .adapter import FOLDER
 from .layer import SplitDecoderLayer
-from .tensors import open_tensors, parts
+from .tensors import MODEL, open_tensors, parts
 
 _BIASES = ("attention_bias", "mlp_bias", "lm_head_bias")
 _FIELDS = (
@@ -87,7 +87,7 @@ def _invalid(path: Path, error: str) -> ExportError:
 
 VARIANT = Variant(
     name="phi4_multimodal",
-    label="Phi-4-multimodal",
+    label=MODEL,
     title="Phi-4-multimodal",
     config=Phi4MultimodalConfig,
     model=Phi4MultimodalForCausalLM,

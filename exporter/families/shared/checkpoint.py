@@ -87,8 +87,9 @@ class Checkpoint:
         """
         planned = cls.plan(root, variant)
         config, block = _read_config(root, variant)
+        stored: Callable[[str], str] = str
         if variant.tensors is not None:
-            tensors, stored = variant.tensors(root, config), str
+            tensors = variant.tensors(root, config)
         else:
             tensors, stored = _open_tensors(root, variant)
             tensors = tensors.dequantized(block)
