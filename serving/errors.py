@@ -104,7 +104,7 @@ class Reason(enum.Enum):
     )
     MEDIA_NOT_SUPPORTED = ReasonInfo(
         Code.INVALID_ARGUMENT,
-        "gateway, decoder",
+        "gateway, vision, decoder",
         "The request has an image or a video, and the model does not take it. Nothing was encoded.",
         "Send what the model takes, or use one whose `images` or `video` is true (`ListModels`, `/v1/models`).",
     )
