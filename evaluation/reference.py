@@ -82,6 +82,11 @@ def open_reference(source: str, bundle: Bundle, *, show_progress: bool = False) 
             )
         _check_tokens(bundle, path, reference.decoder_dir, reference.text.vocab_size)
         return BundleReference(reference)
+    if bundle.decoder.adapter is not None:
+        raise EvaluationError(
+            f"transformers does not use the adapter of {source} by itself: name a bundle of it that was exported with "
+            "--precision fp32"
+        )
     try:
         found = locate(source, revision=None, show_progress=show_progress)
         found.fetch_settings()
