@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the usual name
+from transformers import image_processing_backends as backends
 
 REAL = importlib.util.find_spec("torchvision") is not None
 """Whether torchvision is installed."""
@@ -94,7 +95,6 @@ class _StandIn:
     def __call__(self, *, images: Sequence[Any], return_tensors: str) -> Any:
         """As the processor's call."""
         kind = MODULE.Phi4MultimodalImageProcessor
-        backends = importlib.import_module("transformers.image_processing_backends")
         one = object.__new__(kind)
         names = ("size", "patch_size", "dynamic_hd", "image_mean", "image_std", "do_rescale", "do_normalize")
         given = {name: self._settings.get(name, getattr(kind, name)) for name in names}
