@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 PATIENCE = 120.0  # seconds; far more than anything here takes on a machine that is busy with something else
+
+
+def apart(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of a module in a process of its own, with nothing that other tests have left in this one."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply_async(function, arguments).get(PATIENCE)
 
 
 @contextlib.contextmanager

@@ -210,8 +210,7 @@ class GenaiEngine:
         Raises:
             EngineError: The model cannot be loaded, or its bundle is not for this library.
         """
-        if not (Path(self._config.model_dir) / "genai_config.json").is_file():
-            raise EngineError("onnxruntime-genai cannot run this model family: use --engine batch")
+        _check_is_for_library(Path(self._config.model_dir))
         await self._supervisor.start(set_ready)
 
     async def _spawn(self) -> None:
@@ -356,3 +355,9 @@ class GenaiEngine:
         if self._child is not None:
             await self._child.stop()
             self._child = None
+
+
+def _check_is_for_library(folder: Path) -> None:
+    """Check that the exporter has written the library's configuration; it does where the library has the model."""
+    if folder.is_dir() and not (folder / "genai_config.json").is_file():
+        raise EngineError("onnxruntime-genai cannot run this model family: use --engine batch")
