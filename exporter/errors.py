@@ -55,8 +55,12 @@ class ExportProblem(Problem):
         "Compare it with the config of the model that yours was made from.",
     )
     SLIDING_WINDOW = (
-        "{config} turns on sliding windows in the language model (use_sliding_window), which are not supported.",
+        "{config} turns on sliding windows in the language model ({field}), which are not supported.",
         "Published models have it off: take the config of the model that yours was made from.",
+    )
+    ACTIVATION_UNSUPPORTED = (
+        "{config} asks for the activation {found!r} ({field}), and only {known} are supported.",
+        "Compare `hidden_act` with the config of the model that yours was made from.",
     )
     WINDOW_SIZE = (
         "{config} is inconsistent: the encoder's window_size {window} is less than a token's {token} pixels.",
@@ -278,8 +282,29 @@ class ExportProblem(Problem):
         "Merge the adapter (LoRA) first.",
     )
     ADAPTER_UNSUPPORTED = (
-        "The adapter that {path} describes is not supported: {error}.",
+        "The adapter of {path} is not supported: {error}.",
         "Take the vision adapter of the published model, or a LoRA that PEFT trained with its usual options.",
+    )
+    ADAPTER_FILE_MISSING = (
+        (
+            "The adapter's folder {folder} has no {name}: download that file again, or remove the folder to export the "
+            "model without an adapter."
+        ),
+        "A file was not copied.",
+    )
+    ADAPTER_INCOMPLETE = (
+        "The adapter in {weights} lacks {tensor}, which {config} calls for: download it again.",
+        (
+            "The file is of another adapter or incomplete. If the adapter was merged into the published weights, take "
+            "`vision_lora` out of `config.json`."
+        ),
+    )
+    ADAPTER_RANK = (
+        (
+            "{config} gives the adapter of {matrix} rank {said}, and {tensor} in {file} has rank {rank}: take both "
+            "from one training run."
+        ),
+        "Config and weights are of two adapters. The rank determines what the adapter is multiplied by.",
     )
     TENSOR_MISSING = (
         (

@@ -89,6 +89,21 @@ class TensorRef:
         shape = (last - first, *self.shape[1:])
         return replace(self, shape=shape, offset=self.offset + first * row, size=(last - first) * row)
 
+    def check_dtype(self) -> None:
+        """Check that the tensor is of a floating dtype.
+
+        Raises:
+            ExportError: it is not.
+        """
+        if self.dtype not in _DTYPES:
+            raise ExportError(
+                ExportProblem.DTYPE_UNSUPPORTED,
+                tensor=self.name,
+                file=self.file,
+                dtype=self.dtype,
+                known=", ".join(_DTYPES),
+            )
+
     def _check(self, tensor: torch.Tensor) -> None:
         # The least and the greatest number are NaN where any is; one pass, forty times as fast as `isfinite`.
         if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
@@ -199,10 +214,8 @@ class Tensors(Mapping[str, TensorRef]):
         """Index one safetensors file.
 
         Raises:
-            ExportError: it is missing or damaged.
+            ExportError: it is damaged.
         """
-        if not path.is_file():
-            raise ExportError(ExportProblem.SHARD_MISSING, root=path.parent, name=path.name)
         return cls(_read_header(path))
 
     @classmethod
@@ -221,19 +234,20 @@ class Tensors(Mapping[str, TensorRef]):
     def __len__(self) -> int:
         return len(self._refs)
 
-    def without_prefix(self, anchor: str, root: Path) -> "Tensors":
+    def without_prefix(self, anchor: str, root: Path, *, merged: bool = True) -> "Tensors":
         """Take away what a trainer put before the names, where that is unambiguous.
 
         Args:
             anchor: a name that every checkpoint has, beginning with `model.`; the inner model alone, saved without
                 that word, is found, too.
             root: the checkpoint's directory, for the message.
+            merged: whether an adapter's weights are refused.
 
         Raises:
             ExportError: there are several such prefixes, or an adapter's weights that were not merged.
         """
         unmerged = next((name for name in self._refs if any(part in name for part in _UNMERGED)), None)
-        if unmerged is not None:
+        if merged and unmerged is not None:
             raise ExportError(ExportProblem.ADAPTER_UNMERGED, root=root, tensor=unmerged)
         if anchor in self._refs:
             return self
@@ -313,14 +327,7 @@ class Tensors(Mapping[str, TensorRef]):
                     shape=list(ref.shape),
                     expected=list(shape),
                 )
-            if ref.dtype not in _DTYPES:
-                raise ExportError(
-                    ExportProblem.DTYPE_UNSUPPORTED,
-                    tensor=ref.name,
-                    file=ref.file,
-                    dtype=ref.dtype,
-                    known=", ".join(_DTYPES),
-                )
+            ref.check_dtype()
 
     def total_size(self, names: Iterable[str]) -> int:
         """Bytes of the named tensors as stored."""

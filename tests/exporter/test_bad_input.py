@@ -195,6 +195,14 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         _edit("config.json", lambda c: c["text_config"].update(num_hidden_layers=5)),
         r"lacks model\.language_model\.layers\.4\..* and \d+ more tensors",
     ),
+    "activation": (
+        _edit("config.json", lambda c: c["text_config"].update(hidden_act="foo")),
+        r"the activation 'foo' \(hidden_act\)",
+    ),
+    "encoder's activation": (
+        _edit("config.json", lambda c: c["vision_config"].update(hidden_act="relu")),
+        r"the activation 'relu' \(vision_config\.hidden_act\), and only gelu and gelu_pytorch_tanh are supported",
+    ),
     "no_weights": (_remove("model.safetensors"), "has no weights"),
     "truncated": (_truncate, r"model\.safetensors is truncated"),
     "not_safetensors": (

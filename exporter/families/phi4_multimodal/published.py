@@ -32,16 +32,6 @@ def to_present(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "model_type": "phi4_multimodal", "vision_config": vision}
 
 
-def scale(config: Mapping[str, Any]) -> float:
-    """What the product of the vision adapter's matrices is multiplied by.
-
-    Raises:
-        LookupError: the config does not say.
-    """
-    adapter = config["vision_lora"]
-    return float(adapter["lora_alpha"] / adapter["r"])
-
-
 def present_name(name: str) -> str:
     """A tensor's name in transformers' class."""
     name = name.replace(_BASE, ".")

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import Phi4MultimodalForCausalLM
 
-from exporter.errors import ExportError, ExportProblem
 from exporter.families.shared.adapter import ADAPTER, UP
 from exporter.families.shared.checkpoint import EMBEDDING, LM_HEAD, TEXT_PREFIX, VISION_PREFIX
 from exporter.json_files import read_json
@@ -21,7 +20,8 @@ from exporter.progress import quiet
 from exporter.weights import MultipliedRef, TensorRef, Tensors
 
 from . import published
-from .adapter import Adapted, read_folder, take_inside
+from .adapter import Adapted, Halves, divide, read_folder, read_inside
+from .targets import unsupported
 
 MODEL = "Phi-4-multimodal"
 """In sentences about one model."""
@@ -42,12 +42,12 @@ def open_tensors(root: Path, config: Any) -> Tensors:
     path = root / "config.json"
     raw = read_json(path)
     stored = Tensors({name: ref for name, ref in Tensors.open(root).items() if _AUDIO not in name})
+    halves: Halves = {}
     is_published = raw.get("model_type") == published.MODEL_TYPE
     if is_published:
-        stored, adapted = take_inside(stored, raw, path)
+        stored = stored.without_prefix(_NATIVE_EMBEDDING, root, merged=False)
+        stored, halves = divide(stored)
         stored = stored.renamed(published.present_name)
-    else:
-        adapted = read_folder(root)
     stored = stored.without_prefix(_NATIVE_EMBEDDING, root)
     shapes = _shapes(config)
     stored.require(
@@ -56,12 +56,14 @@ def open_tensors(root: Path, config: Any) -> Tensors:
         stored=published.published_name if is_published else str,
         model=MODEL,
     )
+    layers = config.num_hidden_layers
+    adapted = read_inside(halves, raw, path, layers) if is_published else read_folder(root, layers)
     refs: dict[str, TensorRef] = {}
     for name, ref in ((name, stored[name]) for name in shapes if name in stored):
         for part, rows in parts(config, name).items():
             refs[part] = ref.part(*rows.indices(ref.shape[0])[:2])
     for name, adapter in adapted.items():
-        refs |= dict(_of_adapter(path, config, name, adapter, shapes))
+        refs |= dict(_of_adapter(config, name, adapter, shapes))
     return Tensors(refs)
 
 
@@ -93,15 +95,14 @@ def parts(config: Any, name: str) -> Mapping[str, slice]:
 
 
 def _of_adapter(
-    path: Path, config: Any, name: str, adapter: Adapted, shapes: Mapping[str, tuple[int, ...]]
+    config: Any, name: str, adapter: Adapted, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, TensorRef]]:
     """The names of an adapter's A, and of B's rows for each matrix that the checkpoint stores as one."""
     matrix = f"{name}.weight"
-    outputs, inputs = shapes.get(matrix, (0, 0))
-    found = _LAYER.fullmatch(matrix)
-    if found is None or (adapter.up.shape[0], adapter.down.shape[1]) != (outputs, inputs):
-        problem = f"{adapter.down.name} changes no matrix of the language model's layers"
-        raise ExportError(ExportProblem.ADAPTER_UNSUPPORTED, path=path, error=problem)
+    outputs, inputs = shapes[matrix]
+    if (adapter.up.shape[0], adapter.down.shape[1]) != (outputs, inputs):
+        shapes_found = f"A and B have shapes {list(adapter.down.shape)} and {list(adapter.up.shape)}"
+        raise unsupported(adapter.down.file, f"{shapes_found} beside {name}, whose shape is {[outputs, inputs]}")
     of_a = name.removesuffix("_proj").removeprefix("model.") + ADAPTER
     yield f"{TEXT_PREFIX}{of_a}.weight", adapter.down
     for part, rows in parts(config, matrix).items():

@@ -18,7 +18,8 @@ from exporter.errors import ExportError, ExportProblem, one_line
 from exporter.families.shared.family import family
 from exporter.families.shared.genai import edge
 from exporter.families.shared.variant import EncoderVariant, Variant
-from vision_service.families.phi4_multimodal.family import settings_of
+from vision_service.families.phi4_multimodal.family import settings_of, used_layers
+from vision_service.families.tower import GELU
 
 from . import published
 from .adapter import FOLDER
@@ -56,13 +57,17 @@ def _translate(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _check(path: Path, config: Any) -> None:
     # The published window is twice as long as the context.
     if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
-        raise ExportError(ExportProblem.SLIDING_WINDOW, config=path)
+        raise ExportError(ExportProblem.SLIDING_WINDOW, config=path, field="sliding_window")
     config.sliding_window = None
 
 
 def _check_encoder(path: Path, config: Any) -> None:
     if not 0 <= config.vision_config.image_token_id < config.vocab_size:
         raise ExportError(ExportProblem.TOKEN_OUTSIDE, config=path, token="image_token_id")  # noqa: S106  # a field
+    try:
+        used_layers(config.vision_config)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise _invalid(path, f"vision_config: {one_line(error)}") from error
 
 
 def _tokens(config: Any) -> Mapping[str, int]:
@@ -101,6 +106,7 @@ VARIANT = Variant(
         tokens=_tokens,
         describe=_describe,
         fields=_FIELDS,
+        activations=tuple(GELU),
         settings=settings_of,
         video_processor=None,
     ),

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxruntime_genai.models.builders.qwen import Qwen25VLTextModel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.activations import ACT2FN
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLDecoderLayer,
     Qwen2_5_VLRMSNorm,
@@ -54,6 +55,7 @@ VARIANT = Variant(
         tokens=encoder.tokens,
         describe=_describe,
         fields=(*encoder.FIELDS, "window_size", "fullatt_block_indexes"),
+        activations=tuple(ACT2FN),
         settings=settings_of,
         # Pixels of each frame. The published files have image settings alone; these are the limits of the class that
         # transformers has for videos, and of the tool that Qwen published beside the model.

@@ -17,6 +17,7 @@ from exporter.families.qwen import encoder
 from exporter.families.shared.family import family
 from exporter.families.shared.variant import EncoderVariant, Variant
 from vision_service.families.qwen3_vl.family import settings_of
+from vision_service.families.tower import GELU
 
 
 def _levels(vision: Any) -> int:
@@ -44,6 +45,7 @@ VARIANT = Variant(
         levels=_levels,
         describe=_describe,
         fields=(*encoder.FIELDS, "num_position_embeddings", "deepstack_visual_indexes"),
+        activations=tuple(GELU),
         settings=settings_of,
         # Pixels over all frames of a video (height · width · frames), and how frames are drawn from it.
         video_processor={

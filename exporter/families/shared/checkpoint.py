@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,9 @@ VISION_PREFIX = "model.visual."
 TEXT_PREFIX = "model.language_model."
 EMBEDDING = "model.language_model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
+
+_ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
+"""Of the language model: those that onnxruntime-genai's builder has by transformers' names."""
 
 _PRESENT = re.compile(r"(^|\.)language_model\.(embed_tokens|layers)\.")
 """In the names of a file that has the present ones."""
@@ -171,11 +174,14 @@ def _read_config(root: Path, variant: Variant) -> tuple[Any, tuple[int, int]]:
     except Exception as error:  # transformers' validation raises many kinds, and each means a bad file
         raise _invalid(root, variant, error) from error
     if "sliding_attention" in (getattr(_text(config), "layer_types", None) or ()):
-        raise ExportError(ExportProblem.SLIDING_WINDOW, config=root / "config.json")
+        raise ExportError(ExportProblem.SLIDING_WINDOW, config=root / "config.json", field="use_sliding_window")
     variant.check(root / "config.json", config)
+    _check_activation(root, "hidden_act", _text(config).hidden_act, _ACTIVATIONS)
     config.architectures = [variant.architecture]
     _check_rope(root, config, variant)
     if variant.encoder is not None:
+        found = config.vision_config.hidden_act
+        _check_activation(root, "vision_config.hidden_act", found, variant.encoder.activations)
         variant.encoder.check(root / "config.json", config)
     return config, block
 
@@ -184,6 +190,17 @@ def _invalid(root: Path, variant: Variant, error: Exception) -> ExportError:
     return ExportError(
         ExportProblem.CONFIG_INVALID, config=root / "config.json", model=variant.label, error=one_line(error)
     )
+
+
+def _check_activation(root: Path, field: str, found: Any, known: Sequence[str]) -> None:
+    if found not in known:
+        raise ExportError(
+            ExportProblem.ACTIVATION_UNSUPPORTED,
+            config=root / "config.json",
+            field=field,
+            found=found,
+            known=known[0] if len(known) == 1 else f"{', '.join(known[:-1])} and {known[-1]}",
+        )
 
 
 def _settle_head(config: Any, tensors: Tensors) -> None:

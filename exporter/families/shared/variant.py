@@ -48,6 +48,7 @@ class EncoderVariant:
         tokens: ids of the tokens of media by their names in bundle.json, by the config; `image` is one.
         describe: the entry `vision` of bundle.json, by the encoder's config.
         fields: the fields of the encoder's config that determine its features.
+        activations: the supported values of `hidden_act` of its config, as in the vision service.
         settings: reads a preprocessor file as the vision service does; raises BundleError where it cannot be served.
         video_processor: what `video_preprocessor_config.json` says of published models, for checkpoints that carry
             image settings alone; None: the model takes no videos.
@@ -58,6 +59,7 @@ class EncoderVariant:
     tokens: Callable[[Any], Mapping[str, int]]
     describe: Callable[[Any], Mapping[str, Any]]
     fields: tuple[str, ...]
+    activations: tuple[str, ...]
     settings: Callable[[Kind, Mapping[str, Any], Path, VisionInfo], object]
     video_processor: Mapping[str, Any] | None
     levels: Callable[[Any], int] = lambda vision: 0

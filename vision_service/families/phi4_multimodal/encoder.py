@@ -37,15 +37,19 @@ def build(stored: dict[str, Any]) -> Phi4MultimodalImageEmbedding:
         ValueError: The config is not supported.
     """
     vision = Phi4MultimodalVisionConfig.from_dict(stored["vision_config"])
-    vision.num_hidden_layers = _used_layers(vision)
+    vision.num_hidden_layers = used_layers(vision)
     model = Phi4MultimodalImageEmbedding(Phi4MultimodalConfig(hidden_size=stored["hidden_size"], vision_config=vision))
     parts: Any = model
     del parts.img_processor.head, parts.img_processor.post_layernorm
     return model
 
 
-def _used_layers(vision: Any) -> int:
-    """The number of layers before the hidden states that the features are made from."""
+def used_layers(vision: Any) -> int:
+    """The number of layers before the hidden states that the features are made from.
+
+    Raises:
+        ValueError: The encoder's config is not supported.
+    """
     layers, place = vision.num_hidden_layers, vision.feature_layer
     # The hidden states are those before the first layer and those after each.
     used: int = place if place > 0 else layers + 1 + place

@@ -19,6 +19,12 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def published_files(native: Path) -> Path:
+    """The same weights in the layout of the published files."""
+    return make_phi4(native.parent / "published", "published")
+
+
+@pytest.fixture(scope="session")
 def exact(native: Path) -> Bundle:
     """Its fp32 bundle."""
     return exporter.export(native, native.parent / "fp32", precision="fp32")
