@@ -131,4 +131,6 @@ def configure(settings: ServerSettings, service: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(levelname)s %(name)s %(message)s"))
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+    # Its advice about LongRoPE in a config is for those who write checkpoints.
+    logging.getLogger("transformers.modeling_rope_utils").setLevel(logging.ERROR)
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])

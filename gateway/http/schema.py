@@ -49,7 +49,7 @@ _Limit = Annotated[int, Field(strict=True, ge=-1, lt=1 << 32), _WHOLE, AfterVali
 
 def _not_zero(value: object) -> object:
     if isinstance(value, int | float) and value == 0:
-        raise PydanticCustomError("tokens", "must be at least 1; leave it out for no limit")
+        raise PydanticCustomError("tokens", "must be at least 1, or left out")
     return value
 
 
