@@ -162,11 +162,12 @@ class Runner:
         given: dict[str, NDArray[Any]] = {
             "inputs_embeds": self._embed(step, piece).reshape(*layout, -1),
             "position_ids": self._positions(step, piece).reshape(layout if self._plain else (self.shape.axes, *layout)),
-            ADAPTER_TOKENS: _adapted(step, piece, layout),
             "attention_mask": mask,
             f"{CHUNK}attention_mask": chunk_mask,
             LOGITS_INDICES: np.array(wanted, np.int64),
         }
+        if self.shape.has_adapter:
+            given[ADAPTER_TOKENS] = _adapted(step, piece, layout)
         between: dict[str, Any] = {}
         parts = self._parts[graph]
         for index, part in enumerate(parts):
